@@ -1,0 +1,26 @@
+"""The one exception that a user's mistake, or a user's file, may cause."""
+
+
+class SapperError(Exception):
+    """Something that came from outside cannot be used.
+
+    Carries what is wrong, where (file and key), and what to do about it. The command line prints it as
+    one message and ends with exit code 2; a traceback is shown only with ``--debug``.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None):
+        self.what, self.where, self.remedy = what, where, remedy
+        super().__init__(what, where, remedy)
+
+    def __str__(self) -> str:
+        where = f"{self.where}: " if self.where else ""
+        remedy = f"\n  remedy: {self.remedy}" if self.remedy else ""
+        return f"{where}{self.what}{remedy}"
+
+
+def closest(name: str, known: "list[str] | tuple[str, ...]") -> str:
+    """A hint for a mistyped name: the nearest known ones, or all of them when none is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"

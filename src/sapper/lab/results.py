@@ -1,0 +1,156 @@
+"""What a scenario leaves behind: plain data, written to ``results.json``, from which every report is made."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sapper.errors import SapperError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One measured number. Rates are fractions; what does not apply is null.
+
+    ``low``, ``high``: 95 % interval of ``value`` for this seed. ``n``: test images behind it.
+    ``seconds``: time of the stage that measured it. ``condition``: what else was set, such as a patch size.
+    """
+
+    seed: int
+    stage: str
+    metric: str
+    value: float
+    task: str | None = None
+    target: str | None = None
+    attack: str | None = None
+    head: str | None = None
+    defense: str | None = None
+    condition: dict[str, Any] = field(default_factory=dict)
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    unit: str = "fraction"
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A file that the run made; ``path`` is relative to ``results.json``."""
+
+    role: str
+    seed: int
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Values over the epochs of one stage: ``series`` maps a term's name to one value per epoch."""
+
+    seed: int
+    stage: str
+    title: str
+    series: dict[str, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMap:
+    """Features of one encoder on one task in two dimensions (PCA of the L2-normalized features).
+
+    ``points`` maps "clean", "triggered" and "reference" to ``{"x": […], "y": […], "label": […]}``, labels being
+    the images' true classes. ``explained`` is the share of the variance that the two axes show.
+    """
+
+    seed: int
+    task: str
+    target: str
+    encoder: str
+    points: dict[str, dict[str, list[float]]]
+    explained: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A small picture: ``role`` is "clean", "triggered" or "reference"; ``png`` is base64 text."""
+
+    task: str
+    target: str
+    role: str
+    caption: str
+    png: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything a report shows. ``scenario`` is the resolved scenario, ``environment`` versions and hardware.
+
+    ``command`` repeats the run. ``datasets``: name, split, n, size, classes, sha256, provenance of each set used.
+    ``references``: seed, target, task, class name, label, rows of the training split, source of each target's
+    reference images. ``timings``: seed, stage, seconds, cached. ``flags``: why a number may be unreliable.
+    """
+
+    scenario: dict[str, Any]
+    environment: dict[str, Any]
+    command: str
+    records: tuple[Record, ...]
+    artifacts: tuple[Artifact, ...] = ()
+    datasets: tuple[dict[str, Any], ...] = ()
+    references: tuple[dict[str, Any], ...] = ()
+    curves: tuple[Curve, ...] = ()
+    maps: tuple[FeatureMap, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    timings: tuple[dict[str, Any], ...] = ()
+    flags: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """The content of ``results.json``."""
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+
+
+_ITEMS = {"records": Record, "artifacts": Artifact, "curves": Curve, "maps": FeatureMap, "pictures": Picture}
+
+
+def read_results(path: Path) -> Results:
+    """The results in ``path``, a ``results.json`` or the folder that holds one.
+
+    Raises ``SapperError`` when it is missing, is not JSON, or was written with another schema.
+    """
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw.get("schema") != SCHEMA:
+            raise SapperError(
+                f"schema {raw.get('schema')!r} instead of {SCHEMA}",
+                where=str(path),
+                remedy="run the scenario again with this version of sapper",
+            )
+        known = {f.name for f in fields(Results)}
+        content = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in known}
+        for key, kind in _ITEMS.items():
+            content[key] = tuple(kind(**item) for item in raw.get(key, ()))
+        return Results(**content)
+    except OSError as error:
+        remedy = "name the folder that a run was given with --out"
+        raise SapperError(error.strerror or str(error), where=str(path), remedy=remedy) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SapperError(f"not a results file: {error}", where=str(path)) from error
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write beside, then rename: a reader sees the old file or the whole new one, never half of it.
+
+    Raises ``SapperError`` on a full or read-only disk; the old file is then untouched.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        remedy = "free some space or choose another folder with --out"
+        raise SapperError(f"cannot write: {error.strerror}", where=str(path), remedy=remedy) from error

@@ -1,0 +1,88 @@
+"""The surroundings of a computation, handed in and never global: device, number format, seed, progress."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+
+
+class Bar(Protocol):
+    """One stage's progress."""
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """``steps`` more are done; ``note`` is a short text such as the current loss."""
+
+
+class Progress(Protocol):
+    """Where progress goes. The command line hands in one that draws; the default is silent."""
+
+    def bar(self, label: str, total: int) -> AbstractContextManager[Bar]:
+        """A bar for ``total`` steps, closed on leaving the context."""
+        ...
+
+
+class Silent:
+    """Progress that nobody sees."""
+
+    def bar(self, label: str, total: int) -> AbstractContextManager[Bar]:
+        return nullcontext(self)
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Run:
+    """Device, dtype, seed and progress of a computation, and its place among parallel processes.
+
+    ``dtype`` is the format of the matrix work (autocast); parameters stay float32.
+    ``child(name)`` gives a part its own seed, which depends on the name and never on the order of parts.
+    """
+
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    progress: Progress = field(default_factory=Silent, compare=False)
+    rank: int = 0
+    world_size: int = 1
+
+    def child(self, name: str) -> "Run":
+        """The same surroundings with a seed of its own, from this seed and ``name``."""
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        return replace(self, seed=int.from_bytes(digest[:7], "big"))
+
+    def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """A fresh random generator seeded with this run's seed."""
+        return torch.Generator(device).manual_seed(self.seed)
+
+    @contextmanager
+    def seeded(self) -> Iterator[None]:
+        """For code of others that draws from torch's global generator (initialization, dropout).
+
+        Seeds it inside and puts its former state back outside.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            yield
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Matrix work in ``dtype``; nothing at all for float32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it natively, else float32.
+
+    On CPUs without native bfloat16 torch emulates it, which is slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    native = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    flags = ("avx512_bf16", "amx_bf16", "bf16")
+    return torch.bfloat16 if any(native.get(flag, False) for flag in flags) else torch.float32
