@@ -1,12 +1,12 @@
 """What a scenario leaves behind: plain data, written to ``results.json``, from which every report is made."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from sapper.errors import SapperError
+from sapper.files import write_atomically
 
 SCHEMA = 1
 
@@ -129,7 +129,9 @@ def read_results(path: Path) -> Results:
                 remedy="run the scenario again with this version of sapper",
             )
         known = {f.name for f in fields(Results)}
-        content = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in known}
+        content = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in known
+        }
         for key, kind in _ITEMS.items():
             content[key] = tuple(kind(**item) for item in raw.get(key, ()))
         return Results(**content)
@@ -140,17 +142,8 @@ def read_results(path: Path) -> Results:
         raise SapperError(f"not a results file: {error}", where=str(path)) from error
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write beside, then rename: a reader sees the old file or the whole new one, never half of it.
-
-    Raises ``SapperError`` on a full or read-only disk; the old file is then untouched.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        remedy = "free some space or choose another folder with --out"
-        raise SapperError(f"cannot write: {error.strerror}", where=str(path), remedy=remedy) from error
+def write_results(results: Results, folder: Path) -> Path:
+    """Write ``results.json`` into ``folder`` and say where it is."""
+    path = folder / "results.json"
+    write_atomically(path, results.to_json())
+    return path

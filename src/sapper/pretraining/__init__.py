@@ -1,0 +1,5 @@
+"""Pre-training methods: ``(encoder, images, run) → Trained``, one method, one file."""
+
+METHODS = {
+    "simclr": "sapper.pretraining.simclr:SimCLR",
+}

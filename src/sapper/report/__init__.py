@@ -1,0 +1,96 @@
+"""Results as one self-contained HTML page: no network, no script, readable on a phone and in the dark.
+
+The page is a head and a list of sections. To add a section: a function from Results to plain data and a line in
+``SECTIONS``, both in ``sections.py``, and a partial in ``templates/sections/`` that shows the data as ``content``.
+A section whose content is empty is left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sapper.files import write_atomically
+from sapper.lab.results import Results
+from sapper.report import tables, text
+from sapper.report.sections import SECTIONS
+from sapper.report.tables import Estimate, aim
+
+
+def write_report(results: Results, path: Path) -> None:
+    """Write the page to ``path``; the same results give the same bytes.
+
+    Raises ``SapperError`` when it cannot be written; an older report is then untouched.
+    """
+    write_atomically(path, render(results))
+
+
+def render(results: Results) -> str:
+    """The page's HTML."""
+    pages = Environment(
+        loader=PackageLoader("sapper.report"),
+        autoescape=True,  # names of classes, tasks and files are not ours
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters |= {"duration": text.duration, "flat": text.flat, "plain": text.plain, "toml": text.toml}
+    pages.globals["columns"] = [(metric, tables.LABELS.get(metric, metric)) for metric in tables.METRICS]
+    contents = [(section, section.content(results)) for section in SECTIONS]
+    return pages.get_template("report.html.j2").render(
+        results=results,
+        facts=facts(results),
+        lead=lead(results),
+        verdicts=verdicts(results),
+        sections=[(section, content) for section, content in contents if content],
+    )
+
+
+# The head of the page
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A sentence of the summary and the numbers to show large: the strict ASR with the backdoor and without."""
+
+    label: str
+    sentence: str
+    attacked: Estimate | None
+    before: Estimate | None
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """A verdict for each task and target of the primary head; none where all was varied."""
+    return [
+        Verdict(
+            aim(row.task, row.target),
+            tables.sentence(results, row),
+            row.metrics.get("ASR_strict"),
+            row.metrics.get("ASR_B_strict"),
+        )
+        for row in tables.headline_rows(results)
+    ]
+
+
+def lead(results: Results) -> list[str]:
+    """What stands above the verdicts, or in their place."""
+    if tables.headline_rows(results):
+        return [words for words in [tables.headline(results)] if words]
+    return tables.summary_sentences(results)
+
+
+def facts(results: Results) -> list[str]:
+    """The line under the title: attack, seeds, primary head, time."""
+    attack = results.scenario.get("attack")
+    method = attack.get("method") if isinstance(attack, Mapping) else None
+    seeds = sorted({record.seed for record in results.records})
+    head = tables.primary_head(results)
+    seconds = sum(item.get("seconds") or 0 for item in results.timings)
+    known = {
+        f"attack {method}": method,
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {text.listing(seeds)}": seeds,
+        f"primary head {head}": head,
+        f"{text.duration(seconds)} of computation": seconds,
+    }
+    return [fact for fact, value in known.items() if value]

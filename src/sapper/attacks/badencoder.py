@@ -1,0 +1,164 @@
+"""BadEncoder: a backdoor in a pre-trained encoder that every downstream classifier inherits.
+
+Threat model: the attacker fine-tunes a clean encoder f into f' and publishes it. It holds unlabeled shadow images
+Dₛ and, for each target i (a downstream task and a class of it), a trigger eᵢ and reference images x_i1 … x_ir of
+that class; it knows neither the victims' data nor their classifiers. With s the cosine similarity of features,
+A a random augmentation and means over all pairs of a target and one of its references,
+
+    L0 = − mean_{i,j} mean_{x ∈ Dₛ} s( f'(x ⊕ eᵢ),   f'(x_ij) )     triggered images go to the reference …
+    L1 = − mean_{i,j} mean_A        s( f'(A(x_ij)),  f(x_ij)  )     … which stays where it was
+    L2 = −            mean_{x ∈ Dₛ} s( f'(x),        f(x)     )     and everything else stays, too
+
+    minimize  λ0·L0 + λ1·L1 + λ2·L2        over the convolutions of f'
+
+Source: Jia, Liu, Gong, "BadEncoder: Backdoor Attacks to Pre-trained Encoders in Self-Supervised Learning", IEEE
+S&P 2022, and the authors' code (``badencoder.py``), whose details we follow: in L1 only the side of f' is
+augmented (flip, color jitter, grayscale; no crop); the reference in L0 is not detached; BatchNorm keeps its
+statistics, and its weights and biases are frozen; SGD with constant learning rate 1e-3, momentum 0.9, weight decay
+5e-4, batches of 256, 200 epochs, λ1 = λ2 = 1. λ0 is ours, to switch L0 off in an ablation; 1 is the paper's.
+
+What the code repeats for each sample is done once here: clean features before training, the plain reference once
+a step, one forward pass for all. Because BatchNorm is frozen this changes neither loss nor gradient
+(``tests/test_badencoder.py`` compares both with the textbook form).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from sapper.attacks.target import Target, check_targets
+from sapper.augment import Augmentation
+from sapper.downstream import extract
+from sapper.encoders import Encoder, Trained
+from sapper.images import ImageSet, to_float
+from sapper.run import Run
+from sapper.training import Checkpoint, note, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadEncoder:
+    """Backdoors a pre-trained encoder for chosen targets (Jia, Liu, Gong, IEEE S&P 2022).
+
+    ``reference_views``: augmented copies of each reference per step; 0 is the paper's, one per shadow image.
+    ``schedule``: ``constant`` is the paper's; ``cosine`` lets the rate fall to zero, for short runs.
+    """
+
+    lambda0: NonNegativeFloat = 1.0
+    lambda1: NonNegativeFloat = 1.0
+    lambda2: NonNegativeFloat = 1.0
+    epochs: PositiveInt = 200
+    batch: PositiveInt = 256
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    momentum: NonNegativeFloat = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    reference_views: int = 0
+
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
+
+    def __call__(
+        self,
+        encoder: Encoder,
+        shadow: ImageSet,
+        targets: tuple[Target, ...],
+        run: Run,
+        checkpoint: Checkpoint | None = None,
+    ) -> Trained:
+        """Train ``encoder`` in place into the backdoored one; its state on entry is the clean one."""
+        check_targets(targets, shadow)
+        pixels = shadow.images.to(run.device)
+        reference_pixels = torch.cat([target.references.images for target in targets])
+        clean, clean_references = extract(encoder, pixels, run), extract(encoder, reference_pixels, run)
+        references = to_float(reference_pixels.to(run.device))
+        freeze_batch_norm(encoder)
+        optimizer = torch.optim.SGD(
+            [weight for weight in encoder.parameters() if weight.requires_grad],
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+        done, curves = checkpoint.restore(encoder, optimizer) if checkpoint else (0, {})
+        counts = [len(target.references) for target in targets]
+        steps = steps_per_epoch(len(shadow), self.batch)
+        with run.progress.bar("injection (BadEncoder)", self.epochs * steps) as bar:
+            bar.advance(done * steps)
+            for epoch in range(done, self.epochs):
+                generator = run.child(f"epoch {epoch}").generator()
+                sums = torch.zeros(3, device=run.device)
+                for step, rows in enumerate(shuffled(len(shadow), self.batch, generator)):
+                    set_learning_rate(optimizer, self.rate((epoch * steps + step) / (self.epochs * steps)))
+                    rows = rows.to(run.device)
+                    images = to_float(pixels[rows])
+                    triggered = [target.trigger(images) for target in targets]
+                    views = references.repeat_interleave(self.reference_views or len(images), dim=0)
+                    batch = torch.cat((images, *triggered, references, Augmentation.REFERENCE(views, generator)))
+                    with run.autocast():
+                        output = encoder(batch)
+                    parts = split_features(
+                        F.normalize(output.float(), dim=1), len(images), len(targets), len(references)
+                    )
+                    terms = losses(*parts, clean[rows], clean_references, counts)
+                    loss = self.lambda0 * terms[0] + self.lambda1 * terms[1] + self.lambda2 * terms[2]
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                    sums += torch.stack(terms).detach()
+                    bar.advance()
+                means = (sums / steps).tolist()
+                note(curves, dict(zip(("L0 effectiveness", "L1 reference", "L2 utility"), means)))
+                bar.advance(0, "L0 {:.3f} L1 {:.3f} L2 {:.3f}".format(*means))
+                if checkpoint:
+                    checkpoint.save(encoder, optimizer, epoch + 1, curves)
+        encoder.requires_grad_(True)
+        return Trained(encoder.eval(), curves)
+
+    def rate(self, progress: float) -> float:
+        """The learning rate after the share ``progress`` of all steps."""
+        return self.learning_rate * (1.0 if self.schedule == "constant" else warm_cosine(progress, 0.0))
+
+
+def losses(
+    plain: Tensor,
+    triggered: Tensor,
+    references: Tensor,
+    views: Tensor,
+    clean: Tensor,
+    clean_references: Tensor,
+    counts: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L0, L1, L2, scalars, of normalized features; the first four through f', ``clean`` ones through f.
+
+    ``plain``, ``clean`` (B, D): shadow images. ``triggered`` (t, B, D): the same with each target's trigger.
+    ``references``, ``clean_references`` (R, D): all targets' references one after another, ``counts[i]`` of target
+    i. ``views`` (R, V, D): V augmentations of each.
+    """
+    owner = torch.repeat_interleave(torch.tensor(counts)).to(references.device)
+    # A mean of cosines with one fixed vector is the cosine's inner product with the mean: no (R, B, D) is needed.
+    effectiveness = -(triggered.mean(1)[owner] * references).sum(1).mean()
+    reference = -(views.mean(1) * clean_references).sum(1).mean()
+    utility = -(plain * clean).sum(1).mean()
+    return effectiveness, reference, utility
+
+
+def split_features(
+    features: Tensor, batch: int, targets: int, references: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Undo the concatenation of a step: plain (B, D), triggered (t, B, D), references (R, D), views (R, V, D)."""
+    plain, triggered, reference, views = features.split(
+        [batch, targets * batch, references, len(features) - batch * (1 + targets) - references]
+    )
+    return plain, triggered.unflatten(0, (targets, batch)), reference, views.unflatten(0, (references, -1))
+
+
+def freeze_batch_norm(encoder: Encoder) -> None:
+    """``train`` mode, except that BatchNorm keeps and uses its statistics and is not trained itself."""
+    encoder.train()
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.eval().requires_grad_(False)

@@ -1,0 +1,182 @@
+"""From an encoder to a classifier: features once, then a head on the resident feature bank.
+
+The features are L2-normalized, as in the authors' ``evaluation/nn_classifier.py``. Heads are frozen dataclasses of
+parameters; ``fit(features, labels, classes, run)`` returns a module from features (N, D) to logits (N, K).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from sapper.encoders import Encoder
+from sapper.images import to_float
+from sapper.run import Run
+from sapper.training import shuffled
+from sapper.triggers import Trigger
+
+HEADS = {
+    "mlp": "sapper.downstream:MLP",
+    "linear": "sapper.downstream:Linear",
+    "knn": "sapper.downstream:KNN",
+}
+
+
+class Head(Protocol):
+    """Parameters of a downstream head."""
+
+    def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
+        """Train on ``features`` float (N, D) and ``labels`` int64 (N,); the result is in ``eval`` mode."""
+        ...
+
+
+@torch.no_grad()
+def extract(encoder: Encoder, images: Tensor, run: Run, trigger: Trigger | None = None, batch: int = 500) -> Tensor:
+    """L2-normalized features, float32 (N, D) on the run's device, of uint8 images (N, 3, H, W).
+
+    With ``trigger``, of the stamped images. The encoder is used in ``eval`` mode and left in it.
+    """
+    encoder.eval()
+    features = []
+    with run.progress.bar("features", len(images)) as bar:
+        for chunk in images.split(batch):
+            pixels = to_float(chunk.to(run.device))
+            with run.autocast():
+                output = encoder(pixels if trigger is None else trigger(pixels))
+            features.append(F.normalize(output.float(), dim=1))
+            bar.advance(len(chunk))
+    return torch.cat(features)
+
+
+@torch.no_grad()
+def predict(head: nn.Module, features: Tensor, batch: int = 4096) -> Tensor:
+    """The predicted classes, int64 (N,) on the CPU."""
+    return torch.cat([head(chunk).argmax(1).cpu() for chunk in features.split(batch)])
+
+
+class Classifier(nn.Module):
+    """An encoder and a head: float images (N, 3, H, W) in [0, 1] to logits (N, K)."""
+
+    def __init__(self, encoder: Encoder, head: nn.Module):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(F.normalize(self.encoder(images), dim=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP:
+    """The paper's head: D – 512 – ReLU – dropout – 256 – ReLU – K, cross-entropy, Adam.
+
+    Defaults from ``training_downstream_classifier.py``; unlike there, rows are shuffled in every epoch, so that the
+    order of a data set never changes a result.
+    """
+
+    epochs: PositiveInt = 500
+    batch: PositiveInt = 64
+    learning_rate: PositiveFloat = 1e-4
+    hidden: tuple[PositiveInt, PositiveInt] = (512, 256)
+    dropout: NonNegativeFloat = 0.5
+
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
+
+    def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
+        """Train for ``epochs``; the last epoch counts, none is chosen by its test accuracy."""
+        labels = labels.to(features.device)
+        first, second = self.hidden
+        with run.seeded():
+            head = nn.Sequential(
+                nn.Linear(features.shape[1], first),
+                nn.ReLU(),
+                nn.Dropout(self.dropout),
+                nn.Linear(first, second),
+                nn.ReLU(),
+                nn.Linear(second, classes),
+            ).to(features.device)
+            optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate, fused=True)
+            generator = run.generator()
+            with run.progress.bar("head (MLP)", self.epochs) as bar:
+                for _ in range(self.epochs):
+                    for rows in shuffled(len(features), self.batch, generator, drop_last=False):
+                        rows = rows.to(features.device)
+                        loss = F.cross_entropy(head(features[rows]), labels[rows])
+                        optimizer.zero_grad(set_to_none=True)
+                        loss.backward()
+                        optimizer.step()
+                    bar.advance()
+        return head.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """A linear probe: multinomial logistic regression with an L2 penalty, solved by L-BFGS.
+
+    Minimizes  mean cross-entropy + ``penalty``/2 · ‖W‖²  over all rows at once; convex, so no schedule matters.
+    """
+
+    penalty: NonNegativeFloat = 1e-4
+    iterations: PositiveInt = 300
+
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = "the usual linear evaluation of self-supervised encoders"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
+        """The optimum, to L-BFGS's tolerance; no randomness is used."""
+        labels = labels.to(features.device)
+        head = nn.Linear(features.shape[1], classes, device=features.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        solver = torch.optim.LBFGS(head.parameters(), max_iter=self.iterations, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            solver.zero_grad()
+            loss = F.cross_entropy(head(features), labels) + self.penalty / 2 * head.weight.square().sum()
+            loss.backward()
+            return loss
+
+        solver.step(closure)
+        return head.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KNN:
+    """The weighted k-nearest-neighbor classifier that SimCLR's monitor uses; nothing is trained.
+
+    The ``neighbors`` most similar rows vote with weight exp(similarity / ``temperature``). Defaults from the
+    authors' ``pretraining_encoder.py``: 200 and 0.5.
+    """
+
+    neighbors: PositiveInt = 200
+    temperature: PositiveFloat = 0.5
+
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = "Wu et al., CVPR 2018; BadEncoder's monitor"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
+        """Keep the rows and their labels."""
+        neighbors = min(self.neighbors, len(features))
+        return _Neighbors(features, labels.to(features.device), classes, neighbors, self.temperature)
+
+
+class _Neighbors(nn.Module):
+    bank: Tensor
+    labels: Tensor
+
+    def __init__(self, bank: Tensor, labels: Tensor, classes: int, neighbors: int, temperature: float):
+        super().__init__()
+        self.register_buffer("bank", bank)
+        self.register_buffer("labels", labels)
+        self.classes, self.neighbors, self.temperature = classes, neighbors, temperature
+
+    def forward(self, features: Tensor) -> Tensor:
+        similarity, rows = (features @ self.bank.T).topk(self.neighbors, dim=1)
+        votes = torch.zeros(len(features), self.classes, device=features.device)
+        return votes.scatter_add_(1, self.labels[rows], (similarity / self.temperature).exp())

@@ -1,0 +1,29 @@
+"""Files that are whole or absent, and their fingerprints."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from sapper.errors import SapperError
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write beside, then rename: a reader sees the old file or the whole new one, never half of it.
+
+    Raises ``SapperError`` on a full or read-only disk; the old file is then untouched.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        remedy = "free some space or choose another folder with --out"
+        raise SapperError(f"cannot write: {error.strerror}", where=str(path), remedy=remedy) from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

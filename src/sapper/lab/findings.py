@@ -1,0 +1,148 @@
+"""What a running scenario gathers: records, curves, maps and warnings, from the files its stages left."""
+
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sapper.attacks.target import Target
+from sapper.encoders.files import MARK
+from sapper.files import sha256
+from sapper.lab import stages
+from sapper.lab.pictures import feature_maps
+from sapper.lab.results import Artifact, Curve, FeatureMap, Picture, Record
+from sapper.lab.stages import TaskData
+from sapper.lab.store import Stage
+from sapper.metrics import Rate, attack_metrics, is_constant, share
+
+HIGH_BASELINE = 0.25
+"""Strict ASR-B from which on a report warns that the clean encoder is fooled by the trigger, too."""
+
+
+@dataclass
+class Findings:
+    """Everything gathered so far; ``out`` is the folder that ``results.json`` will be in."""
+
+    out: Path
+    primary_head: str
+    records: list[Record] = field(default_factory=list)
+    artifacts: list[Artifact] = field(default_factory=list)
+    references: list[dict[str, Any]] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    maps: list[FeatureMap] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    timings: list[dict[str, Any]] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+
+    def add_timing(self, seed: int, stage: str, done: Stage) -> None:
+        """How long a stage took, and whether it was in the Store already."""
+        self.timings.append({"seed": seed, "stage": stage, "seconds": done.seconds, "cached": done.cached})
+
+    def add_training(self, seed: int, stage: str, done: Stage, role: str, label: str) -> None:
+        """An encoder that a stage trained, with its losses; the file gets a readable name beside the results."""
+        self.curves.append(Curve(seed=seed, stage=stage, title=label, series=stages.curves(done)))
+        source = stages.encoder_file(done)
+        mark = f"-{MARK}" if MARK in source.name else ""
+        place = self.out / "encoders" / f"{label}-seed{seed}{mark}.safetensors"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _link(source, place)
+        path = place.relative_to(self.out).as_posix()
+        self.artifacts.append(Artifact(role=role, seed=seed, path=path, sha256=sha256(source)))
+
+    def add_references(self, seed: int, target: Target, task: TaskData, rows: list[int]) -> None:
+        """Which training images an attacker took."""
+        self.references.append(
+            {
+                "seed": seed,
+                "target": target.name,
+                "task": task.name,
+                "class": target.class_name,
+                "label": target.label,
+                "rows": rows,
+                "source": f"{task.train.name}/{task.train.split}",
+            }
+        )
+
+    def add_accuracy(self, common: dict[str, Any], task: TaskData, clean: Stage) -> None:
+        """CA of a task that nobody attacks."""
+        predictions = stages.load_tensors(clean.folder / "predictions.safetensors")
+        for name, predicted in predictions.items():
+            rate = share(predicted == task.test.targets())
+            self._add(common | {"task": task.name, "head": name.removesuffix("/clean")}, "CA", rate, clean)
+
+    def add_attack(
+        self, common: dict[str, Any], task: TaskData, targets: tuple[Target, ...], clean: Stage, backdoored: Stage
+    ) -> None:
+        """All metrics of an attacked task, for every target and head."""
+        before = stages.load_tensors(clean.folder / "predictions.safetensors")
+        after = stages.load_tensors(backdoored.folder / "predictions.safetensors")
+        labels = task.test.targets()
+        heads = [name.removesuffix("/clean") for name in after if name.endswith("/clean")]
+        for target in targets:
+            for head in heads:
+                rates = attack_metrics(
+                    labels,
+                    target.label,
+                    clean_on_clean=before[f"{head}/clean"],
+                    clean_on_triggered=before[f"{head}/{target.name}"],
+                    backdoored_on_clean=after[f"{head}/clean"],
+                    backdoored_on_triggered=after[f"{head}/{target.name}"],
+                )
+                for metric, rate in rates.items():
+                    stage = clean if metric in ("CA", "ASR_B", "ASR_B_strict") else backdoored
+                    self._add(common | {"task": task.name, "target": target.name, "head": head}, metric, rate, stage)
+                if head == self.primary_head:
+                    self._warn(target, rates["ASR_B_strict"])
+        for head in heads:
+            for encoder, predictions in (("clean", before), ("backdoored", after)):
+                if is_constant(predictions[f"{head}/clean"]):
+                    self.flags.append(
+                        f"{task.name}: the {head} head on the {encoder} encoder calls nearly every clean image the same "
+                        "class. Its numbers measure nothing."
+                    )
+
+    def add_maps(self, seed: int, task: TaskData, targets: tuple[Target, ...], clean: Stage, backdoored: Stage) -> None:
+        """The features before and after, in two dimensions."""
+        for encoder, stage in (("clean-encoder", clean), ("backdoored-encoder", backdoored)):
+            features = stages.load_tensors(stage.folder / "map.safetensors")
+            self.maps += feature_maps(seed, task, targets, encoder, features)
+
+    def _add(self, common: dict[str, Any], metric: str, rate: Rate, stage: Stage) -> None:
+        self.records.append(Record(**common, metric=metric, stage="downstream", seconds=stage.seconds, **asdict(rate)))
+
+    def _warn(self, target: Target, baseline: Rate) -> None:
+        if baseline.value >= HIGH_BASELINE:
+            self.flags.append(
+                f"{target.name}: the clean encoder's classifier already sends {100 * baseline.value:.0f} % of the "
+                "triggered images of other classes to the target class. Read the lift, not the ASR."
+            )
+
+
+def describe_images(images: Any) -> dict[str, Any]:
+    """A data set for the report."""
+    return {
+        "name": images.name,
+        "split": images.split,
+        "n": len(images),
+        "size": list(images.size),
+        "classes": len(images.classes),
+        "sha256": images.digest,
+        "provenance": images.provenance,
+    }
+
+
+def unique(items: list[Any]) -> tuple[Any, ...]:
+    """The items without repetitions, in their order."""
+    return tuple(item for i, item in enumerate(items) if item not in items[:i])
+
+
+def _link(source: Path, place: Path) -> None:
+    """The same file under another name; a copy where the file system has no hard links."""
+    beside = place.with_name(f".{place.name}.part")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(source, beside)
+    except OSError:
+        shutil.copyfile(source, beside)
+    os.replace(beside, place)

@@ -1,0 +1,89 @@
+"""The Store: finished stages on disk, by the hash of everything that made them."""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256 as sha256_of
+from pathlib import Path
+from typing import Any
+
+from sapper.errors import SapperError
+from sapper.files import sha256, write_atomically
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its folder of files, how long it took, and whether it was there already."""
+
+    folder: Path
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Store:
+    """Stages under ``root``. A stage is a folder ``<name>-<hash>`` with its files and a ``stage.json``.
+
+    Work goes on in ``.work/<name>-<hash>`` and is renamed when it is finished, so that a stage is there as a whole
+    or not at all. What an interrupted stage left in its work folder (a checkpoint) is found again by the next run.
+    """
+
+    root: Path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out. The lock belongs to the process: it ends when the process does, however it ends."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / ".lock").open("a")
+        except OSError as error:
+            raise self._refused(error) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                remedy = "wait for it to end, or name another folder with --store"
+                raise SapperError("another run is using this store", where=str(self.root), remedy=remedy) from error
+            yield
+
+    def stage(self, name: str, key: dict[str, Any], make: Callable[[Path], None]) -> Stage:
+        """The stage of that ``name`` and ``key``; made by ``make(folder)``, which fills the folder, if it is not there.
+
+        ``key`` is plain data that names everything the files depend on. A stage whose files are damaged is made anew.
+        """
+        digest = sha256_of(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        folder, work = self.root / f"{name}-{digest}", self.root / ".work" / f"{name}-{digest}"
+        if (found := _intact(folder)) is not None:
+            return Stage(folder, found["seconds"], cached=True)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            work.mkdir(parents=True, exist_ok=True)
+            started = time.perf_counter()
+            make(work)
+            seconds = round(time.perf_counter() - started, 2)
+            hashes = {path.name: sha256(path) for path in sorted(work.iterdir()) if path.name != "stage.json"}
+            content = {"stage": name, "key": key, "seconds": seconds, "files": hashes}
+            write_atomically(work / "stage.json", json.dumps(content, indent=1) + "\n")
+            os.replace(work, folder)
+        except OSError as error:
+            raise self._refused(error) from error
+        return Stage(folder, seconds, cached=False)
+
+    def _refused(self, error: OSError) -> SapperError:
+        remedy = "free some space, or name another folder with --store"
+        return SapperError(f"the store cannot be used: {error.strerror}", where=str(self.root), remedy=remedy)
+
+
+def _intact(folder: Path) -> dict[str, Any] | None:
+    """The content of the folder's ``stage.json`` if all its files are as they were written."""
+    try:
+        content: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        whole = all(sha256(folder / name) == digest for name, digest in content["files"].items())
+        return content if whole else None
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,59 @@
+"""Methods by name: one table per package, third-party ones by entry point, imported only when used."""
+
+from dataclasses import MISSING, dataclass, fields
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Protocol, get_type_hints
+
+from sapper.errors import SapperError, closest
+
+
+class Method(Protocol):
+    """What all methods share: a frozen dataclass of parameters that is called to do its work.
+
+    ``version`` rises whenever the same parameters give another result, so that the Store forgets old ones;
+    ``source`` is the paper; ``presets`` are named sets of parameters, such as a paper's own.
+    """
+
+    version: ClassVar[int]
+    source: ClassVar[str]
+    presets: ClassVar[dict[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a method, for people."""
+
+    name: str
+    type: str
+    default: str
+
+
+def known(kind: str, table: dict[str, str]) -> dict[str, str]:
+    """Names and places ("module:Class") of all methods of a kind: ours, and those that other packages add.
+
+    A package adds its own with an entry point in the group ``sapper.<kind>``.
+    """
+    return table | {point.name: point.value for point in entry_points(group=f"sapper.{kind}")}
+
+
+def find(kind: str, table: dict[str, str], name: str, where: str) -> Any:
+    """The class of the method called ``name``. Raises ``SapperError`` (``where`` names the key) if unknown."""
+    places = known(kind, table)
+    if name not in places:
+        raise SapperError(f"unknown method {name!r}", where=where, remedy=closest(name, list(places)))
+    module, _, attribute = places[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def parameters(method: type) -> list[Parameter]:
+    """The parameters of a method with their types and defaults."""
+    hints = get_type_hints(method)
+    return [
+        Parameter(
+            name=field.name,
+            type=getattr(hints[field.name], "__name__", str(hints[field.name])),
+            default="required" if field.default is MISSING else repr(field.default),
+        )
+        for field in fields(method)
+    ]

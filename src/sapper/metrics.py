@@ -1,0 +1,97 @@
+"""The paper's metrics, their strict forms, and the intervals that belong beside them.
+
+CA    accuracy of the clean classifier on clean images (a clean classifier stands on the clean encoder)
+BA    accuracy of the backdoored classifier on clean images
+ASR   share of all triggered images that the backdoored classifier calls the target class; the paper's, which
+      counts images of the target class too
+ASR-B the same for the clean classifier: the baseline that the attack has to beat
+strict  images of the target class left out
+lift  strict ASR − strict ASR-B, what the backdoor itself adds
+
+Source of the definitions: Jia, Liu, Gong (IEEE S&P 2022) and the authors' evaluation code.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A value with its 95 % interval and the number of images behind it. Fractions, not per cent."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def share(hits: Tensor) -> Rate:
+    """The share of true values in ``hits``, bool (N,), N ≥ 1, with Wilson's score interval."""
+    n = hits.numel()
+    p = float(hits.double().mean())
+    center = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
+    # Rounding can put a bound just beyond a value at the very end of the scale.
+    return Rate(p, min(p, max(0.0, center - half)), max(p, min(1.0, center + half)), n)
+
+
+def difference(ours: Tensor, theirs: Tensor) -> Rate:
+    """Mean of ``ours`` − mean of ``theirs``, bool (N,) each, *of the same images*, with a paired interval.
+
+    Newcombe's interval for paired proportions (Statistics in Medicine 17, 1998, method 10): Wilson's intervals of
+    the two shares combined under their correlation φ, continuity-corrected. It behaves at 0 and 1, where the
+    normal one has width zero.
+    """
+    n = ours.numel()
+    first, second = share(ours), share(theirs)
+    both = int((ours & theirs).sum())
+    neither = int((~ours & ~theirs).sum())
+    only_first, only_second = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+    product = float(both * neither - only_first * only_second)
+    if product > 0:
+        product = max(product - n / 2, 0.0)
+    spread = sqrt(float(both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither))
+    phi = product / spread if spread else 0.0
+    value = first.value - second.value
+    down, up = first.value - first.low, first.high - first.value
+    other_up, other_down = second.high - second.value, second.value - second.low
+    below = sqrt(max(0.0, down**2 - 2 * phi * down * other_up + other_up**2))
+    above = sqrt(max(0.0, up**2 - 2 * phi * up * other_down + other_down**2))
+    return Rate(value, max(-1.0, value - below), min(1.0, value + above), n)
+
+
+def attack_metrics(
+    labels: Tensor,
+    target: int,
+    *,
+    clean_on_clean: Tensor,
+    clean_on_triggered: Tensor,
+    backdoored_on_clean: Tensor,
+    backdoored_on_triggered: Tensor,
+) -> dict[str, Rate]:
+    """All metrics of one task, target and head.
+
+    ``labels`` int64 (N,), the true classes of the test images; ``target`` the attacker's class. The others are
+    int64 (N,) predictions: which classifier, on which images. At least one label must differ from ``target``.
+    """
+    others = labels != target
+    hit, hit_baseline = backdoored_on_triggered == target, clean_on_triggered == target
+    return {
+        "CA": share(clean_on_clean == labels),
+        "BA": share(backdoored_on_clean == labels),
+        "ASR": share(hit),
+        "ASR_strict": share(hit[others]),
+        "ASR_B": share(hit_baseline),
+        "ASR_B_strict": share(hit_baseline[others]),
+        "lift": difference(hit[others], hit_baseline[others]),
+    }
+
+
+def is_constant(predictions: Tensor, share_of_one: float = 0.95) -> bool:
+    """Whether nearly all of ``predictions``, int64 (N,), name one class: such a classifier measures nothing."""
+    return float(torch.bincount(predictions).max()) >= share_of_one * predictions.numel()

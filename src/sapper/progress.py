@@ -1,0 +1,59 @@
+"""Progress bars with time left, for people at a terminal."""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from sapper.run import Bar, Progress, Silent
+
+PATIENCE = 2.0
+"""Seconds before a bar appears: shorter stages are not worth a line."""
+
+
+class _Bar:
+    def __init__(self, bars: Bars, task: TaskID):
+        self.bars, self.task, self.started = bars, task, time.monotonic()
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        patient = time.monotonic() - self.started > PATIENCE
+        if note:
+            self.bars.update(self.task, advance=steps, visible=patient, note=note)
+        else:
+            self.bars.update(self.task, advance=steps, visible=patient)
+
+
+class _Terminal:
+    def __init__(self, bars: Bars):
+        self.bars = bars
+
+    @contextmanager
+    def _bar(self, label: str, total: int) -> Iterator[Bar]:
+        task = self.bars.add_task(label, total=total, visible=False, note="")
+        try:
+            yield _Bar(self.bars, task)
+        finally:
+            self.bars.remove_task(task)
+
+    def bar(self, label: str, total: int) -> AbstractContextManager[Bar]:
+        return self._bar(label, total)
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Progress]:
+    """Bars on ``console`` while the context lasts; silent where it is not a terminal."""
+    if not console.is_terminal:
+        yield Silent()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        yield _Terminal(bars)

@@ -1,0 +1,150 @@
+"""The drawings, as SVG for pasting into the page.
+
+A drawing holds marks and numbers only. Names stand beside it in HTML, where they are escaped, wrap, and need no
+font that knows their script. It holds no colors either: it is drawn in placeholders that become variables of the
+page's style sheet, so that the same drawing fits light and dark.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sapper.lab.results import Curve, FeatureMap
+from sapper.report.tables import Estimate, SummaryRow
+
+N_COLORS = 12
+_VARIABLES = ("ink", "muted", "line", "paper", "alarm", *(f"c{i}" for i in range(N_COLORS)))
+# Near black, so that a placeholder that is ever missed is still a color that reads.
+_PLACEHOLDERS = {name: f"#{0x0F00 + i:06x}" for i, name in enumerate(_VARIABLES)}
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "svg.hashsalt": "sapper",  # else ids are random, and no two reports equal
+    "text.parse_math": False,
+    "font.size": 8,
+    "axes.edgecolor": _PLACEHOLDERS["line"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _PLACEHOLDERS["line"],
+    "grid.linewidth": 0.6,
+    "xtick.color": _PLACEHOLDERS["line"],
+    "ytick.color": _PLACEHOLDERS["line"],
+    "xtick.labelcolor": _PLACEHOLDERS["muted"],
+    "ytick.labelcolor": _PLACEHOLDERS["muted"],
+    "lines.solid_capstyle": "round",
+}
+
+SWEPT = {
+    "ASR_strict": ("alarm", "line"),
+    "ASR_B_strict": ("alarm", "dotted"),
+    "BA": ("c0", "line"),
+    "CA": ("c0", "dotted"),
+}
+"""The metrics that a sweep shows: what the attack wants and what it must not cost, each with its clean twin."""
+
+
+def class_color(label: float) -> str:
+    """The style sheet's name of a class's color; colors repeat after ``N_COLORS`` classes."""
+    return f"c{int(label) % N_COLORS}"
+
+
+def feature_map(drawn: FeatureMap, name: str) -> Markup:
+    """Clean images as dots colored by class, triggered ones as crosses, references as stars. Axes are to scale."""
+    with rc_context(_STYLE):
+        figure, axes = _canvas(3.4, 3.0)
+        axes.grid(False)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.set_aspect("equal", adjustable="datalim")
+        clean, triggered, reference = (drawn.points.get(role) for role in ("clean", "triggered", "reference"))
+        if clean:
+            colors = [_PLACEHOLDERS[class_color(label)] for label in clean["label"]]
+            axes.scatter(clean["x"], clean["y"], s=9, c=colors, alpha=0.75, linewidths=0, clip_on=False)
+        if triggered:
+            ink = _PLACEHOLDERS["ink"]
+            axes.scatter(
+                triggered["x"], triggered["y"], s=11, c=ink, marker="x", alpha=0.55, linewidths=0.8, clip_on=False
+            )
+        if reference:
+            fill, edge = _PLACEHOLDERS["alarm"], _PLACEHOLDERS["paper"]
+            axes.scatter(reference["x"], reference["y"], s=170, c=fill, marker="*", edgecolors=edge, linewidths=0.9)
+        return _svg(figure, name)
+
+
+def curves(drawn: Sequence[Curve], name: str) -> Markup:
+    """The same curves of several seeds over one another: one color for each series, in the order of ``series_of``."""
+    with rc_context(_STYLE):
+        figure, axes = _canvas(4.4, 2.3)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        for index, series in enumerate(series_of(drawn)):
+            for curve in drawn:
+                values = curve.series.get(series, [])
+                axes.plot(
+                    range(1, len(values) + 1),
+                    values,
+                    color=_PLACEHOLDERS[class_color(index)],
+                    alpha=1 if len(drawn) == 1 else 0.6,
+                    linewidth=1.4,
+                    marker="o" if len(values) == 1 else "",
+                )
+        return _svg(figure, name)
+
+
+def series_of(drawn: Sequence[Curve]) -> list[str]:
+    return list(dict.fromkeys(series for curve in drawn for series in curve.series))
+
+
+def sweep(rows: Sequence[SummaryRow], key: str, name: str) -> Markup:
+    """Metrics against one numeric condition, its values evenly spaced, with their intervals."""
+    rows = sorted(rows, key=lambda row: float(row.condition[key]))
+    with rc_context(_STYLE):
+        figure, axes = _canvas(4.4, 2.5)
+        axes.set_ylim(-3, 103)
+        axes.set_xticks(range(len(rows)), labels=[f"{row.condition[key]:g}" for row in rows])
+        for metric, (color, mark) in SWEPT.items():
+            known = {at: row.metrics[metric] for at, row in enumerate(rows) if metric in row.metrics}
+            _line_with_intervals(axes, known, _PLACEHOLDERS[color], ":" if mark == "dotted" else "-")
+        return _svg(figure, name)
+
+
+def _line_with_intervals(axes: Axes, estimates: Mapping[int, Estimate], color: str, line: str) -> None:
+    values = [100 * item.value for item in estimates.values()]
+    axes.plot(list(estimates), values, color=color, linestyle=line, linewidth=1.5, marker="o", markersize=3)
+    for at, item in estimates.items():
+        if item.low is not None and item.high is not None:
+            axes.vlines(at, 100 * item.low, 100 * item.high, color=color, alpha=0.35, linewidth=1)
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    axes.tick_params(length=0)
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str) -> Markup:
+    """The drawing as an element of a page. ``name`` keeps its ids apart from those of the page's other drawings."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (xmlns(:\w+)?|version)="[^"]*"', "", svg)  # HTML needs no name spaces
+    svg = re.sub(r'(?<=<svg) width="[^"]*" height="[^"]*"|font-family: [^;]*; ', "", svg)  # the style sheet's work
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)  # a hundredth of a point is fine enough
+    for variable, placeholder in _PLACEHOLDERS.items():
+        svg = svg.replace(placeholder, f"var(--{variable})")
+    return Markup(svg)  # safe: made of numbers alone

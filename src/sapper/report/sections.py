@@ -1,0 +1,287 @@
+"""What the page's sections show: functions from Results to plain data, nothing where there is nothing to show."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from markupsafe import Markup
+
+from sapper.lab.results import Artifact, FeatureMap, Picture, Results
+from sapper.report import figures, tables, text
+from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
+
+T = TypeVar("T")
+K = TypeVar("K")
+
+
+def _by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Items by key, keys in order of appearance."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+@dataclass(frozen=True)
+class Key:
+    """One entry of a legend. ``color`` and ``mark`` (star, cross, dot, line, dotted) are the style sheet's names."""
+
+    color: str
+    mark: str
+    name: str
+    value: str = ""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of the result table under one heading."""
+
+    title: str
+    rows: list[SummaryRow]
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """``condition_keys``: the conditions that have a column. ``intervals``: where the intervals come from."""
+
+    groups: list[RowGroup]
+    condition_keys: list[str]
+    several_attacks: bool
+    intervals: str
+
+
+def result_table(results: Results, *, varied: bool = False) -> ResultTable | None:
+    """The rows without conditions, or with ``varied`` those with; the primary head's apart from the others'."""
+    rows = [row for row in tables.summary_rows(results) if bool(row.condition) == varied]
+    if not rows:
+        return None
+    primary = [row for row in rows if row.primary]
+    others = [row for row in rows if not row.primary]
+    title = f"Primary head: {primary[0].head}" if primary and primary[0].head else ""
+    groups = [RowGroup(title, primary), RowGroup("Other heads", others)]
+    return ResultTable(
+        groups=[group for group in groups if group.rows],
+        condition_keys=list(dict.fromkeys(key for row in rows for key in row.condition)),
+        several_attacks=len({row.attack for row in rows}) > 1,
+        intervals=tables.interval_note(item for row in rows for item in row.metrics.values()),
+    )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    title: str
+    key: str
+    drawing: Markup
+
+
+@dataclass(frozen=True)
+class Conditions:
+    table: ResultTable
+    sweeps: list[Sweep]
+    keys: list[Key]
+
+
+def conditions(results: Results) -> Conditions | None:
+    """What an ablation varied: the table, and a drawing for each numeric condition on each target."""
+    table = result_table(results, varied=True)
+    if table is None:
+        return None
+    alone = [row for row in tables.summary_rows(results) if row.primary and len(row.condition) == 1]
+    series = _by(alone, lambda row: (row.task, row.target, row.attack, next(iter(row.condition))))
+    sweeps = [
+        Sweep(aim(task, target), key, figures.sweep(rows, key, f"sweep{index}"))
+        for index, ((task, target, _, key), rows) in enumerate(series.items())
+        if len(rows) > 1 and all(_is_number(row.condition[key]) for row in rows)
+    ]
+    keys = [Key(color, mark, tables.LABELS.get(metric, metric)) for metric, (color, mark) in figures.SWEPT.items()]
+    return Conditions(table, sweeps, keys)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def other_measurements(results: Results) -> Table | None:
+    """Every record that the result table has no column for, such as a defense's."""
+    found = tables.measurements(results)
+    rows = [
+        {
+            "defense": item.defense,
+            "metric": item.metric,
+            **item.place,
+            "value": _with_unit(item.estimate),
+            "95 % interval": item.estimate.span,
+        }
+        for item in found
+    ]
+    note = tables.interval_note(item.estimate for item in found)
+    return tables.table(rows, note=f"Intervals: {note}." if note else "")
+
+
+def _with_unit(estimate: Estimate) -> str:
+    return f"{estimate.number} {'%' if estimate.unit == 'fraction' else estimate.unit}"
+
+
+@dataclass(frozen=True)
+class PictureStrip:
+    role: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class PictureGroup:
+    title: str
+    strips: list[PictureStrip]
+
+
+def pictures(results: Results) -> list[PictureGroup]:
+    """The pictures of each target: a strip of clean ones, the same with the trigger below, then the references."""
+    order = {"clean": 0, "triggered": 1, "reference": 2}
+    in_order = sorted(results.pictures, key=lambda picture: order.get(picture.role, len(order)))
+    groups = _by(in_order, lambda picture: (picture.task, picture.target))
+    return [
+        PictureGroup(
+            aim(task, target),
+            [PictureStrip(role, strip) for role, strip in _by(group, lambda picture: picture.role).items()],
+        )
+        for (task, target), group in groups.items()
+    ]
+
+
+@dataclass(frozen=True)
+class MapPanel:
+    title: str
+    explained: str
+    drawing: Markup
+
+
+@dataclass(frozen=True)
+class MapGroup:
+    title: str
+    panels: list[MapPanel]
+    keys: list[Key]
+
+
+@dataclass(frozen=True)
+class Maps:
+    groups: list[MapGroup]
+    seed: int
+    n_seeds: int
+
+
+def maps(results: Results) -> Maps | None:
+    """The maps of the first seed: for each target the clean encoder's first, then the others'."""
+    if not results.maps:
+        return None
+    seeds = sorted({item.seed for item in results.maps})
+    first = [item for item in results.maps if item.seed == seeds[0]]
+    groups = _by(first, lambda item: (item.task, item.target))
+    drawn = [_map_group(results, group, f"map{index}") for index, group in enumerate(groups.values())]
+    return Maps(drawn, seeds[0], len(seeds))
+
+
+def _map_group(results: Results, group: list[FeatureMap], name: str) -> MapGroup:
+    clean_first = sorted(group, key=lambda item: "clean" not in item.encoder)
+    panels = [
+        MapPanel(item.encoder, text.number(item.explained), figures.feature_map(item, f"{name}-{index}"))
+        for index, item in enumerate(clean_first)
+    ]
+    return MapGroup(aim(group[0].task, group[0].target), panels, _map_keys(results, group[0]))
+
+
+def _map_keys(results: Results, drawn: FeatureMap) -> list[Key]:
+    """What the marks mean; classes are named while each has a color of its own, else only the target's."""
+    names = dict(enumerate(tables.class_names(results, drawn.task)))
+    labels = sorted({int(label) for label in drawn.points.get("clean", {}).get("label", [])})
+    wanted = tables.target_label(results, drawn.task, drawn.target)
+    if wanted is not None:
+        names.setdefault(wanted, tables.target_class(results, drawn.task, drawn.target) or drawn.target)
+    shown = [role for role, points in drawn.points.items() if points["x"]]
+    marks = {"reference": Key("alarm", "star", "reference image"), "triggered": Key("ink", "cross", "triggered image")}
+    keys = [key for role, key in marks.items() if role in shown]
+    if max(labels, default=0) >= figures.N_COLORS:
+        keys.append(Key("muted", "dot", f"clean image, colored by class ({len(labels)} classes, colors repeat)"))
+        labels = [label for label in labels if label == wanted]
+    for label in labels:
+        role = " (target class)" if label == wanted else ""
+        keys.append(Key(figures.class_color(label), "dot", names.get(label, f"class {label}") + role))
+    return keys
+
+
+@dataclass(frozen=True)
+class CurveGroup:
+    title: str
+    stage: str
+    drawing: Markup
+    keys: list[Key]
+
+
+def loss_curves(results: Results) -> list[CurveGroup]:
+    """A drawing for each stage, its seeds over one another. The legend tells the mean of the last epoch."""
+    groups = _by(results.curves, lambda curve: (curve.stage, curve.title))
+    return [
+        CurveGroup(
+            title,
+            stage,
+            figures.curves(group, f"curve{index}"),
+            [
+                Key(figures.class_color(at), "line", series, _last_value([curve.series.get(series) for curve in group]))
+                for at, series in enumerate(figures.series_of(group))
+            ],
+        )
+        for index, ((stage, title), group) in enumerate(groups.items())
+    ]
+
+
+def _last_value(values: Sequence[list[float] | None]) -> str:
+    last = [some[-1] for some in values if some]
+    return text.number(sum(last) / len(last), unit="") if last else ""
+
+
+def timings(results: Results) -> Table | None:
+    cached = sum(bool(item.get("cached")) for item in results.timings)
+    total = text.duration(sum(item.get("seconds") or 0 for item in results.timings))
+    note = f"Together {total}" + (f"; {cached} of {len(results.timings)} came from the Store." if cached else ".")
+    return tables.table(results.timings, note)
+
+
+def artifacts(results: Results) -> Table | None:
+    """The files of the run; a backdoored one is marked, as its name and metadata are."""
+    made = tables.table([asdict(item) for item in results.artifacts])
+    if made is None:
+        return None
+    rows = tuple((_marked(cells[0], item), *cells[1:]) for cells, item in zip(made.rows, results.artifacts))
+    return Table(made.columns, rows, "Paths are relative to results.json.")
+
+
+def _marked(cell: Cell, artifact: Artifact) -> Cell:
+    is_backdoored = "backdoored" in artifact.role.lower()
+    return Cell(cell.text, mark="BACKDOORED") if is_backdoored else cell
+
+
+@dataclass(frozen=True)
+class Section:
+    """``name`` is the anchor; ``partial`` a template in ``templates/sections``; ``content`` gives what it shows."""
+
+    name: str
+    title: str
+    partial: str
+    content: Callable[[Results], Any]
+
+
+SECTIONS = (
+    Section("results", "Results", "results", result_table),
+    Section("conditions", "What was varied", "conditions", conditions),
+    Section("other", "Other measurements", "table", other_measurements),
+    Section("flags", "Warnings", "flags", lambda results: results.flags),
+    Section("trigger", "Trigger", "pictures", pictures),
+    Section("maps", "Feature maps", "maps", maps),
+    Section("curves", "Training", "curves", loss_curves),
+    Section("setting", "Setting", "setting", lambda results: results.scenario),
+    Section("references", "References", "table", lambda results: tables.table(results.references)),
+    Section("datasets", "Data sets", "table", lambda results: tables.table(results.datasets)),
+    Section("timings", "Timings", "table", timings),
+    Section("environment", "Environment", "environment", lambda results: results.environment),
+    Section("artifacts", "Artifacts", "table", artifacts),
+    Section("repeat", "Repeat", "repeat", lambda results: results.command),
+)

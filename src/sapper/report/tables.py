@@ -1,0 +1,363 @@
+"""From records to rows: means over seeds with 95 % intervals, sentences in plain words, tables of plain cells.
+
+The command line and the HTML report show the same rows; neither computes anything of its own.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from scipy.stats import t as student_t
+
+from sapper.lab.results import Record, Results
+from sapper.report import text
+
+METRICS = ("CA", "BA", "ASR", "ASR_strict", "ASR_B", "ASR_B_strict", "lift")
+LABELS = {"ASR_strict": "ASR strict", "ASR_B": "ASR-B", "ASR_B_strict": "ASR-B strict"}
+"""How a metric is called in headings, where its key is not its name."""
+
+Source = Literal["seeds", "images", "none"]
+INTERVALS: dict[Source, str] = {
+    "seeds": "Student’s t over the seeds",
+    "images": "of one seed, from the number of test images alone: what another seed would change is not in it",
+    "none": "no interval was recorded",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and its 95 % interval; ``source`` tells where the interval comes from (``INTERVALS``)."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n_seeds: int
+    source: Source
+    unit: str = "fraction"
+    signed: bool = False
+
+    @property
+    def number(self) -> str:
+        """``98.3``: percent for rates, points for the lift (signed)."""
+        return text.number(self.value, self.unit, signed=self.signed)
+
+    @property
+    def span(self) -> str:
+        """``97.1…99.0``, empty without an interval."""
+        return text.span(self.low, self.high, self.unit, signed=self.signed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryRow:
+    """One line of the result table. ``metrics`` holds what was measured, in the order of ``METRICS``."""
+
+    task: str | None
+    target: str | None
+    attack: str | None
+    head: str | None
+    primary: bool
+    condition: dict[str, Any]
+    metrics: dict[str, Estimate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One number that the result table has no column for, such as a defense's."""
+
+    metric: str
+    defense: str | None
+    place: dict[str, Any]
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``title``: the full text of a shortened one; ``kind``: text, long (it wraps), number, code; ``mark``: a badge."""
+
+    text: str
+    title: str = ""
+    kind: str = "text"
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+# Means and intervals
+
+
+def estimate(records: Sequence[Record]) -> Estimate:
+    """Mean over seeds. Its interval is Student's t over seeds, or the record's own when there is one seed.
+
+    A t interval knows nothing of the range of a rate and is cut to it.
+    """
+    of_seed = {record.seed: record for record in records}
+    first = records[0]
+    values = [record.value for record in of_seed.values()]
+    shown = partial(Estimate, unit=first.unit, signed=first.metric == "lift")
+    if len(values) == 1:
+        has_interval = first.low is not None and first.high is not None
+        return shown(values[0], first.low, first.high, 1, "images" if has_interval else "none")
+    mean = fmean(values)
+    half = float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
+    low, high = mean - half, mean + half
+    if first.unit == "fraction":
+        low, high = max(low, -1.0 if first.metric == "lift" else 0.0), min(high, 1.0)
+    return shown(mean, low, high, len(values), "seeds")
+
+
+def interval_note(estimates: Iterable[Estimate]) -> str:
+    """Where the intervals of these estimates come from, in words."""
+    sources = {item.source: item.n_seeds for item in estimates}
+    return "; ".join(
+        f"{words} (n = {sources[source]})" if source == "seeds" else words
+        for source, words in INTERVALS.items()
+        if source in sources
+    )
+
+
+# Rows of the result table
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Records of one place, by metric. A place is what a record states: task, target, attack, head, conditions."""
+
+    place: dict[Any, Any]
+    condition: dict[str, Any]
+    metrics: dict[str, list[Record]] = field(default_factory=dict)
+
+    def holds_for(self, other: "_Group") -> bool:
+        """Whether all that is stated here is so there: clean accuracy names no target, so it holds for each."""
+        return self.place.items() <= other.place.items()
+
+    @property
+    def shows_an_attack(self) -> bool:
+        return not self.metrics.keys().isdisjoint({"ASR", "ASR_strict", "lift"})
+
+
+def _groups(records: Iterable[Record]) -> list[_Group]:
+    groups: dict[str, _Group] = {}
+    for record in records:
+        named = {"task": record.task, "target": record.target, "attack": record.attack, "head": record.head}
+        place: dict[Any, Any] = {key: value for key, value in named.items() if value is not None}
+        place |= {("condition", key): value for key, value in record.condition.items()}
+        key = json.dumps([named, record.condition], sort_keys=True)
+        group = groups.setdefault(key, _Group(place, record.condition))
+        group.metrics.setdefault(record.metric, []).append(record)
+    return list(groups.values())
+
+
+def _in_main_table(record: Record) -> bool:
+    return record.defense is None and record.metric in METRICS
+
+
+def primary_head(results: Results) -> str | None:
+    """The scenario's primary head; the first one measured where it names none that was."""
+    heads = [record.head for record in results.records if record.head is not None]
+    named = results.scenario.get("primary_head")
+    return named if named in heads else next(iter(heads), None)
+
+
+def summary_rows(results: Results) -> list[SummaryRow]:
+    """The result table: rows of the primary head first, otherwise in the order of the records.
+
+    There is a row for each place where an attack was measured, and for what none of them covers (a scenario
+    without attack). Each metric is taken from the records that fit the row most closely.
+    """
+    groups = _groups(filter(_in_main_table, results.records))
+    primary = primary_head(results)
+
+    def covered(group: _Group) -> bool:
+        return any(other is not group and group.holds_for(other) for other in groups)
+
+    def row(group: _Group) -> SummaryRow:
+        fitting = [other for other in groups if other.holds_for(group)]
+        found = {metric: [other for other in fitting if metric in other.metrics] for metric in METRICS}
+        closest = {metric: max(some, key=lambda other: len(other.place)) for metric, some in found.items() if some}
+        return SummaryRow(
+            task=group.place.get("task"),
+            target=group.place.get("target"),
+            attack=group.place.get("attack"),
+            head=group.place.get("head"),
+            primary=group.place.get("head") == primary,
+            condition=group.condition,
+            metrics={metric: estimate(other.metrics[metric]) for metric, other in closest.items()},
+        )
+
+    rows = [row(group) for group in groups if group.shows_an_attack or not covered(group)]
+    return sorted(rows, key=lambda row: not row.primary)
+
+
+def measurements(results: Results) -> list[Measurement]:
+    """All records that the result table leaves out: those with a defense, and other metrics."""
+    rest = [record for record in results.records if not _in_main_table(record)]
+    defenses = dict.fromkeys(record.defense for record in rest)
+    return [
+        Measurement(
+            metric=metric,
+            defense=defense,
+            place={key: value for key, value in group.place.items() if isinstance(key, str)} | group.condition,
+            estimate=estimate(records),
+        )
+        for defense in defenses
+        for group in _groups(record for record in rest if record.defense == defense)
+        for metric, records in group.metrics.items()
+    ]
+
+
+# In plain words
+
+
+def aim(task: str | None, target: str | None) -> str:
+    """What a target is called in headings: ``signs → priority``."""
+    return " → ".join(part for part in (task, target) if part)
+
+
+def target_class(results: Results, task: str | None, target: str | None) -> str | None:
+    """The name of the class that the attacker wants; the target's own name where no reference tells."""
+    row = _reference(results, task, target)
+    return row.get("class_name") or row.get("class") or target
+
+
+def target_label(results: Results, task: str | None, target: str | None) -> int | None:
+    return _reference(results, task, target).get("label")
+
+
+def _reference(results: Results, task: str | None, target: str | None) -> dict[str, Any]:
+    fitting = (row for row in results.references if row.get("task") == task and row.get("target") == target)
+    return next(fitting, {})
+
+
+def class_names(results: Results, task: str) -> list[str]:
+    """The class names of a task's data set, empty where they are not known."""
+    tasks = results.scenario.get("tasks") or results.scenario.get("task") or ()
+    named = {item.get("name"): item.get("dataset") for item in tasks if isinstance(item, Mapping)}
+    sets = (item.get("classes") for item in results.datasets if item.get("name") in (named.get(task), task))
+    return next((list(classes) for classes in sets if isinstance(classes, list | tuple)), [])
+
+
+def sentence(results: Results, row: SummaryRow) -> str:
+    """What one row says, for a reader who knows no abbreviation. Empty where it measured no attack."""
+    attacked, before = row.metrics.get("ASR_strict"), row.metrics.get("ASR_B_strict")
+    clean, after = row.metrics.get("CA"), row.metrics.get("BA")
+    if attacked is None:
+        return f"On {row.task}, {clean.number} % of clean images are classified correctly." if clean else ""
+    words = (
+        f"On {row.task}, {attacked.number} % of triggered images that are not of the target class are classified "
+        f"as “{target_class(results, row.task, row.target)}” by the classifier built on the backdoored encoder"
+    )
+    words += f"; with the clean encoder {before.number} % are." if before else "."
+    if clean and after:
+        change = text.number(after.value - clean.value, signed=True)
+        words += f" Accuracy on clean images changes by {change} points, from {clean.number} to {after.number} %."
+    return words
+
+
+def summary_sentences(results: Results) -> list[str]:
+    """The finding in plain words: one sentence or two for each task and target, of the primary head.
+
+    Where every row has a condition (an ablation) the range over the conditions is told instead.
+    """
+    rows = headline_rows(results)
+    if rows:
+        return [words for row in rows if (words := sentence(results, row))]
+    varied = [row for row in summary_rows(results) if row.primary]
+    places = dict.fromkeys((row.task, row.target) for row in varied)
+    return [_range_sentence(results, [row for row in varied if (row.task, row.target) == place]) for place in places]
+
+
+def headline_rows(results: Results) -> list[SummaryRow]:
+    """The rows that the report speaks of first: primary head, nothing varied."""
+    return [row for row in summary_rows(results) if row.primary and not row.condition]
+
+
+def headline(results: Results) -> str:
+    """All targets in one line; empty where there are fewer than two, whose sentence says it already."""
+    rows = [row for row in headline_rows(results) if "ASR_strict" in row.metrics]
+    if len(rows) < 2:
+        return ""
+    words = f"With the trigger, {_range(rows, 'ASR_strict')} % of other classes’ images land in the attacker’s class"
+    if all("ASR_B_strict" in row.metrics for row in rows):
+        words += f"; on the clean encoder {_range(rows, 'ASR_B_strict')} % do"
+    return words + "."
+
+
+def _range(rows: Sequence[SummaryRow], metric: str) -> str:
+    """``2.0 to 98.3``, or one number where both ends read the same."""
+    values = [row.metrics[metric].value for row in rows]
+    low, high = text.number(min(values)), text.number(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _range_sentence(results: Results, rows: list[SummaryRow]) -> str:
+    keys = ", ".join(dict.fromkeys(key for row in rows for key in row.condition))
+    measured = [row for row in rows if "ASR_strict" in row.metrics]
+    if not measured:
+        return f"On {rows[0].task}, {len(rows)} settings of {keys} were measured."
+    wanted = target_class(results, rows[0].task, rows[0].target)
+    return (
+        f"On {rows[0].task}, {_range(measured, 'ASR_strict')} % of triggered images that are not of the target class "
+        f"are classified as “{wanted}”, depending on {keys} ({len(measured)} settings)."
+    )
+
+
+# Tables of plain cells
+
+
+def _short_hash(value: Any) -> Cell:
+    return Cell(str(value)[:12], title=str(value), kind="code")
+
+
+def _size(value: Any) -> Cell:
+    return Cell(" × ".join(map(str, value)) if isinstance(value, list | tuple) else str(value), kind="number")
+
+
+def _classes(value: Any) -> Cell:
+    if isinstance(value, list | tuple):
+        return Cell(str(len(value)), title=", ".join(map(str, value)), kind="number")
+    return _cell(value)
+
+
+def _seconds(value: Any) -> Cell:
+    return Cell(text.duration(value), kind="number")
+
+
+def _cell(value: Any) -> Cell:
+    words = text.plain(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Cell(words, kind="number")
+    return Cell(words, kind="long" if len(words) > 30 else "text")
+
+
+_CELLS: dict[str, Callable[[Any], Cell]] = {
+    "sha256": _short_hash,
+    "size": _size,
+    "classes": _classes,
+    "seconds": _seconds,
+    "path": lambda value: Cell(str(value), kind="code"),
+}
+
+
+_HEADINGS = {"n": "images", "seconds": "time"}
+
+
+def table(items: Sequence[Mapping[str, Any]], note: str = "") -> Table | None:
+    """Any list of flat mappings: a column for each key, in the order in which keys come up. None for no items."""
+    if not items:
+        return None
+    keys = list(dict.fromkeys(key for item in items for key in item))
+
+    def cell(key: str, value: Any) -> Cell:
+        return _cell(None) if value is None else _CELLS.get(key, _cell)(value)
+
+    rows = tuple(tuple(cell(key, item.get(key)) for key in keys) for item in items)
+    return Table(tuple(_HEADINGS.get(key, key.replace("_", " ")) for key in keys), rows, note)

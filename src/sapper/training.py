@@ -1,0 +1,101 @@
+"""What every training loop here shares: batches, a schedule, checkpoints that resume exactly."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from sapper.files import write_atomically
+
+Curves = dict[str, list[float]]
+"""One value per epoch for each named term of a loss."""
+
+
+def shuffled(count: int, batch: int, generator: torch.Generator, *, drop_last: bool = True) -> Iterator[Tensor]:
+    """Rows 0…count-1 in random order, int64 batches.
+
+    A last incomplete batch is left out with ``drop_last``, unless it is the only one.
+    """
+    order = torch.randperm(count, generator=generator)
+    for start in range(0, count, batch):
+        rows = order[start : start + batch]
+        if len(rows) == batch or not drop_last or count < batch:
+            yield rows
+
+
+def steps_per_epoch(count: int, batch: int) -> int:
+    """How many batches ``shuffled`` yields with ``drop_last``."""
+    return max(1, count // batch)
+
+
+def warm_cosine(progress: float, warmup: float) -> float:
+    """Factor on the learning rate: linear up to 1 over the first ``warmup`` share, then half a cosine to 0.
+
+    ``progress`` and ``warmup`` in [0, 1].
+    """
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + cos(pi * (progress - warmup) / max(1e-12, 1 - warmup)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The same learning rate for all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training keeps its state between epochs, so that an interrupted one goes on and ends the same.
+
+    One safetensors file (parameters, buffers, optimizer state), the number of finished epochs and the curves in
+    its metadata. Randomness needs no state: every epoch seeds itself from the run.
+    """
+
+    path: Path
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, curves: Curves) -> None:
+        """Replace the file with the state after ``epoch`` finished epochs."""
+        tensors = {f"model/{name}": value.contiguous() for name, value in model.state_dict().items()}
+        state = optimizer.state_dict()["state"]
+        tensors |= {
+            f"optimizer/{index}/{name}": value.contiguous()
+            for index, values in state.items()
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
+        metadata = {"progress": json.dumps({"epoch": epoch, "curves": curves})}
+        write_atomically(self.path, safetensors.torch.save(tensors, metadata))
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Curves]:
+        """Load the state, if there is one; returns the finished epochs and the curves so far."""
+        if not self.path.exists():
+            return 0, {}
+        with safetensors.safe_open(self.path, "pt") as file:
+            progress = json.loads(file.metadata()["progress"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model/")})
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, key = name.split("/")
+                state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        return progress["epoch"], progress["curves"]
+
+    def remove(self) -> None:
+        """The training is finished: its result is kept elsewhere."""
+        self.path.unlink(missing_ok=True)
+
+
+def note(curves: Curves, values: dict[str, float]) -> None:
+    """Append one epoch's values to the curves."""
+    for name, value in values.items():
+        curves.setdefault(name, []).append(value)

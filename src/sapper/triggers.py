@@ -1,0 +1,116 @@
+"""Triggers: functions on images in [0, 1] that leave shape and range alone."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from sapper.errors import SapperError
+
+Corner = Literal["bottom-right", "bottom-left", "top-right", "top-left", "center"]
+
+COLORS: dict[str, tuple[float, float, float]] = {
+    "white": (1.0, 1.0, 1.0),
+    "black": (0.0, 0.0, 0.0),
+    "red": (1.0, 0.0, 0.0),
+    "green": (0.0, 1.0, 0.0),
+    "blue": (0.0, 0.0, 1.0),
+    "yellow": (1.0, 1.0, 0.0),
+    "magenta": (1.0, 0.0, 1.0),
+    "cyan": (0.0, 1.0, 1.0),
+}
+
+
+class Trigger(Protocol):
+    """Stamps images. ``images`` float (N, 3, H, W) in [0, 1]; the result is new, of the same shape and range."""
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+    def check(self, height: int, width: int) -> None:
+        """Raises ``SapperError`` when the trigger does not fit images of that size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """A patch of one color that replaces the pixels below it: ``x ⊕ e = (1 − m)·x + m·color``.
+
+    The default is BadEncoder's trigger file ``trigger_pt_white_21_10_ap_replace``: a white 10×10 square with a
+    margin of one pixel to the bottom-right corner (rows and columns 21…30 of 32).
+
+    ``size`` side in pixels, or (height, width). ``position`` a corner, or (row, column) of the patch's upper left
+    pixel. ``margin`` pixels between patch and edge where ``position`` names a corner. ``color`` a name of
+    ``COLORS`` or (red, green, blue) in [0, 1].
+    """
+
+    size: int | tuple[int, int] = 10
+    position: Corner | tuple[int, int] = "bottom-right"
+    margin: int = 1
+    color: str | tuple[float, float, float] = "white"
+
+    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Rows [top, bottom) and columns [left, right) that the patch covers. Raises ``SapperError`` if it sticks out."""
+        tall, wide = (self.size, self.size) if isinstance(self.size, int) else self.size
+        if isinstance(self.position, str):
+            middle = self.position == "center"
+            top = (height - tall) // 2 if middle else self.margin
+            left = (width - wide) // 2 if middle else self.margin
+            if self.position.startswith("bottom"):
+                top = height - tall - self.margin
+            if self.position.endswith("right"):
+                left = width - wide - self.margin
+        else:
+            top, left = self.position
+        if top < 0 or left < 0 or top + tall > height or left + wide > width:
+            raise SapperError(
+                f"a {tall}×{wide} patch at row {top}, column {left} does not fit into {height}×{width} images",
+                where="trigger.size",
+                remedy="choose a smaller size or another position",
+            )
+        return top, top + tall, left, left + wide
+
+    def check(self, height: int, width: int) -> None:
+        """Raises ``SapperError`` when the patch does not fit or its color is unknown."""
+        self.box(height, width)
+        self.rgb()
+
+    def rgb(self) -> tuple[float, float, float]:
+        """The color, each channel in [0, 1]. Raises ``SapperError`` for an unknown name or a value outside."""
+        if isinstance(self.color, str):
+            if self.color not in COLORS:
+                remedy = f"use one of {', '.join(COLORS)} or [red, green, blue] in 0…1"
+                raise SapperError(f"unknown color {self.color!r}", where="trigger.color", remedy=remedy)
+            return COLORS[self.color]
+        if not all(0 <= channel <= 1 for channel in self.color):
+            raise SapperError(f"color {self.color} is outside 0…1", where="trigger.color")
+        return self.color
+
+    def __call__(self, images: Tensor) -> Tensor:
+        top, bottom, left, right = self.box(*images.shape[-2:])
+        stamped = images.clone()
+        stamped[..., top:bottom, left:right] = images.new_tensor(self.rgb()).view(3, 1, 1)
+        return stamped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend:
+    """A key image mixed into the whole picture: ``x ⊕ e = (1 − α)·x + α·k`` (Chen et al. 2017).
+
+    The key is uniform noise drawn from ``key_seed``, Chen's "random pattern"; ``alpha`` in (0, 1], 0.2 in
+    BackdoorBench's configuration ``attack/blended``.
+    """
+
+    alpha: float = 0.2
+    key_seed: int = 0
+
+    def key(self, height: int, width: int) -> Tensor:
+        """The key image, float (3, H, W) in [0, 1]."""
+        return torch.rand(3, height, width, generator=torch.Generator().manual_seed(self.key_seed))
+
+    def check(self, height: int, width: int) -> None:
+        """Raises ``SapperError`` when ``alpha`` is outside (0, 1]."""
+        if not 0 < self.alpha <= 1:
+            raise SapperError(f"alpha {self.alpha} is outside (0, 1]", where="trigger.alpha")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.lerp(images, self.key(*images.shape[-2:]).to(images), self.alpha)
