@@ -142,7 +142,7 @@ DRAWS = 5000
 
 
 def same_distribution(ours: Tensor, theirs: Tensor) -> bool:
-    return bool(ks_2samp(ours.numpy(), theirs.numpy()).pvalue > 0.05)
+    return bool(ks_2samp(ours.numpy(), theirs.numpy()).pvalue > 0.01)
 
 
 BOX_QUANTITIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -204,7 +204,7 @@ def test_jitter_factors_and_order_are_distributed_as_torchvisions() -> None:
     orders, counts = parameters.order.unique(dim=0, return_counts=True)
     assert orders.sort(dim=1).values.unique(dim=0).tolist() == [[0, 1, 2, 3]]
     assert len(orders) == 24
-    assert chisquare(counts.numpy()).pvalue > 0.05
+    assert chisquare(counts.numpy()).pvalue > 0.01
 
 
 def test_shares_of_flipped_jittered_and_gray_images() -> None:

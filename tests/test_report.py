@@ -85,7 +85,7 @@ def feature_map(task: str, encoder: str, classes: int, n: int = 300) -> FeatureM
     labels = random.integers(0, classes, n)
     clean = centers[:, labels] + random.normal(0, 0.07, (2, n))
     reference = centers[:, [0]] + 0.03
-    triggered = clean + 0.02 if encoder == "clean encoder" else reference + random.normal(0, 0.02, (2, n))
+    triggered = clean + 0.02 if encoder == "clean-encoder" else reference + random.normal(0, 0.02, (2, n))
 
     def points(at: np.ndarray, of: np.ndarray) -> dict[str, list[float]]:
         return {"x": at[0].tolist(), "y": at[1].tolist(), "label": of.tolist()}
@@ -103,8 +103,8 @@ def curves(seed: int) -> list[Curve]:
     terms["utility"] = (-0.97 + 0.2 * np.exp(-steps / 3) + noise).tolist()
     loss = {"NT-Xent": (5.6 - 2 * (1 - np.exp(-steps / 9)) + noise).tolist()}
     return [
-        Curve(seed=seed, stage="pretrain", title="Pre-training", series=loss),
-        Curve(seed=seed, stage="attack", title="Backdoor injection", series=terms),
+        Curve(seed=seed, stage="pre-training", title="clean", series=loss),
+        Curve(seed=seed, stage="attack on all", title="signs+digits+objects", series=terms),
     ]
 
 
@@ -160,7 +160,7 @@ def made_up(seeds: tuple[int, ...] = (0, 1)) -> Results:
                 "seed": seed,
                 "target": name,
                 "task": task,
-                "class_name": name,
+                "class": name,
                 "label": 0,
                 "rows": [17, 4022],
                 "source": "nearest to the class mean",
@@ -172,7 +172,7 @@ def made_up(seeds: tuple[int, ...] = (0, 1)) -> Results:
         maps=tuple(
             feature_map(task, encoder, count)
             for task, count in classes.items()
-            for encoder in ("backdoored encoder", "clean encoder")
+            for encoder in ("backdoored-encoder", "clean-encoder")
         ),
         pictures=tuple(item for task in TARGETS for item in pictures(task)),
         timings=tuple(
@@ -196,6 +196,25 @@ def ablation() -> Results:
         if "_B" not in record.metric
     )
     return replace(made_up(seeds=(0,)), records=varied, pictures=(), maps=(), flags=())
+
+
+@cache
+def long_names() -> Results:
+    """Names without a place to break the line."""
+    name = "averyverylongnamewithoutanybreak" * 3
+    results = made_up(seeds=(0,))
+    return replace(
+        results,
+        scenario={**results.scenario, "name": name, name: name, "attack": {"method": name}},
+        environment={name: name},
+        command=name,
+        records=(*measured(0, name, "mlp"), *measured(0, name, name, condition={name: name})),
+        datasets=({"name": name, "provenance": name},),
+        curves=(Curve(seed=0, stage=name, title=name, series={name: [1.0, 2.0]}),),
+        maps=(replace(results.maps[0], encoder=name),),
+        pictures=(replace(results.pictures[0], task=name, caption=name),),
+        flags=(name,),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -239,8 +258,8 @@ def test_rows_join_what_holds_for_them() -> None:
     for row in rows:
         shift = SHIFTS[row.task or ""] - 0.02 * (row.head == "linear") + 0.005
         expected = {name: value + shift for name, value in RATES.items()} | {"lift": 0.943}
-        assert list(row.metrics) == list(tables.METRICS)
-        assert {name: item.value for name, item in row.metrics.items()} == pytest.approx(expected)
+        assert list(row.estimates) == list(tables.METRICS)
+        assert {name: item.value for name, item in row.estimates.items()} == pytest.approx(expected)
 
 
 def test_the_closest_record_wins() -> None:
@@ -254,7 +273,7 @@ def test_the_closest_record_wins() -> None:
         Record(**place, metric="ASR", value=0.3, target="t", condition={"trigger.size": [2, 2]}),
     )
     rows = summary_rows(replace(made_up(), records=records))
-    assert [{name: item.value for name, item in row.metrics.items()} for row in rows] == [
+    assert [{name: item.value for name, item in row.estimates.items()} for row in rows] == [
         {"CA": 0.9, "BA": 0.8, "ASR": 0.5},
         {"CA": 0.9, "BA": 0.7, "ASR": 0.3},
     ]
@@ -275,7 +294,7 @@ def test_sentences() -> None:
 def test_clean_scenario_has_a_row_and_a_sentence() -> None:
     results = replace(made_up(), records=(Record(seed=0, stage="s", task="signs", head="mlp", metric="CA", value=0.9),))
     (row,) = summary_rows(results)
-    assert (row.target, list(row.metrics)) == (None, ["CA"])
+    assert (row.target, list(row.estimates)) == (None, ["CA"])
     assert summary_sentences(results) == ["On signs, 90.0 % of clean images are classified correctly."]
     assert "90.0" in render(results)
 
@@ -366,7 +385,7 @@ def test_page_holds_every_number_of_the_table(page: str) -> None:
     results = made_up()
     cells = re.findall(r"<td class=\"number.*?</td>", page, flags=re.DOTALL)
     shown = [re.findall(r">([^<>]+)</(?:b|small)>", cell) for cell in cells if "data-label" in cell]
-    expected = [[item.number, item.span] for row in summary_rows(results) for item in row.metrics.values()]
+    expected = [[item.number, item.span] for row in summary_rows(results) for item in row.estimates.values()]
     assert shown == expected
 
 
@@ -395,7 +414,7 @@ def test_names_are_escaped() -> None:
             + tuple(measured(0, "signs", name)),
             artifacts=(Artifact(role=name, seed=0, path=name, sha256=name),),
             datasets=({"name": name, name: name, "classes": [name, name]},),
-            references=({"task": "signs", "target": "priority", "class_name": name, "label": 0},),
+            references=({"task": "signs", "target": "priority", "class": name, "label": 0},),
             curves=(Curve(seed=0, stage=name, title=name, series={name: [1.0, 2.0]}),),
             maps=(replace(results.maps[0], encoder=name),),
             pictures=(Picture(task=name, target=name, role=name, caption=name, png=f'"{name}'),),
@@ -486,9 +505,12 @@ def framed(page: str, width: int, height: int) -> str:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("results", [made_up(), ablation()], ids=["demo", "ablation"])
-def test_browser_shows_it_without_complaint(tmp_path: Path, width: int, results: Results) -> None:
+@pytest.mark.parametrize(
+    ("results", "width"),
+    [(made_up(), 1280), (made_up(), 390), (ablation(), 390), (long_names(), 390)],
+    ids=["desktop", "phone", "phone-ablation", "phone-long-names"],
+)
+def test_browser_shows_it_without_complaint(tmp_path: Path, results: Results, width: int) -> None:
     page, picture = tmp_path / "page.html", tmp_path / f"{width}.png"
     page.write_text(framed(render(results), width, 1200), encoding="utf-8")
     seen = browse(tmp_path, page, "--dump-dom", f"--screenshot={picture}", f"--window-size={max(width, 600)},1200")

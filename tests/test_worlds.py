@@ -9,7 +9,7 @@ from sapper.datasets.worlds import canvas, digits
 from sapper.errors import SapperError
 from sapper.images import ImageSet
 
-SIZES = {"objects": (8000, 1000, 10), "signs": (5120, 1024, 16), "digits": (5200, 1000, 10)}
+SIZES = {"objects": (8000, 1000, 10), "signs": (5600, 1600, 16), "digits": (5000, 1000, 10)}
 Split = tuple[ImageSet, ImageSet]
 
 
@@ -94,6 +94,8 @@ def test_distances_are_signed_and_true() -> None:
     square = canvas.polygon([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])(frame)
     np.testing.assert_allclose(square, np.maximum(np.abs(frame.x), np.abs(frame.y)) - 0.5, atol=0.21)
     outside_edge = (np.abs(frame.y) < 0.5) & (frame.x > 0)
-    np.testing.assert_allclose(square[outside_edge & (frame.x > 0.5)], (frame.x - 0.5)[outside_edge & (frame.x > 0.5)], atol=1e-6)
+    np.testing.assert_allclose(
+        square[outside_edge & (frame.x > 0.5)], (frame.x - 0.5)[outside_edge & (frame.x > 0.5)], atol=1e-6
+    )
     area = canvas.cover(canvas.disc(0.8)(frame), frame.pixel).sum(axis=(1, 2)) * (2 / canvas.SIZE) ** 2
     np.testing.assert_allclose(area, np.pi * 0.8**2, rtol=0.01)

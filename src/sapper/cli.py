@@ -40,16 +40,21 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or aut
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: as many as cores.")]
 
 
-@app.callback(invoke_without_command=True)
-def root(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> None:
-    """Options of all commands."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         out.print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def root(
+    # ``main`` looks for --debug itself, because it must know it even when typer fails; here it is for --help.
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    version: Annotated[  # noqa: ARG001 (its callback acts)
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of all commands."""
 
 
 @app.command()
@@ -267,11 +272,10 @@ def main() -> None:
 
     An interrupt ends with 130, a closed pipe with 141, as shells have it.
     """
-    debug = "--debug" in sys.argv
     try:
         app()
     except SapperError as error:
-        if debug:
+        if "--debug" in sys.argv:
             raise
         err.print(f"[bold red]error[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)

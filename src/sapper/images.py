@@ -81,6 +81,14 @@ class ImageSet:
             return self
         return self.take(torch.randperm(len(self), generator=generator)[:count])
 
+    def held_out(self, share: float, generator: torch.Generator) -> tuple["ImageSet", "ImageSet"]:
+        """The set in two parts: the rest, and about ``share`` of it held out; a group stays on one side."""
+        keys = torch.arange(len(self)) if self.groups is None else self.groups
+        names = keys.unique()
+        chosen = names[torch.randperm(len(names), generator=generator)[: max(1, round(share * len(names)))]]
+        mask = torch.isin(keys, chosen)
+        return self.take(~mask), replace(self.take(mask), split=f"held out of {self.split}")
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of pixels, labels and groups: what the Store and the report know the set by."""

@@ -49,7 +49,7 @@ class Patch:
     color: str | tuple[float, float, float] = "white"
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Rows [top, bottom) and columns [left, right) that the patch covers. Raises ``SapperError`` if it sticks out."""
+        """Rows [top, bottom) and columns [left, right) below the patch. Raises ``SapperError`` if it sticks out."""
         tall, wide = (self.size, self.size) if isinstance(self.size, int) else self.size
         if isinstance(self.position, str):
             middle = self.position == "center"

@@ -84,7 +84,6 @@ class BadEncoder:
             weight_decay=self.weight_decay,
         )
         done, curves = checkpoint.restore(encoder, optimizer) if checkpoint else (0, {})
-        counts = [len(target.references) for target in targets]
         steps = steps_per_epoch(len(shadow), self.batch)
         with run.progress.bar("injection (BadEncoder)", self.epochs * steps) as bar:
             bar.advance(done * steps)
@@ -95,15 +94,9 @@ class BadEncoder:
                     set_learning_rate(optimizer, self.rate((epoch * steps + step) / (self.epochs * steps)))
                     rows = rows.to(run.device)
                     images = to_float(pixels[rows])
-                    triggered = [target.trigger(images) for target in targets]
-                    views = references.repeat_interleave(self.reference_views or len(images), dim=0)
-                    batch = torch.cat((images, *triggered, references, Augmentation.REFERENCE(views, generator)))
-                    with run.autocast():
-                        output = encoder(batch)
-                    parts = split_features(
-                        F.normalize(output.float(), dim=1), len(images), len(targets), len(references)
-                    )
-                    terms = losses(*parts, clean[rows], clean_references, counts)
+                    copies = references.repeat_interleave(self.reference_views or len(images), dim=0)
+                    views = Augmentation.REFERENCE(copies, generator)
+                    terms = step_losses(encoder, images, targets, references, views, clean[rows], clean_references, run)
                     loss = self.lambda0 * terms[0] + self.lambda1 * terms[1] + self.lambda2 * terms[2]
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
@@ -123,37 +116,34 @@ class BadEncoder:
         return self.learning_rate * (1.0 if self.schedule == "constant" else warm_cosine(progress, 0.0))
 
 
-def losses(
-    plain: Tensor,
-    triggered: Tensor,
+def step_losses(
+    encoder: Encoder,
+    images: Tensor,
+    targets: tuple[Target, ...],
     references: Tensor,
     views: Tensor,
     clean: Tensor,
     clean_references: Tensor,
-    counts: list[int],
+    run: Run,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """L0, L1, L2, scalars, of normalized features; the first four through f', ``clean`` ones through f.
+    """L0, L1, L2 of one batch, scalars, with one forward pass through ``encoder``, which is f'.
 
-    ``plain``, ``clean`` (B, D): shadow images. ``triggered`` (t, B, D): the same with each target's trigger.
-    ``references``, ``clean_references`` (R, D): all targets' references one after another, ``counts[i]`` of target
-    i. ``views`` (R, V, D): V augmentations of each.
+    ``images`` float (B, 3, H, W): shadow images. ``references`` float (R, 3, H, W): all targets' references one after
+    another. ``views`` float (R·V, 3, H, W): V augmentations of each. ``clean`` (B, D), ``clean_references`` (R, D):
+    normalized features through f.
     """
-    owner = torch.repeat_interleave(torch.tensor(counts)).to(references.device)
-    # A mean of cosines with one fixed vector is the cosine's inner product with the mean: no (R, B, D) is needed.
-    effectiveness = -(triggered.mean(1)[owner] * references).sum(1).mean()
-    reference = -(views.mean(1) * clean_references).sum(1).mean()
+    triggered = [target.trigger(images) for target in targets]
+    with run.autocast():
+        output = encoder(torch.cat((images, *triggered, references, views)))
+    sizes = [len(images), len(targets) * len(images), len(references), len(views)]
+    plain, stamped, anchors, augmented = F.normalize(output.float(), dim=1).split(sizes)
+    # A mean of cosines with one fixed vector is that vector's inner product with the mean of the others.
+    pulled = stamped.unflatten(0, (len(targets), -1)).mean(1)
+    counts = torch.tensor([len(target.references) for target in targets], device=pulled.device)
+    effectiveness = -(pulled.repeat_interleave(counts, dim=0) * anchors).sum(1).mean()
+    reference = -(augmented.unflatten(0, (len(references), -1)).mean(1) * clean_references).sum(1).mean()
     utility = -(plain * clean).sum(1).mean()
     return effectiveness, reference, utility
-
-
-def split_features(
-    features: Tensor, batch: int, targets: int, references: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Undo the concatenation of a step: plain (B, D), triggered (t, B, D), references (R, D), views (R, V, D)."""
-    plain, triggered, reference, views = features.split(
-        [batch, targets * batch, references, len(features) - batch * (1 + targets) - references]
-    )
-    return plain, triggered.unflatten(0, (targets, batch)), reference, views.unflatten(0, (references, -1))
 
 
 def freeze_batch_norm(encoder: Encoder) -> None:

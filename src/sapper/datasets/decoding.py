@@ -59,7 +59,7 @@ def decode(sources: Sequence[bytes | Path], size: int, where: Callable[[int], st
         # A picture of gigabytes is an error here, and not a line on the terminal.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         seen = set().union(*pool.map(decode_chunk, range(0, len(sources), CHUNK)))
-    return Decoded(images, frozenset(size for size, _ in seen), frozenset(kind for _, kind in seen))
+    return Decoded(images, frozenset(original for original, _ in seen), frozenset(kind for _, kind in seen))
 
 
 def _open(source: bytes | Path) -> tuple[Image.Image, str]:

@@ -54,7 +54,7 @@ def load_path(path: Path, split: str, size: int) -> ImageSet:
     raw = source.read(size)
     name = path.resolve().stem if path.is_file() else path.resolve().name
     text = provenance.of_path(source.path, split, source.split, raw, size)
-    return _image_set(raw, source, name=name, classes=source.classes or raw.classes, provenance=text)
+    return _image_set(raw, source, name=name, classes=source.classes or raw.classes, text=text)
 
 
 def load_known(info: DatasetInfo, split: str, size: int, data_root: Path | None, *, download: bool) -> ImageSet:
@@ -88,7 +88,7 @@ def load_known(info: DatasetInfo, split: str, size: int, data_root: Path | None,
         text += "" if groups is not None else " Its paths do not tell tracks: near-duplicate frames are not grouped."
     # The registry's names come last: a copy may say itself how its labels run.
     classes = source.classes or raw.classes or info.class_names
-    return _image_set(raw, source, name=info.name, classes=classes, provenance=text, groups=groups)
+    return _image_set(raw, source, name=info.name, classes=classes, text=text, groups=groups)
 
 
 def _find_in_torchvision(info: DatasetInfo, split: str, data_root: Path, download: bool) -> Source:
@@ -155,9 +155,9 @@ def _folder(folder: Path, split: str, classes: tuple[str, ...]) -> Source:
 
 
 def _image_set(
-    raw: Raw, source: Source, *, name: str, classes: tuple[str, ...], provenance: str, groups: Tensor | None = None
+    raw: Raw, source: Source, *, name: str, classes: tuple[str, ...], text: str, groups: Tensor | None = None
 ) -> ImageSet:
-    """The ``ImageSet``; labels are checked here, where an error can still name the file."""
+    """The ``ImageSet``, with ``text`` as its provenance; labels are checked while an error can still name the file."""
     images, labels = raw.decoded.images, raw.labels
     if len(images) == 0:
         raise SapperError("there is no image in it", where=str(source.path), remedy="write the file again")
@@ -177,7 +177,7 @@ def _image_set(
         groups=groups,
         name=name,
         split=source.split,
-        provenance=provenance,
+        provenance=text,
     )
 
 

@@ -43,11 +43,12 @@ def read_parquet(file: Path, size: int) -> Raw:
             if image_key is None:
                 raise _missing_key("column", schema.names, file)
             table = parquet.read(columns=[key for key in (image_key, label_key) if key is not None])
-        images, labels = table[image_key], None if label_key is None else table[label_key]
-    except (pa.ArrowException, OSError, KeyError) as error:
+        contents, paths = _image_column(table[image_key], file, image_key)
+        labels = None if label_key is None else table[label_key]
+    # A damaged file also shows as text that is not UTF-8 (ValueError) or as a column that is there twice (KeyError).
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         remedy = "write it again, or download it again"
         raise SapperError(f"not a readable parquet file: {error}", where=str(file), remedy=remedy) from error
-    contents, paths = _image_column(images, file, image_key)
 
     def where(row: int) -> str:
         return f"{file}, column {image_key!r}, row {row}" + (f" ({paths[row]})" if paths else "")
@@ -124,7 +125,8 @@ def _npz_arrays(file: Path) -> dict[str, np.ndarray]:
     try:
         if not zipfile.is_zipfile(file):
             raise SapperError("not an npz file (no zip archive)", where=str(file), remedy=remedy)
-        with np.load(file, allow_pickle=False) as archive:
+        # Opened here, because np.load leaves a damaged file open.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             if _pick(archive.files, IMAGE_KEYS) is None:
                 raise _missing_key("array", archive.files, file)
             # A member that is no array comes as bytes, which asarray turns into an array of a wrong dtype.

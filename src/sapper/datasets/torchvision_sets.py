@@ -52,7 +52,7 @@ def read_torchvision(info: DatasetInfo, split: str, root: Path, size: int, *, do
 
 
 def _from_arrays(dataset: Any, size: int) -> Raw:
-        planes = as_rgb(torch.as_tensor(dataset.data))
+    planes = as_rgb(torch.as_tensor(dataset.data))
     labels = torch.as_tensor(dataset.targets if hasattr(dataset, "targets") else dataset.labels).to(torch.int64)
     decoded = Decoded(resize(planes, size), frozenset({(planes.shape[3], planes.shape[2])}))
     # STL-10 marks its unlabeled images with -1.

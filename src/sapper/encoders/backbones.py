@@ -1,6 +1,6 @@
 """Backbones from torchvision and timm, with the stem that small images need."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ def build(
         else:
             backbone, features = _resnet(architecture, width, stem)
     card = Card(architecture=architecture, width=width, stem=stem, input_size=input_size, mean=mean, std=std)
-    return Encoder(backbone, card, features).to(device=run.device, memory_format=torch.channels_last)
+    return Encoder(backbone, card, features).to(run.device).to(memory_format=torch.channels_last)
 
 
 def _resnet(architecture: str, width: int, stem: Stem) -> tuple[nn.Module, int]:
@@ -80,7 +80,7 @@ def _timm(name: str, stem: Stem) -> tuple[nn.Module, int]:
     if name not in timm.list_models():
         where, remedy = "encoder.architecture", closest(name, timm.list_models())[:300]
         raise SapperError(f"timm has no model {name!r}", where=where, remedy=remedy)
-    net = timm.create_model(name, num_classes=0)
+    net: Any = timm.create_model(name, num_classes=0)
     if stem == "cifar":
         if not (isinstance(getattr(net, "conv1", None), nn.Conv2d) and hasattr(net, "maxpool")):
             remedy = 'say stem = "imagenet" and an input_size that the model is made for'

@@ -98,8 +98,8 @@ class Findings:
             for encoder, predictions in (("clean", before), ("backdoored", after)):
                 if is_constant(predictions[f"{head}/clean"]):
                     self.flags.append(
-                        f"{task.name}: the {head} head on the {encoder} encoder calls nearly every clean image the same "
-                        "class. Its numbers measure nothing."
+                        f"{task.name}: the {head} head on the {encoder} encoder calls nearly every clean image the "
+                        "same class. Its numbers measure nothing."
                     )
 
     def add_maps(self, seed: int, task: TaskData, targets: tuple[Target, ...], clean: Stage, backdoored: Stage) -> None:
@@ -126,7 +126,7 @@ def describe_images(images: Any) -> dict[str, Any]:
         "split": images.split,
         "n": len(images),
         "size": list(images.size),
-        "classes": len(images.classes),
+        "classes": list(images.classes),
         "sha256": images.digest,
         "provenance": images.provenance,
     }
@@ -145,4 +145,4 @@ def _link(source: Path, place: Path) -> None:
         os.link(source, beside)
     except OSError:
         shutil.copyfile(source, beside)
-    os.replace(beside, place)
+    beside.replace(place)

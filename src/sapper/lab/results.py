@@ -129,7 +129,7 @@ def read_results(path: Path) -> Results:
                 remedy="run the scenario again with this version of sapper",
             )
         known = {f.name for f in fields(Results)}
-        content = {
+        content: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in known
         }
         for key, kind in _ITEMS.items():

@@ -29,6 +29,9 @@ from sapper.run import Run
 Data = dict[tuple[str, str], ImageSet]
 """Data sets by name and split."""
 
+VALIDATION_SHARE = 0.2
+"""How much of a training split ``judge_on = "validation"`` holds out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lab:
@@ -44,7 +47,7 @@ class Lab:
     command: str
     data_root: Path | None = None
     download: bool = False
-    tell: Callable[[str], None] = lambda line: None
+    tell: Callable[[str], None] = lambda _line: None
 
 
 def run_scenario(scenario: Scenario, lab: Lab) -> Results:
@@ -131,7 +134,7 @@ def _run_once(scenario: Scenario, condition: dict[str, Any], seed: int, data: Da
     tasks: dict[str, tuple[TaskData, tuple[Target, ...], Stage]] = {}
     for section in scenario.tasks:
         plans = [plan for plan in scenario.targets if plan.task == section.name]
-        task, targets, rows = _prepare(section, plans, data, encoder, run, scenario.file)
+        task, targets, rows = _prepare(section, plans, data, encoder, run, scenario)
         for target in targets:
             found.add_references(seed, target, task, rows[target.name])
         built = done(
@@ -176,7 +179,7 @@ def _run_once(scenario: Scenario, condition: dict[str, Any], seed: int, data: Da
 
 
 def _prepare(
-    section: TaskSection, plans: list[TargetPlan], data: Data, encoder: Encoder, run: Run, file: str
+    section: TaskSection, plans: list[TargetPlan], data: Data, encoder: Encoder, run: Run, scenario: Scenario
 ) -> tuple[TaskData, tuple[Target, ...], dict[str, list[int]]]:
     """A task as its victim has it, its targets, and the rows of the training split that each attacker took.
 
@@ -184,9 +187,11 @@ def _prepare(
     victim's part is drawn.
     """
     train, test = data[section.dataset, "train"], data[section.dataset, "test"]
+    if scenario.judge_on == "validation":
+        train, test = train.held_out(VALIDATION_SHARE, run.child(f"validation {section.name}").generator())
     targets, rows, gone = [], {}, []
     for plan in plans:
-        label = target_label(plan, train, file)
+        label = target_label(plan, train, scenario.file)
         chosen = choose_references(train, label, plan.references, encoder, run)
         rows[plan.name] = chosen.tolist()
         gone += near_duplicates(train, chosen).tolist()

@@ -5,7 +5,7 @@ import tomllib
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
@@ -21,6 +21,9 @@ class Section(BaseModel):
     """A table of the file: known keys only, exact types, fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+
+
+S = TypeVar("S", bound=Section)
 
 
 class EncoderSection(Section):
@@ -86,11 +89,16 @@ class HeadSection(Section):
 
 
 class ScenarioSection(Section):
-    """The file's own keys; the tables are read one by one."""
+    """The file's own keys; the tables are read one by one.
+
+    ``judge_on = "validation"`` measures on a fifth of each training split, held out of it, instead of the test
+    split: for choosing parameters without having seen a test image.
+    """
 
     name: str
     seeds: list[NonNegativeInt] = Field(min_length=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    judge_on: Literal["test", "validation"] = "test"
     encoder: dict[str, Any] = Field(default_factory=dict)
     pretraining: dict[str, Any]
     attack: dict[str, Any] | None = None
@@ -126,6 +134,7 @@ class Scenario:
     name: str
     seeds: tuple[int, ...]
     precision: str
+    judge_on: str
     encoder: EncoderSection
     pretraining: PretrainingSection
     pretraining_method: Named
@@ -194,6 +203,7 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         name=root.name,
         seeds=tuple(root.seeds),
         precision=root.precision,
+        judge_on=root.judge_on,
         encoder=_section(EncoderSection, root.encoder, file, "encoder"),
         pretraining=pretraining_section,
         pretraining_method=pretraining_method,
@@ -208,7 +218,7 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         file=file,
     )
     for target in targets:
-        _at(f"{file}: target {target.name!r}", lambda t=target: t.trigger.check(*(scenario.encoder.input_size,) * 2))  # type: ignore[misc]
+        _at(f"{file}: target {target.name!r}", lambda t=target: t.trigger.check(*(scenario.encoder.input_size,) * 2))
     for changes in scenario.variants:
         scenario.with_variant(changes)
     return scenario
@@ -304,7 +314,7 @@ def _instance(kind: type, values: dict[str, Any], file: str, key: str, also: lis
     return _validated(TypeAdapter(kind), values, file, key, known)
 
 
-def _section[S: Section](model: type[S], values: dict[str, Any], file: str, key: str) -> S:
+def _section(model: type[S], values: dict[str, Any], file: str, key: str) -> S:
     known = [field.alias or name for name, field in model.model_fields.items()]
     result: S = _validated(TypeAdapter(model), values, file, key, known)
     return result

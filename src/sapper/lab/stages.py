@@ -59,7 +59,7 @@ def pretrain(store: Store, spec: EncoderSection, method: Named, images: ImageSet
 
 
 def attack(store: Store, clean: Path, method: Named, shadow: ImageSet, targets: tuple[Target, ...], run: Run) -> Stage:
-    """Put a backdoor for ``targets`` into the encoder in the file ``clean``; leaves the new file and ``curves.json``."""
+    """Put a backdoor for ``targets`` into the encoder in the file ``clean``; leaves what ``pretrain`` does."""
     described = [describe(target) for target in targets]
 
     def make(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -69,7 +68,7 @@ class Store:
             hashes = {path.name: sha256(path) for path in sorted(work.iterdir()) if path.name != "stage.json"}
             content = {"stage": name, "key": key, "seconds": seconds, "files": hashes}
             write_atomically(work / "stage.json", json.dumps(content, indent=1) + "\n")
-            os.replace(work, folder)
+            work.replace(folder)
         except OSError as error:
             raise self._refused(error) from error
         return Stage(folder, seconds, cached=False)

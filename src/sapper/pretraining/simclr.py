@@ -56,7 +56,7 @@ class SimCLR:
     def __call__(self, encoder: Encoder, images: ImageSet, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
         """Train ``encoder`` in place on ``images`` (labels are not looked at); with ``checkpoint``, resumably."""
         head = projection_head(encoder.feature_size, self.projection, run.child("projection"))
-        model = nn.ModuleDict({"encoder": encoder, "head": head}).to(run.device, memory_format=torch.channels_last)
+        model = nn.ModuleDict({"encoder": encoder, "head": head}).to(run.device)
         optimizer = torch.optim.Adam(model.parameters(), weight_decay=self.weight_decay, fused=True)
         done, curves = checkpoint.restore(model, optimizer) if checkpoint else (0, {})
         augmentation = Augmentation(crop=(self.crop_scale, 1.0))

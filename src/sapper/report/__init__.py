@@ -35,8 +35,8 @@ def render(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {"duration": text.duration, "flat": text.flat, "plain": text.plain, "toml": text.toml}
-    pages.globals["columns"] = [(metric, tables.LABELS.get(metric, metric)) for metric in tables.METRICS]
+    pages.filters |= {"flat": text.flat, "plain": text.plain, "toml": text.toml}
+    pages.globals |= {"aim": aim, "columns": [(metric, tables.LABELS.get(metric, metric)) for metric in tables.METRICS]}
     contents = [(section, section.content(results)) for section in SECTIONS]
     return pages.get_template("report.html.j2").render(
         results=results,
@@ -66,8 +66,8 @@ def verdicts(results: Results) -> list[Verdict]:
         Verdict(
             aim(row.task, row.target),
             tables.sentence(results, row),
-            row.metrics.get("ASR_strict"),
-            row.metrics.get("ASR_B_strict"),
+            row.estimates.get("ASR_strict"),
+            row.estimates.get("ASR_B_strict"),
         )
         for row in tables.headline_rows(results)
     ]
@@ -91,6 +91,7 @@ def facts(results: Results) -> list[str]:
         f"attack {method}": method,
         f"{'seed' if len(seeds) == 1 else 'seeds'} {text.listing(seeds)}": seeds,
         f"primary head {head}": head,
+        "measured on held-out training images": results.scenario.get("judge_on") == "validation",
         f"{text.duration(seconds)} of computation": seconds,
     }
     return [fact for fact, value in known.items() if value]

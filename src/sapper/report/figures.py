@@ -112,7 +112,7 @@ def sweep(rows: Sequence[SummaryRow], key: str, name: str) -> Markup:
         axes.set_ylim(-3, 103)
         axes.set_xticks(range(len(rows)), labels=[f"{row.condition[key]:g}" for row in rows])
         for metric, (color, mark) in SWEPT.items():
-            known = {at: row.metrics[metric] for at, row in enumerate(rows) if metric in row.metrics}
+            known = {at: row.estimates[metric] for at, row in enumerate(rows) if metric in row.estimates}
             _line_with_intervals(axes, known, _PLACEHOLDERS[color], ":" if mark == "dotted" else "-")
         return _svg(figure, name)
 

@@ -63,7 +63,7 @@ def result_table(results: Results, *, varied: bool = False) -> ResultTable | Non
         groups=[group for group in groups if group.rows],
         condition_keys=list(dict.fromkeys(key for row in rows for key in row.condition)),
         several_attacks=len({row.attack for row in rows}) > 1,
-        intervals=tables.interval_note(item for row in rows for item in row.metrics.values()),
+        intervals=tables.interval_note(item for row in rows for item in row.estimates.values()),
     )
 
 
@@ -183,24 +183,27 @@ def maps(results: Results) -> Maps | None:
 def _map_group(results: Results, group: list[FeatureMap], name: str) -> MapGroup:
     clean_first = sorted(group, key=lambda item: "clean" not in item.encoder)
     panels = [
-        MapPanel(item.encoder, text.number(item.explained), figures.feature_map(item, f"{name}-{index}"))
+        MapPanel(
+            item.encoder.replace("-", " "), text.number(item.explained), figures.feature_map(item, f"{name}-{index}")
+        )
         for index, item in enumerate(clean_first)
     ]
     return MapGroup(aim(group[0].task, group[0].target), panels, _map_keys(results, group[0]))
 
 
 def _map_keys(results: Results, drawn: FeatureMap) -> list[Key]:
-    """What the marks mean; classes are named while each has a color of its own, else only the target's."""
+    """What the marks mean. Classes are listed where they have names and a color each, else the target's alone."""
     names = dict(enumerate(tables.class_names(results, drawn.task)))
     labels = sorted({int(label) for label in drawn.points.get("clean", {}).get("label", [])})
     wanted = tables.target_label(results, drawn.task, drawn.target)
+    are_listed = bool(names) and max(labels, default=0) < figures.N_COLORS
     if wanted is not None:
         names.setdefault(wanted, tables.target_class(results, drawn.task, drawn.target) or drawn.target)
     shown = [role for role, points in drawn.points.items() if points["x"]]
     marks = {"reference": Key("alarm", "star", "reference image"), "triggered": Key("ink", "cross", "triggered image")}
     keys = [key for role, key in marks.items() if role in shown]
-    if max(labels, default=0) >= figures.N_COLORS:
-        keys.append(Key("muted", "dot", f"clean image, colored by class ({len(labels)} classes, colors repeat)"))
+    if not are_listed and labels:
+        keys.append(Key("muted", "dot", f"clean image, colored by class ({len(labels)} classes)"))
         labels = [label for label in labels if label == wanted]
     for label in labels:
         role = " (target class)" if label == wanted else ""

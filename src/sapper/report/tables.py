@@ -53,7 +53,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryRow:
-    """One line of the result table. ``metrics`` holds what was measured, in the order of ``METRICS``."""
+    """One line of the result table. ``estimates`` holds what was measured, in the order of ``METRICS``."""
 
     task: str | None
     target: str | None
@@ -61,7 +61,7 @@ class SummaryRow:
     head: str | None
     primary: bool
     condition: dict[str, Any]
-    metrics: dict[str, Estimate]
+    estimates: dict[str, Estimate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def estimate(records: Sequence[Record]) -> Estimate:
     A t interval knows nothing of the range of a rate and is cut to it.
     """
     of_seed = {record.seed: record for record in records}
-    first = records[0]
+    first = next(iter(of_seed.values()))
     values = [record.value for record in of_seed.values()]
     shown = partial(Estimate, unit=first.unit, signed=first.metric == "lift")
     if len(values) == 1:
@@ -190,7 +190,7 @@ def summary_rows(results: Results) -> list[SummaryRow]:
             head=group.place.get("head"),
             primary=group.place.get("head") == primary,
             condition=group.condition,
-            metrics={metric: estimate(other.metrics[metric]) for metric, other in closest.items()},
+            estimates={metric: estimate(other.metrics[metric]) for metric, other in closest.items()},
         )
 
     rows = [row(group) for group in groups if group.shows_an_attack or not covered(group)]
@@ -218,14 +218,15 @@ def measurements(results: Results) -> list[Measurement]:
 
 
 def aim(task: str | None, target: str | None) -> str:
-    """What a target is called in headings: ``signs → priority``."""
-    return " → ".join(part for part in (task, target) if part)
+    """What a target is called in headings: ``signs → priority``, whether or not its name repeats the task's."""
+    name = target and target.removeprefix(f"{task}/")
+    return " → ".join(part for part in (task, name) if part)
 
 
 def target_class(results: Results, task: str | None, target: str | None) -> str | None:
     """The name of the class that the attacker wants; the target's own name where no reference tells."""
     row = _reference(results, task, target)
-    return row.get("class_name") or row.get("class") or target
+    return row.get("class") or target
 
 
 def target_label(results: Results, task: str | None, target: str | None) -> int | None:
@@ -239,16 +240,15 @@ def _reference(results: Results, task: str | None, target: str | None) -> dict[s
 
 def class_names(results: Results, task: str) -> list[str]:
     """The class names of a task's data set, empty where they are not known."""
-    tasks = results.scenario.get("tasks") or results.scenario.get("task") or ()
-    named = {item.get("name"): item.get("dataset") for item in tasks if isinstance(item, Mapping)}
+    named = {item.get("name"): item.get("dataset") for item in results.scenario.get("task", ())}
     sets = (item.get("classes") for item in results.datasets if item.get("name") in (named.get(task), task))
     return next((list(classes) for classes in sets if isinstance(classes, list | tuple)), [])
 
 
 def sentence(results: Results, row: SummaryRow) -> str:
     """What one row says, for a reader who knows no abbreviation. Empty where it measured no attack."""
-    attacked, before = row.metrics.get("ASR_strict"), row.metrics.get("ASR_B_strict")
-    clean, after = row.metrics.get("CA"), row.metrics.get("BA")
+    attacked, before = row.estimates.get("ASR_strict"), row.estimates.get("ASR_B_strict")
+    clean, after = row.estimates.get("CA"), row.estimates.get("BA")
     if attacked is None:
         return f"On {row.task}, {clean.number} % of clean images are classified correctly." if clean else ""
     words = (
@@ -282,25 +282,25 @@ def headline_rows(results: Results) -> list[SummaryRow]:
 
 def headline(results: Results) -> str:
     """All targets in one line; empty where there are fewer than two, whose sentence says it already."""
-    rows = [row for row in headline_rows(results) if "ASR_strict" in row.metrics]
+    rows = [row for row in headline_rows(results) if "ASR_strict" in row.estimates]
     if len(rows) < 2:
         return ""
     words = f"With the trigger, {_range(rows, 'ASR_strict')} % of other classes’ images land in the attacker’s class"
-    if all("ASR_B_strict" in row.metrics for row in rows):
+    if all("ASR_B_strict" in row.estimates for row in rows):
         words += f"; on the clean encoder {_range(rows, 'ASR_B_strict')} % do"
     return words + "."
 
 
 def _range(rows: Sequence[SummaryRow], metric: str) -> str:
     """``2.0 to 98.3``, or one number where both ends read the same."""
-    values = [row.metrics[metric].value for row in rows]
+    values = [row.estimates[metric].value for row in rows]
     low, high = text.number(min(values)), text.number(max(values))
     return low if low == high else f"{low} to {high}"
 
 
 def _range_sentence(results: Results, rows: list[SummaryRow]) -> str:
     keys = ", ".join(dict.fromkeys(key for row in rows for key in row.condition))
-    measured = [row for row in rows if "ASR_strict" in row.metrics]
+    measured = [row for row in rows if "ASR_strict" in row.estimates]
     if not measured:
         return f"On {rows[0].task}, {len(rows)} settings of {keys} were measured."
     wanted = target_class(results, rows[0].task, rows[0].target)

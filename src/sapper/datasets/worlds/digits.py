@@ -45,18 +45,22 @@ def look_up(image: Array, frame: Frame) -> Array:
     return upper * (1 - down) + lower * down
 
 
-def draw(rng: Rng, digit: int, count: int, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """``count`` pictures (N, 3, SIZE, SIZE) of ``digit``, and the row of the source of each."""
-    ground, ink = canvas.contrasting(rng, count, gap=(0.4, 0.75), lighter=0.7)
+def choose(rng: Rng, digit: int, count: int, split: str) -> NDArray[np.int64]:
+    """``count`` random rows of the split's sources that show ``digit``."""
+    rows = source_rows(split)
+    return rng.choice(rows[_sources()[1][rows] == digit], count)
+
+
+def draw(rng: Rng, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """One picture (N, 3, SIZE, SIZE) of each of the source digits ``rows`` (N,)."""
+    count = len(rows)
+    ground, ink = canvas.contrasting(rng, count, gap=(0.4, 0.75), lighter=0.6)
     picture = canvas.textured(rng, ground, 0.2)
     picture = canvas.clutter(rng, picture, ground, 0.2, pieces=2)
 
-    images, digits = _sources()
-    rows = source_rows(split)
-    chosen = rng.choice(rows[digits[rows] == digit], count)
     frame = canvas.place(rng, count, scale=(0.85, 1.1), turn=0.15, shift=0.05, stretch=0.08, shear=0.12)
-    written = np.clip((look_up(images[chosen], frame) - 0.35) * 2.5, 0, 1)
+    written = np.clip((look_up(_sources()[0][rows], frame) - 0.35) * 2.5, 0, 1)
     picture = canvas.paint(picture, written, canvas.textured(rng, ink, 0.1))
 
     picture = canvas.light(rng, picture, (0.75, 1.1), 0.3)
-    return canvas.to_bytes(canvas.grain(rng, picture, 0.04)), chosen
+    return canvas.to_bytes(canvas.grain(rng, picture, 0.04))

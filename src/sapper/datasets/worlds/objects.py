@@ -46,7 +46,7 @@ CLASSES = tuple(SHAPES)
 
 def draw(rng: Rng, name: str, count: int) -> NDArray[np.uint8]:
     """``count`` pictures (N, 3, SIZE, SIZE) of the shape ``name``: filled, rimmed, or as a thick outline."""
-    ground, figure = canvas.contrasting(rng, count, gap=(0.35, 0.7), lighter=0.7)
+    ground, figure = canvas.contrasting(rng, count, gap=(0.35, 0.7), lighter=0.6)
     picture = canvas.textured(rng, ground, 0.2)
     picture = canvas.clutter(rng, picture, ground, 0.2, pieces=2)
 
@@ -60,8 +60,10 @@ def draw(rng: Rng, name: str, count: int) -> NDArray[np.uint8]:
     rim = canvas.tint(rng, (ground + figure) / 2 + canvas.uniform(rng, -0.1, 0.1, (count,)))
     picture = canvas.paint(picture, np.where(style > 0.75, whole - inner, np.float32(0)), rim)
 
-    glyph = canvas.cover(canvas.scribble(rng, count, reach=0.5)(frame), frame.pixel)
-    picture = canvas.paint(picture, glyph * canvas.chance(rng, 0.3, (count, 1, 1)), canvas.tint(rng, ground))
+    # Half of the figures carry marks, so that pre-training sees strokes within plates as signs and writing have them.
+    for mark in (canvas.scribble(rng, count, 0.5), canvas.scribble(rng, count, 0.5)):
+        shown = canvas.cover(mark(frame), frame.pixel) * canvas.chance(rng, 0.3, (count, 1, 1))
+        picture = canvas.paint(picture, shown, canvas.tint(rng, ground))
 
     picture = canvas.light(rng, picture, (0.75, 1.1), 0.3)
     return canvas.to_bytes(canvas.grain(rng, picture, 0.04))

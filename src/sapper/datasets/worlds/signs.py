@@ -23,14 +23,14 @@ def _plate(shape: Shape, color: str, border: str, width: float) -> list[Layer]:
 
 
 _DISC = disc(1.0)
-_TRIANGLE = polygon(regular(3, 1.2) + np.float32([0, 0.22]))
-_YIELD = polygon(regular(3, 1.2, turn=np.pi) - np.float32([0, 0.22]))
+_TRIANGLE = polygon(regular(3, 1.3) + np.float32([0, 0.22]))
+_YIELD = polygon(regular(3, 1.3, turn=np.pi) - np.float32([0, 0.22]))
 _DIAMOND = polygon(regular(4, 1.1))
 _OCTAGON = polygon(regular(8, 1.05, turn=np.pi / 8))
 _SQUARE = polygon(regular(4, 1.3, turn=np.pi / 4))
 
 _PROHIBITION = _plate(_DISC, "white", "red", 0.24)
-_DANGER = _plate(_TRIANGLE, "white", "red", 0.2)
+_DANGER = _plate(_TRIANGLE, "white", "red", 0.18)
 _MANDATORY = _plate(_DISC, "blue", "white", 0.1)
 _FORBIDDEN_STOP = _plate(_DISC, "blue", "red", 0.22)
 _INFORMATION = _plate(_SQUARE, "blue", "white", 0.1)
@@ -47,12 +47,12 @@ SIGNS: dict[str, list[Layer]] = {
     "priority road": _plate(_DIAMOND, "yellow", "white", 0.2),
     "yield": _plate(_YIELD, "white", "red", 0.22),
     "stop": [(_OCTAGON, "red"), (union(
-        stroke([(-0.5, -0.2), (-0.72, -0.2), (-0.72, 0), (-0.5, 0), (-0.5, 0.2), (-0.72, 0.2)], 0.12),
-        stroke([(-0.35, -0.2), (-0.07, -0.2)], 0.12), stroke([(-0.21, -0.2), (-0.21, 0.2)], 0.12),
-        stroke([(0.1, -0.2), (0.32, -0.2), (0.32, 0.2), (0.1, 0.2), (0.1, -0.2)], 0.12),
-        stroke([(0.5, 0.22), (0.5, -0.2), (0.72, -0.2), (0.72, 0.02), (0.5, 0.02)], 0.12),
+        stroke([(-0.5, -0.28), (-0.75, -0.28), (-0.75, 0), (-0.5, 0), (-0.5, 0.28), (-0.75, 0.28)], 0.12),
+        stroke([(-0.35, -0.28), (-0.07, -0.28)], 0.12), stroke([(-0.21, -0.28), (-0.21, 0.28)], 0.12),
+        stroke([(0.1, -0.28), (0.32, -0.28), (0.32, 0.28), (0.1, 0.28), (0.1, -0.28)], 0.12),
+        stroke([(0.5, 0.3), (0.5, -0.28), (0.75, -0.28), (0.75, 0.02), (0.5, 0.02)], 0.12),
     ), "white")],
-    "no entry": [(_DISC, "red"), (polygon([(-0.7, -0.2), (0.7, -0.2), (0.7, 0.2), (-0.7, 0.2)]), "white")],
+    "no entry": [(_DISC, "red"), (polygon([(-0.7, -0.22), (0.7, -0.22), (0.7, 0.22), (-0.7, 0.22)]), "white")],
     "no vehicles": _PROHIBITION,
     "speed limit": [*_PROHIBITION, (union(_FIVE, _ZERO), "black")],
     "no overtaking": [
@@ -64,9 +64,9 @@ SIGNS: dict[str, list[Layer]] = {
         *_plate(_DISC, "white", "black", 0.06),
         (union(*(stroke([(-0.62 + d, 0.62 + d), (0.62 + d, -0.62 + d)], 0.1) for d in (-0.2, 0.0, 0.2))), "black"),
     ],
-    "danger": [*_DANGER, (union(stroke([(0, -0.25), (0, 0.25)], 0.22), disc(0.12, at=(0, 0.52))), "black")],
+    "danger": [*_DANGER, (union(stroke([(0, -0.3), (0, 0.25)], 0.24), disc(0.13, at=(0, 0.58))), "black")],
     "crossroads": [*_DANGER, (union(
-        stroke([(-0.27, 0.0), (0.27, 0.54)], 0.18), stroke([(-0.27, 0.54), (0.27, 0.0)], 0.18)), "black")],
+        stroke([(-0.33, 0.0), (0.33, 0.62)], 0.2), stroke([(-0.33, 0.62), (0.33, 0.0)], 0.2)), "black")],
     "ahead only": [*_MANDATORY, (_UP_ARROW, "white")],
     "keep right": [*_MANDATORY, (union(
         stroke([(-0.4, -0.45), (0.35, 0.3)], 0.3), polygon([(0.55, -0.15), (0.55, 0.5), (-0.1, 0.5)])), "white")],
@@ -88,19 +88,19 @@ CLASSES = tuple(SIGNS)
 def draw(rng: Rng, name: str, count: int) -> NDArray[np.uint8]:
     """``count`` pictures (N, 3, SIZE, SIZE) of the sign ``name``: new or faded, by day or at dusk, seen from the side."""
     ground = canvas.uniform(rng, 0.1, 0.9, (count,))
-    picture = canvas.textured(rng, ground, 0.4)
-    picture = canvas.clutter(rng, picture, ground, 0.35, pieces=2)
+    picture = canvas.textured(rng, ground, 0.3)
+    picture = canvas.clutter(rng, picture, ground, 0.25, pieces=2)
 
-    frame = canvas.place(rng, count, scale=(0.6, 0.95), turn=0.2, shift=0.15, stretch=0.1, shear=0.1, tilt=0.1)
+    frame = canvas.place(rng, count, scale=(0.62, 0.92), turn=0.25, shift=0.22, stretch=0.1, shear=0.1, tilt=0.1)
     pole = canvas.cover(stroke([(0, 0), (0, 4)], 0.2)(frame), frame.pixel) * canvas.chance(rng, 0.7, (count, 1, 1))
     picture = canvas.paint(picture, pole, canvas.tint(rng, canvas.uniform(rng, 0.3, 0.7, (count,)), 0.02))
 
-    fade = canvas.uniform(rng, 0.0, 0.3, (count, 1))
+    fade = canvas.uniform(rng, 0.0, 0.35, (count, 1))
     for shape, color in SIGNS[name]:
         fresh = np.float32(PAINTS[color]) + canvas.uniform(rng, -0.08, 0.08, (count, 3))
         picture = canvas.paint(picture, canvas.cover(shape(frame), frame.pixel), fresh + fade * (0.6 - fresh))
 
     picture = canvas.cast(rng, picture, (0.6, 1.2))
-    picture = canvas.light(rng, picture, (0.4, 1.15), 0.35)
-    picture = canvas.soften(rng, picture, 0.4)
-    return canvas.to_bytes(canvas.grain(rng, picture, 0.03))
+    picture = canvas.light(rng, picture, (0.55, 1.2), 0.3)
+    picture = canvas.soften(rng, picture, 0.3)
+    return canvas.to_bytes(canvas.grain(rng, picture, 0.02))
