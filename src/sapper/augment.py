@@ -17,8 +17,8 @@ from torch import Tensor
 
 ASPECT_RATIO = (3 / 4, 4 / 3)  # width / height of a crop, torchvision's default
 CROP_TRIES = 10  # as in torchvision
-# Images cropped at once. On CPUs memory of small intermediate results is used again, that of large ones (256 images of
-# 32x32) goes back to the system and comes anew each time, which made the whole augmentation 1.5 times slower.
+# Images cropped at once. On CPUs the memory of small intermediate results is used again, while that of large ones (256
+# images of 32x32) goes back to the system each time, which made the whole augmentation 1.5 times slower.
 CROP_CHUNK = 64
 
 
@@ -174,7 +174,7 @@ def _resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _interpolation(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Weights (N, size, size): output pixel (middle) from input pixel (last), linear between the two nearest.
+    """Weights (N, size, size) of the input pixels (last) in each output pixel (middle): linear between two neighbors.
 
     The ``length`` pixels from ``start`` on are enlarged to ``size``; nothing outside of them has a weight.
     """

@@ -49,8 +49,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def root(
     # ``main`` looks for --debug itself, because it must know it even when typer fails; here it is for --help.
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
-    version: Annotated[  # noqa: ARG001 (its callback acts)
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
         bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:

@@ -82,11 +82,15 @@ class Checkpoint:
             progress = json.loads(file.metadata()["progress"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model/")})
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer/"):
-                _, index, key = name.split("/")
-                state.setdefault(int(index), {})[key] = value
+                _, number, key = name.split("/")
+                like = parameters[int(number)]
+                # Fused optimizers walk through memory: a moment must lie in it as its parameter does.
+                laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+                state.setdefault(int(number), {})[key] = laid_out
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         return progress["epoch"], progress["curves"]
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sapper.augment import Augmentation
 from sapper.encoders import Encoder, Trained
 from sapper.images import ImageSet, to_float
+from sapper.pretraining.monitor import neighbor_accuracy
 from sapper.run import Run
 from sapper.training import Checkpoint, note, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
 
@@ -34,7 +35,8 @@ class SimCLR:
 
     ``learning_rate`` is the peak of the ``cosine`` schedule, reached after the ``warmup`` share of all steps, or
     the rate throughout when ``schedule`` is ``constant``. ``crop_scale`` is the smallest share of the image's area
-    that a crop keeps.
+    that a crop keeps. ``monitor`` adds the accuracy of nearest neighbors to the curves after every epoch; only this
+    looks at labels.
     """
 
     epochs: PositiveInt = 200
@@ -46,6 +48,7 @@ class SimCLR:
     temperature: PositiveFloat = 0.5
     projection: PositiveInt = 128
     crop_scale: PositiveFloat = 0.08
+    monitor: bool = False
 
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Chen et al., ICML 2020"
@@ -54,7 +57,7 @@ class SimCLR:
     }
 
     def __call__(self, encoder: Encoder, images: ImageSet, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
-        """Train ``encoder`` in place on ``images`` (labels are not looked at); with ``checkpoint``, resumably."""
+        """Train ``encoder`` in place on ``images`` ; with ``checkpoint``, resumably."""
         head = projection_head(encoder.feature_size, self.projection, run.child("projection"))
         model = nn.ModuleDict({"encoder": encoder, "head": head}).to(run.device)
         optimizer = torch.optim.Adam(model.parameters(), weight_decay=self.weight_decay, fused=True)
@@ -81,6 +84,9 @@ class SimCLR:
                     total += loss.detach()
                     bar.advance()
                 note(curves, {"NT-Xent": float(total) / steps})
+                if self.monitor:
+                    note(curves, {"kNN accuracy": neighbor_accuracy(encoder, images, run)})
+                    model.train()
                 bar.advance(0, f"loss {curves['NT-Xent'][-1]:.3f}")
                 if checkpoint:
                     checkpoint.save(model, optimizer, epoch + 1, curves)

@@ -18,12 +18,12 @@ NAMES = ("objects", "signs", "digits")
 SPLITS = ("train", "test")
 ABOUT = {
     "objects": "Ten outlines over cluttered grounds, drawn",
-    "signs": "Sixteen traffic signs by the roadside, drawn",
+    "signs": "Fourteen traffic signs by the roadside, drawn",
     "digits": "Handwritten digits of scikit-learn (from UCI's optical recognition set), set in color over clutter",
 }
 PER_CLASS = {
     "objects": {"train": 800, "test": 100},
-    "signs": {"train": 350, "test": 100},
+    "signs": {"train": 400, "test": 100},
     "digits": {"train": 500, "test": 100},
 }
 CLASSES = {"objects": objects.CLASSES, "signs": signs.CLASSES, "digits": digits.CLASSES}

@@ -9,13 +9,14 @@ number of threads.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 SIZE = 32
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]  # float32 everywhere; the stubs of numpy lose that in sums with Python numbers.
 Rng = np.random.Generator
 
 
@@ -143,10 +144,8 @@ def regular(sides: int, radius: float = 1.0, turn: float = 0.0) -> Array:
     return (radius * np.stack([np.sin(angles), -np.cos(angles)], axis=1)).astype(np.float32)
 
 
-def arc(radius: float, start: float, end: float, steps: int = 8) -> Array:
-    """Points on a circle from angle ``start`` to ``end`` (radians, clockwise, 0 at the top), (steps, 2)."""
-    angles = np.linspace(start, end, steps)
-    return (radius * np.stack([np.sin(angles), -np.cos(angles)], axis=1)).astype(np.float32)
+def moved(points: Array, right: float, down: float) -> Array:
+    return points + np.asarray([right, down], np.float32)
 
 
 def _points(points: ArrayLike) -> Array:
@@ -176,7 +175,10 @@ def cover(distance: Array, pixel: Array) -> Array:
 
 
 def paint(picture: Array, coverage: Array, color: Array) -> Array:
-    """``color``, (N, 3), (N, 3, 1, 1) or (N, 3, H, W), over the picture (N, 3, H, W) where ``coverage`` (N, H, W) says."""
+    """``color`` over the picture (N, 3, H, W), as thick as ``coverage`` (N, H, W) says.
+
+    One color per picture, (N, 3), or one per pixel, (N, 3, H, W).
+    """
     if color.ndim == 2:
         color = color[:, :, None, None]
     return picture + coverage[:, None] * (color - picture)
@@ -240,7 +242,7 @@ def texture(rng: Rng, count: int) -> Array:
 
 
 def textured(rng: Rng, brightness: Array, depth: float) -> Array:
-    """A surface (N, 3, SIZE, SIZE) of one color around the given brightness (N,), with a texture up to ``depth`` strong.
+    """A surface (N, 3, SIZE, SIZE) of one color of the given brightness (N,), with a texture up to ``depth`` strong.
 
     The texture changes the hue a little and the brightness more, as the grain of wood or the light on a wall does.
     """
@@ -250,12 +252,12 @@ def textured(rng: Rng, brightness: Array, depth: float) -> Array:
     return color[:, :, None, None] + swing[:, :, None, None] * texture(rng, len(brightness))[:, None]
 
 
-def scribble(rng: Rng, count: int, reach: float = 1.1) -> Shape:
+def scribble(rng: Rng, count: int, reach: float = 1.1, width: tuple[float, float] = (0.08, 0.22)) -> Shape:
     """A curved pen stroke through three random points, each coordinate up to ``reach``."""
     a, b, c = (uniform(rng, -reach, reach, (count, 1, 2)) for _ in range(3))
     t = np.linspace(0, 1, 6, dtype=np.float32)[None, :, None]
     bend = (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
-    return stroke(bend, uniform(rng, 0.08, 0.22, (count, 1, 1)))
+    return stroke(bend, uniform(rng, *width, (count, 1, 1)))
 
 
 def shard(rng: Rng, count: int) -> Shape:
@@ -301,14 +303,18 @@ def cast(rng: Rng, picture: Array, gain: tuple[float, float]) -> Array:
     return picture * uniform(rng, *gain, (len(picture), 3, 1, 1))
 
 
+def without_color(rng: Rng, picture: Array, probability: float) -> Array:
+    """Some of the pictures in gray, as from a camera that sees no color."""
+    gray = chance(rng, probability, (len(picture), 1, 1, 1))
+    return np.where(gray, picture.mean(axis=1, keepdims=True), picture)
+
+
 def soften(rng: Rng, picture: Array, strength: float) -> Array:
     """A small blur of random strength, as of a lens out of focus."""
     side = uniform(rng, 0, strength, (len(picture), 1, 1, 1)) / 2
-    for axis in (2, 3):
-        padded = np.pad(picture, [(0, 0), (0, 0), *((1, 1) if a == axis else (0, 0) for a in (2, 3))], mode="edge")
-        before, after = np.take(padded, range(SIZE), axis), np.take(padded, range(2, SIZE + 2), axis)
-        picture = (1 - 2 * side) * picture + side * (before + after)
-    return picture
+    padded = np.pad(picture, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    across = (1 - 2 * side) * padded[..., 1:-1] + side * (padded[..., :-2] + padded[..., 2:])
+    return (1 - 2 * side) * across[:, :, 1:-1] + side * (across[:, :, :-2] + across[:, :, 2:])
 
 
 def grain(rng: Rng, picture: Array, strength: float) -> Array:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sapper.datasets.worlds import canvas
-from sapper.datasets.worlds.canvas import Array, Rng, Shape, disc, minus, polygon, regular
+from sapper.datasets.worlds.canvas import Array, Rng, Shape, disc, minus, moved, polygon, regular
 
 
 def _star() -> Array:
@@ -32,7 +32,7 @@ _HOURGLASS = [(-0.75, -0.95), (0.75, -0.95), (0.12, 0), (0.75, 0.95), (-0.75, 0.
 SHAPES: dict[str, Shape] = {
     "disc": disc(0.9),
     "square": polygon(regular(4, 1.15, turn=np.pi / 4)),
-    "triangle": polygon(regular(3, 1.1) + np.float32([0, 0.2])),
+    "triangle": polygon(moved(regular(3, 1.1), 0, 0.2)),
     "star": polygon(_star()),
     "cross": polygon(_CROSS),
     "heart": polygon(_heart()),
@@ -46,7 +46,7 @@ CLASSES = tuple(SHAPES)
 
 def draw(rng: Rng, name: str, count: int) -> NDArray[np.uint8]:
     """``count`` pictures (N, 3, SIZE, SIZE) of the shape ``name``: filled, rimmed, or as a thick outline."""
-    ground, figure = canvas.contrasting(rng, count, gap=(0.35, 0.7), lighter=0.6)
+    ground, figure = canvas.contrasting(rng, count, gap=(0.35, 0.7), lighter=0.65)
     picture = canvas.textured(rng, ground, 0.2)
     picture = canvas.clutter(rng, picture, ground, 0.2, pieces=2)
 
@@ -61,7 +61,8 @@ def draw(rng: Rng, name: str, count: int) -> NDArray[np.uint8]:
     picture = canvas.paint(picture, np.where(style > 0.75, whole - inner, np.float32(0)), rim)
 
     # Half of the figures carry marks, so that pre-training sees strokes within plates as signs and writing have them.
-    for mark in (canvas.scribble(rng, count, 0.5), canvas.scribble(rng, count, 0.5)):
+    for _ in range(2):
+        mark = canvas.scribble(rng, count, 0.55, width=(0.12, 0.26))
         shown = canvas.cover(mark(frame), frame.pixel) * canvas.chance(rng, 0.3, (count, 1, 1))
         picture = canvas.paint(picture, shown, canvas.tint(rng, ground))
 

@@ -1,0 +1,94 @@
+"""Features and heads against plain forms of scikit-learn and numpy."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+
+from sapper.downstream import KNN, MLP, Classifier, Linear, extract, predict
+from sapper.encoders import build
+from sapper.run import Run
+from sapper.triggers import Patch
+from tests.test_badencoder import images
+
+RUN = Run(seed=2)
+
+
+def clouds(count: int, classes: int, dimension: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalized Gaussian clouds around fixed centers, and their labels."""
+    centers = torch.randn(classes, dimension, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    return F.normalize(centers[labels] + torch.randn(count, dimension, generator=generator), dim=1), labels
+
+
+def test_features_are_normalized_and_the_trigger_is_stamped_first() -> None:
+    encoder, data = build(RUN, architecture="resnet10", width=4, input_size=16), images(10, 1)
+    pixels, patch = data.images.float() / 255, Patch(size=5)
+    with torch.no_grad():
+        encoder.eval()
+        plain, stamped = F.normalize(encoder(pixels), dim=1), F.normalize(encoder(patch(pixels)), dim=1)
+    assert torch.allclose(extract(encoder, data.images, RUN, batch=3), plain, atol=1e-6)
+    assert torch.allclose(extract(encoder, data.images, RUN, patch, batch=4), stamped, atol=1e-6)
+    assert not torch.allclose(plain, stamped, atol=1e-3)
+
+
+def test_a_linear_probe_is_logistic_regression() -> None:
+    features, labels = clouds(300, 4, 6, seed=1)
+    head = Linear(penalty=1e-3, iterations=500).fit(features, labels, 4, RUN)
+    theirs = LogisticRegression(C=1 / (1e-3 * len(features)), tol=1e-8, max_iter=2000)
+    theirs.fit(features.numpy(), labels.numpy())
+    with torch.no_grad():
+        ours = head(features).softmax(1).numpy()
+    assert np.abs(ours - theirs.predict_proba(features.numpy())).max() < 0.01
+
+
+def test_knn_votes_as_the_formula_says() -> None:
+    bank, labels = clouds(40, 3, 5, seed=1)
+    queries, _ = clouds(12, 3, 5, seed=2)
+    head = KNN(neighbors=7, temperature=0.5).fit(bank, labels, 3, RUN)
+    for query, votes in zip(queries, head(queries)):
+        similarity = bank @ query
+        expected = torch.zeros(3)
+        for row in similarity.argsort(descending=True)[:7]:
+            expected[labels[row]] += torch.exp(similarity[row] / 0.5)
+        assert torch.allclose(votes, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", [MLP(epochs=30, learning_rate=1e-3), Linear(), KNN(neighbors=10)])
+def test_heads_learn_separable_classes(head: MLP | Linear | KNN) -> None:
+    features, labels = clouds(400, 4, 20, seed=1)
+    unseen, truth = clouds(200, 4, 20, seed=2)
+    fitted = head.fit(features, labels, 4, RUN)
+    assert (predict(fitted, unseen) == truth).float().mean() > 0.9
+
+
+def test_the_order_of_rows_does_not_matter_to_the_mlp() -> None:
+    """Class-sorted rows, which an unshuffled loader feeds one class at a time, give the same accuracy."""
+    features, labels = clouds(400, 4, 20, seed=1)
+    unseen, truth = clouds(400, 4, 20, seed=2)
+    order = labels.argsort()
+    head = MLP(epochs=20, learning_rate=1e-3)
+    mixed, ordered = (
+        (predict(head.fit(x, y, 4, RUN), unseen) == truth).float().mean()
+        for x, y in ((features, labels), (features[order], labels[order]))
+    )
+    assert abs(float(mixed - ordered)) < 0.05
+
+
+def test_the_mlp_is_the_papers_and_the_same_seed_gives_the_same() -> None:
+    features, labels = clouds(60, 3, 20, seed=1)
+    first, second = (MLP(epochs=2).fit(features, labels, 3, RUN) for _ in range(2))
+    assert [tuple(p.shape) for p in first.parameters()] == [(512, 20), (512,), (256, 512), (256,), (3, 256), (3,)]
+    for ours, theirs in zip(first.parameters(), second.parameters()):
+        assert torch.equal(ours, theirs)
+    assert not first.training
+
+
+def test_a_classifier_goes_from_images_to_logits() -> None:
+    encoder, data = build(RUN, architecture="resnet10", width=4, input_size=16).eval(), images(12, 1)
+    features = extract(encoder, data.images, RUN)
+    head = Linear(iterations=5).fit(features, torch.arange(12) % 3, 3, RUN)
+    logits = Classifier(encoder, head)(data.images.float() / 255)
+    assert torch.allclose(logits, head(features), atol=1e-5)

@@ -1,0 +1,90 @@
+"""Metrics against hand counts, intervals against scipy and against simulation."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from sapper.metrics import attack_metrics, difference, is_constant, share
+
+bits = st.lists(st.booleans(), min_size=1, max_size=60)
+pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
+
+
+@given(bits)
+def test_share_is_wilsons_interval(hits: list[bool]) -> None:
+    rate = share(torch.tensor(hits))
+    expected = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+    assert rate.value == pytest.approx(sum(hits) / len(hits))
+    assert (rate.low, rate.high, rate.n) == (
+        pytest.approx(expected.low, abs=1e-9),
+        pytest.approx(expected.high, abs=1e-9),
+        len(hits),
+    )
+
+
+@given(pairs)
+def test_difference_is_within_its_interval_and_antisymmetric(drawn: list[tuple[bool, bool]]) -> None:
+    ours, theirs = torch.tensor(drawn).T
+    forth, back = difference(ours, theirs), difference(theirs, ours)
+    assert -1 <= forth.low <= forth.value + 1e-12
+    assert forth.value - 1e-12 <= forth.high <= 1
+    assert (forth.value, forth.low, forth.high) == pytest.approx((-back.value, -back.high, -back.low))
+
+
+def test_difference_equals_newcombes_formula_on_a_table_worked_by_hand() -> None:
+    """36 both, 12 only the first, 2 only the second, 0 neither: φ < 0, so no continuity correction."""
+    table = [(True, True)] * 36 + [(True, False)] * 12 + [(False, True)] * 2
+    ours, theirs = torch.tensor(table).T
+    rate = difference(ours, theirs)
+    assert rate.value == pytest.approx(0.20)
+    # Newcombe 1998, table II, method 10 gives 0.0569 to 0.3404 for these counts.
+    assert rate.low == pytest.approx(0.0569, abs=5e-5)
+    assert rate.high == pytest.approx(0.3404, abs=5e-5)
+
+
+def test_difference_covers_the_truth_in_95_of_100_cases() -> None:
+    generator = torch.Generator().manual_seed(0)
+    covered, rounds, n = 0, 1500, 80
+    for _ in range(rounds):
+        both = torch.rand(n, generator=generator)
+        ours, theirs = both < 0.9, (both < 0.15) | (torch.rand(n, generator=generator) < 0.1)
+        rate = difference(ours, theirs)
+        covered += rate.low <= 0.9 - (0.15 + 0.85 * 0.1) <= rate.high
+    assert 0.93 <= covered / rounds <= 0.985
+
+
+def test_all_metrics_of_a_case_counted_by_hand() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 2])
+    rates = attack_metrics(
+        labels,
+        target=1,
+        clean_on_clean=torch.tensor([0, 0, 1, 0, 2]),
+        clean_on_triggered=torch.tensor([0, 1, 1, 1, 2]),
+        backdoored_on_clean=torch.tensor([0, 1, 1, 0, 2]),
+        backdoored_on_triggered=torch.tensor([1, 1, 1, 1, 2]),
+    )
+    values = {name: rate.value for name, rate in rates.items()}
+    assert values == pytest.approx(
+        {"CA": 0.8, "BA": 0.6, "ASR": 0.8, "ASR_strict": 2 / 3, "ASR_B": 0.6, "ASR_B_strict": 1 / 3, "lift": 1 / 3}
+    )
+    assert rates["ASR"].n == 5
+    assert rates["ASR_strict"].n == rates["lift"].n == 3
+
+
+def test_target_class_images_cannot_raise_the_strict_rate() -> None:
+    """A classifier that ignores the trigger has a paper's ASR of the class share, and a strict one of zero."""
+    labels = torch.arange(100) % 10
+    perfect = dict.fromkeys(
+        ["clean_on_clean", "clean_on_triggered", "backdoored_on_clean", "backdoored_on_triggered"], labels
+    )
+    rates = attack_metrics(labels, 3, **perfect)
+    assert rates["ASR"].value == pytest.approx(0.1)
+    assert rates["ASR_strict"].value == 0
+    assert rates["lift"].value == 0
+
+
+def test_constant_predictions_are_noticed() -> None:
+    assert is_constant(torch.full((100,), 4))
+    assert not is_constant(torch.arange(100) % 10)
