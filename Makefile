@@ -4,7 +4,7 @@ PYTHON ?= python3
 UV := .uv/bin/uv
 RUN := .venv/bin
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-all lint bench clean
 
 setup: .venv/.ready                      ## make the environment in .venv (does nothing when it is up to date)
 
@@ -18,10 +18,13 @@ $(UV):
 	@touch $@
 
 demo: setup                              ## the whole story on embedded data, ending in a report
-	$(RUN)/sapper demo
+	$(RUN)/sapper demo $(if $(OUT),--out $(OUT))
 
 test: setup                              ## the tests
 	$(RUN)/python -m pytest
+
+test-all: setup                          ## the longer tests, too
+	$(RUN)/python -m pytest -m 'slow or not slow'
 
 lint: setup                              ## style, types and the rules of the house
 	$(RUN)/ruff check .

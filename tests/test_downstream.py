@@ -5,6 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from sapper.downstream import KNN, MLP, Classifier, Linear, extract, predict
 from sapper.encoders import build
@@ -37,7 +39,7 @@ def test_features_are_normalized_and_the_trigger_is_stamped_first() -> None:
 def test_a_linear_probe_is_logistic_regression() -> None:
     features, labels = clouds(300, 4, 6, seed=1)
     head = Linear(penalty=1e-3, iterations=500).fit(features, labels, 4, RUN)
-    theirs = LogisticRegression(C=1 / (1e-3 * len(features)), tol=1e-8, max_iter=2000)
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (1e-3 * len(features)), tol=1e-8, max_iter=2000))
     theirs.fit(features.numpy(), labels.numpy())
     with torch.no_grad():
         ours = head(features).softmax(1).numpy()
@@ -56,7 +58,15 @@ def test_knn_votes_as_the_formula_says() -> None:
         assert torch.allclose(votes, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", [MLP(epochs=30, learning_rate=1e-3), Linear(), KNN(neighbors=10)])
+@pytest.mark.parametrize(
+    "head",
+    [
+        MLP(epochs=30, learning_rate=1e-3),
+        MLP(epochs=5, learning_rate=1e-3, standardize=True),
+        Linear(),
+        KNN(neighbors=10),
+    ],
+)
 def test_heads_learn_separable_classes(head: MLP | Linear | KNN) -> None:
     features, labels = clouds(400, 4, 20, seed=1)
     unseen, truth = clouds(200, 4, 20, seed=2)

@@ -68,12 +68,28 @@ class Classifier(nn.Module):
         return self.head(F.normalize(self.encoder(images), dim=1))
 
 
+class Standardize(nn.Module):
+    """Features (N, D) less the mean and over the deviation of those it was made from; a constant one becomes 0."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, features: Tensor):
+        super().__init__()
+        self.register_buffer("mean", features.mean(0))
+        self.register_buffer("deviation", features.std(0, correction=0).clamp_min(1e-6))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.deviation
+
+
 @dataclass(frozen=True, kw_only=True)
 class MLP:
     """The paper's head: D – 512 – ReLU – dropout – 256 – ReLU – K, cross-entropy, Adam.
 
     Defaults from ``training_downstream_classifier.py``; unlike there, rows are shuffled in every epoch, so that the
-    order of a data set never changes a result.
+    order of a data set never changes a result. ``standardize`` gives each feature mean 0 and deviation 1 first; the
+    functions that can be learned stay the same, but far fewer epochs are needed.
     """
 
     epochs: PositiveInt = 500
@@ -81,6 +97,7 @@ class MLP:
     learning_rate: PositiveFloat = 1e-4
     hidden: tuple[PositiveInt, PositiveInt] = (512, 256)
     dropout: NonNegativeFloat = 0.5
+    standardize: bool = False
 
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022"
@@ -92,6 +109,7 @@ class MLP:
         first, second = self.hidden
         with run.seeded():
             head = nn.Sequential(
+                Standardize(features) if self.standardize else nn.Identity(),
                 nn.Linear(features.shape[1], first),
                 nn.ReLU(),
                 nn.Dropout(self.dropout),
@@ -115,7 +133,7 @@ class MLP:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """A linear probe: multinomial logistic regression with an L2 penalty, solved by L-BFGS.
+    """A linear probe: multinomial logistic regression on standardized features, with an L2 penalty, by L-BFGS.
 
     Minimizes  mean cross-entropy + ``penalty``/2 · ‖W‖²  over all rows at once; convex, so no schedule matters.
     """
@@ -130,19 +148,20 @@ class Linear:
     def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
         """The optimum, to L-BFGS's tolerance; no randomness is used."""
         labels = labels.to(features.device)
-        head = nn.Linear(features.shape[1], classes, device=features.device)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        solver = torch.optim.LBFGS(head.parameters(), max_iter=self.iterations, line_search_fn="strong_wolfe")
+        standardize, linear = Standardize(features), nn.Linear(features.shape[1], classes, device=features.device)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        inputs = standardize(features)
+        solver = torch.optim.LBFGS(linear.parameters(), max_iter=self.iterations, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             solver.zero_grad()
-            loss = F.cross_entropy(head(features), labels) + self.penalty / 2 * head.weight.square().sum()
+            loss = F.cross_entropy(linear(inputs), labels) + self.penalty / 2 * linear.weight.square().sum()
             loss.backward()
             return loss
 
         solver.step(closure)
-        return head.eval()
+        return nn.Sequential(standardize, linear).eval()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,8 @@
 """The one exception that a user's mistake, or a user's file, may cause."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SapperError(Exception):
     """Something that came from outside cannot be used.
@@ -16,6 +19,16 @@ class SapperError(Exception):
         where = f"{self.where}: " if self.where else ""
         remedy = f"\n  remedy: {self.remedy}" if self.remedy else ""
         return f"{where}{self.what}{remedy}"
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Add to errors from inside in which file and at which key they came up."""
+    try:
+        yield
+    except SapperError as error:
+        inner = f"{where}: {error.where}" if error.where else where
+        raise SapperError(error.what, where=inner, remedy=error.remedy) from error
 
 
 def closest(name: str, known: "list[str] | tuple[str, ...]") -> str:

@@ -2,30 +2,56 @@
 
 import hashlib
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sapper.errors import SapperError
+
+LEFTOVERS = ".*.part"
+"""What a process that was killed while writing leaves behind."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write beside, then rename: a reader sees the old file or the whole new one, never half of it.
 
+    In a text, what UTF-8 cannot hold (a file name in another encoding) becomes a question mark.
     Raises ``SapperError`` on a full or read-only disk; the old file is then untouched.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # the folder itself may be what is wrong
-            beside.unlink()
-        remedy = "free some space or choose another folder with --out"
-        raise SapperError(f"cannot write: {error.strerror}", where=str(path), remedy=remedy) from error
+    with _beside(path) as beside:
+        beside.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
+
+
+def link_atomically(source: Path, path: Path) -> None:
+    """Give ``source`` a second name, ``path``; a copy where the file system has no hard links.
+
+    Raises ``SapperError`` as ``write_atomically`` does.
+    """
+    with _beside(path) as beside:
+        try:
+            os.link(source, beside)
+        except OSError:
+            shutil.copyfile(source, beside)
 
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write to; the file there becomes ``path`` if nothing fails, and is gone if not."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        beside.replace(path)
+    except OSError as error:
+        remedy = "free some space, or choose another folder with --out or --store"
+        raise SapperError(f"cannot write: {error.strerror or error}", where=str(path), remedy=remedy) from error
+    finally:
+        with suppress(OSError):  # gone already, or the folder itself is what is wrong
+            beside.unlink()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sapper.errors import SapperError
-from sapper.files import sha256, write_atomically
+from sapper.files import LEFTOVERS, sha256, write_atomically
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Store:
             except BlockingIOError as error:
                 remedy = "wait for it to end, or name another folder with --store"
                 raise SapperError("another run is using this store", where=str(self.root), remedy=remedy) from error
+            except OSError as error:
+                raise self._refused(error) from error
             yield
 
     def stage(self, name: str, key: dict[str, Any], make: Callable[[Path], None]) -> Stage:
@@ -58,10 +60,12 @@ class Store:
         digest = sha256_of(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         folder, work = self.root / f"{name}-{digest}", self.root / ".work" / f"{name}-{digest}"
         if (found := _intact(folder)) is not None:
-            return Stage(folder, found["seconds"], cached=True)
+            return found
         try:
             shutil.rmtree(folder, ignore_errors=True)
             work.mkdir(parents=True, exist_ok=True)
+            for half_written in work.glob(LEFTOVERS):
+                half_written.unlink()
             started = time.perf_counter()
             make(work)
             seconds = round(time.perf_counter() - started, 2)
@@ -75,14 +79,14 @@ class Store:
 
     def _refused(self, error: OSError) -> SapperError:
         remedy = "free some space, or name another folder with --store"
-        return SapperError(f"the store cannot be used: {error.strerror}", where=str(self.root), remedy=remedy)
+        return SapperError(f"the store cannot be used: {error.strerror or error}", where=str(self.root), remedy=remedy)
 
 
-def _intact(folder: Path) -> dict[str, Any] | None:
-    """The content of the folder's ``stage.json`` if all its files are as they were written."""
+def _intact(folder: Path) -> Stage | None:
+    """The stage in ``folder`` if its ``stage.json`` is there and all its files are as they were written."""
     try:
-        content: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
         whole = all(sha256(folder / name) == digest for name, digest in content["files"].items())
-        return content if whole else None
-    except (OSError, ValueError, KeyError, AttributeError):
+        return Stage(folder, float(content["seconds"]), cached=True) if whole else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # missing, or not what we wrote
         return None

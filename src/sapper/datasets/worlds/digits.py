@@ -54,11 +54,11 @@ def choose(rng: Rng, digit: int, count: int, split: str) -> NDArray[np.int64]:
 def draw(rng: Rng, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     """One picture (N, 3, SIZE, SIZE) of each of the source digits ``rows`` (N,)."""
     count = len(rows)
-    ground, ink = canvas.contrasting(rng, count, gap=(0.4, 0.75), lighter=0.6)
+    ground, ink = canvas.contrasting(rng, count, gap=(0.25, 0.65), lighter=0.6)
     picture = canvas.textured(rng, ground, 0.2)
     picture = canvas.clutter(rng, picture, ground, 0.2, pieces=2)
 
-    frame = canvas.place(rng, count, scale=(0.85, 1.1), turn=0.15, shift=0.05, stretch=0.08, shear=0.12)
+    frame = canvas.place(rng, count, scale=(0.9, 1.1), turn=0.15, shift=0.05, stretch=0.08, shear=0.12)
     written = np.clip((look_up(_sources()[0][rows], frame) - 0.35) * 2.5, 0, 1)
     picture = canvas.paint(picture, written, canvas.textured(rng, ink, 0.1))
 
