@@ -5,11 +5,11 @@ parameters; ``fit(features, labels, classes, run)`` returns a module from featur
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sapper.encoders import Encoder
@@ -96,7 +96,7 @@ class MLP:
     batch: PositiveInt = 64
     learning_rate: PositiveFloat = 1e-4
     hidden: tuple[PositiveInt, PositiveInt] = (512, 256)
-    dropout: NonNegativeFloat = 0.5
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     standardize: bool = False
 
     version: ClassVar[int] = 1

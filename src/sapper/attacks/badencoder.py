@@ -23,11 +23,11 @@ a step, one forward pass for all. Because BatchNorm is frozen this changes neith
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sapper.attacks.target import Target, check_targets
@@ -44,7 +44,8 @@ class BadEncoder:
     """Backdoors a pre-trained encoder for chosen targets (Jia, Liu, Gong, IEEE S&P 2022).
 
     ``reference_views``: augmented copies of each reference per step; 0 is the paper's, one per shadow image.
-    ``schedule``: ``constant`` is the paper's; ``cosine`` lets the rate fall to zero, for short runs.
+    ``optimizer`` and ``schedule``: ``sgd`` and ``constant`` are the paper's; ``adam`` and ``cosine``, whose rate falls
+    to zero, are for runs of far fewer steps than its 39,000.
     """
 
     lambda0: NonNegativeFloat = 1.0
@@ -53,10 +54,11 @@ class BadEncoder:
     epochs: PositiveInt = 200
     batch: PositiveInt = 256
     learning_rate: PositiveFloat = 1e-3
+    optimizer: Literal["sgd", "adam"] = "sgd"
     schedule: Literal["constant", "cosine"] = "constant"
-    momentum: NonNegativeFloat = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat = 5e-4
-    reference_views: int = 0
+    reference_views: NonNegativeInt = 0
 
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022"
@@ -77,12 +79,7 @@ class BadEncoder:
         clean, clean_references = extract(encoder, pixels, run), extract(encoder, reference_pixels, run)
         references = to_float(reference_pixels.to(run.device))
         freeze_batch_norm(encoder)
-        optimizer = torch.optim.SGD(
-            [weight for weight in encoder.parameters() if weight.requires_grad],
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
+        optimizer = self.make_optimizer([weight for weight in encoder.parameters() if weight.requires_grad])
         done, curves = checkpoint.restore(encoder, optimizer) if checkpoint else (0, {})
         steps = steps_per_epoch(len(shadow), self.batch)
         with run.progress.bar("injection (BadEncoder)", self.epochs * steps) as bar:
@@ -110,6 +107,12 @@ class BadEncoder:
                     checkpoint.save(encoder, optimizer, epoch + 1, curves)
         encoder.requires_grad_(True)
         return Trained(encoder.eval(), curves)
+
+    def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The paper's SGD, or Adam, which needs far fewer steps and knows no momentum of ours."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(weights, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        return torch.optim.SGD(weights, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def rate(self, progress: float) -> float:
         """The learning rate after the share ``progress`` of all steps."""
