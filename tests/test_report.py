@@ -20,7 +20,7 @@ from PIL import Image
 
 from sapper.errors import SapperError
 from sapper.lab.results import Artifact, Curve, FeatureMap, Picture, Record, Results
-from sapper.report import render, tables, text, write_report
+from sapper.report import markdown, render, tables, text, write_report
 from sapper.report.tables import estimate, summary_rows, summary_sentences
 
 TARGETS = {"signs": "priority", "digits": "one", "objects": "cup"}
@@ -520,3 +520,13 @@ def test_browser_shows_it_without_complaint(tmp_path: Path, results: Results, wi
     assert int(found[1]) <= width, "the page is wider than its window"
     shades = np.asarray(Image.open(picture).convert("L"))[:, :width]
     assert shades.std() > 5, "the page is blank"
+
+
+@pytest.mark.parametrize("results", [made_up(), ablation()])
+def test_markdown_has_every_number_and_the_command(results: Results) -> None:
+    written = markdown.render(results)
+    for row in summary_rows(results):
+        assert all(item.number in written for item in row.estimates.values())
+    assert results.command in written
+    lines = [line for line in written.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1, "every row has as many cells"

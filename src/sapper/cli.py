@@ -4,14 +4,19 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from sapper import __version__
 from sapper.errors import SapperError, closest
@@ -22,7 +27,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out, err = Console(), Console(stderr=True)
+
+
+class _Console(Console):
+    """Ends as shells have it when nobody reads on, as in ``sapper methods | head``."""
+
+    def on_broken_pipe(self) -> None:
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+out, err = _Console(highlight=False), _Console(stderr=True, highlight=False)
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for results.json and report.html [runs/NAME].")]
 StoreOption = Annotated[
@@ -48,7 +65,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    # ``main`` looks for --debug itself, because it must know it even when typer fails; here it is for --help.
+    # ``main`` takes --debug out wherever it stands, because every command knows it; here it is for --help.
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
@@ -88,16 +105,23 @@ def demo(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A folder with results.json.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder with results.json.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown, for a page.")] = False,
+) -> None:
     """Write report.html anew from results.json, and print the table."""
     from sapper.lab.results import read_results
+    from sapper.report import markdown as page
     from sapper.report import write_report
 
     results = read_results(folder)
+    if markdown:
+        _say(page.render(results))
+        return
     path = (folder if folder.is_dir() else folder.parent) / "report.html"
     write_report(results, path)
     _print_results(results)
-    out.print(f"report: {path}", soft_wrap=True, highlight=False)
+    _say(f"report: {path}")
 
 
 @app.command()
@@ -113,9 +137,9 @@ def methods(
     found: dict[str, Callable[[], None]] = {}
     for kind, table in kinds.items():
         for method in known(kind, table):
-            found[method] = _method_printer(kind, method, find(kind, table, method, "methods"))
+            found[method] = _method_printer(kind, method, find(kind, table, method, "methods"), whole=name is not None)
     for trigger, cls in TRIGGERS.items():
-        found[trigger] = _method_printer("triggers", trigger, cls)
+        found[trigger] = _method_printer("triggers", trigger, cls, whole=name is not None)
     for info in datasets.describe():
         found[info.name] = _dataset_printer(info)
     if name is not None and name not in found:
@@ -124,18 +148,20 @@ def methods(
         show()
 
 
-def _method_printer(kind: str, name: str, cls: type) -> Callable[[], None]:
+def _method_printer(kind: str, name: str, cls: type, *, whole: bool) -> Callable[[], None]:
+    """Prints a method with its parameters; its first line of documentation, or the ``whole``."""
     from sapper.methods import parameters
 
     def show() -> None:
         source = getattr(cls, "source", "")
         out.print(f"[bold]{name}[/bold]  [dim]{kind}{' · ' + escape(source) if source else ''}[/dim]")
-        out.print(f"  {escape((cls.__doc__ or '').strip().splitlines()[0])}")
+        text = cleandoc(cls.__doc__ or "")
+        out.print(Padding.indent(Text(text if whole else text.partition("\n\n")[0]), 2))
         for parameter in parameters(cls):
-            out.print(f"    {parameter.name} = {escape(parameter.default)}", highlight=False)
+            out.print(f"    {parameter.name} = {escape(parameter.default)}")
         for preset, values in getattr(cls, "presets", {}).items():
             text = ", ".join(f"{key} = {value!r}" for key, value in values.items()) or "the defaults"
-            out.print(f'    preset = "{preset}": {escape(text)}', highlight=False)
+            out.print(Padding.indent(Text(f'preset = "{preset}": {text}'), 4))
         out.print()
 
     return show
@@ -144,9 +170,9 @@ def _method_printer(kind: str, name: str, cls: type) -> Callable[[], None]:
 def _dataset_printer(info: Any) -> Callable[[], None]:
     def show() -> None:
         out.print(f"[bold]{info.name}[/bold]  [dim]data set · {info.kind}[/dim]")
-        out.print(f"  {info.classes} classes, splits {', '.join(info.splits)}. {escape(str(info.source))}")
+        out.print(Padding.indent(Text(f"{info.classes} classes, splits {', '.join(info.splits)}. {info.source}"), 2))
         if info.note:
-            out.print(f"  {escape(info.note)}")
+            out.print(Padding.indent(Text(info.note), 2))
         out.print()
 
     return show
@@ -155,15 +181,18 @@ def _dataset_printer(info: Any) -> Callable[[], None]:
 def _scenario_file(name: str) -> Path:
     """The file itself, or the shipped scenario of that name."""
     path = Path(name)
-    if path.suffix == ".toml" or path.exists():
+    if path.is_file():
         return path
-    here = Path(__file__).parent
-    shipped = {
-        p.stem: p for folder in (here / "scenarios", here.parents[1] / "scenarios") for p in folder.glob("*.toml")
-    }
-    if name not in shipped:
-        raise SapperError(f"no scenario {name!r}", where="scenario", remedy=closest(name, sorted(shipped)))
-    return shipped[name]
+    shipped = {file.stem: file for folder in _SHIPPED for file in sorted(folder.glob("*.toml"))}
+    if name in shipped:
+        return shipped[name]
+    what = "there is no such file" if path.suffix == ".toml" else f"no scenario is called {name!r}"
+    remedy = f"{closest(path.stem, list(shipped))} (those come with sapper), or the path of a TOML file"
+    raise SapperError(what, where=name, remedy=remedy)
+
+
+_SHIPPED = (Path(__file__).parent / "scenarios", Path(__file__).parents[2] / "scenarios")
+"""Where scenarios lie when sapper is installed, and in a checkout."""
 
 
 def _run(
@@ -176,9 +205,10 @@ def _run(
     device: str,
     threads: int,
 ) -> None:
+    # Read by OpenMP when torch is loaded. Threads that spin while they wait stall one another on shared cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from sapper.files import write_atomically
     from sapper.lab.results import write_results
     from sapper.lab.runner import Lab, run_scenario
     from sapper.lab.scenario import read
@@ -188,29 +218,41 @@ def _run(
     from sapper.run import Run, fast_dtype
 
     scenario = read(file, tuple(overrides))
+    place = _device(device)
     folder = folder or Path("runs") / scenario.name
-    # Whether results can be written is found out before the work, not after it.
-    write_atomically(folder / ".writable", "")
-    (folder / ".writable").unlink()
+    _check_writable(folder)
     if threads:
         torch.set_num_threads(threads)
-    place = _device(device)
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(scenario.precision) or fast_dtype(place)
-    with progress(err) as bars:
-        lab = Lab(
-            store=Store(store or folder / "store"),
-            out=folder,
-            run=Run(device=place, dtype=precision, progress=bars),
-            command=_command(file, folder, overrides),
-            data_root=data_root,
-            download=download,
-            tell=lambda line: err.print(line, highlight=False),
-        )
-        results = run_scenario(scenario, lab)
+    surroundings = {"--data-root": data_root, "--device": device if device != "auto" else None, "--threads": threads}
+    try:
+        with progress(err) as bars:
+            lab = Lab(
+                store=Store(store or folder / "store"),
+                out=folder,
+                run=Run(device=place, dtype=precision, progress=bars),
+                command=_command(file, folder, overrides, surroundings),
+                data_root=data_root,
+                download=download,
+                tell=lambda line: err.print(line, markup=False),
+            )
+            results = run_scenario(scenario, lab)
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on from here")
+        raise
     write_results(results, folder)
     write_report(results, folder / "report.html")
     _print_results(results)
-    out.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+    _say(f"report: {folder / 'report.html'}")
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out before the work, not after it, whether results can be written."""
+    from sapper.files import write_atomically
+
+    trial = folder / ".writable"
+    write_atomically(trial, "")
+    trial.unlink()
 
 
 def _device(name: str) -> Any:
@@ -220,51 +262,79 @@ def _device(name: str) -> Any:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SapperError(f"no device {name!r} here", where="--device", remedy="use cpu or auto") from error
-    return device
+        if device.type in ("cpu", "cuda"):
+            torch.empty(1, device=device)
+            return device
+    except (RuntimeError, AssertionError):
+        pass
+    raise SapperError(f"no device {name!r} here", where="--device", remedy="use cpu or auto")
 
 
-def _command(file: Path, folder: Path, overrides: list[str]) -> str:
-    words = ["sapper", "run", str(file) if file.suffix == ".toml" and not _is_shipped(file) else file.stem]
+def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, Any]) -> str:
+    """What to type to run the same again."""
+    words = ["sapper", "run", file.stem if file.resolve().parent in _SHIPPED else str(file)]
     for text in overrides:
         words += ["--set", text]
+    for option, value in options.items():
+        words += [option, str(value)] if value else []
     return shlex.join([*words, "--out", str(folder)])
 
 
-def _is_shipped(file: Path) -> bool:
-    return file.resolve().parent in {Path(__file__).parent / "scenarios", Path(__file__).parents[2] / "scenarios"}
+def _say(line: str) -> None:
+    """One line as it is, of any length: a path can then be copied."""
+    out.print(line, markup=False, soft_wrap=True)
 
 
 def _print_results(results: Any) -> None:
-    """The summary and the table; numbers in per cent with their 95 % intervals."""
-    from sapper.report.tables import METRICS, summary_rows, summary_sentences
+    """The summary, then for each task and target a table: metrics by heads, the primary one first."""
+    from sapper.report.tables import aim, interval_note, summary_rows, summary_sentences
 
     for sentence in summary_sentences(results):
-        out.print(sentence, highlight=False)
+        out.print(sentence, markup=False)
     rows = summary_rows(results)
-    table = Table(title=f"{results.scenario.get('name', '')}, in % with 95 % intervals", title_justify="left")
-    for heading in ("task", "target", "head"):
-        table.add_column(heading, overflow="fold")
-    for metric in METRICS:
-        table.add_column(metric, justify="right")
-    for row in rows:
-        name = escape(f"{row.head or ''}{' *' if row.primary else ''}")
-        condition = "".join(f"\n{key} = {value}" for key, value in row.condition.items())
-        cells = [_cell(row.estimates.get(metric)) for metric in METRICS]
-        table.add_row(escape((row.task or "") + condition), escape(row.target or "–"), name, *cells)
-    out.print(table)
+    note = interval_note(estimate for row in rows for estimate in row.estimates.values())
+    title = f"{results.scenario.get('name', 'results')}: in %, with 95 % intervals ({note}); * marks the primary head"
+    out.print(f"\n{title}\n", style="dim", markup=False)
+    for place in dict.fromkeys((row.task, row.target) for row in rows):
+        out.print(aim(*place), style="bold", markup=False)
+        for table in _tables([row for row in rows if (row.task, row.target) == place]):
+            out.print(table, "")
     for flag in results.flags:
-        out.print(f"note: {flag}", highlight=False, markup=False)
+        out.print(f"note: {flag}", markup=False)
 
 
-def _cell(estimate: Any) -> str:
+NAME, CELL, GAP = 12, 19, 2
+"""Widths in the tables: a metric's name, a usual cell (``+94.9  +93.1…+96.2``), and the space before each column."""
+
+
+def _tables(rows: list[Any]) -> Iterator[Table]:
+    """The rows of one task and target as columns, as many side by side as the terminal is wide: nothing is cut."""
+    from sapper.report.tables import LABELS, METRICS
+
+    cells = [{metric: _cell(row.estimates.get(metric)) for metric in METRICS} for row in rows]
+    width = max(CELL, *(len(cell) for column in cells for cell in column.values()))
+    many = max(1, (out.width - NAME) // (GAP + width))
+    for start in range(0, len(rows), many):
+        some = slice(start, start + many)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, GAP - 1), pad_edge=False, show_edge=False)
+        table.add_column("", min_width=NAME)
+        for row in rows[some]:
+            table.add_column(_heading(row), max_width=width, overflow="fold")
+        for metric in METRICS:
+            if any(metric in row.estimates for row in rows[some]):
+                table.add_row(LABELS.get(metric, metric), *(column[metric] for column in cells[some]))
+        yield table
+
+
+def _heading(row: Any) -> Text:
+    lines = [f"{row.head or ''}{' *' if row.primary else ''}"]
+    return Text("\n".join(lines + [f"{key} = {value}" for key, value in row.condition.items()]))
+
+
+def _cell(estimate: Any) -> Text:
     if estimate is None:
-        return "–"
-    if estimate.low is None:
-        return f"{100 * estimate.value:.1f}"
-    return f"{100 * estimate.value:.1f}\n[dim]{100 * estimate.low:.1f}…{100 * estimate.high:.1f}[/dim]"
+        return Text("    –")
+    return Text(f"{estimate.number:>5}  ") + Text(estimate.span, style="dim")
 
 
 def main() -> None:
@@ -273,15 +343,9 @@ def main() -> None:
     An interrupt ends with 130, a closed pipe with 141, as shells have it.
     """
     try:
-        app()
+        app([word for word in sys.argv[1:] if word != "--debug"])
     except SapperError as error:
         if "--debug" in sys.argv:
-            raise
-        err.print(f"[bold red]error[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+            traceback.print_exc()
+        err.print(f"[bold red]error[/bold red] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on from here")
-        sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)

@@ -75,12 +75,16 @@ class Checkpoint:
         write_atomically(self.path, safetensors.torch.save(tensors, metadata))
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Curves]:
-        """Load the state, if there is one; returns the finished epochs and the curves so far."""
-        if not self.path.exists():
+        """Load the state, if there is one; returns the finished epochs and the curves so far.
+
+        A damaged file is as good as none: the training begins again.
+        """
+        try:
+            with safetensors.safe_open(self.path, "pt") as file:
+                progress = json.loads(file.metadata()["progress"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError):
             return 0, {}
-        with safetensors.safe_open(self.path, "pt") as file:
-            progress = json.loads(file.metadata()["progress"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model/")})
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Any]] = {}

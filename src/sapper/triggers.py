@@ -61,6 +61,9 @@ class Patch:
                 left = width - wide - self.margin
         else:
             top, left = self.position
+        if tall < 1 or wide < 1:
+            what = f"a {tall}×{wide} patch has no pixels"
+            raise SapperError(what, where="trigger.size", remedy="choose a size of at least 1")
         if top < 0 or left < 0 or top + tall > height or left + wide > width:
             raise SapperError(
                 f"a {tall}×{wide} patch at row {top}, column {left} does not fit into {height}×{width} images",
@@ -82,7 +85,8 @@ class Patch:
                 raise SapperError(f"unknown color {self.color!r}", where="trigger.color", remedy=remedy)
             return COLORS[self.color]
         if not all(0 <= channel <= 1 for channel in self.color):
-            raise SapperError(f"color {self.color} is outside 0…1", where="trigger.color")
+            what, remedy = f"color {self.color} is outside 0…1", "use [red, green, blue] in 0…1"
+            raise SapperError(what, where="trigger.color", remedy=remedy)
         return self.color
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -110,7 +114,8 @@ class Blend:
     def check(self, height: int, width: int) -> None:
         """Raises ``SapperError`` when ``alpha`` is outside (0, 1]."""
         if not 0 < self.alpha <= 1:
-            raise SapperError(f"alpha {self.alpha} is outside (0, 1]", where="trigger.alpha")
+            remedy = "choose it above 0 and at most 1"
+            raise SapperError(f"alpha {self.alpha} is outside (0, 1]", where="trigger.alpha", remedy=remedy)
 
     def __call__(self, images: Tensor) -> Tensor:
         return torch.lerp(images, self.key(*images.shape[-2:]).to(images), self.alpha)

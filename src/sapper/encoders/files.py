@@ -34,10 +34,8 @@ def save(encoder: Encoder, path: Path) -> None:
     if encoder.card.backdoored and MARK not in path.name:
         remedy = f"put {MARK} into the file name"
         raise SapperError("a backdoored encoder must say so in its file name", where=str(path), remedy=remedy)
-    metadata = {
-        "sapper.card": json.dumps(asdict(encoder.card)),
-        "sapper.backdoored": str(encoder.card.backdoored).lower(),
-    }
+    # One entry only: safetensors writes several in a random order, and equal encoders must be equal files.
+    metadata = {"sapper.card": json.dumps(asdict(encoder.card))}
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 

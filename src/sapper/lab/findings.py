@@ -1,14 +1,14 @@
 """What a running scenario gathers: records, curves, maps and warnings, from the files its stages left."""
 
-import os
-import shutil
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sapper.attacks.target import Target
 from sapper.encoders.files import MARK
-from sapper.files import sha256
+from sapper.files import link_atomically, sha256
 from sapper.lab import stages
 from sapper.lab.pictures import feature_maps
 from sapper.lab.results import Artifact, Curve, FeatureMap, Picture, Record
@@ -34,21 +34,21 @@ class Findings:
     pictures: list[Picture] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    _placed: dict[str, str] = field(default_factory=dict)
 
     def add_timing(self, seed: int, stage: str, done: Stage) -> None:
         """How long a stage took, and whether it was in the Store already."""
         self.timings.append({"seed": seed, "stage": stage, "seconds": done.seconds, "cached": done.cached})
 
     def add_training(self, seed: int, stage: str, done: Stage, role: str, label: str) -> None:
-        """An encoder that a stage trained, with its losses; the file gets a readable name beside the results."""
+        """An encoder that a stage trained, with its losses; the file gets a readable name in ``encoders/``."""
         self.curves.append(Curve(seed=seed, stage=stage, title=label, series=stages.curves(done)))
         source = stages.encoder_file(done)
+        digest = sha256(source)
         mark = f"-{MARK}" if MARK in source.name else ""
-        place = self.out / "encoders" / f"{label}-seed{seed}{mark}.safetensors"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _link(source, place)
-        path = place.relative_to(self.out).as_posix()
-        self.artifacts.append(Artifact(role=role, seed=seed, path=path, sha256=sha256(source)))
+        path = f"encoders/{self._free_name(f'{label}-seed{seed}', digest)}{mark}.safetensors"
+        link_atomically(source, self.out / path)
+        self.artifacts.append(Artifact(role=role, seed=seed, path=path, sha256=digest))
 
     def add_references(self, seed: int, target: Target, task: TaskData, rows: list[int]) -> None:
         """Which training images an attacker took."""
@@ -78,28 +78,29 @@ class Findings:
         before = stages.load_tensors(clean.folder / "predictions.safetensors")
         after = stages.load_tensors(backdoored.folder / "predictions.safetensors")
         labels = task.test.targets()
-        heads = [name.removesuffix("/clean") for name in after if name.endswith("/clean")]
+        setting = ", ".join([f"seed {common['seed']}", *(f"{k} = {v}" for k, v in common["condition"].items())])
+        heads = unique(name.partition("/")[0] for name in after)
         for target in targets:
             for head in heads:
                 rates = attack_metrics(
                     labels,
                     target.label,
                     clean_on_clean=before[f"{head}/clean"],
-                    clean_on_triggered=before[f"{head}/{target.name}"],
+                    clean_on_triggered=before[f"{head}/triggered/{target.name}"],
                     backdoored_on_clean=after[f"{head}/clean"],
-                    backdoored_on_triggered=after[f"{head}/{target.name}"],
+                    backdoored_on_triggered=after[f"{head}/triggered/{target.name}"],
                 )
                 for metric, rate in rates.items():
                     stage = clean if metric in ("CA", "ASR_B", "ASR_B_strict") else backdoored
                     self._add(common | {"task": task.name, "target": target.name, "head": head}, metric, rate, stage)
                 if head == self.primary_head:
-                    self._warn(target, rates["ASR_B_strict"])
+                    self._warn(f"{target.name} ({setting})", rates["ASR_B_strict"])
         for head in heads:
             for encoder, predictions in (("clean", before), ("backdoored", after)):
                 if is_constant(predictions[f"{head}/clean"]):
                     self.flags.append(
-                        f"{task.name}: the {head} head on the {encoder} encoder calls nearly every clean image the "
-                        "same class. Its numbers measure nothing."
+                        f"{task.name} ({setting}): the {head} head on the {encoder} encoder calls nearly every clean "
+                        "image the same class. Its numbers measure nothing."
                     )
 
     def add_maps(self, seed: int, task: TaskData, targets: tuple[Target, ...], clean: Stage, backdoored: Stage) -> None:
@@ -108,13 +109,20 @@ class Findings:
             features = stages.load_tensors(stage.folder / "map.safetensors")
             self.maps += feature_maps(seed, task, targets, encoder, features)
 
+    def _free_name(self, name: str, digest: str) -> str:
+        """``name`` as a file name; with a piece of its hash where another encoder of this run is called the same."""
+        name = re.sub(r"[^\w.+=-]+", "-", name)[-100:]
+        if self._placed.setdefault(name, digest) != digest:
+            name = f"{name}-{digest[:8]}"
+        return name
+
     def _add(self, common: dict[str, Any], metric: str, rate: Rate, stage: Stage) -> None:
         self.records.append(Record(**common, metric=metric, stage="downstream", seconds=stage.seconds, **asdict(rate)))
 
-    def _warn(self, target: Target, baseline: Rate) -> None:
+    def _warn(self, place: str, baseline: Rate) -> None:
         if baseline.value >= HIGH_BASELINE:
             self.flags.append(
-                f"{target.name}: the clean encoder's classifier already sends {100 * baseline.value:.0f} % of the "
+                f"{place}: the clean encoder's classifier already sends {100 * baseline.value:.0f} % of the "
                 "triggered images of other classes to the target class. Read the lift, not the ASR."
             )
 
@@ -132,17 +140,10 @@ def describe_images(images: Any) -> dict[str, Any]:
     }
 
 
-def unique(items: list[Any]) -> tuple[Any, ...]:
+def unique(items: Iterable[Any]) -> tuple[Any, ...]:
     """The items without repetitions, in their order."""
-    return tuple(item for i, item in enumerate(items) if item not in items[:i])
-
-
-def _link(source: Path, place: Path) -> None:
-    """The same file under another name; a copy where the file system has no hard links."""
-    beside = place.with_name(f".{place.name}.part")
-    beside.unlink(missing_ok=True)
-    try:
-        os.link(source, beside)
-    except OSError:
-        shutil.copyfile(source, beside)
-    beside.replace(place)
+    kept: list[Any] = []
+    for item in items:
+        if item not in kept:
+            kept.append(item)
+    return tuple(kept)

@@ -56,7 +56,7 @@ def feature_maps(
     for target in targets:
         views = {
             "clean": features["clean"],
-            "triggered": features[target.name],
+            "triggered": features[f"triggered/{target.name}"],
             "reference": features[f"references/{target.name}"],
         }
         flat, explained = project(torch.cat((views["clean"], views["triggered"])), list(views.values()))

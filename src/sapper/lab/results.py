@@ -1,9 +1,11 @@
 """What a scenario leaves behind: plain data, written to ``results.json``, from which every report is made."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from sapper.errors import SapperError
 from sapper.files import write_atomically
@@ -111,35 +113,28 @@ class Results:
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
 
 
-_ITEMS = {"records": Record, "artifacts": Artifact, "curves": Curve, "maps": FeatureMap, "pictures": Picture}
-
-
 def read_results(path: Path) -> Results:
     """The results in ``path``, a ``results.json`` or the folder that holds one.
 
     Raises ``SapperError`` when it is missing, is not JSON, or was written with another schema.
     """
     path = path / "results.json" if path.is_dir() else path
+    again = "run the scenario again: what its store holds is not computed anew"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.get("schema") != SCHEMA:
-            raise SapperError(
-                f"schema {raw.get('schema')!r} instead of {SCHEMA}",
-                where=str(path),
-                remedy="run the scenario again with this version of sapper",
-            )
-        known = {f.name for f in fields(Results)}
-        content: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in known
-        }
-        for key, kind in _ITEMS.items():
-            content[key] = tuple(kind(**item) for item in raw.get(key, ()))
-        return Results(**content)
+        schema = raw.get("schema") if isinstance(raw, dict) else None
+        if schema != SCHEMA:
+            raise SapperError(f"its schema is {schema!r} instead of {SCHEMA}", where=str(path), remedy=again)
+        return TypeAdapter(Results).validate_python(raw)
     except OSError as error:
         remedy = "name the folder that a run was given with --out"
         raise SapperError(error.strerror or str(error), where=str(path), remedy=remedy) from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise SapperError(f"not a results file: {error}", where=str(path)) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SapperError(f"not a results file: {first['msg']}", where=f"{path}: {where}", remedy=again) from error
+    except (ValueError, RecursionError) as error:
+        raise SapperError(f"not a results file: {error}", where=str(path), remedy=again) from error
 
 
 def write_results(results: Results, folder: Path) -> Path:

@@ -3,7 +3,8 @@
 data → pre-train → attack the encoder → build heads on the clean and the backdoored encoder → measure
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sapper import datasets
 from sapper.attacks.references import choose_references, near_duplicates
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, load
-from sapper.errors import SapperError, closest
+from sapper.errors import SapperError, closest, located
 from sapper.images import ImageSet
 from sapper.lab import stages
 from sapper.lab.environment import environment
@@ -26,8 +27,8 @@ from sapper.lab.stages import TaskData
 from sapper.lab.store import Stage, Store
 from sapper.run import Run
 
-Data = dict[tuple[str, str], ImageSet]
-"""Data sets by name and split."""
+Data = dict[tuple[str, str, int], ImageSet]
+"""Data sets by name, split and size in pixels."""
 
 VALIDATION_SHARE = 0.2
 """How much of a training split ``judge_on = "validation"`` holds out."""
@@ -55,13 +56,13 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
 
     Raises ``SapperError`` for data that is missing or does not fit, before any training starts.
     """
-    variants = [(scenario.with_variant(changes), changes) for changes in scenario.variants] or [(scenario, {})]
-    data = load_data([variant for variant, _ in variants], lab)
+    variants = _variants(scenario)
+    data = load_data([variant.scenario for variant in variants], lab)
     found = Findings(out=lab.out, primary_head=scenario.primary_head)
     with lab.store.locked():
-        for variant, condition in variants:
+        for variant in variants:
             for seed in scenario.seeds:
-                _run_once(variant, condition, seed, data, lab, found)
+                _run_once(variant, seed, data, lab, found)
     return Results(
         scenario=scenario.content | {"primary_head": scenario.primary_head},
         environment=environment(lab.run),
@@ -78,25 +79,82 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Variant:
+    """A scenario with ``condition`` set; ``suffix`` is for names of what it makes.
+
+    ``early`` is the suffix of its pre-training, which it shares with variants that differ in later stages only.
+    """
+
+    scenario: Scenario
+    condition: dict[str, Any]
+    suffix: str
+    early: str
+
+
+def _variants(scenario: Scenario) -> list[_Variant]:
+    """The scenario's variants, or the scenario itself as the only one."""
+    ends = {key: key.rpartition(".")[2] for changes in scenario.variants for key in changes}
+    uses = Counter(ends.values())
+    names = {key: end if uses[end] == 1 else key for key, end in ends.items()}
+
+    def suffix(changes: dict[str, Any], *tables: str) -> str:
+        """``-lambda1-0.25`` for the keys below ``tables``; with the whole key where its end could mean another."""
+        return "".join(f"-{names[key]}-{value}" for key, value in changes.items() if key.startswith(tables))
+
+    return [
+        _Variant(
+            scenario=scenario.with_variant(changes) if changes else scenario,
+            condition=changes,
+            suffix=suffix(changes, ""),
+            early=suffix(changes, "encoder", "pretraining"),
+        )
+        for changes in scenario.variants or ({},)
+    ]
+
+
 def load_data(scenarios: list[Scenario], lab: Lab) -> Data:
     """Every data set that the scenarios name, checked against their tasks and targets."""
     data: Data = {}
     for scenario in scenarios:
-        wanted = [(scenario.pretraining.dataset, "train")]
-        wanted += [(task.dataset, split) for task in scenario.tasks for split in ("train", "test")]
-        if scenario.attack is not None and scenario.attack.shadow:
-            wanted.append((scenario.attack.shadow, "train"))
-        for name, split in wanted:
-            if (name, split) not in data:
-                data[name, split] = datasets.load(
-                    name, split, data_root=lab.data_root, size=scenario.encoder.input_size, download=lab.download
-                )
-        for task in scenario.tasks:
-            datasets.check_task(data[task.dataset, "train"], data[task.dataset, "test"])
+        judged = "train" if scenario.judge_on == "validation" else "test"
+        for key, name, split in _wanted(scenario, judged):
+            place = name, split, scenario.encoder.input_size
+            if place not in data:
+                with located(f"{scenario.file}: {key}"):
+                    data[place] = datasets.load(
+                        name, split, data_root=lab.data_root, size=place[2], download=lab.download
+                    )
+        for i, task in enumerate(scenario.tasks):
+            with located(f"{scenario.file}: task[{i}].dataset"):
+                datasets.check_task(_of(data, scenario, task.dataset), _of(data, scenario, task.dataset, judged))
         for plan in scenario.targets:
             dataset = next(task.dataset for task in scenario.tasks if task.name == plan.task)
-            target_label(plan, data[dataset, "train"], scenario.file)
+            _check_references(plan, _of(data, scenario, dataset), scenario.file)
     return data
+
+
+def _wanted(scenario: Scenario, judged: str) -> Iterator[tuple[str, str, str]]:
+    """The data sets that a scenario uses: the key that names it, its name, the split."""
+    yield "pretraining.dataset", scenario.pretraining.dataset, "train"
+    for i, task in enumerate(scenario.tasks):
+        yield f"task[{i}].dataset", task.dataset, "train"
+        yield f"task[{i}].dataset", task.dataset, judged
+    if scenario.attack is not None and scenario.attack.shadow:
+        yield "attack.shadow", scenario.attack.shadow, "train"
+
+
+def _of(data: Data, scenario: Scenario, name: str, split: str = "train") -> ImageSet:
+    """A data set in the size that the scenario's encoder takes."""
+    return data[name, split, scenario.encoder.input_size]
+
+
+def _check_references(plan: TargetPlan, train: ImageSet, file: str) -> None:
+    """Raises ``SapperError`` unless the target's class has images for the attacker and some are left for the victim."""
+    there = int((train.targets() == target_label(plan, train, file)).sum())
+    if there <= plan.references:
+        what = f"{plan.references} references are wanted, but {train.name} has {there} training images of the class"
+        raise SapperError(what, where=f"{file}: target {plan.name!r}.references", remedy="ask for fewer")
 
 
 def target_label(plan: TargetPlan, train: ImageSet, file: str) -> int:
@@ -112,22 +170,22 @@ def target_label(plan: TargetPlan, train: ImageSet, file: str) -> int:
     return names.index(plan.target_class)
 
 
-def _run_once(scenario: Scenario, condition: dict[str, Any], seed: int, data: Data, lab: Lab, found: Findings) -> None:
+def _run_once(variant: _Variant, seed: int, data: Data, lab: Lab, found: Findings) -> None:
     """One variant with one seed."""
-    run = replace(lab.run, seed=seed)
+    scenario, condition, run = variant.scenario, variant.condition, replace(lab.run, seed=seed)
     label = ", ".join([f"seed {seed}", *(f"{key} = {value}" for key, value in condition.items())])
-    suffix = "".join(f"-{key.rpartition('.')[2]}-{value}" for key, value in condition.items())
 
     def done(name: str, stage: Stage) -> Stage:
-        found.add_timing(seed, f"{name}{suffix}", stage)
+        found.add_timing(seed, f"{name}{variant.suffix}", stage)
         lab.tell(f"{name} ({label}): {'from the store' if stage.cached else f'{stage.seconds:.0f} s'}")
         return stage
 
-    images = _part(data[scenario.pretraining.dataset, "train"], scenario.pretraining.images, run, "pretraining images")
+    images = _of(data, scenario, scenario.pretraining.dataset)
+    images = _part(images, scenario.pretraining.images, run, "pretraining images")
     pretrained = done(
         "pre-training", stages.pretrain(lab.store, scenario.encoder, scenario.pretraining_method, images, run)
     )
-    found.add_training(seed, "pre-training", pretrained, "clean-encoder", "clean")
+    found.add_training(seed, f"pre-training{variant.early}", pretrained, "clean-encoder", f"clean{variant.early}")
     clean = stages.encoder_file(pretrained)
     encoder = load(clean, run)
 
@@ -151,7 +209,7 @@ def _run_once(scenario: Scenario, condition: dict[str, Any], seed: int, data: Da
         return
 
     common["attack"] = scenario.attack_method.name
-    shadow = data[scenario.attack.shadow, "train"] if scenario.attack.shadow else images
+    shadow = _of(data, scenario, scenario.attack.shadow) if scenario.attack.shadow else images
     shadow = _part(shadow, scenario.attack.shadow_images, run, "shadow images")
     attacked = [name for name, (_, targets, _) in tasks.items() if targets]
     for names in [attacked] if scenario.attack.encoders == "one-for-all" else [[name] for name in attacked]:
@@ -162,7 +220,8 @@ def _run_once(scenario: Scenario, condition: dict[str, Any], seed: int, data: Da
             stages.attack(lab.store, clean, scenario.attack_method, shadow, targets, run),
         )
         found.add_training(
-            seed, f"attack on {together}{suffix}", injected, "backdoored-encoder", f"{'+'.join(names)}{suffix}"
+            *(seed, f"attack on {together}{variant.suffix}", injected, "backdoored-encoder"),
+            f"{'+'.join(names)}{variant.suffix}",
         )
         for name in names:
             task, targets, before = tasks[name]
@@ -171,7 +230,7 @@ def _run_once(scenario: Scenario, condition: dict[str, Any], seed: int, data: Da
                 stages.downstream(lab.store, stages.encoder_file(injected), task, targets, scenario.heads, run),
             )
             found.add_attack(common, task, targets, before, after)
-            if not scenario.variants and not condition:
+            if not condition:
                 found.add_maps(seed, task, targets, before, after)
     if not condition and seed == scenario.seeds[0]:
         for task, targets, _ in tasks.values():
@@ -186,9 +245,12 @@ def _prepare(
     References are chosen on the whole training split and taken out of it, near-duplicates included, before the
     victim's part is drawn.
     """
-    train, test = data[section.dataset, "train"], data[section.dataset, "test"]
+    train = _of(data, scenario, section.dataset)
     if scenario.judge_on == "validation":
         train, test = train.held_out(VALIDATION_SHARE, run.child(f"validation {section.name}").generator())
+        train = replace(train, split=f"{train.split} without what is held out")
+    else:
+        test = _of(data, scenario, section.dataset, "test")
     targets, rows, gone = [], {}, []
     for plan in plans:
         label = target_label(plan, train, scenario.file)
@@ -211,6 +273,8 @@ def _prepare(
         train=_part(victims, section.train_images, run, f"train images {section.name}"),
         test=_part(test, section.test_images, run, f"test images {section.name}"),
     )
+    with located(f"{scenario.file}: task {section.name!r}, what is left for seed {run.seed}"):
+        datasets.check_task(task.train, task.test)
     return task, tuple(targets), rows
 
 

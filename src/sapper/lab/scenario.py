@@ -1,40 +1,47 @@
 """A scenario: one experiment as a short TOML file, checked key by key before anything runs."""
 
-import json
 import tomllib
+from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+import torch
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sapper import attacks, downstream, pretraining
-from sapper.errors import SapperError, closest
+from sapper import attacks, downstream, encoders, pretraining
+from sapper.errors import SapperError, closest, located
+from sapper.lab.checking import Section, check_plain, check_unique, read_instance, read_section
 from sapper.methods import find
+from sapper.run import Run
 from sapper.triggers import Blend, Patch, Trigger
 
 TRIGGERS: dict[str, type] = {"patch": Patch, "blend": Blend}
 
-
-class Section(BaseModel):
-    """A table of the file: known keys only, exact types, fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+FIXED = ("name", "seeds", "precision", "judge_on", "variant")
+"""What a variant cannot change: these are of the scenario as a whole."""
 
 
-S = TypeVar("S", bound=Section)
+def _file_name(text: str) -> str:
+    if not text or text.startswith(".") or "/" in text or "\0" in text:
+        raise ValueError("Input should be fit for a file name: no slash, no dot in front, not empty")
+    return text
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
 
 
 class EncoderSection(Section):
     """``[encoder]``: what is pre-trained. See ``encoders.build``."""
 
     architecture: str = "resnet18"
-    width: PositiveInt = 64
+    width: Annotated[int, Field(ge=1, le=4096)] = 64
     stem: Literal["cifar", "imagenet"] = "cifar"
-    input_size: PositiveInt = 32
+    input_size: Annotated[int, Field(ge=1, le=4096)] = 32
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
-    std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.2023, 0.1994, 0.2010)
 
 
 class PretrainingSection(Section):
@@ -84,7 +91,7 @@ class HeadSection(Section):
 
     method: str
     preset: str | None = None
-    name: str = ""
+    name: FileName | None = None
     primary: bool = False
 
 
@@ -95,7 +102,7 @@ class ScenarioSection(Section):
     split: for choosing parameters without having seen a test image.
     """
 
-    name: str
+    name: FileName
     seeds: list[NonNegativeInt] = Field(min_length=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     judge_on: Literal["test", "validation"] = "test"
@@ -129,7 +136,10 @@ class TargetPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A checked scenario. ``content`` is the file's content after all overrides, as plain data."""
+    """A checked scenario. ``content`` is the file's content after all overrides, as plain data.
+
+    ``variants``: for each the dotted keys that it changes, such as ``attack.lambda1``, and their values.
+    """
 
     name: str
     seeds: tuple[int, ...]
@@ -154,7 +164,7 @@ class Scenario:
         content.pop("variant", None)
         for key, value in changes.items():
             override(content, key, value, self.file)
-        return replace(parse(content, self.file), content=content)
+        return parse(content, self.file)
 
     PRIMARY_DEFAULT: ClassVar[dict[str, Any]] = {"method": "mlp", "primary": True}
 
@@ -165,24 +175,29 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> Scenario:
     Raises ``SapperError`` naming file, key and remedy for everything that is not as it should be.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SapperError(f"cannot be read: {error}", where=str(path)) from error
-    except tomllib.TOMLDecodeError as error:
-        raise SapperError(f"not valid TOML: {error}", where=str(path)) from error
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise SapperError(f"{text!r} is not KEY=VALUE", where="--set", remedy="write for example attack.epochs=50")
+        remedy = "name a TOML file that is there and that you may read"
+        raise SapperError(f"cannot be read: {error}", where=str(path), remedy=remedy) from error
+    try:
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # besides bad syntax: numbers too long, arrays too deep
+        raise SapperError(f"not valid TOML: {error}", where=str(path), remedy="mend that place") from error
+    for change in overrides:
+        key, equals, value = change.partition("=")
+        if not equals or not all(key.strip().split(".")):
+            remedy = "write for example attack.epochs=50"
+            raise SapperError(f"{change!r} is not KEY=VALUE", where="--set", remedy=remedy)
         override(content, key.strip(), _value(value.strip()), "--set")
     return parse(content, str(path))
 
 
 def parse(content: dict[str, Any], file: str) -> Scenario:
     """Check the content of a scenario file."""
-    root = _section(ScenarioSection, content, file, "")
+    check_plain(content, file)
+    root = read_section(ScenarioSection, content, file, "")
     if len(set(root.seeds)) < len(root.seeds):
-        raise SapperError("a seed occurs twice", where=f"{file}: seeds")
+        raise SapperError("a seed occurs twice", where=f"{file}: seeds", remedy="name each seed once")
     pretraining_section, pretraining_method = _with_method(
         PretrainingSection, root.pretraining, "pretraining", pretraining.METHODS, file, "pretraining"
     )
@@ -192,19 +207,20 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
             AttackSection, root.attack, "attacks", attacks.METHODS, file, "attack"
         )
     tasks = tuple(_task(raw, f"task[{i}]", file) for i, raw in enumerate(root.task))
-    _unique([task.name for task in tasks], f"{file}: task", "task")
+    check_unique([task.name for task in tasks], f"{file}: task", "task")
     targets = tuple(_target(raw, f"target[{i}]", file, tasks) for i, raw in enumerate(root.target))
-    _unique([target.name for target in targets], f"{file}: target", "target")
+    check_unique([target.name for target in targets], f"{file}: target", "target")
     if (attack_section is None) != (not targets):
         missing = "[attack]" if attack_section is None else "[[target]]"
-        raise SapperError(f"{missing} is missing: an attack needs targets and targets an attack", where=file)
+        what, remedy = f"{missing} is missing", "an attack needs targets, and targets need an attack"
+        raise SapperError(what, where=file, remedy=remedy)
     heads, primary = _heads(root.head or [Scenario.PRIMARY_DEFAULT], file)
     scenario = Scenario(
         name=root.name,
         seeds=tuple(root.seeds),
         precision=root.precision,
         judge_on=root.judge_on,
-        encoder=_section(EncoderSection, root.encoder, file, "encoder"),
+        encoder=read_section(EncoderSection, root.encoder, file, "encoder"),
         pretraining=pretraining_section,
         pretraining_method=pretraining_method,
         attack=attack_section,
@@ -213,14 +229,18 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         targets=targets,
         heads=heads,
         primary_head=primary,
-        variants=tuple(root.variant),
+        variants=tuple(_variant(raw, f"{file}: variant[{i}]") for i, raw in enumerate(root.variant)),
         content=content,
         file=file,
     )
+    size = scenario.encoder.input_size
+    with located(file):
+        _check_encoder(scenario.encoder)
     for target in targets:
-        _at(f"{file}: target {target.name!r}", lambda t=target: t.trigger.check(*(scenario.encoder.input_size,) * 2))
-    for changes in scenario.variants:
-        scenario.with_variant(changes)
+        with located(f"{file}: target {target.name!r}"):
+            target.trigger.check(size, size)
+    for i, changes in enumerate(scenario.variants):
+        replace(scenario, file=f"{file}: variant[{i}]").with_variant(changes)
     return scenario
 
 
@@ -228,42 +248,78 @@ def override(content: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Set the dotted ``key`` in ``content``; a list of tables on the way is changed in every table, or at a number."""
     head, _, rest = key.partition(".")
     if not rest:
-        content[head] = value
+        content[head] = deepcopy(value)  # else two tables would share a list
         return
     below = content.setdefault(head, {})
-    if isinstance(below, list):
-        first, _, others = rest.partition(".")
-        if first.isdigit() and int(first) >= len(below):
-            raise SapperError(f"there is no {head} number {first}", where=f"{where} {key}")
-        for table in below if not first.isdigit() else [below[int(first)]]:
-            override(table, others if first.isdigit() else rest, value, where)
-    elif isinstance(below, dict):
-        override(below, rest, value, where)
-    else:
-        raise SapperError(f"{head!r} is not a table", where=f"{where} {key}")
+    tables = below if isinstance(below, list) else [below]
+    first, _, others = rest.partition(".")
+    if isinstance(below, list) and first.isdecimal():
+        if int(first) >= len(below):
+            remedy = f"there are {len(below)}, counted from 0"
+            raise SapperError(f"there is no {head} number {first}", where=f"{where}: {key}", remedy=remedy)
+        tables, rest = [below[int(first)]], others
+    if not rest or not all(isinstance(table, dict) for table in tables):
+        what, remedy = f"{head!r} holds no keys that could be set", "set it as a whole"
+        raise SapperError(what, where=f"{where}: {key}", remedy=remedy)
+    for table in tables:
+        override(table, rest, value, where)
 
 
 def _value(text: str) -> Any:
     """A value as TOML has it; a bare word is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
+def _variant(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    """A variant by dotted keys: ``"attack.lambda1" = 0`` and ``attack.lambda1 = 0`` mean the same."""
+    changes = dict(_dotted(raw))
+    for key in changes:
+        if key.partition(".")[0] in FIXED or not all(key.split(".")):
+            remedy = f"change a key of a table, such as attack.epochs; {', '.join(FIXED)} are the same for all variants"
+            raise SapperError("a variant cannot change this key", where=f"{where}.{key}", remedy=remedy)
+    return changes
+
+
+def _dotted(table: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested tables as dotted keys. A table below a quoted dotted key is a value: it replaces what was there."""
+    for key, value in table.items():
+        if isinstance(value, dict) and "." not in key:
+            yield from _dotted(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+@cache
+def _check_encoder(section: EncoderSection) -> None:
+    """Build the encoder and show it two images: ours without computing anything, on torch's meta device."""
+    device = torch.device("cpu" if section.architecture.startswith("timm:") else "meta")
+    with device:
+        encoder = encoders.build(Run(device=device), **section.model_dump())
+        images = torch.zeros(2, 3, section.input_size, section.input_size)
+    try:
+        with torch.no_grad():
+            encoder.eval()(images)
+    except (AssertionError, RuntimeError) as error:
+        what = f"{section.architecture} does not take images of {section.input_size} pixels: {error}"
+        raise SapperError(what, where="encoder.input_size", remedy="name the size that it is made for") from error
+
+
 def _task(raw: dict[str, Any], key: str, file: str) -> TaskSection:
-    task = _section(TaskSection, raw, file, key)
+    task = read_section(TaskSection, raw, file, key)
     return task if task.name else task.model_copy(update={"name": Path(task.dataset).stem})
 
 
 def _target(raw: dict[str, Any], key: str, file: str, tasks: tuple[TaskSection, ...]) -> TargetPlan:
-    section = _section(TargetSection, raw, file, key)
+    section = read_section(TargetSection, raw, file, key)
     names = [task.name for task in tasks]
     if section.task not in names:
         raise SapperError(f"no task {section.task!r}", where=f"{file}: {key}.task", remedy=closest(section.task, names))
     trigger = dict(section.trigger)
     kind = trigger.pop("kind", "patch")
-    if kind not in TRIGGERS:
+    if not isinstance(kind, str) or kind not in TRIGGERS:
         where = f"{file}: {key}.trigger.kind"
         raise SapperError(f"unknown trigger {kind!r}", where=where, remedy=closest(str(kind), list(TRIGGERS)))
     return TargetPlan(
@@ -271,7 +327,7 @@ def _target(raw: dict[str, Any], key: str, file: str, tasks: tuple[TaskSection, 
         task=section.task,
         target_class=section.target_class,
         references=section.references,
-        trigger=_instance(TRIGGERS[kind], trigger, file, f"{key}.trigger"),
+        trigger=read_instance(TRIGGERS[kind], trigger, file, f"{key}.trigger"),
     )
 
 
@@ -281,7 +337,7 @@ def _heads(raws: list[dict[str, Any]], file: str) -> tuple[tuple[Named, ...], st
         section, method = _with_method(HeadSection, raw, "heads", downstream.HEADS, file, f"head[{i}]")
         sections.append(section)
         heads.append(Named(name=section.name or section.method, parameters=method.parameters))
-    _unique([head.name for head in heads], f"{file}: head", "head")
+    check_unique([head.name for head in heads], f"{file}: head", "head")
     primary = [head.name for section, head in zip(sections, heads) if section.primary or len(sections) == 1]
     if len(primary) != 1:
         remedy = "write primary = true in one [[head]]"
@@ -294,59 +350,11 @@ def _with_method(
 ) -> tuple[Any, Named]:
     """A section whose table also holds the parameters of its method: the section, and the method."""
     own = {field.alias or name for name, field in model.model_fields.items()}
-    section: Any = _section(model, {k: v for k, v in raw.items() if k in own}, file, key)
+    section: Any = read_section(model, {k: v for k, v in raw.items() if k in own}, file, key)
     method = find(kind, table, section.method, f"{file}: {key}.method")
     if section.preset is not None and section.preset not in method.presets:
         remedy = closest(section.preset, list(method.presets)) if method.presets else f"{section.method} has none"
         raise SapperError(f"unknown preset {section.preset!r}", where=f"{file}: {key}.preset", remedy=remedy)
     given = {k: v for k, v in raw.items() if k not in own}
-    parameters = _instance(method, method.presets.get(section.preset, {}) | given, file, key, also=sorted(own))
+    parameters = read_instance(method, method.presets.get(section.preset, {}) | given, file, key, also=sorted(own))
     return section, Named(name=section.method, parameters=parameters)
-
-
-def _instance(kind: type, values: dict[str, Any], file: str, key: str, also: list[str] | None = None) -> Any:
-    """An instance of a dataclass from a table; ``also`` are keys of the table that are not its own."""
-    known = [field.name for field in fields(kind)]
-    for name in values:
-        if name not in known:
-            remedy = closest(name, known + (also or []))
-            raise SapperError(f"unknown key {name!r}", where=f"{file}: {key}.{name}", remedy=remedy)
-    return _validated(TypeAdapter(kind), values, file, key, known)
-
-
-def _section(model: type[S], values: dict[str, Any], file: str, key: str) -> S:
-    known = [field.alias or name for name, field in model.model_fields.items()]
-    result: S = _validated(TypeAdapter(model), values, file, key, known)
-    return result
-
-
-def _validated(adapter: TypeAdapter[Any], values: Any, file: str, key: str, known: list[str]) -> Any:
-    try:
-        # By way of JSON, because pydantic's strict mode then takes arrays for tuples, as TOML writes them.
-        return adapter.validate_json(json.dumps(values, default=str), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join([*([key] if key else []), *(str(part) for part in first["loc"])])
-        name = str(first["loc"][-1]) if first["loc"] else key
-        what, remedy = f"{first['msg']} (got {first['input']!r})", None
-        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            what, remedy = f"unknown key {name!r}", closest(name, known)
-        elif first["type"] in ("missing", "missing_argument"):
-            what, remedy = f"the key {name!r} is missing", f"add it to [{key}]" if key else "add it"
-        raise SapperError(what, where=f"{file}: {path}", remedy=remedy) from error
-
-
-def _unique(names: list[str], where: str, what: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise SapperError(f"two of them are called {name!r}", where=where, remedy=f"give each {what} its own name")
-
-
-def _at(where: str, check: Any) -> None:
-    """Run a check of the ground floor and say in which file and section it failed."""
-    try:
-        check()
-    except SapperError as error:
-        raise SapperError(
-            error.what, where=f"{where}: {error.where}" if error.where else where, remedy=error.remedy
-        ) from error

@@ -4,6 +4,7 @@ That is why a stage can be looked up in the Store, resumed, or made on another m
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sapper.attacks.target import Target
 from sapper.downstream import extract, predict
 from sapper.encoders import Encoder, Trained
 from sapper.encoders.files import file_name
+from sapper.errors import SapperError
 from sapper.files import sha256, write_atomically
 from sapper.images import ImageSet
 from sapper.lab.scenario import EncoderSection, Named
@@ -87,15 +89,17 @@ def downstream(
 ) -> Stage:
     """Build every head on the encoder in the file ``encoder`` and let it predict the test images.
 
-    Leaves ``predictions.safetensors`` (``<head>/clean`` and ``<head>/<target>``, int64 (N,)) and ``map.safetensors``
-    (features of ``MAP_IMAGES`` test images, plain and with each target's trigger, and of the references).
+    Leaves ``predictions.safetensors`` (``<head>/clean`` and ``<head>/triggered/<target>``, int64 (N,)) and
+    ``map.safetensors`` (features of ``MAP_IMAGES`` test images, plain and with each target's trigger, and of the
+    references).
     """
 
     def make(folder: Path) -> None:
         module = encoders.load(encoder, run)
         train = extract(module, task.train.images, run)
         views = {"clean": extract(module, task.test.images, run)}
-        views |= {target.name: extract(module, task.test.images, run, target.trigger) for target in targets}
+        for target in targets:
+            views[f"triggered/{target.name}"] = extract(module, task.test.images, run, target.trigger)
         predictions: dict[str, Tensor] = {}
         for head in heads:
             classes = len(task.test.classes)
@@ -110,6 +114,7 @@ def downstream(
         "test": task.test.digest,
         "targets": [describe(target) for target in targets],
         "heads": [{"name": head.name} | method_key(head) for head in heads],
+        "map images": MAP_IMAGES,
     }
     return store.stage("downstream", key, make)
 
@@ -160,9 +165,18 @@ def curves(stage: Stage) -> dict[str, list[float]]:
 
 
 def _leave(folder: Path, trained: Trained, name: str, *, backdoored: bool, origin: dict[str, Any]) -> None:
+    _check_finite(trained, origin)
     encoder = trained.encoder.marked(backdoored=backdoored, origin=origin)
     encoders.save(encoder, folder / file_name(name, encoder.card))
     write_atomically(folder / "curves.json", json.dumps(trained.curves))
+
+
+def _check_finite(trained: Trained, origin: dict[str, Any]) -> None:
+    losses = [value for series in trained.curves.values() for value in series]
+    weights = trained.encoder.state_dict().values()
+    if not all(map(math.isfinite, losses)) or not all(bool(weight.isfinite().all()) for weight in weights):
+        where, remedy = f"{origin['method']}, seed {origin['seed']}", "lower its learning_rate"
+        raise SapperError("the training diverged: losses or weights are not finite", where=where, remedy=remedy)
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:

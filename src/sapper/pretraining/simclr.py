@@ -14,11 +14,11 @@ through the network as one batch, so that BatchNorm sees 2N images instead of N 
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sapper.augment import Augmentation
@@ -43,11 +43,11 @@ class SimCLR:
     batch: PositiveInt = 256
     learning_rate: PositiveFloat = 2e-3
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: NonNegativeFloat = 0.1
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
     weight_decay: NonNegativeFloat = 1e-6
     temperature: PositiveFloat = 0.5
     projection: PositiveInt = 128
-    crop_scale: PositiveFloat = 0.08
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.08
     monitor: bool = False
 
     version: ClassVar[int] = 1

@@ -4,12 +4,15 @@ from sapper.lab.results import Results
 from sapper.report import tables, text
 from sapper.report.tables import LABELS, METRICS, SummaryRow
 
+SURROUNDINGS = ("processor", "device", "threads", "number format", "torch")
+"""What of the environment stands under the table."""
+
 
 def render(results: Results) -> str:
     """The table, where its intervals come from, seeds, time, hardware, warnings, and the command that repeats it."""
     rows = tables.summary_rows(results)
     names = ["task → target", "head", *(LABELS.get(metric, metric) for metric in METRICS)]
-    environment = results.environment
+    environment = ", ".join(f"{key} {results.environment[key]}" for key in SURROUNDINGS if key in results.environment)
     seconds = sum(item.get("seconds") or 0 for item in results.timings)
     estimates = [estimate for row in rows for estimate in row.estimates.values()]
     lines = [
@@ -20,8 +23,7 @@ def render(results: Results) -> str:
         *(_row(row) for row in rows),
         "",
         f"In %; 95 % intervals {tables.interval_note(estimates)}. Seeds {text.listing(results.scenario['seeds'])}; "
-        f"{text.duration(seconds)} of computation on {environment['processor']} ({environment['threads']} threads, "
-        f"{environment['number format']}, torch {environment['torch']}).",
+        f"{text.duration(seconds)} of computation; {environment}.",
         *(f"\nNote: {flag}" for flag in results.flags),
     ]
     return "\n".join(lines) + "\n"
