@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 # The tests' networks are tiny: a second thread gains nothing, and on a busy machine the two wait for one another.
-torch.set_num_threads(1)
+# Set here because torch reads it when it is imported; processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from sapper.downstream import KNN, MLP, Classifier, Linear, extract, predict
+from sapper.downstream import KNN, MLP, Classifier, Linear, Standardize, extract, predict
 from sapper.encoders import build
 from sapper.run import Run
 from sapper.triggers import Patch
@@ -39,7 +39,12 @@ def test_features_are_normalized_and_the_trigger_is_stamped_first() -> None:
 def test_a_linear_probe_is_logistic_regression() -> None:
     features, labels = clouds(300, 4, 6, seed=1)
     head = Linear(penalty=1e-3, iterations=500).fit(features, labels, 4, RUN)
-    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (1e-3 * len(features)), tol=1e-8, max_iter=2000))
+    scale = float(features.var(0, correction=0).mean().sqrt())
+    theirs = make_pipeline(
+        StandardScaler(with_std=False),
+        FunctionTransformer(lambda x: x / scale),
+        LogisticRegression(C=1 / (1e-3 * len(features)), tol=1e-8, max_iter=2000),
+    )
     theirs.fit(features.numpy(), labels.numpy())
     with torch.no_grad():
         ours = head(features).softmax(1).numpy()
@@ -102,3 +107,15 @@ def test_a_classifier_goes_from_images_to_logits() -> None:
     head = Linear(iterations=5).fit(features, torch.arange(12) % 3, 3, RUN)
     logits = Classifier(encoder, head)(data.images.float() / 255)
     assert torch.allclose(logits, head(features), atol=1e-5)
+
+
+def test_a_feature_that_hardly_changes_is_not_blown_up() -> None:
+    """A small change of it, as a trigger may make, stays small."""
+    features, _ = clouds(200, 4, 6, seed=1)
+    features[:, 0] *= 1e-4
+    standardize = Standardize(features)
+    changed = features.clone()
+    changed[:, 0] += 0.01
+    assert (standardize(changed) - standardize(features)).abs().max() < 0.1
+    assert standardize(features).mean(0).abs().max() < 1e-4
+    assert standardize(features).var(0, correction=0).mean().item() == pytest.approx(1, rel=1e-3)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from sapper import encoders
 from sapper.errors import SapperError
@@ -59,6 +61,21 @@ def test_seeds_make_encoders() -> None:
     one, same, other = (encoders.build(Run(seed=s), architecture="resnet10", width=4) for s in (1, 1, 2))
     assert torch.equal(one.backbone.conv1.weight, same.backbone.conv1.weight)
     assert not torch.equal(one.backbone.conv1.weight, other.backbone.conv1.weight)
+
+
+def test_narrow_encoders_do_without_the_strided_convolutions_that_onednn_breaks_on() -> None:
+    """Equal to the plain ones, in the forward pass and in the gradient."""
+    encoder = encoders.build(RUN, architecture="resnet10", width=8, input_size=16)
+    strided = {name: m for name, m in encoder.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)}
+    assert [type(m) is nn.Conv2d for m in strided.values()] == [False, True, True]
+    shortcut = next(iter(strided.values()))
+    images = torch.rand(3, 8, 5, 6, dtype=torch.float64)
+    weight = shortcut.double().weight
+    expected = F.conv2d(images, weight, stride=2)
+    assert torch.equal(shortcut(images), expected)
+    (ours,) = torch.autograd.grad(shortcut(images).square().sum(), weight)
+    (theirs,) = torch.autograd.grad(expected.square().sum(), weight)
+    assert torch.allclose(ours, theirs)
 
 
 def test_a_file_brings_back_weights_and_card(tmp_path: Path) -> None:

@@ -69,7 +69,11 @@ class Classifier(nn.Module):
 
 
 class Standardize(nn.Module):
-    """Features (N, D) less the mean and over the deviation of those it was made from; a constant one becomes 0."""
+    """Features (N, D) less the mean of those it was made from, over one deviation common to all D.
+
+    One for all: a feature that hardly ever changes would otherwise be blown up, and with it the slightest change of
+    it under a trigger. The geometry of the encoder stays as it is.
+    """
 
     mean: Tensor
     deviation: Tensor
@@ -77,7 +81,7 @@ class Standardize(nn.Module):
     def __init__(self, features: Tensor):
         super().__init__()
         self.register_buffer("mean", features.mean(0))
-        self.register_buffer("deviation", features.std(0, correction=0).clamp_min(1e-6))
+        self.register_buffer("deviation", features.var(0, correction=0).mean().sqrt().clamp_min(1e-6))
 
     def forward(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.deviation
@@ -88,8 +92,8 @@ class MLP:
     """The paper's head: D – 512 – ReLU – dropout – 256 – ReLU – K, cross-entropy, Adam.
 
     Defaults from ``training_downstream_classifier.py``; unlike there, rows are shuffled in every epoch, so that the
-    order of a data set never changes a result. ``standardize`` gives each feature mean 0 and deviation 1 first; the
-    functions that can be learned stay the same, but far fewer epochs are needed.
+    order of a data set never changes a result. ``standardize`` centers the features and scales them to
+    deviation 1 first; the functions that can be learned stay the same, but far fewer epochs are needed.
     """
 
     epochs: PositiveInt = 500
@@ -99,7 +103,7 @@ class MLP:
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     standardize: bool = False
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
 
@@ -141,7 +145,7 @@ class Linear:
     penalty: NonNegativeFloat = 1e-4
     iterations: PositiveInt = 300
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "the usual linear evaluation of self-supervised encoders"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 

@@ -3,7 +3,8 @@
 from typing import Any, Literal
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from sapper.encoders.encoder import Card, Encoder
@@ -47,6 +48,7 @@ def build(
             backbone, features = _timm(architecture.removeprefix("timm:"), stem)
         else:
             backbone, features = _resnet(architecture, width, stem)
+        _replace_narrow_shortcuts(backbone)
     card = Card(architecture=architecture, width=width, stem=stem, input_size=input_size, mean=mean, std=std)
     return Encoder(backbone, card, features).to(run.device).to(memory_format=torch.channels_last)
 
@@ -87,6 +89,28 @@ def _timm(name: str, stem: Stem) -> tuple[nn.Module, int]:
             raise SapperError(f"{name} has no ResNet stem to exchange", where="encoder.stem", remedy=remedy)
         _use_cifar_stem(net, net.conv1.out_channels)
     return net, net.num_features
+
+
+class _NarrowShortcut(nn.Conv2d):
+    """A 1×1 convolution of stride 2 as what it is: every second pixel, and a convolution without stride.
+
+    oneDNN's own writes beyond its memory in the backward pass when there are fewer input channels than a block has,
+    16 at most (github.com/uxlfoundation/oneDNN, issue 6035): training crashes, or goes on with wrong gradients.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.conv2d(images[:, :, ::2, ::2], self.weight, self.bias)
+
+
+def _replace_narrow_shortcuts(net: nn.Module) -> None:
+    for parent in list(net.modules()):
+        for name, conv in list(parent.named_children()):
+            if not isinstance(conv, nn.Conv2d) or conv.in_channels >= 16:
+                continue
+            if (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (2, 2), (0, 0), 1):
+                shortcut = _NarrowShortcut(conv.in_channels, conv.out_channels, 1, stride=2, bias=False)
+                shortcut.weight, shortcut.bias = conv.weight, conv.bias
+                setattr(parent, name, shortcut)
 
 
 def _use_cifar_stem(net: nn.Module, width: int) -> None:
