@@ -1,15 +1,20 @@
-"""Runs the benchmarks named on the command line, or all of them, and prints one table."""
+"""Runs the benchmarks named on the command line, or all of them; prints a table and writes ``results.json`` here.
+
+Each runs twice: in the number format that is fastest here, and in float32.
+"""
 
 import argparse
 import importlib
-import pkgutil
+import json
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
-import benchmarks
-from benchmarks.timing import Row
+from sapper.files import write_atomically
+from sapper.run import fast_dtype
 
-NAMES = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - {"__main__", "timing"})
+NAMES = ("augmentation", "simclr_step", "badencoder_step")
 
 
 def main() -> None:
@@ -19,16 +24,16 @@ def main() -> None:
     if unknown := set(names) - set(NAMES):
         parser.error(f"no benchmark named {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
 
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads; medians, [range] over the rounds")
-    print(f"{'':<48}{'ours':>12}{'textbook':>12}  textbook / ours")
+    fast = fast_dtype(torch.device("cpu"))
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {fast}; medians")
+    print(f"{'images/s':<28}{'ours':>12}{'textbook':>12}{'ratio':>8}")
+    records = []
     for name in names:
-        for row in importlib.import_module(f"benchmarks.{name}").run():
-            print(line(row), flush=True)
-
-
-def line(row: Row) -> str:
-    times = f"{row.ours * 1e3:>9.1f} ms{row.textbook * 1e3:>9.1f} ms"
-    return f"{row.name:<48}{times}  {row.ratio:.1f} [{row.lowest:.1f}..{row.highest:.1f}]"
+        for dtype, suffix in ((fast, ""), (torch.float32, "_float32")):
+            row = importlib.import_module(f"benchmarks.{name}").run(dtype, suffix)
+            print(f"{row.name:<28}{row.ours:>12.0f}{row.textbook:>12.0f}{row.ratio:>8.1f}", flush=True)
+            records.append(asdict(row))
+    write_atomically(Path(__file__).parent / "results.json", json.dumps({"records": records}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,33 +8,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Median seconds of both, and how many times as long the textbook takes: median and range of the rounds."""
+    """Median speeds of both, and how many times as fast ours is: the median of the rounds' ratios."""
 
     name: str
     ours: float
     textbook: float
+    unit: str
     ratio: float
-    lowest: float
-    highest: float
+    repeats: int
 
 
-def paired(ours: Callable[[], object], textbook: Callable[[], object], rounds: int = 7, *, name: str) -> Row:
-    """Time both once per round after one untimed call of each.
+def paired(
+    ours: Callable[[], object], textbook: Callable[[], object], *, name: str, images: int, rounds: int = 5
+) -> Row:
+    """Time both once per round, each call working on ``images`` images, after one untimed call of each.
 
-    The ratio is taken within a round, so that a machine that slows down for a while slows both. Work on an accelerator
-    has to be waited for (``torch.cuda.synchronize``) in the functions themselves.
+    The ratio is taken within a round, so that a machine that slows down for a while slows both.
     """
     ours()
     textbook()
     times = [(_seconds(ours), _seconds(textbook)) for _ in range(rounds)]
-    ratios = [textbook_time / our_time for our_time, textbook_time in times]
     return Row(
         name=name,
-        ours=statistics.median(our_time for our_time, _ in times),
-        textbook=statistics.median(textbook_time for _, textbook_time in times),
-        ratio=statistics.median(ratios),
-        lowest=min(ratios),
-        highest=max(ratios),
+        ours=round(images / statistics.median(our_time for our_time, _ in times), 1),
+        textbook=round(images / statistics.median(textbook_time for _, textbook_time in times), 1),
+        unit="images/s",
+        ratio=round(statistics.median(textbook_time / our_time for our_time, textbook_time in times), 2),
+        repeats=rounds,
     )
 
 
