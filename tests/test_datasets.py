@@ -638,7 +638,7 @@ def test_data_root_that_is_not_there(tmp_path):
 def test_missing_known_set_names_every_place_searched(tmp_path):
     with pytest.raises(SapperError) as caught:
         datasets.load("svhn", "test", data_root=tmp_path)
-    for word in (f"test.parquet, test.npz or test/ in {tmp_path / 'svhn'}", "torchvision's SVHN", "download=True"):
+    for word in (f"test.parquet, test.npz or test/ in {tmp_path / 'svhn'}", "torchvision's SVHN", "--download"):
         assert word in str(caught.value)
 
 

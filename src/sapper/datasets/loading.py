@@ -48,7 +48,7 @@ def load_path(path: Path, split: str, size: int) -> ImageSet:
     """A data set of the user's own: an image folder, a parquet or npz file, or a folder with one file per split."""
     path = expand_home(path)
     if not path.exists():
-        remedy = "check the path; known data sets go by their names (sapper.datasets.names())"
+        remedy = "check the path; known data sets go by their names (sapper methods lists them)"
         raise SapperError("there is no such file or folder", where=str(path), remedy=remedy)
     source = find_split(path, split) or find_whole(path, split)
     raw = source.read(size)
@@ -107,7 +107,7 @@ def _find_in_torchvision(info: DatasetInfo, split: str, data_root: Path, downloa
     remedy = "put it there, or set --data-root or SAPPER_DATA to the folder that holds it"
     if info.torchvision:
         searched += f", and no files of torchvision's {info.torchvision} in {data_root}"
-        remedy += ", or allow the download (download=True)"
+        remedy += ", or allow the download (--download)"
     raise SapperError(f"not found: {searched}", where=where, remedy=remedy)
 
 

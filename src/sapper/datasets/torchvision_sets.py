@@ -42,7 +42,7 @@ def read_torchvision(info: DatasetInfo, split: str, root: Path, size: int, *, do
     try:
         dataset = kind(root, **which, download=download)
     except Exception as error:  # torchvision lets through whatever its readers and the network raise
-        remedy = "check the network" if download else "remove its files and allow the download (download=True)"
+        remedy = "check the network" if download else "remove its files and allow the download (--download)"
         what = str(error) or type(error).__name__
         raise SapperError(f"torchvision cannot read it: {what}", where=where, remedy=remedy) from error
     raw = _from_files(dataset, size) if info.torchvision in FILES else _from_arrays(dataset, size)
@@ -74,5 +74,5 @@ def _refuse_missing_class_folders(raw: Raw, info: DatasetInfo, where: str) -> No
     """torchvision numbers GTSRB's class folders as it meets them: one missing would shift the labels after it."""
     found = len({Path(path).parent for path in raw.paths})
     if found != info.classes:
-        remedy = "remove its files and download them again (download=True)"
+        remedy = "remove its files and download them again (--download)"
         raise SapperError(f"{found} of {info.classes} class folders are there", where=where, remedy=remedy)

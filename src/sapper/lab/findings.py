@@ -35,6 +35,7 @@ class Findings:
     timings: list[dict[str, Any]] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     _placed: dict[str, str] = field(default_factory=dict)
+    _files: dict[str, Path] = field(default_factory=dict)
 
     def add_timing(self, seed: int, stage: str, done: Stage) -> None:
         """How long a stage took, and whether it was in the Store already."""
@@ -47,8 +48,13 @@ class Findings:
         digest = sha256(source)
         mark = f"-{MARK}" if MARK in source.name else ""
         path = f"encoders/{self._free_name(f'{label}-seed{seed}', digest)}{mark}.safetensors"
-        link_atomically(source, self.out / path)
+        self._files[path] = source
         self.artifacts.append(Artifact(role=role, seed=seed, path=path, sha256=digest))
+
+    def place_files(self) -> None:
+        """Put the encoders where the artifacts say. Last of all: a run that fails leaves an earlier one's alone."""
+        for path, source in self._files.items():
+            link_atomically(source, self.out / path)
 
     def add_references(self, seed: int, target: Target, task: TaskData, rows: list[int]) -> None:
         """Which training images an attacker took."""

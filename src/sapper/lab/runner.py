@@ -63,6 +63,7 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
         for variant in variants:
             for seed in scenario.seeds:
                 _run_once(variant, seed, data, lab, found)
+        found.place_files()
     return Results(
         scenario=scenario.content | {"primary_head": scenario.primary_head},
         environment=environment(lab.run),

@@ -6,6 +6,7 @@ That is why a stage can be looked up in the Store, resumed, or made on another m
 import json
 import math
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from sapper.lab.scenario import EncoderSection, Named
 from sapper.lab.store import Stage, Store
 from sapper.run import Run
 from sapper.training import Checkpoint
+
+VERSION = 1
+"""Raise it when a change outside the methods (augmentation, features, backbones) changes what stages make."""
 
 MAP_IMAGES = 500
 """How many test images the feature maps show."""
@@ -56,7 +60,9 @@ def pretrain(store: Store, spec: EncoderSection, method: Named, images: ImageSet
         _leave(folder, trained, "clean", backdoored=False, origin=origin)
         checkpoint.remove()
 
-    key = surroundings(run) | method_key(method) | {"encoder": spec.model_dump(), "images": images.digest}
+    key = (
+        surroundings(run) | method_key(method) | {"encoder": spec.model_dump(), "images": [images.name, images.digest]}
+    )
     return store.stage("pretraining", key, make)
 
 
@@ -80,7 +86,7 @@ def attack(store: Store, clean: Path, method: Named, shadow: ImageSet, targets: 
         checkpoint.remove()
 
     key = surroundings(run) | method_key(method)
-    key |= {"clean": sha256(clean), "shadow": shadow.digest, "targets": described}
+    key |= {"clean": sha256(clean), "shadow": [shadow.name, shadow.digest], "targets": described}
     return store.stage("attack", key, make)
 
 
@@ -124,7 +130,9 @@ def surroundings(run: Run) -> dict[str, Any]:
     return {
         "seed": run.seed,
         "sapper": sapper.__version__,
+        "stages": VERSION,
         "torch": torch.__version__,
+        "torchvision": version("torchvision"),
         "device": run.device.type,
         "dtype": str(run.dtype),
         "threads": torch.get_num_threads(),
