@@ -256,9 +256,14 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(
     assert end.err == "interrupted; the same command goes on from here\n"
 
 
+def _hear_interrupts() -> None:
+    """In the child: a job in a shell's background ignores interrupts, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_in_the_middle_of_a_training_ends_with_130(file: Path, tmp_path: Path) -> None:
     command = [*PROGRAM, "run", str(file), "--out", str(tmp_path / "out"), *ENDLESS]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts) as process:
         while process.poll() is None and not list(tmp_path.glob("out/store/.work/attack-*/checkpoint.safetensors")):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
