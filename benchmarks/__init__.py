@@ -2,3 +2,7 @@
 
 Each module here with a function ``run() -> list[Row]`` is one benchmark.
 """
+
+from sapper import process
+
+process.settle()  # before torch is loaded, as the program does

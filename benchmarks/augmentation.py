@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.textbook import BATCH, SIMCLR, PerSample, endless, noise
+from benchmarks.textbook import BATCH, SIMCLR, PerSample, loader, noise
 from benchmarks.timing import Row, paired
 from sapper.augment import Augmentation
 from sapper.images import to_float
@@ -13,14 +13,14 @@ BATCHES = 8
 def run(_dtype: torch.dtype, suffix: str) -> Row:
     """Pixels are augmented in float32 whatever the number format of the network is."""
     pixels, generator = noise(BATCHES * BATCH), torch.Generator().manual_seed(0)
-    batches = endless(PerSample(pixels, SIMCLR))
+    batches = loader(PerSample(pixels, SIMCLR))
 
     def ours() -> None:
         for chunk in pixels.split(BATCH):
             Augmentation.SIMCLR(to_float(chunk), generator)
 
     def textbook() -> None:
-        for _ in range(BATCHES):
-            next(batches)
+        for _ in batches:
+            pass
 
     return paired(ours, textbook, name=f"augmentation{suffix}", images=BATCHES * BATCH)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.textbook import BATCH, SIMCLR, PerSample, endless, forward, noise
+from benchmarks.textbook import BATCH, SIMCLR, PerSample, forward, loader, noise
 from benchmarks.timing import Row, paired
 from sapper.augment import Augmentation
 from sapper.encoders import Encoder, build
@@ -12,29 +12,33 @@ from sapper.images import to_float
 from sapper.pretraining.simclr import nt_xent, projection_head
 from sapper.run import Run
 
+STEPS = 2
+
 
 def run(dtype: torch.dtype, suffix: str) -> Row:
     """Ours in ``dtype``, channels last, both views at once; the textbook in float32, one view after the other."""
-    pixels, surroundings = noise(2 * BATCH), Run(seed=0, dtype=dtype)
+    pixels, surroundings = noise(STEPS * BATCH), Run(seed=0, dtype=dtype)
     encoder, head, optimizer = _model(surroundings, fused=True)
     generator = surroundings.generator()
 
     def ours() -> None:
-        batch = to_float(pixels[:BATCH])
-        views = Augmentation.SIMCLR(torch.cat((batch, batch)), generator)
-        with surroundings.autocast():
-            projected = head(encoder(views))
-        _step(optimizer, nt_xent(projected.float(), 0.5))
+        for chunk in pixels.split(BATCH):
+            batch = to_float(chunk)
+            views = Augmentation.SIMCLR(torch.cat((batch, batch)), generator)
+            with surroundings.autocast():
+                projected = head(encoder(views))
+            _step(optimizer, nt_xent(projected.float(), 0.5))
 
     plain, plain_head, plain_optimizer = _model(surroundings, fused=False)
     plain.to(memory_format=torch.contiguous_format)
-    batches = endless(PerSample(pixels, lambda picture: (SIMCLR(picture), SIMCLR(picture))))
+    batches = loader(PerSample(pixels, lambda picture: (SIMCLR(picture), SIMCLR(picture))))
 
     def textbook() -> None:
-        first, second = (F.normalize(plain_head(forward(plain, view)), dim=1) for view in next(batches))
-        _step(plain_optimizer, nt_xent(torch.cat((first, second)), 0.5))
+        for views in batches:
+            first, second = (F.normalize(plain_head(forward(plain, view)), dim=1) for view in views)
+            _step(plain_optimizer, nt_xent(torch.cat((first, second)), 0.5))
 
-    return paired(ours, textbook, name=f"simclr_step{suffix}", images=BATCH, rounds=3)
+    return paired(ours, textbook, name=f"simclr_step{suffix}", images=STEPS * BATCH, rounds=3)
 
 
 def _model(surroundings: Run, *, fused: bool) -> tuple[Encoder, nn.Module, torch.optim.Optimizer]:

@@ -62,13 +62,18 @@ def test_apply_is_torchvision_image_by_image(augmentation: Augmentation, size: t
     torch.testing.assert_close(apply(images, parameters), torchvision_one_by_one(images, parameters), **CLOSE)
 
 
+@pytest.mark.parametrize("to", [None, (24, 24), (7, 50), (1, 1)], ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_resized_crop_is_torchvisions(size: tuple[int, int]) -> None:
-    images = noise(100, size)
+def test_resized_crop_is_torchvisions(size: tuple[int, int], to: tuple[int, int] | None) -> None:
+    images, result = noise(100, size), list(to or size)
     boxes = Augmentation(crop=(0.001, 1.0)).sample(len(images), size, generator()).boxes
     assert boxes is not None
-    expected = [tv.resized_crop(image, *box, list(size), antialias=True) for image, box in zip(images, boxes.tolist())]
-    torch.testing.assert_close(resized_crop(images, boxes), torch.stack(expected), **CLOSE)
+    expected = [tv.resized_crop(image, *box, result, antialias=True) for image, box in zip(images, boxes.tolist())]
+    torch.testing.assert_close(resized_crop(images, boxes, to), torch.stack(expected), **CLOSE)
+
+
+def test_views_can_be_smaller_than_images() -> None:
+    assert Augmentation(size=20)(noise(5), generator()).shape == (5, 3, 20, 20)
 
 
 def test_crop_of_the_whole_image_is_the_image() -> None:

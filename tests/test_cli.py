@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sapper import __version__, attacks, cli, datasets, downstream, pretraining
 from sapper.errors import SapperError
@@ -102,10 +103,12 @@ def test_the_command_in_the_results_repeats_the_run(sapper: Sapper, file: Path, 
     (tmp_path / "data" / "balls").rename(known)
     (known / "classes.json").unlink()
     given = ("--set", "task.0.dataset=svhn", "--set", "task.0.name=balls", "--set", "target.0.class=0")
-    sapper("run", file, "--out", tmp_path / "out", "--data-root", known.parent, *given, *QUICK)
+    store = ("--store", tmp_path / "elsewhere", "--download")
+    sapper("run", file, "--out", tmp_path / "out", "--data-root", known.parent, *given, *store, *QUICK)
     first = read_results(tmp_path / "out")
     words = shlex.split(first.command)
     assert words[0] == "sapper"
+    assert "--download" in words
     again = sapper(*words[1:])
     assert again.code == 0
     assert again.err.count("from the store") == 6
@@ -224,6 +227,28 @@ def test_a_store_that_cannot_be_written_is_told_before_the_work(sapper: Sapper, 
 def test_a_store_in_use_is_told(sapper: Sapper, file: Path, tmp_path: Path) -> None:
     with Store(tmp_path / "out" / "store").locked():
         assert "another run is using this store" in told(sapper("run", file, "--out", tmp_path / "out", *QUICK))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+    ],
+    ids=["python", "cpu", "cuda"],
+)
+def test_too_little_memory_is_told(
+    sapper: Sapper, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> Results:
+        raise error
+
+    monkeypatch.setattr(runner, "run_scenario", fail)
+    end = sapper("run", file, "--out", tmp_path / "out", *QUICK)
+    assert end.code == 2
+    assert "smaller batch" in end.err
+    assert "Traceback" not in end.err
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(sapper: Sapper) -> None:

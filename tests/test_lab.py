@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from sapper import datasets, encoders
 from sapper.errors import SapperError
 from sapper.images import ImageSet
 from sapper.lab import stages
+from sapper.lab.findings import unique
 from sapper.lab.results import Record, Results, read_results, write_results
 from sapper.lab.stages import TaskData
 from sapper.lab.store import Store
 from sapper.report import write_report
-from sapper.run import Run
+from sapper.run import Bar, Run, Silent
 from tests.conftest import REPOSITORY
 from tests.micro import PLAIN, experiment, numbers, perform, squares, write_data, write_parquet
 
@@ -204,6 +205,19 @@ def test_the_victim_has_no_frame_of_a_track_that_the_attacker_took(data: Path, t
             assert rows_of(task.train, whole) == set(range(len(whole))) - track
 
 
+@pytest.mark.parametrize("judge_on", ["test", "validation"])
+def test_too_few_tracks_for_the_references_are_told_before_any_training(
+    data: Path, tmp_path: Path, judge_on: str
+) -> None:
+    for seed, split in enumerate(("train", "test")):
+        write_parquet(tmp_path / "gtsrb" / f"{split}.parquet", 60, seed)
+    signs = ("task.0.dataset=gtsrb", "task.0.name=signs", "target.0.task=signs", "target.0.class=0")
+    scenario = experiment(data, *SHORT, *signs, "target.references=4", f"judge_on={judge_on}")
+    with pytest.raises(SapperError, match="near-duplicate"):
+        perform(scenario, tmp_path / "out", data_root=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 # The same again
 
 
@@ -237,7 +251,7 @@ class InterruptedAt:
         self.words, self.step = words, step
 
     @contextmanager
-    def bar(self, label: str, total: int) -> Iterator["InterruptedAt"]:
+    def bar(self, label: str, total: int, done: int = 0) -> Iterator["InterruptedAt"]:
         self.done = 0 if label.startswith(self.words) else -math.inf
         yield self
 
@@ -264,16 +278,16 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
 def test_an_interrupted_training_goes_on_from_its_last_epoch(data: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         perform(experiment(data), tmp_path, run=Run(progress=InterruptedAt("pre-training", 3)))
-    advances: list[int] = []
+    begun: dict[str, int] = {}
 
-    class Watched(InterruptedAt):
-        def advance(self, steps: int = 1, note: str = "") -> None:
-            if self.done == 0 and steps:
-                advances.append(steps)
-            super().advance(steps, note)
+    class Watched(Silent):
+        def bar(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Bar]:
+            begun[label] = done
+            return super().bar(label, total, done)
 
-    perform(experiment(data), tmp_path, run=Run(progress=Watched("pre-training", 1000)))
-    assert advances[0] == 2
+    perform(experiment(data), tmp_path, run=Run(progress=Watched()))
+    assert begun["pre-training (SimCLR)"] == 2
+    assert begun["injection (BadEncoder)"] == 0
 
 
 SIGKILL_AFTER = """
@@ -350,6 +364,18 @@ def test_without_an_attack_there_is_clean_accuracy_only(data: Path, tmp_path: Pa
     assert {record.metric for record in results.records} == {"CA"}
     assert [artifact.role for artifact in results.artifacts] == ["clean-encoder"]
     assert results.references == results.pictures == results.maps == ()
+
+
+def test_splits_may_be_named(data: Path, tmp_path: Path) -> None:
+    splits = (f"pretraining.dataset={data}/balls", "pretraining.split=test", "attack.shadow_split=train")
+    results = perform(experiment(data, *SHORT, *splits), tmp_path)
+    assert {(item["name"], item["split"]) for item in results.datasets if item["name"] == "balls"} == {
+        ("balls", "test"),
+        ("balls", "train"),
+    }
+    with pytest.raises(SapperError, match="extra") as error:
+        perform(experiment(data, *SHORT, "pretraining.split=extra"), tmp_path)
+    assert "pretraining.dataset" in str(error.value)
 
 
 def test_shadow_images_may_come_from_another_set(data: Path, tmp_path: Path) -> None:
@@ -456,6 +482,14 @@ def test_every_encoder_of_every_variant_has_a_file_of_its_own(
     assert len(values(results, "lift", task="balls", head="mlp")) == len(lines)
     titles = [(curve.stage, curve.title) for curve in results.curves]
     assert len(set(titles)) == len(titles)
+
+
+def test_the_first_variant_is_shown_in_pictures_and_maps(data: Path, tmp_path: Path) -> None:
+    results = perform(
+        experiment(data, *SHORT, extra=variants('"target.trigger.size" = 2', '"target.trigger.size" = 3')), tmp_path
+    )
+    assert len(results.maps) == 2 * 2
+    assert len(unique(results.pictures)) == len(results.pictures) > 0
 
 
 def test_a_variant_may_change_the_size_of_the_images(data: Path, tmp_path: Path) -> None:

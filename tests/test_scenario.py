@@ -292,7 +292,7 @@ MISTAKES = {
     "unknown schedule": ("epochs = 3", 'schedule = "cosin"', "pretraining.schedule", "'cosine' or 'constant'"),
     "unknown architecture": ("width = 8", 'architecture = "resnet81"', "encoder.architecture", "resnet18"),
     "unknown one of timm's": ("width = 8", 'architecture = "timm:rsnet18"', "encoder.architecture", "resnet18"),
-    "unknown stem": ("width = 8", 'stem = "cifra"', "encoder.stem", "'cifar' or 'imagenet'"),
+    "unknown stem": ("width = 8", 'stem = "cifra"', "encoder.stem", "'cifar', 'strided' or 'imagenet'"),
     "width zero": ("width = 8", "width = 0", "encoder.width", "greater than or equal to 1"),
     "width beyond all memory": ("width = 8", "width = 1_000_000", "encoder.width", "less than or equal to"),
     "std zero": ("width = 8", "std = [0.2, 0.0, 0.2]", "encoder.std[1]", "greater than 0"),

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sapper.encoders import build
+from sapper.errors import SapperError
 from sapper.images import ImageSet
 from sapper.pretraining.simclr import SimCLR, nt_xent, projection_head
 from sapper.run import Run
@@ -73,6 +74,12 @@ def test_monitor_reports_accuracy_of_neighbors() -> None:
     curves = SimCLR(epochs=1, batch=30, monitor=True)(tiny(), data, Run(seed=5)).curves
     assert curves["kNN accuracy"] == [1.0]
     assert "kNN accuracy" not in SimCLR(epochs=1, batch=30)(tiny(), data, Run(seed=5)).curves
+
+
+def test_monitor_without_labels_is_refused_before_the_training() -> None:
+    images = ImageSet(images=torch.zeros(8, 3, 16, 16, dtype=torch.uint8), name="photos")
+    with pytest.raises(SapperError, match="labels"):
+        SimCLR(epochs=10**6, batch=4, monitor=True)(tiny(), images, Run())
 
 
 def test_paper_preset_keeps_its_learning_rate() -> None:

@@ -142,6 +142,22 @@ def test_an_interrupted_stage_is_not_there_and_goes_on_from_its_work(store: Stor
     assert sorted(path.name for path in finished.folder.iterdir()) == ["result.txt", "stage.json"]
 
 
+def test_seconds_count_what_interrupted_processes_worked(store: Store) -> None:
+    def work_and_die(folder: Path) -> None:
+        result = folder / "checkpoint"
+        result.write_text("half")
+        hour_later = result.stat().st_mtime + 3600
+        os.utime(result, (hour_later, hour_later))
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            store.stage("heads", KEY, work_and_die)
+    stage = store.stage("heads", KEY, lambda folder: (folder / "checkpoint").unlink())
+    assert 7190 < stage.seconds < 7260
+    assert sorted(path.name for path in stage.folder.iterdir()) == ["stage.json"]
+
+
 def test_what_a_killed_process_half_wrote_does_not_get_into_a_stage(store: Store) -> None:
     def die_while_writing(folder: Path) -> None:
         (folder / ".result.txt.4711.part").write_text("ma")

@@ -2,7 +2,7 @@
 
 The paper: Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations",
 ICML 2020, without the blur, as usual for small images and as in BadEncoder's code. It does what torchvision does
-with float images one by one: ``RandomResizedCrop`` to the size of the input, ``RandomHorizontalFlip``,
+with float images one by one: ``RandomResizedCrop`` (antialiased), ``RandomHorizontalFlip``,
 ``RandomApply([ColorJitter])`` with the four changes in a random order per image, ``RandomGrayscale``.
 
 Drawing the parameters (``Augmentation.sample``) is apart from using them (``apply``).
@@ -44,9 +44,10 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """A random augmentation of float images in [0, 1], (N, 3, H, W); shape and range stay.
+    """A random augmentation of float images in [0, 1], (N, 3, H, W); the range stays, and the shape if ``size`` is 0.
 
     ``crop``      range of a crop's share of the image area; none: no crop.
+    ``size``      height and width of a crop's result in pixels; 0: those of the image.
     ``flip``      probability of mirroring left and right.
     ``jitter``    strengths of brightness, contrast, saturation and hue, as of torchvision's ``ColorJitter``.
     ``jitter_p``  probability of changing the colors.
@@ -54,6 +55,7 @@ class Augmentation:
     """
 
     crop: tuple[float, float] | None = (0.08, 1.0)
+    size: int = 0
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_p: float = 0.8
@@ -68,7 +70,8 @@ class Augmentation:
         Random numbers come from the generator's own device: a CPU generator draws the same for images on any device.
         """
         count, _, height, width = images.shape
-        return apply(images, self.sample(count, (height, width), generator))
+        views = (self.size, self.size) if self.size else (height, width)
+        return apply(images, self.sample(count, (height, width), generator), views)
 
     def sample(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Parameters:
         """Parameters for ``count`` images of ``size`` (height, width), on the generator's device."""
@@ -89,10 +92,10 @@ Augmentation.REFERENCE = Augmentation(crop=None)
 
 
 @torch.no_grad()
-def apply(images: Tensor, parameters: Parameters) -> Tensor:
-    """The images with these parameters applied; ``images`` itself is left alone."""
+def apply(images: Tensor, parameters: Parameters, size: tuple[int, int] | None = None) -> Tensor:
+    """The images with these parameters applied, crops resized to ``size``; ``images`` itself is left alone."""
     boxes, factors = parameters.boxes, parameters.factors.to(images)
-    images = images.clone() if boxes is None else resized_crop(images, boxes)
+    images = images.clone() if boxes is None else resized_crop(images, boxes, size)
     rows = _rows(parameters.flip, images)
     images[rows] = images[rows].flip(-1)
     for step in range(4):
@@ -151,38 +154,42 @@ def _central_box(height: int, width: int) -> tuple[int, int, int, int]:
 # --- geometry -----------------------------------------------------------------------------------------------------
 
 
-def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """Each image's box (top, left, height, width) of ``boxes`` (N, 4), enlarged to the image's size.
+def resized_crop(images: Tensor, boxes: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Each image's box (top, left, height, width) of ``boxes`` (N, 4), brought to ``size`` (the image's by default).
 
-    Bilinear, as torchvision's ``resized_crop``. Its antialias changes nothing here: a crop is never made smaller.
+    Bilinear and antialiased, as torchvision's ``resized_crop``.
     """
+    size = size or (images.shape[2], images.shape[3])
     parts = zip(images.split(CROP_CHUNK), boxes.to(images.device).split(CROP_CHUNK))
     # Under autocast the matrix products would round the pixels to bfloat16.
     with torch.autocast(images.device.type, enabled=False):
-        return torch.cat([_resized_crop(part, part_boxes) for part, part_boxes in parts])
+        return torch.cat([_resized_crop(part, part_boxes, size) for part, part_boxes in parts])
 
 
-def _resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
+def _resized_crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Interpolation is separable: a matrix for the rows of each image and one for its columns."""
     count, channels, height, width = images.shape
     top, left, crop_height, crop_width = boxes.unbind(dim=1)
-    rows = _interpolation(top, crop_height, height).to(images.dtype)
-    columns = _interpolation(left, crop_width, width).to(images.dtype)
+    rows = _interpolation(top, crop_height, height, size[0]).to(images.dtype)
+    columns = _interpolation(left, crop_width, width, size[1]).to(images.dtype)
     images = images.reshape(count, channels * height, width) @ columns.transpose(1, 2)
-    images = rows.unsqueeze(1) @ images.view(count, channels, height, width)
+    images = rows.unsqueeze(1) @ images.view(count, channels, height, size[1])
     return images.clamp_(0, 1)  # two weights can add up to a little more than 1
 
 
-def _interpolation(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Weights (N, size, size) of the input pixels (last) in each output pixel (middle): linear between two neighbors.
+def _interpolation(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
+    """Weights (N, size, pixels) of each of ``pixels`` input pixels (last) in each output pixel (middle).
 
-    The ``length`` pixels from ``start`` on are enlarged to ``size``; nothing outside of them has a weight.
+    The ``length`` pixels from ``start`` on are brought to ``size``; nothing outside of them has a weight. A weight
+    falls linearly with the distance from the output pixel's center, to zero at one pixel, input or output, whichever
+    is the larger.
     """
-    pixel = torch.arange(size, device=start.device)
-    start, length = start.unsqueeze(1), length.unsqueeze(1)
-    position = (pixel + 0.5) * (length / size) - 0.5  # pixels are areas: the first one's center is at 0.5
-    position = start + position.clamp(min=0).minimum(length - 1)
-    return (1 - (position.unsqueeze(2) - pixel).abs()).clamp_(min=0)
+    start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
+    pixel, scale = torch.arange(pixels, device=start.device), length / size
+    center = (torch.arange(size, device=start.device).unsqueeze(1) + 0.5) * scale - 0.5  # pixels are areas
+    weights = (1 - (pixel - start - center).abs() / scale.clamp(min=1)).clamp_(min=0)
+    weights *= (pixel >= start) & (pixel < start + length)
+    return weights / weights.sum(dim=2, keepdim=True)
 
 
 # --- color: images (N, 3, H, W) and a factor for each, (N,) -------------------------------------------------------

@@ -1,6 +1,6 @@
 """The command line: the only room that prints. torch is imported only by commands that compute."""
 
-import os
+import re
 import shlex
 import signal
 import sys
@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich import box
@@ -18,7 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sapper import __version__
+from sapper import __version__, process
 from sapper.errors import SapperError, closest
 
 app = typer.Typer(
@@ -205,8 +205,7 @@ def _run(
     device: str,
     threads: int,
 ) -> None:
-    # Read by OpenMP when torch is loaded. Threads that spin while they wait stall one another on shared cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    process.settle()  # before torch is loaded
     import torch
 
     from sapper.lab.results import write_results
@@ -224,14 +223,19 @@ def _run(
     if threads:
         torch.set_num_threads(threads)
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(scenario.precision) or fast_dtype(place)
-    surroundings = {"--data-root": data_root, "--device": device if device != "auto" else None, "--threads": threads}
+    options = {
+        "--data-root": data_root,
+        "--device": device if device != "auto" else None,
+        "--threads": threads or None,
+        "--store": store,
+    }
     try:
         with progress(err) as bars:
             lab = Lab(
                 store=Store(store or folder / "store"),
                 out=folder,
                 run=Run(device=place, dtype=precision, progress=bars),
-                command=_command(file, folder, overrides, surroundings),
+                command=_command(file, folder, overrides, options, download=download),
                 data_root=data_root,
                 download=download,
                 tell=lambda line: err.print(line, markup=False),
@@ -270,14 +274,14 @@ def _device(name: str) -> Any:
     raise SapperError(f"no device {name!r} here", where="--device", remedy="use cpu or auto")
 
 
-def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, Any]) -> str:
+def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, Any], *, download: bool) -> str:
     """What to type to run the same again."""
     words = ["sapper", "run", file.stem if file.resolve().parent in _SHIPPED else str(file)]
     for text in overrides:
         words += ["--set", text]
     for option, value in options.items():
-        words += [option, str(value)] if value else []
-    return shlex.join([*words, "--out", str(folder)])
+        words += [option, str(value)] if value is not None else []
+    return shlex.join([*words, *(["--download"] if download else []), "--out", str(folder)])
 
 
 def _say(line: str) -> None:
@@ -345,7 +349,18 @@ def main() -> None:
     try:
         app([word for word in sys.argv[1:] if word != "--debug"])
     except SapperError as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        err.print(f"[bold red]error[/bold red] {escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
+        _end(error)
+    except (MemoryError, RuntimeError) as error:
+        # torch's own kinds: OutOfMemoryError on an accelerator, a plain RuntimeError on the CPU
+        if not isinstance(error, MemoryError) and not re.search("out of memory|not enough memory", str(error)):
+            raise
+        remedy = "take a smaller batch, a narrower encoder or fewer images; finished stages and epochs are kept"
+        _end(SapperError("the memory is not enough", remedy=remedy))
+
+
+def _end(error: SapperError) -> NoReturn:
+    """Tell what is wrong, and stop."""
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    err.print(f"[bold red]error[/bold red] {escape(str(error))}", soft_wrap=True)
+    sys.exit(2)

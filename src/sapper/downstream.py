@@ -103,7 +103,7 @@ class MLP:
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     standardize: bool = False
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
 
@@ -122,7 +122,7 @@ class MLP:
                 nn.Linear(second, classes),
             ).to(features.device)
             optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate, fused=True)
-            generator = run.generator()
+            generator = run.child("order").generator()
             with run.progress.bar("head (MLP)", self.epochs) as bar:
                 for _ in range(self.epochs):
                     for rows in shuffled(len(features), self.batch, generator, drop_last=False):
@@ -158,13 +158,16 @@ class Linear:
         inputs = standardize(features)
         solver = torch.optim.LBFGS(linear.parameters(), max_iter=self.iterations, line_search_fn="strong_wolfe")
 
-        def closure() -> Tensor:
-            solver.zero_grad()
-            loss = F.cross_entropy(linear(inputs), labels) + self.penalty / 2 * linear.weight.square().sum()
-            loss.backward()
-            return loss
+        with run.progress.bar("head (linear)", self.iterations) as bar:
 
-        solver.step(closure)
+            def closure() -> Tensor:
+                solver.zero_grad()
+                loss = F.cross_entropy(linear(inputs), labels) + self.penalty / 2 * linear.weight.square().sum()
+                loss.backward()
+                bar.advance()  # once for each evaluation; an iteration seldom needs more than one
+                return loss
+
+            solver.step(closure)
         return nn.Sequential(standardize, linear).eval()
 
 

@@ -31,15 +31,15 @@ class _Terminal:
         self.bars = bars
 
     @contextmanager
-    def _bar(self, label: str, total: int) -> Iterator[Bar]:
-        task = self.bars.add_task(label, total=total, visible=False, note="")
+    def _bar(self, label: str, total: int, done: int) -> Iterator[Bar]:
+        task = self.bars.add_task(label, total=total, completed=done, visible=False, note="")
         try:
             yield _Bar(self.bars, task)
         finally:
             self.bars.remove_task(task)
 
-    def bar(self, label: str, total: int) -> AbstractContextManager[Bar]:
-        return self._bar(label, total)
+    def bar(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Bar]:
+        return self._bar(label, total, done)
 
 
 @contextmanager

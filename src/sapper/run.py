@@ -19,15 +19,15 @@ class Bar(Protocol):
 class Progress(Protocol):
     """Where progress goes. The command line hands in one that draws; the default is silent."""
 
-    def bar(self, label: str, total: int) -> AbstractContextManager[Bar]:
-        """A bar for ``total`` steps, closed on leaving the context."""
+    def bar(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Bar]:
+        """A bar for ``total`` steps, closed on leaving the context; ``done`` of them were done before it began."""
         ...
 
 
 class Silent:
     """Progress that nobody sees."""
 
-    def bar(self, label: str, total: int) -> AbstractContextManager[Bar]:
+    def bar(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Bar]:
         return nullcontext(self)
 
     def advance(self, steps: int = 1, note: str = "") -> None:

@@ -82,8 +82,7 @@ class BadEncoder:
         optimizer = self.make_optimizer([weight for weight in encoder.parameters() if weight.requires_grad])
         done, curves = checkpoint.restore(encoder, optimizer) if checkpoint else (0, {})
         steps = steps_per_epoch(len(shadow), self.batch)
-        with run.progress.bar("injection (BadEncoder)", self.epochs * steps) as bar:
-            bar.advance(done * steps)
+        with run.progress.bar("injection (BadEncoder)", self.epochs * steps, done * steps) as bar:
             for epoch in range(done, self.epochs):
                 generator = run.child(f"epoch {epoch}").generator()
                 sums = torch.zeros(3, device=run.device)

@@ -6,7 +6,7 @@
 """
 
 from sapper.encoders.backbones import ARCHITECTURES, build
-from sapper.encoders.encoder import Card, Encoder, Trained
+from sapper.encoders.encoder import Card, Encoder, Stem, Trained
 from sapper.encoders.files import load, save
 
-__all__ = ["ARCHITECTURES", "Card", "Encoder", "Trained", "build", "load", "save"]
+__all__ = ["ARCHITECTURES", "Card", "Encoder", "Stem", "Trained", "build", "load", "save"]

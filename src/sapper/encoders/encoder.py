@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from sapper.errors import SapperError, closest
 from sapper.training import Curves
 
+Stem = Literal["cifar", "strided", "imagenet"]
+"""What comes first in a ResNet. See ``build``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -25,7 +28,7 @@ class Card:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     width: int = 64
-    stem: Literal["cifar", "imagenet"] = "cifar"
+    stem: Stem = "cifar"
     backdoored: bool = False
     origin: dict[str, Any] = field(default_factory=dict)
 

@@ -4,7 +4,7 @@ data → pre-train → attack the encoder → build heads on the clean and the b
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,17 @@ from sapper import datasets
 from sapper.attacks.references import choose_references, near_duplicates
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, load
-from sapper.errors import SapperError, closest, located
-from sapper.images import ImageSet
+from sapper.errors import located
 from sapper.lab import stages
+from sapper.lab.data import Data, load_data, part, target_label
 from sapper.lab.environment import environment
 from sapper.lab.findings import Findings, describe_images, unique
 from sapper.lab.pictures import trigger_pictures
 from sapper.lab.results import Results
-from sapper.lab.scenario import Scenario, TargetPlan, TaskSection
+from sapper.lab.scenario import Scenario, TaskSection
 from sapper.lab.stages import TaskData
 from sapper.lab.store import Stage, Store
 from sapper.run import Run
-
-Data = dict[tuple[str, str, int], ImageSet]
-"""Data sets by name, split and size in pixels."""
-
-VALIDATION_SHARE = 0.2
-"""How much of a training split ``judge_on = "validation"`` holds out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +51,9 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
     Raises ``SapperError`` for data that is missing or does not fit, before any training starts.
     """
     variants = _variants(scenario)
-    data = load_data([variant.scenario for variant in variants], lab)
+    data = load_data(
+        [variant.scenario for variant in variants], lab.run, data_root=lab.data_root, download=lab.download
+    )
     found = Findings(out=lab.out, primary_head=scenario.primary_head)
     with lab.store.locked():
         for variant in variants:
@@ -70,7 +66,7 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
         command=lab.command,
         records=tuple(found.records),
         artifacts=unique(found.artifacts),
-        datasets=tuple(describe_images(images) for images in data.values()),
+        datasets=tuple(describe_images(images) for images in data.sets.values()),
         references=unique(found.references),
         curves=unique(found.curves),
         maps=tuple(found.maps),
@@ -85,12 +81,14 @@ class _Variant:
     """A scenario with ``condition`` set; ``suffix`` is for names of what it makes.
 
     ``early`` is the suffix of its pre-training, which it shares with variants that differ in later stages only.
+    ``shown``: its pictures and maps are in the report; those of one variant are enough.
     """
 
     scenario: Scenario
     condition: dict[str, Any]
     suffix: str
     early: str
+    shown: bool
 
 
 def _variants(scenario: Scenario) -> list[_Variant]:
@@ -109,66 +107,10 @@ def _variants(scenario: Scenario) -> list[_Variant]:
             condition=changes,
             suffix=suffix(changes, ""),
             early=suffix(changes, "encoder", "pretraining"),
+            shown=i == 0,
         )
-        for changes in scenario.variants or ({},)
+        for i, changes in enumerate(scenario.variants or ({},))
     ]
-
-
-def load_data(scenarios: list[Scenario], lab: Lab) -> Data:
-    """Every data set that the scenarios name, checked against their tasks and targets."""
-    data: Data = {}
-    for scenario in scenarios:
-        judged = "train" if scenario.judge_on == "validation" else "test"
-        for key, name, split in _wanted(scenario, judged):
-            place = name, split, scenario.encoder.input_size
-            if place not in data:
-                with located(f"{scenario.file}: {key}"):
-                    data[place] = datasets.load(
-                        name, split, data_root=lab.data_root, size=place[2], download=lab.download
-                    )
-        for i, task in enumerate(scenario.tasks):
-            with located(f"{scenario.file}: task[{i}].dataset"):
-                datasets.check_task(_of(data, scenario, task.dataset), _of(data, scenario, task.dataset, judged))
-        for plan in scenario.targets:
-            dataset = next(task.dataset for task in scenario.tasks if task.name == plan.task)
-            _check_references(plan, _of(data, scenario, dataset), scenario.file)
-    return data
-
-
-def _wanted(scenario: Scenario, judged: str) -> Iterator[tuple[str, str, str]]:
-    """The data sets that a scenario uses: the key that names it, its name, the split."""
-    yield "pretraining.dataset", scenario.pretraining.dataset, "train"
-    for i, task in enumerate(scenario.tasks):
-        yield f"task[{i}].dataset", task.dataset, "train"
-        yield f"task[{i}].dataset", task.dataset, judged
-    if scenario.attack is not None and scenario.attack.shadow:
-        yield "attack.shadow", scenario.attack.shadow, "train"
-
-
-def _of(data: Data, scenario: Scenario, name: str, split: str = "train") -> ImageSet:
-    """A data set in the size that the scenario's encoder takes."""
-    return data[name, split, scenario.encoder.input_size]
-
-
-def _check_references(plan: TargetPlan, train: ImageSet, file: str) -> None:
-    """Raises ``SapperError`` unless the target's class has images for the attacker and some are left for the victim."""
-    there = int((train.targets() == target_label(plan, train, file)).sum())
-    if there <= plan.references:
-        what = f"{plan.references} references are wanted, but {train.name} has {there} training images of the class"
-        raise SapperError(what, where=f"{file}: target {plan.name!r}.references", remedy="ask for fewer")
-
-
-def target_label(plan: TargetPlan, train: ImageSet, file: str) -> int:
-    """The number of a target's class, which a scenario may name or number. Raises ``SapperError`` if there is none."""
-    where, names = f"{file}: target {plan.name!r}.class", list(train.classes)
-    if isinstance(plan.target_class, int):
-        if plan.target_class >= len(names):
-            remedy = f"{train.name} has the classes 0…{len(names) - 1}"
-            raise SapperError(f"class {plan.target_class} is out of range", where=where, remedy=remedy)
-        return plan.target_class
-    if plan.target_class not in names:
-        raise SapperError(f"no class {plan.target_class!r}", where=where, remedy=closest(plan.target_class, names))
-    return names.index(plan.target_class)
 
 
 def _run_once(variant: _Variant, seed: int, data: Data, lab: Lab, found: Findings) -> None:
@@ -181,8 +123,7 @@ def _run_once(variant: _Variant, seed: int, data: Data, lab: Lab, found: Finding
         lab.tell(f"{name} ({label}): {'from the store' if stage.cached else f'{stage.seconds:.0f} s'}")
         return stage
 
-    images = _of(data, scenario, scenario.pretraining.dataset)
-    images = _part(images, scenario.pretraining.images, run, "pretraining images")
+    images = data.of_pretraining(scenario, run)
     pretrained = done(
         "pre-training", stages.pretrain(lab.store, scenario.encoder, scenario.pretraining_method, images, run)
     )
@@ -192,8 +133,7 @@ def _run_once(variant: _Variant, seed: int, data: Data, lab: Lab, found: Finding
 
     tasks: dict[str, tuple[TaskData, tuple[Target, ...], Stage]] = {}
     for section in scenario.tasks:
-        plans = [plan for plan in scenario.targets if plan.task == section.name]
-        task, targets, rows = _prepare(section, plans, data, encoder, run, scenario)
+        task, targets, rows = _prepare(section, data, encoder, run, scenario)
         for target in targets:
             found.add_references(seed, target, task, rows[target.name])
         built = done(
@@ -210,8 +150,7 @@ def _run_once(variant: _Variant, seed: int, data: Data, lab: Lab, found: Finding
         return
 
     common["attack"] = scenario.attack_method.name
-    shadow = _of(data, scenario, scenario.attack.shadow) if scenario.attack.shadow else images
-    shadow = _part(shadow, scenario.attack.shadow_images, run, "shadow images")
+    shadow = data.of_shadow(scenario, scenario.attack, images, run)
     attacked = [name for name, (_, targets, _) in tasks.items() if targets]
     for names in [attacked] if scenario.attack.encoders == "one-for-all" else [[name] for name in attacked]:
         together = " + ".join(names)
@@ -231,29 +170,24 @@ def _run_once(variant: _Variant, seed: int, data: Data, lab: Lab, found: Finding
                 stages.downstream(lab.store, stages.encoder_file(injected), task, targets, scenario.heads, run),
             )
             found.add_attack(common, task, targets, before, after)
-            if not condition:
+            if variant.shown:
                 found.add_maps(seed, task, targets, before, after)
-    if not condition and seed == scenario.seeds[0]:
+    if variant.shown and seed == scenario.seeds[0]:
         for task, targets, _ in tasks.values():
             found.pictures += trigger_pictures(task, targets, run)
 
 
 def _prepare(
-    section: TaskSection, plans: list[TargetPlan], data: Data, encoder: Encoder, run: Run, scenario: Scenario
+    section: TaskSection, data: Data, encoder: Encoder, run: Run, scenario: Scenario
 ) -> tuple[TaskData, tuple[Target, ...], dict[str, list[int]]]:
     """A task as its victim has it, its targets, and the rows of the training split that each attacker took.
 
     References are chosen on the whole training split and taken out of it, near-duplicates included, before the
     victim's part is drawn.
     """
-    train = _of(data, scenario, section.dataset)
-    if scenario.judge_on == "validation":
-        train, test = train.held_out(VALIDATION_SHARE, run.child(f"validation {section.name}").generator())
-        train = replace(train, split=f"{train.split} without what is held out")
-    else:
-        test = _of(data, scenario, section.dataset, "test")
+    train, test = data.of_task(scenario, section, run)
     targets, rows, gone = [], {}, []
-    for plan in plans:
+    for plan in scenario.targets_of(section):
         label = target_label(plan, train, scenario.file)
         chosen = choose_references(train, label, plan.references, encoder, run)
         rows[plan.name] = chosen.tolist()
@@ -271,14 +205,9 @@ def _prepare(
     victims = train.without(torch.tensor(gone, dtype=torch.int64)) if gone else train
     task = TaskData(
         name=section.name,
-        train=_part(victims, section.train_images, run, f"train images {section.name}"),
-        test=_part(test, section.test_images, run, f"test images {section.name}"),
+        train=part(victims, section.train_images, run, f"train images {section.name}"),
+        test=part(test, section.test_images, run, f"test images {section.name}"),
     )
     with located(f"{scenario.file}: task {section.name!r}, what is left for seed {run.seed}"):
         datasets.check_task(task.train, task.test)
     return task, tuple(targets), rows
-
-
-def _part(images: ImageSet, count: int | None, run: Run, name: str) -> ImageSet:
-    """A random part of a set, or all of it."""
-    return images.sample(count, run.child(name).generator()) if count else images

@@ -38,16 +38,17 @@ class EncoderSection(Section):
 
     architecture: str = "resnet18"
     width: Annotated[int, Field(ge=1, le=4096)] = 64
-    stem: Literal["cifar", "imagenet"] = "cifar"
+    stem: encoders.Stem = "cifar"
     input_size: Annotated[int, Field(ge=1, le=4096)] = 32
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.2023, 0.1994, 0.2010)
 
 
 class PretrainingSection(Section):
-    """``[pretraining]``: data set, how many of its images (all by default), and the method with its parameters."""
+    """``[pretraining]``: data set, split, how many of its images (all by default), the method with its parameters."""
 
     dataset: str
+    split: str = "train"
     images: PositiveInt | None = None
     method: str = "simclr"
     preset: str | None = None
@@ -56,13 +57,14 @@ class PretrainingSection(Section):
 class AttackSection(Section):
     """``[attack]``: the method with its parameters, and the attacker's shadow images.
 
-    ``shadow``: a data set, the pre-training's by default. ``encoders``: one backdoored encoder for each task that
-    has targets, as in the paper's main table, or one for all targets at once.
+    ``shadow``, ``shadow_split``: a data set and its split, by default the images of the pre-training. ``encoders``: one
+    backdoored encoder for each task that has targets, as in the paper's main table, or one for all targets at once.
     """
 
     method: str = "badencoder"
     preset: str | None = None
     shadow: str | None = None
+    shadow_split: str | None = None
     shadow_images: PositiveInt | None = None
     encoders: Literal["one-per-task", "one-for-all"] = "one-per-task"
 
@@ -165,6 +167,10 @@ class Scenario:
         for key, value in changes.items():
             override(content, key, value, self.file)
         return parse(content, self.file)
+
+    def targets_of(self, task: TaskSection) -> list[TargetPlan]:
+        """What the attacker wants of ``task``."""
+        return [plan for plan in self.targets if plan.task == task.name]
 
     PRIMARY_DEFAULT: ClassVar[dict[str, Any]] = {"method": "mlp", "primary": True}
 

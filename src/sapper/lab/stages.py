@@ -28,7 +28,7 @@ from sapper.lab.store import Stage, Store
 from sapper.run import Run
 from sapper.training import Checkpoint
 
-VERSION = 1
+VERSION = 2
 """Raise it when a change outside the methods (augmentation, features, backbones) changes what stages make."""
 
 MAP_IMAGES = 500

@@ -14,10 +14,13 @@ from typing import Any
 from sapper.errors import SapperError
 from sapper.files import LEFTOVERS, sha256, write_atomically
 
+CLOCK = "clock.json"
+"""In a work folder: when the process that works there began, and what others had spent before it."""
+
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage: its folder of files, how long it took, and whether it was there already."""
+    """A finished stage: its folder of files, how long it took in all, and whether it was there already."""
 
     folder: Path
     seconds: float
@@ -66,9 +69,11 @@ class Store:
             work.mkdir(parents=True, exist_ok=True)
             for half_written in work.glob(LEFTOVERS):
                 half_written.unlink()
-            started = time.perf_counter()
+            before, started = _spent(work), time.perf_counter()
+            write_atomically(work / CLOCK, json.dumps({"before": before, "started": time.time()}))
             make(work)
-            seconds = round(time.perf_counter() - started, 2)
+            (work / CLOCK).unlink()
+            seconds = round(before + time.perf_counter() - started, 2)
             hashes = {path.name: sha256(path) for path in sorted(work.iterdir()) if path.name != "stage.json"}
             content = {"stage": name, "key": key, "seconds": seconds, "files": hashes}
             write_atomically(work / "stage.json", json.dumps(content, indent=1) + "\n")
@@ -80,6 +85,16 @@ class Store:
     def _refused(self, error: OSError) -> SapperError:
         remedy = "free some space, or name another folder with --store"
         return SapperError(f"the store cannot be used: {error.strerror or error}", where=str(self.root), remedy=remedy)
+
+
+def _spent(work: Path) -> float:
+    """Seconds that interrupted processes worked for what lies in ``work``: until the last file they finished."""
+    try:
+        clock = json.loads((work / CLOCK).read_text(encoding="utf-8"))
+        latest = max(path.stat().st_mtime for path in work.iterdir())
+        return float(clock["before"]) + max(0.0, latest - float(clock["started"]))
+    except (OSError, ValueError, LookupError, TypeError):  # nothing was begun here, or not by us
+        return 0.0
 
 
 def _intact(folder: Path) -> Stage | None:

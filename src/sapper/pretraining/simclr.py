@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sapper.augment import Augmentation
@@ -35,12 +35,14 @@ class SimCLR:
 
     ``learning_rate`` is the peak of the ``cosine`` schedule, reached after the ``warmup`` share of all steps, or
     the rate throughout when ``schedule`` is ``constant``. ``crop_scale`` is the smallest share of the image's area
-    that a crop keeps. ``monitor`` adds the accuracy of nearest neighbors to the curves after every epoch; only this
+    that a crop keeps, ``view_size`` the height and width of a view in pixels, 0 for the images' own: smaller views cost
+    less, and objects that crops enlarge then come closer to their size in whole images (Touvron et al., NeurIPS 2019).
+    ``monitor`` adds the accuracy of nearest neighbors to the curves after every epoch; only this
     looks at labels.
     """
 
     epochs: PositiveInt = 200
-    batch: PositiveInt = 256
+    batch: Annotated[int, Field(ge=2)] = 256
     learning_rate: PositiveFloat = 2e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -48,6 +50,7 @@ class SimCLR:
     temperature: PositiveFloat = 0.5
     projection: PositiveInt = 128
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.08
+    view_size: NonNegativeInt = 0
     monitor: bool = False
 
     version: ClassVar[int] = 1
@@ -57,17 +60,18 @@ class SimCLR:
     }
 
     def __call__(self, encoder: Encoder, images: ImageSet, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
-        """Train ``encoder`` in place on ``images`` ; with ``checkpoint``, resumably."""
+        """Train ``encoder`` in place on ``images``; with ``checkpoint``, resumably."""
+        if self.monitor:
+            images.targets()  # fails now rather than after an epoch
         head = projection_head(encoder.feature_size, self.projection, run.child("projection"))
         model = nn.ModuleDict({"encoder": encoder, "head": head}).to(run.device)
         optimizer = torch.optim.Adam(model.parameters(), weight_decay=self.weight_decay, fused=True)
         done, curves = checkpoint.restore(model, optimizer) if checkpoint else (0, {})
-        augmentation = Augmentation(crop=(self.crop_scale, 1.0))
+        augmentation = Augmentation(crop=(self.crop_scale, 1.0), size=self.view_size)
         pixels = images.images.to(run.device)
         steps = steps_per_epoch(len(images), self.batch)
         model.train()
-        with run.progress.bar("pre-training (SimCLR)", self.epochs * steps) as bar:
-            bar.advance(done * steps)
+        with run.progress.bar("pre-training (SimCLR)", self.epochs * steps, done * steps) as bar:
             for epoch in range(done, self.epochs):
                 generator = run.child(f"epoch {epoch}").generator()
                 total = torch.zeros((), device=run.device)

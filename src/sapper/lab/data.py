@@ -1,0 +1,129 @@
+"""A scenario's images: loaded once, checked before any training starts, divided among attacker, victim and judge."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sapper import datasets
+from sapper.errors import SapperError, closest, located
+from sapper.images import ImageSet
+from sapper.lab.scenario import AttackSection, Scenario, TargetPlan, TaskSection
+from sapper.run import Run
+
+Place = tuple[str, str, int]
+"""A data set's name, the split, and the size in pixels."""
+
+VALIDATION_SHARE = 0.2
+"""How much of a training split ``judge_on = "validation"`` holds out."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits that a scenario and its variants name, each in memory once."""
+
+    sets: dict[Place, ImageSet]
+
+    def of_pretraining(self, scenario: Scenario, run: Run) -> ImageSet:
+        """The images to pre-train on."""
+        return part(self.sets[_of_pretraining(scenario)], scenario.pretraining.images, run, "pretraining images")
+
+    def of_shadow(self, scenario: Scenario, attack: AttackSection, pretraining: ImageSet, run: Run) -> ImageSet:
+        """The attacker's shadow images: from ``pretraining``, the images seen there, unless the scenario says more."""
+        place = _of_shadow(scenario, attack)
+        return part(pretraining if place is None else self.sets[place], attack.shadow_images, run, "shadow images")
+
+    def of_task(self, scenario: Scenario, task: TaskSection, run: Run) -> tuple[ImageSet, ImageSet]:
+        """All training images of a task, and those that its classifiers are judged on."""
+        train, judged = _of_task(scenario, task)
+        if train != judged:
+            return self.sets[train], self.sets[judged]
+        generator = run.child(f"validation {task.name}").generator()
+        rest, held_out = self.sets[train].held_out(VALIDATION_SHARE, generator)
+        return replace(rest, split=f"{rest.split} without what is held out"), held_out
+
+
+def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, download: bool) -> Data:
+    """Every split that the scenarios name, checked against their tasks and targets.
+
+    Raises ``SapperError`` naming file and key for data that is missing or does not fit.
+    """
+    wanted: dict[Place, str] = {}
+    for scenario in scenarios:
+        for key, place in _wanted(scenario):
+            wanted.setdefault(place, f"{scenario.file}: {key}")
+    data = Data({})
+    with run.progress.bar("data", len(wanted)) as bar:
+        for place, where in wanted.items():
+            name, split, size = place
+            bar.advance(0, f"{name}, {split}")
+            with located(where):
+                data.sets[place] = datasets.load(name, split, data_root=data_root, size=size, download=download)
+            bar.advance()
+    for scenario in scenarios:
+        for i, task in enumerate(scenario.tasks):
+            with located(f"{scenario.file}: task[{i}].dataset"):
+                datasets.check_task(*(data.sets[place] for place in _of_task(scenario, task)))
+            for seed in scenario.seeds:
+                train, _ = data.of_task(scenario, task, replace(run, seed=seed))
+                for plan in scenario.targets_of(task):
+                    _check_references(plan, train, scenario.file)
+    return data
+
+
+def part(images: ImageSet, count: int | None, run: Run, name: str) -> ImageSet:
+    """A random part of a set, or all of it."""
+    return images.sample(count, run.child(name).generator()) if count else images
+
+
+def target_label(plan: TargetPlan, train: ImageSet, file: str) -> int:
+    """The number of a target's class, which a scenario may name or number. Raises ``SapperError`` if there is none."""
+    where, names = f"{file}: target {plan.name!r}.class", list(train.classes)
+    if isinstance(plan.target_class, int):
+        if plan.target_class >= len(names):
+            remedy = f"{train.name} has the classes 0…{len(names) - 1}"
+            raise SapperError(f"class {plan.target_class} is out of range", where=where, remedy=remedy)
+        return plan.target_class
+    if plan.target_class not in names:
+        raise SapperError(f"no class {plan.target_class!r}", where=where, remedy=closest(plan.target_class, names))
+    return names.index(plan.target_class)
+
+
+def _wanted(scenario: Scenario) -> Iterator[tuple[str, Place]]:
+    """The splits that a scenario uses, each with the key that names it."""
+    yield "pretraining.dataset", _of_pretraining(scenario)
+    for i, task in enumerate(scenario.tasks):
+        for place in _of_task(scenario, task):
+            yield f"task[{i}].dataset", place
+    if scenario.attack is not None:
+        shadow = _of_shadow(scenario, scenario.attack)
+        if shadow is not None:
+            yield "attack.shadow", shadow
+
+
+def _of_pretraining(scenario: Scenario) -> Place:
+    return scenario.pretraining.dataset, scenario.pretraining.split, scenario.encoder.input_size
+
+
+def _of_shadow(scenario: Scenario, attack: AttackSection) -> Place | None:
+    """None: the very images of the pre-training."""
+    if attack.shadow is None and attack.shadow_split is None:
+        return None
+    name = attack.shadow or scenario.pretraining.dataset
+    return name, attack.shadow_split or "train", scenario.encoder.input_size
+
+
+def _of_task(scenario: Scenario, task: TaskSection) -> tuple[Place, Place]:
+    """The split to train on and the one to judge on; the same one where a part of it is held out for that."""
+    train = task.dataset, "train", scenario.encoder.input_size
+    return train, train if scenario.judge_on == "validation" else (task.dataset, "test", scenario.encoder.input_size)
+
+
+def _check_references(plan: TargetPlan, train: ImageSet, file: str) -> None:
+    """Raises ``SapperError`` unless the target's class has images for the attacker and some are left for the victim."""
+    ours = train.targets() == target_label(plan, train, file)
+    there = int(ours.sum()) if train.groups is None else len(train.groups[ours].unique())
+    if there <= plan.references:
+        kind = "training images" if train.groups is None else "groups of near-duplicate training images"
+        what = f"{plan.references} references are wanted, but {train.name} has {there} {kind} of the class"
+        remedy = "ask for fewer; at least one must be left for the victim"
+        raise SapperError(what, where=f"{file}: target {plan.name!r}.references", remedy=remedy)
