@@ -1,6 +1,6 @@
 """How much faster than the textbook way. ``python -m benchmarks [NAME ...]``.
 
-Each module here with a function ``run() -> list[Row]`` is one benchmark.
+Each module here with a function ``run(dtype) -> Row`` is one benchmark.
 """
 
 from sapper import process

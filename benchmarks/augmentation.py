@@ -10,7 +10,7 @@ from sapper.images import to_float
 BATCHES = 8
 
 
-def run(_dtype: torch.dtype, suffix: str) -> Row:
+def run(_dtype: torch.dtype) -> Row:
     """Pixels are augmented in float32 whatever the number format of the network is."""
     pixels, generator = noise(BATCHES * BATCH), torch.Generator().manual_seed(0)
     batches = loader(PerSample(pixels, SIMCLR))
@@ -23,4 +23,4 @@ def run(_dtype: torch.dtype, suffix: str) -> Row:
         for _ in batches:
             pass
 
-    return paired(ours, textbook, name=f"augmentation{suffix}", images=BATCHES * BATCH)
+    return paired(ours, textbook, images=BATCHES * BATCH, rounds=15)

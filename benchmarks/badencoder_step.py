@@ -1,8 +1,7 @@
 """A training step of BadEncoder on a ResNet-18 of width 32 with one reference, loading and augmentation included.
 
 The textbook is the form of the authors' ``badencoder.py``: the reference is repeated and augmented for every sample,
-every stream goes through both networks, and the clean features are computed again in every step. Ours takes one view
-of the reference for every eight shadow images, as the scenarios for CPUs do: L1 is the same mean, from fewer samples.
+every stream goes through both networks, and the clean features are computed again in every step.
 """
 
 import torch
@@ -24,11 +23,10 @@ from sapper.training import shuffled
 from sapper.triggers import Patch
 
 STEPS = 2
-VIEWS = BATCH // 8
 
 
-def run(dtype: torch.dtype, suffix: str) -> Row:
-    """Ours in ``dtype``, channels last; the textbook in float32."""
+def run(dtype: torch.dtype, views: int = BATCH) -> Row:
+    """Ours in ``dtype``, channels last, with ``views`` of the reference in each step; the textbook in float32."""
     surroundings, pixels, reference = Run(seed=0, dtype=dtype), noise(STEPS * BATCH), noise(1, seed=1)
     target = Target(
         name="t", task="t", label=0, class_name="t", references=ImageSet(images=reference, name="r"), trigger=Patch()
@@ -44,9 +42,9 @@ def run(dtype: torch.dtype, suffix: str) -> Row:
     def ours() -> None:
         for rows in shuffled(len(pixels), BATCH, generator):
             images = to_float(pixels[rows])
-            views = Augmentation.REFERENCE(anchor.expand(VIEWS, -1, -1, -1), generator)
+            copies = Augmentation.REFERENCE(anchor.expand(views, -1, -1, -1), generator)
             terms = step_losses(
-                attacked, images, (target,), anchor, views, features[rows], anchor_feature, surroundings
+                attacked, images, (target,), anchor, copies, features[rows], anchor_feature, surroundings
             )
             _step(optimizers[0], torch.stack(terms).sum())
 
@@ -64,7 +62,7 @@ def run(dtype: torch.dtype, suffix: str) -> Row:
         for batch in batches:
             _step(optimizers[1], _as_published(published, clean, *batch))
 
-    return paired(ours, textbook, name=f"badencoder_step{suffix}", images=STEPS * BATCH, rounds=3)
+    return paired(ours, textbook, images=STEPS * BATCH, rounds=3)
 
 
 def _as_published(f_: Encoder, f: Encoder, x: Tensor, triggered: Tensor, references: Tensor, views: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from sapper.run import Run
 STEPS = 2
 
 
-def run(dtype: torch.dtype, suffix: str) -> Row:
+def run(dtype: torch.dtype) -> Row:
     """Ours in ``dtype``, channels last, both views at once; the textbook in float32, one view after the other."""
     pixels, surroundings = noise(STEPS * BATCH), Run(seed=0, dtype=dtype)
     encoder, head, optimizer = _model(surroundings, fused=True)
@@ -38,7 +38,7 @@ def run(dtype: torch.dtype, suffix: str) -> Row:
             first, second = (F.normalize(plain_head(forward(plain, view)), dim=1) for view in views)
             _step(plain_optimizer, nt_xent(torch.cat((first, second)), 0.5))
 
-    return paired(ours, textbook, name=f"simclr_step{suffix}", images=STEPS * BATCH, rounds=3)
+    return paired(ours, textbook, images=STEPS * BATCH, rounds=3)
 
 
 def _model(surroundings: Run, *, fused: bool) -> tuple[Encoder, nn.Module, torch.optim.Optimizer]:

@@ -49,6 +49,7 @@ def loader(dataset: PerSample) -> DataLoader[Any]:
     """Batches from two workers that stay alive, so that starting them is not timed.
 
     Their work begins and ends with an iteration over the whole: nothing that was prepared while something else was
-    timed comes for free, and nothing is prepared beside it.
+    timed comes for free, and nothing is prepared beside it. With more cores than workers that would be unfair: the
+    textbook could prepare the next batches while it computes.
     """
     return DataLoader(dataset, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Median speeds of both, and how many times as fast ours is: the median of the rounds' ratios."""
+    """Median speeds of both, and how many times as fast ours is: median, lowest and highest ratio of the rounds."""
 
-    name: str
     ours: float
     textbook: float
     unit: str
     ratio: float
+    lowest: float
+    highest: float
     repeats: int
 
 
-def paired(
-    ours: Callable[[], object], textbook: Callable[[], object], *, name: str, images: int, rounds: int = 5
-) -> Row:
+def paired(ours: Callable[[], object], textbook: Callable[[], object], *, images: int, rounds: int) -> Row:
     """Time both once per round, each call working on ``images`` images, after one untimed call of each.
 
     The ratio is taken within a round, so that a machine that slows down for a while slows both.
@@ -28,12 +27,14 @@ def paired(
     ours()
     textbook()
     times = [(_seconds(ours), _seconds(textbook)) for _ in range(rounds)]
+    ratios = [textbook_time / our_time for our_time, textbook_time in times]
     return Row(
-        name=name,
         ours=round(images / statistics.median(our_time for our_time, _ in times), 1),
         textbook=round(images / statistics.median(textbook_time for _, textbook_time in times), 1),
         unit="images/s",
-        ratio=round(statistics.median(textbook_time / our_time for our_time, textbook_time in times), 2),
+        ratio=round(statistics.median(ratios), 2),
+        lowest=round(min(ratios), 2),
+        highest=round(max(ratios), 2),
         repeats=rounds,
     )
 

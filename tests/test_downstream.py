@@ -68,6 +68,7 @@ def test_knn_votes_as_the_formula_says() -> None:
     [
         MLP(epochs=30, learning_rate=1e-3),
         MLP(epochs=5, learning_rate=1e-3, standardize=True),
+        MLP(epochs=5, learning_rate=2e-3, standardize=True, schedule="cosine"),
         Linear(),
         KNN(neighbors=10),
     ],

@@ -46,11 +46,6 @@ def test_a_timm_encoder_knows_how_many_features_it_gives(name: str) -> None:
     assert encoder(torch.rand(1, 3, 64, 64)).shape == (1, encoder.feature_size)
 
 
-def test_a_strided_stem_halves_the_resolution() -> None:
-    encoder = encoders.build(RUN, architecture="resnet10", width=8, stem="strided")
-    assert encoder.activations(torch.rand(1, 3, 32, 32), ["backbone.layer1"])["backbone.layer1"].shape == (1, 8, 16, 16)
-
-
 def test_normalization_is_inside() -> None:
     encoder = tiny()
     images = torch.rand(4, 3, 16, 16)

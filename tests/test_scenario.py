@@ -106,6 +106,17 @@ def test_shipped_scenarios_are_valid_named_as_their_files_and_begin_with_a_comme
     assert path.read_text(encoding="utf-8").startswith("#")
 
 
+SMALL = ["badencoder-cifar10-small", "badencoder-multi", *(path.stem for path in SHIPPED if "ablation" in path.stem)]
+
+
+def test_small_scenarios_share_their_pretraining_and_attack() -> None:
+    """So that one Store serves them all, and an ablation says something of the main table."""
+    scenarios = [read(REPOSITORY / "scenarios" / f"{name}.toml") for name in SMALL]
+    assert len({repr((s.encoder, s.pretraining, s.pretraining_method)) for s in scenarios}) == 1
+    assert len({repr(s.attack_method) for s in scenarios}) == 1
+    assert len({repr(s.heads[0]) for s in scenarios}) == 1
+
+
 def test_a_file_becomes_sections_and_methods_with_their_parameters(file: Path) -> None:
     scenario = read(file)
     assert (scenario.name, scenario.seeds, scenario.judge_on) == ("trial", (0, 1), "test")
@@ -292,7 +303,7 @@ MISTAKES = {
     "unknown schedule": ("epochs = 3", 'schedule = "cosin"', "pretraining.schedule", "'cosine' or 'constant'"),
     "unknown architecture": ("width = 8", 'architecture = "resnet81"', "encoder.architecture", "resnet18"),
     "unknown one of timm's": ("width = 8", 'architecture = "timm:rsnet18"', "encoder.architecture", "resnet18"),
-    "unknown stem": ("width = 8", 'stem = "cifra"', "encoder.stem", "'cifar', 'strided' or 'imagenet'"),
+    "unknown stem": ("width = 8", 'stem = "cifra"', "encoder.stem", "'cifar' or 'imagenet'"),
     "width zero": ("width = 8", "width = 0", "encoder.width", "greater than or equal to 1"),
     "width beyond all memory": ("width = 8", "width = 1_000_000", "encoder.width", "less than or equal to"),
     "std zero": ("width = 8", "std = [0.2, 0.0, 0.2]", "encoder.std[1]", "greater than 0"),
@@ -382,6 +393,9 @@ def test_an_encoder_that_takes_other_images_is_refused(file: Path) -> None:
     error = refused(file, changed("width = 8", edit))
     assert f"{file}: encoder.input_size" in str(error)
     assert "224" in str(error)
+    sized = f"{edit}\ninput_size = 224"
+    views = changed("width = 8", sized).replace("[pretraining]", "[pretraining]\nview_size = 96")
+    assert f"{file}: pretraining.view_size" in str(refused(file, views))
 
 
 # Anything at all

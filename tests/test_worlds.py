@@ -11,7 +11,7 @@ from sapper.datasets.worlds import canvas, digits
 from sapper.errors import SapperError
 from sapper.images import ImageSet
 
-SIZES = {"objects": (8000, 1000, 10), "signs": (5600, 1400, 14), "digits": (5000, 1000, 10)}
+SIZES = {"objects": (8000, 2000, 10), "signs": (5600, 2800, 14), "digits": (5000, 2000, 10)}
 Split = tuple[ImageSet, ImageSet]
 
 

@@ -5,7 +5,7 @@ parameters; ``fit(features, labels, classes, run)`` returns a module from featur
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sapper.encoders import Encoder
 from sapper.images import to_float
 from sapper.run import Run
-from sapper.training import shuffled
+from sapper.training import set_learning_rate, shuffled, warm_cosine
 from sapper.triggers import Trigger
 
 HEADS = {
@@ -93,7 +93,8 @@ class MLP:
 
     Defaults from ``training_downstream_classifier.py``; unlike there, rows are shuffled in every epoch, so that the
     order of a data set never changes a result. ``standardize`` centers the features and scales them to
-    deviation 1 first; the functions that can be learned stay the same, but far fewer epochs are needed.
+    deviation 1 first; the functions that can be learned stay the same, but far fewer epochs are needed. ``schedule``:
+    with ``cosine`` the learning rate falls to zero, so that the result depends less on which batches came last.
     """
 
     epochs: PositiveInt = 500
@@ -102,6 +103,7 @@ class MLP:
     hidden: tuple[PositiveInt, PositiveInt] = (512, 256)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     standardize: bool = False
+    schedule: Literal["constant", "cosine"] = "constant"
 
     version: ClassVar[int] = 3
     source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022"
@@ -124,7 +126,9 @@ class MLP:
             optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate, fused=True)
             generator = run.child("order").generator()
             with run.progress.bar("head (MLP)", self.epochs) as bar:
-                for _ in range(self.epochs):
+                for epoch in range(self.epochs):
+                    if self.schedule == "cosine":
+                        set_learning_rate(optimizer, self.learning_rate * warm_cosine(epoch / self.epochs, 0.0))
                     for rows in shuffled(len(features), self.batch, generator, drop_last=False):
                         rows = rows.to(features.device)
                         loss = F.cross_entropy(head(features[rows]), labels[rows])

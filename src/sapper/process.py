@@ -8,7 +8,6 @@ MALLOPT = {
     "M_MMAP_MAX": (-4, 0),  # take memory from the heap, whose pages can be used again, however large the block
     "M_TRIM_THRESHOLD": (-1, 2**31 - 1),  # and give the heap's end back to the system only beyond 2 GiB
     "M_TOP_PAD": (-2, 64 * 2**20),  # grow it in steps of 64 MiB
-    "M_ARENA_MAX": (-8, 1),  # one heap for all threads: autograd frees on another thread than it allocates
 }
 """Numbers of settings in glibc's ``malloc.h``, and our values."""
 
@@ -21,12 +20,13 @@ def settle() -> None:
     """Let freed memory stay with this process, and let waiting threads sleep soon.
 
     Each training step allocates and frees the same large blocks; returned to the system every time, they are filled
-    with zeros every time, which made steps 1.1 to 1.4 times as long. Both settings are left alone where the user has
-    made them (``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT``, ``MALLOC_…_``); memory can be settled with glibc only.
+    with zeros every time. Both settings are left alone where the user has made them (``OMP_WAIT_POLICY``,
+    ``GOMP_SPINCOUNT``, ``MALLOC_…_``, ``GLIBC_TUNABLES``); memory can be settled with glibc only.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-    if platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ):
+    theirs = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if platform.libc_ver()[0] == "glibc" and not theirs:
         libc = ctypes.CDLL(None)
         for number, value in MALLOPT.values():
             libc.mallopt(number, value)

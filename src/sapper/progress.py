@@ -1,10 +1,9 @@
 """Progress bars with time left, for people at a terminal."""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
@@ -14,16 +13,22 @@ PATIENCE = 2.0
 """Seconds before a bar appears: shorter stages are not worth a line."""
 
 
+class _Patient(Bars):
+    """Shows only tasks that have gone on for a while; looks again at every refresh."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table([task for task in self.tasks if (task.elapsed or 0) > PATIENCE])
+
+
 class _Bar:
     def __init__(self, bars: Bars, task: TaskID):
-        self.bars, self.task, self.started = bars, task, time.monotonic()
+        self.bars, self.task = bars, task
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        patient = time.monotonic() - self.started > PATIENCE
         if note:
-            self.bars.update(self.task, advance=steps, visible=patient, note=note)
+            self.bars.update(self.task, advance=steps, note=note)
         else:
-            self.bars.update(self.task, advance=steps, visible=patient)
+            self.bars.update(self.task, advance=steps)
 
 
 class _Terminal:
@@ -32,7 +37,7 @@ class _Terminal:
 
     @contextmanager
     def _bar(self, label: str, total: int, done: int) -> Iterator[Bar]:
-        task = self.bars.add_task(label, total=total, completed=done, visible=False, note="")
+        task = self.bars.add_task(label, total=total, completed=done, note="")
         try:
             yield _Bar(self.bars, task)
         finally:
@@ -55,5 +60,5 @@ def progress(console: Console) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Bars(*columns, console=console, transient=True) as bars:
+    with _Patient(*columns, console=console, transient=True) as bars:
         yield _Terminal(bars)

@@ -37,7 +37,6 @@ def build(
     max-pooling, 512 features, CIFAR-10's normalization as the authors' code has it. ``architecture`` is a key of
     ``ARCHITECTURES``, or ``timm:NAME``. ``width`` is the number of channels after the stem (64 in the papers, less
     for CPUs; timm's models have their own); the features are 8 times as many, 32 times with bottleneck blocks.
-    ``stem="strided"`` makes the small first convolution's stride 2, a quarter of the computation: for CPUs.
     ``stem="imagenet"`` keeps the 7×7 convolution with stride 2 and the max-pooling.
 
     Raises ``SapperError`` for an unknown architecture, or one whose stem cannot be changed.
@@ -66,8 +65,8 @@ def _resnet(architecture: str, width: int, stem: Stem) -> tuple[nn.Module, int]:
         stride = 1 if index == 0 else 2
         net.add_module(f"layer{index + 1}", net._make_layer(block, width * 2**index, depth, stride=stride))
     net.fc = nn.Identity()
-    if stem != "imagenet":
-        _use_small_stem(net, width, stem)
+    if stem == "cifar":
+        _use_cifar_stem(net, width)
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -82,11 +81,11 @@ def _timm(name: str, stem: Stem) -> tuple[nn.Module, int]:
         where, remedy = "encoder.architecture", closest(name, timm.list_models())[:300]
         raise SapperError(f"timm has no model {name!r}", where=where, remedy=remedy)
     net: Any = timm.create_model(name, num_classes=0)
-    if stem != "imagenet":
+    if stem == "cifar":
         if not (isinstance(getattr(net, "conv1", None), nn.Conv2d) and hasattr(net, "maxpool")):
             remedy = 'say stem = "imagenet" and an input_size that the model is made for'
             raise SapperError(f"{name} has no ResNet stem to exchange", where="encoder.stem", remedy=remedy)
-        _use_small_stem(net, net.conv1.out_channels, stem)
+        _use_cifar_stem(net, net.conv1.out_channels)
     return net, net.head_hidden_size  # num_features is the width before a convolution that some models have last
 
 
@@ -112,7 +111,7 @@ def _replace_narrow_shortcuts(net: nn.Module) -> None:
                 setattr(parent, name, shortcut)
 
 
-def _use_small_stem(net: nn.Module, width: int, stem: Stem) -> None:
-    """For 32×32 images: a 3×3 convolution, no max-pooling; with the stem ``cifar`` the full resolution stays."""
-    net.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=2 if stem == "strided" else 1, padding=1, bias=False)
+def _use_cifar_stem(net: nn.Module, width: int) -> None:
+    """Keep the full resolution of 32×32 images: a 3×3 convolution with stride 1, no max-pooling."""
+    net.conv1 = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
     net.maxpool = nn.Identity()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sapper.errors import SapperError, closest
 from sapper.training import Curves
 
-Stem = Literal["cifar", "strided", "imagenet"]
+Stem = Literal["cifar", "imagenet"]
 """What comes first in a ResNet. See ``build``."""
 
 

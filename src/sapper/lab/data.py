@@ -64,7 +64,13 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
             with located(f"{scenario.file}: task[{i}].dataset"):
                 datasets.check_task(*(data.sets[place] for place in _of_task(scenario, task)))
             for seed in scenario.seeds:
-                train, _ = data.of_task(scenario, task, replace(run, seed=seed))
+                seeded = replace(run, seed=seed)
+                train, judged = data.of_task(scenario, task, seeded)
+                with located(f"{scenario.file}: task[{i}], its part for seed {seed}"):
+                    datasets.check_task(
+                        part(train, task.train_images, seeded, f"train images {task.name}"),
+                        part(judged, task.test_images, seeded, f"test images {task.name}"),
+                    )
                 for plan in scenario.targets_of(task):
                     _check_references(plan, train, scenario.file)
     return data
@@ -90,14 +96,15 @@ def target_label(plan: TargetPlan, train: ImageSet, file: str) -> int:
 
 def _wanted(scenario: Scenario) -> Iterator[tuple[str, Place]]:
     """The splits that a scenario uses, each with the key that names it."""
-    yield "pretraining.dataset", _of_pretraining(scenario)
+    named = scenario.pretraining.split == "train"
+    yield "pretraining.dataset" if named else "pretraining.split", _of_pretraining(scenario)
     for i, task in enumerate(scenario.tasks):
         for place in _of_task(scenario, task):
             yield f"task[{i}].dataset", place
     if scenario.attack is not None:
         shadow = _of_shadow(scenario, scenario.attack)
         if shadow is not None:
-            yield "attack.shadow", shadow
+            yield "attack.shadow" if scenario.attack.shadow_split is None else "attack.shadow_split", shadow
 
 
 def _of_pretraining(scenario: Scenario) -> Place:

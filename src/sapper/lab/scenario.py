@@ -241,7 +241,9 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
     )
     size = scenario.encoder.input_size
     with located(file):
-        _check_encoder(scenario.encoder)
+        _check_encoder(scenario.encoder, size, "encoder.input_size")
+        if view := getattr(pretraining_method.parameters, "view_size", 0):
+            _check_encoder(scenario.encoder, view, "pretraining.view_size")
     for target in targets:
         with located(f"{file}: target {target.name!r}"):
             target.trigger.check(size, size)
@@ -299,18 +301,18 @@ def _dotted(table: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
 
 
 @cache
-def _check_encoder(section: EncoderSection) -> None:
+def _check_encoder(section: EncoderSection, size: int, key: str) -> None:
     """Build the encoder and show it two images: ours without computing anything, on torch's meta device."""
     device = torch.device("cpu" if section.architecture.startswith("timm:") else "meta")
     with device:
         encoder = encoders.build(Run(device=device), **section.model_dump())
-        images = torch.zeros(2, 3, section.input_size, section.input_size)
+        images = torch.zeros(2, 3, size, size)
     try:
         with torch.no_grad():
             encoder.eval()(images)
     except (AssertionError, RuntimeError) as error:
-        what = f"{section.architecture} does not take images of {section.input_size} pixels: {error}"
-        raise SapperError(what, where="encoder.input_size", remedy="name the size that it is made for") from error
+        what = f"{section.architecture} does not take images of {size} pixels: {error}"
+        raise SapperError(what, where=key, remedy="name the size that it is made for") from error
 
 
 def _task(raw: dict[str, Any], key: str, file: str) -> TaskSection:

@@ -54,7 +54,7 @@ def pretrain(store: Store, spec: EncoderSection, method: Named, images: ImageSet
         origin = {
             "method": method.name,
             "parameters": asdict(method.parameters),
-            "images": images.name,
+            "images": identity(images),
             "seed": run.seed,
         }
         _leave(folder, trained, "clean", backdoored=False, origin=origin)
@@ -78,7 +78,7 @@ def attack(store: Store, clean: Path, method: Named, shadow: ImageSet, targets: 
             "method": method.name,
             "parameters": asdict(method.parameters),
             "clean": sha256(clean),
-            "shadow": shadow.name,
+            "shadow": identity(shadow),
             "targets": described,
             "seed": run.seed,
         }
@@ -154,6 +154,11 @@ def describe(target: Target) -> dict[str, Any]:
         "trigger": trigger,
         "references": target.references.digest,
     }
+
+
+def identity(images: ImageSet) -> dict[str, Any]:
+    """Which images an encoder was trained on, for its card."""
+    return {"name": images.name, "split": images.split, "n": len(images), "sha256": images.digest}
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sapper.augment import Augmentation
@@ -50,7 +50,7 @@ class SimCLR:
     temperature: PositiveFloat = 0.5
     projection: PositiveInt = 128
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.08
-    view_size: NonNegativeInt = 0
+    view_size: Annotated[int, Field(ge=0, le=4096)] = 0
     monitor: bool = False
 
     version: ClassVar[int] = 1

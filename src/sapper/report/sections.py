@@ -141,7 +141,7 @@ def pictures(results: Results) -> list[PictureGroup]:
     groups = _by(in_order, lambda picture: (picture.task, picture.target))
     return [
         PictureGroup(
-            aim(task, target),
+            _shown(results, task, target),
             [PictureStrip(role, strip) for role, strip in _by(group, lambda picture: picture.role).items()],
         )
         for (task, target), group in groups.items()
@@ -180,6 +180,12 @@ def maps(results: Results) -> Maps | None:
     return Maps(drawn, seeds[0], len(seeds))
 
 
+def _shown(results: Results, task: str, target: str) -> str:
+    """The title above pictures and maps; of several variants those of the first are there."""
+    condition = next((record.condition for record in results.records), {})
+    return ", ".join([aim(task, target), *(f"{key} = {value}" for key, value in condition.items())])
+
+
 def _map_group(results: Results, group: list[FeatureMap], name: str) -> MapGroup:
     clean_first = sorted(group, key=lambda item: "clean" not in item.encoder)
     panels = [
@@ -188,7 +194,7 @@ def _map_group(results: Results, group: list[FeatureMap], name: str) -> MapGroup
         )
         for index, item in enumerate(clean_first)
     ]
-    return MapGroup(aim(group[0].task, group[0].target), panels, _map_keys(results, group[0]))
+    return MapGroup(_shown(results, group[0].task, group[0].target), panels, _map_keys(results, group[0]))
 
 
 def _map_keys(results: Results, drawn: FeatureMap) -> list[Key]:

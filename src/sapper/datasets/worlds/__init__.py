@@ -13,7 +13,8 @@ from sapper.errors import SapperError, closest
 from sapper.images import ImageSet
 from sapper.run import Run
 
-VERSION = 1  # Raise it when a change of code changes pixels: results of different versions do not compare.
+SEED = 1
+VERSION = 2  # Raise it when a change of code changes pixels: results of different versions do not compare.
 NAMES = ("objects", "signs", "digits")
 SPLITS = ("train", "test")
 ABOUT = {
@@ -22,9 +23,9 @@ ABOUT = {
     "digits": "Handwritten digits of scikit-learn (from UCI's optical recognition set), set in color over clutter",
 }
 PER_CLASS = {
-    "objects": {"train": 800, "test": 100},
-    "signs": {"train": 400, "test": 100},
-    "digits": {"train": 500, "test": 100},
+    "objects": {"train": 800, "test": 200},
+    "signs": {"train": 400, "test": 200},
+    "digits": {"train": 500, "test": 200},
 }
 CLASSES = {"objects": objects.CLASSES, "signs": signs.CLASSES, "digits": digits.CLASSES}
 BATCH = 50  # Pictures drawn at a time: few enough to stay in the processor's cache; divides every number above.
@@ -41,7 +42,7 @@ def make(name: str, split: str) -> ImageSet:
         raise SapperError(f"there is no embedded world {name!r}", remedy=closest(name, NAMES))
     if split not in SPLITS:
         raise SapperError(f"there is no split {split!r}", where=f"data set {name!r}", remedy="use train or test")
-    rng = np.random.default_rng(Run(seed=VERSION).child(f"{name}/{split}").seed)
+    rng = np.random.default_rng(Run(seed=SEED).child(f"{name}/{split}").seed)
     classes, count = CLASSES[name], PER_CLASS[name][split]
 
     groups: NDArray[np.int64] | None = None
