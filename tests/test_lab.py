@@ -539,10 +539,12 @@ def test_a_task_of_one_class_is_refused(data: Path, tmp_path: Path) -> None:
     assert "task[1].dataset" in str(caught.value)
 
 
-def test_a_test_part_of_one_class_is_refused(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["task.test_images", "task.train_images"])
+def test_a_part_of_one_class_is_refused_before_any_training(data: Path, tmp_path: Path, key: str) -> None:
     with pytest.raises(SapperError, match="only one class") as caught:
-        perform(experiment(data, *SHORT, "task.test_images=1"), tmp_path)
+        perform(experiment(data, *SHORT, f"{key}=1"), tmp_path / "out")
     assert "task 'balls'" in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_training_that_diverges_is_told_and_not_stored(data: Path, tmp_path: Path) -> None:

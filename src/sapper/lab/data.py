@@ -66,7 +66,7 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
             for seed in scenario.seeds:
                 seeded = replace(run, seed=seed)
                 train, judged = data.of_task(scenario, task, seeded)
-                with located(f"{scenario.file}: task[{i}], its part for seed {seed}"):
+                with located(f"{scenario.file}: task {task.name!r}, its part for seed {seed}"):
                     datasets.check_task(
                         part(train, task.train_images, seeded, f"train images {task.name}"),
                         part(judged, task.test_images, seeded, f"test images {task.name}"),
