@@ -1,0 +1,1 @@
+"""Defenses by what they answer: detect a model, certify predictions."""

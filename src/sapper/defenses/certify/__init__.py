@@ -1,0 +1,1 @@
+"""Defenses that prove predictions: images and a classifier in, ``Certified`` out."""

@@ -1,0 +1,98 @@
+"""PatchGuard's robust masking: aggregate local evidence so that a patch, which spoils few places, cannot win.
+
+A network of small receptive fields gives evidence u ≥ 0, (P places, K classes), for each image: its class scores at
+each place. A patch changes u only inside of one window x of a known family of windows. The defense knows the family,
+not x:
+
+    S_c(w) = Σ_{i ∈ w} u_c(i)        G_c = Σ_i u_c(i)        m_c = max_w S_c(w)
+    score_c = G_c − m_c  if  m_c > T · G_c,   else  G_c             prediction = arg max_c score_c
+
+that is, each class loses its strongest window if that window holds more than the share T of its evidence.
+
+Certificate. Let the patch put anything ≥ 0 into window x. With r_c = G_c − S_c(x), what is left outside:
+
+    wrong class c:   score_c ≤ r_c / (1 − T)        (either x, which holds all that was added, is taken away,
+                                                     or what was added is at most T of all)
+    true class y:    score_y ≥ r_y − M             M = max_w Σ_{i ∈ w∖x} u_y(i)  over all windows if that exceeds T·r_y,
+                                                    else over those that overlap x: only these can still go
+    certified  ⇔  for every x:  max_{c ≠ y} r_c / (1 − T)  <  r_y − M
+
+Source: Xiang, Bhagoji, Sehwag, Mittal, "PatchGuard", USENIX Security 2021. Overlap is decided place by place, so that
+windows that wrap around the edge of the image are treated as what they are; the authors' code forgets them, and then
+certifies too much for T > 0 (``tests/test_masking.py`` has a counter-example). Ties never certify.
+"""
+
+import torch
+from torch import Tensor
+
+
+def column_windows(width: int, size: int) -> Tensor:
+    """Windows of ``size`` neighboring columns that wrap around, bool (width, width); one of all columns if they fit."""
+    size = min(size, width)
+    offsets = (torch.arange(width).unsqueeze(0) - torch.arange(width).unsqueeze(1)) % width
+    return offsets < size
+
+
+def square_windows(height: int, width: int, size: int) -> Tensor:
+    """Square windows inside a map, bool ((height−s+1)·(width−s+1), height·width), s cut to the map's sides."""
+    tall, wide = min(size, height), min(size, width)
+    rows, columns = _segments(height, tall), _segments(width, wide)
+    return (rows[:, None, :, None] & columns[None, :, None, :]).reshape(len(rows) * len(columns), height * width)
+
+
+def _segments(length: int, size: int) -> Tensor:
+    starts = torch.arange(length - size + 1).unsqueeze(1)
+    place = torch.arange(length)
+    return (place >= starts) & (place < starts + size)
+
+
+def masked_scores(evidence: Tensor, windows: Tensor, share: float = 0.0) -> Tensor:
+    """Each class's evidence (N, K) without its strongest window, where that holds more than ``share`` (T) of it.
+
+    ``evidence`` float (N, P, K) ≥ 0; ``windows`` bool (n, P).
+    """
+    total = evidence.sum(1)
+    strongest = _window_sums(evidence, windows).amax(1)
+    return torch.where(strongest > share * total, total - strongest, total)
+
+
+def robust_prediction(evidence: Tensor, windows: Tensor, share: float = 0.0) -> Tensor:
+    """The classes, int64 (N,), of the largest masked scores; the first of equal ones."""
+    return masked_scores(evidence, windows, share).argmax(1)
+
+
+def certify(evidence: Tensor, windows: Tensor, labels: Tensor, share: float = 0.0, chunk: int = 64) -> Tensor:
+    """Whether no change inside of any one window makes ``robust_prediction`` differ from ``labels``, bool (N,).
+
+    Shapes as in ``masked_scores``; ``labels`` int64 (N,); 0 ≤ ``share`` < 1. ``chunk`` images at a time bound the
+    memory.
+    """
+    parts = zip(evidence.split(chunk), labels.to(evidence.device).split(chunk))
+    return torch.cat([_certify(part, windows.to(evidence.device), wanted, share) for part, wanted in parts])
+
+
+def _certify(evidence: Tensor, windows: Tensor, labels: Tensor, share: float) -> Tensor:
+    left = evidence.sum(1, keepdim=True) - _window_sums(evidence, windows)  # r: (N, n, K), windows as the patch's
+    wanted = labels.view(-1, 1, 1).expand(-1, left.shape[1], 1)
+    ours = left.gather(2, wanted).squeeze(2)
+    others = left.scatter(2, wanted, -torch.inf).amax(2) / (1 - share)
+    true = evidence.gather(2, labels.view(-1, 1, 1).expand(-1, evidence.shape[1], 1)).squeeze(2)
+    lost = _largest_loss(true, windows, share * ours)
+    # A bound that rounding could turn around certifies nothing.
+    slack = 1e-5 * evidence.sum(1).amax(1, keepdim=True)
+    return (ours - lost > others + slack).all(1)
+
+
+def _largest_loss(evidence: Tensor, windows: Tensor, allowed: Tensor) -> Tensor:
+    """M for each image and patch window (N, n), from one class's evidence (N, P); ``allowed`` is T · r."""
+    member = windows.to(evidence.dtype)
+    remaining = (evidence.unsqueeze(1) * (1 - member)) @ member.T  # (N, patch window, masked window)
+    overlap = (member @ member.T) > 0
+    anywhere = remaining.amax(2)
+    nearby = remaining.masked_fill(~overlap, -torch.inf).amax(2)
+    return torch.where(anywhere > allowed, anywhere, nearby)
+
+
+def _window_sums(evidence: Tensor, windows: Tensor) -> Tensor:
+    """S: float (N, n, K)."""
+    return windows.to(evidence.dtype) @ evidence

@@ -1,0 +1,1 @@
+"""Defenses that judge a model: a classifier or an encoder in, a ``Verdict`` out."""

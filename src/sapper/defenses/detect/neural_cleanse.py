@@ -1,0 +1,261 @@
+"""Neural Cleanse: the class that a small trigger reaches from everywhere is the attacker's.
+
+Threat model: a classifier whose weights are at hand and which accepts clean images; the attacker's trigger is a small
+patch that sends every image to one class. For each class t a mask m and a pattern Δ are optimized,
+
+    minimize   mean_x CE( f((1 − m)·x + m·Δ), t ) + λ·‖m‖₁         m ∈ [0, 1]^{1×H×W},  Δ ∈ [0, 1]^{3×H×W}
+
+with m and Δ as (tanh + 1)/2 of what is optimized. λ is 0 until a class succeeds, then grows with every run of good
+steps and shrinks with every run of bad ones. The smallest mask that still succeeds is the class's trigger. The
+attacker's class is an outlier below the others:
+
+    anomaly index = (median − min_t ‖m_t‖₁) / (1.4826 · MAD)         flagged above 2
+
+All classes are optimized at once. Their parameters are independent, and Adam works on each element by itself, so that
+a batch of classes × images gives what a loop over the classes would (``tests/test_neural_cleanse.py``). Finished
+classes leave it.
+
+Source: Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao, "Neural Cleanse", IEEE S&P 2019, and the authors'
+``visualizer.py``, ``gtsrb_visualize_example.py`` and ``mad_outlier_detection.py``: Adam with rate 0.1 and β = (0.5,
+0.9), at most 1,000 steps of 31 batches of 32 images, success 0.99, λ from 1e-3 on times 2 or divided by 2^1.5 after 5
+steps, an end after 25 steps without a smaller mask. The median of an even number is the mean of the two in the
+middle, as numpy's.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from sapper.images import ImageSet, to_float
+from sapper.run import Run
+from sapper.verdicts import Verdict
+
+Logits = Callable[[Tensor], Tensor]
+"""A classifier: float images (N, 3, H, W) in [0, 1] to logits (N, K), differentiable."""
+
+CONSISTENT = 1.4826
+"""Makes the median absolute deviation of a normal sample its standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralCleanse:
+    """Inverts the smallest trigger of every class and looks for an outlier (Wang et al., IEEE S&P 2019).
+
+    ``steps`` at most for each class, of ``minibatches`` of ``batch`` images. ``success``: the share of a step's
+    images that must reach the class. ``cost``: λ once it is raised, then changed by ``raise_by`` and ``lower_by``
+    after ``patience`` good or bad steps in a row. ``early_stop``: steps without a smaller mask that end a class.
+    ``restarts``: independent starts of each class, of which the smallest mask counts. ``threshold`` of the anomaly
+    index.
+    """
+
+    steps: PositiveInt = 1000
+    minibatches: PositiveInt = 31
+    batch: PositiveInt = 32
+    learning_rate: PositiveFloat = 0.1
+    success: Annotated[float, Field(gt=0, le=1)] = 0.99
+    cost: PositiveFloat = 1e-3
+    raise_by: Annotated[float, Field(gt=1)] = 2.0
+    lower_by: Annotated[float, Field(gt=1)] = 2**1.5
+    patience: PositiveInt = 5
+    early_stop: PositiveInt = 25
+    restarts: PositiveInt = 1
+    threshold: NonNegativeFloat = 2.0
+
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = "Wang et al., IEEE S&P 2019"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
+
+    def judge(self, logits: Logits, images: ImageSet, classes: int, run: Run) -> Verdict:
+        """Whether the classifier ``logits`` of ``classes`` classes has a backdoor, by clean ``images``.
+
+        Evidence: ``anomaly_index``, ``suspect`` (the class of the smallest mask), each class's ``norms`` and
+        ``success``, and tensors ``masks`` (K, H, W) and ``patterns`` (K, 3, H, W) in [0, 1]. A class that no trigger
+        reached has norm none and is left out; with fewer than three others there is no index, and the answer is
+        undecided.
+        """
+        started = time.perf_counter()
+        triggers = self.invert(logits, images, classes, run)
+        norms = triggers.norms.tolist()
+        index, suspect = anomaly_index(norms)
+        evidence = {
+            "anomaly_index": index,
+            "suspect": suspect,
+            "norms": [norm if math.isfinite(norm) else None for norm in norms],
+            "success": triggers.success.tolist(),
+            "masks": triggers.masks.cpu(),
+            "patterns": triggers.patterns.cpu(),
+        }
+        return Verdict(
+            score=0.0 if index is None else index,
+            threshold=self.threshold,
+            flagged=None if index is None else index > self.threshold,
+            evidence=evidence,
+            seconds=time.perf_counter() - started,
+        )
+
+    def invert(self, logits: Logits, images: ImageSet, classes: int, run: Run) -> "Triggers":
+        """The smallest successful trigger of each class, of all its restarts."""
+        aims = torch.arange(classes, device=run.device).repeat_interleave(self.restarts)
+        size, device = images.size, run.device
+        weights = start(len(aims), size, run.child("start"))
+        optimizer = torch.optim.Adam(weights, lr=self.learning_rate, betas=(0.5, 0.9))
+        best, schedule = Triggers.none(len(aims), size, device), Schedule.start(len(aims), device)
+        pixels, generator = images.images.to(device), run.child("batches").generator()
+        active = torch.arange(len(aims), device=device)
+        with run.progress.bar("trigger inversion (Neural Cleanse)", self.steps) as bar:
+            for _ in range(self.steps):
+                reached = torch.zeros(len(active), device=device)
+                for _ in range(self.minibatches):
+                    rows = torch.randint(len(pixels), (self.batch,), generator=generator).to(device)
+                    reached += self._descend(optimizer, weights, aims[active], schedule.cost, logits, pixels[rows], run)
+                masks, patterns = (_unit(weight.detach()) for weight in weights)
+                success = reached / self.minibatches
+                improved = best.improve(active, masks.squeeze(1), patterns, success, self.success)
+                finished = schedule.follow(success >= self.success, improved, self)
+                bar.advance(1, f"{len(active)} of {len(aims)} left")
+                if finished.any():
+                    active, schedule = active[~finished], schedule.take(~finished)
+                    weights = _shrink(optimizer, weights, ~finished)
+                if len(active) == 0:
+                    break
+        return best.smallest(classes, self.restarts)
+
+    def _descend(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: list[Tensor],
+        aims: Tensor,
+        cost: Tensor,
+        logits: Logits,
+        pixels: Tensor,
+        run: Run,
+    ) -> Tensor:
+        """One step of Adam for every aim on the same images; the share of them that reaches each, before it."""
+        masks, patterns = (_unit(weight).unsqueeze(1) for weight in weights)
+        stamped = (1 - masks) * to_float(pixels) + masks * patterns  # (aims, images, 3, H, W)
+        with run.autocast():
+            answers = logits(stamped.flatten(0, 1))
+        wanted = aims.repeat_interleave(len(pixels))
+        losses = F.cross_entropy(answers.float(), wanted, reduction="none").view(len(aims), -1).mean(1)
+        optimizer.zero_grad(set_to_none=True)
+        (losses + cost * masks.flatten(1).sum(1)).sum().backward()
+        optimizer.step()
+        return (answers.argmax(1) == wanted).view(len(aims), -1).float().mean(1)
+
+
+@dataclass
+class Triggers:
+    """For each aim the smallest successful trigger so far; its norm is infinite where there is none."""
+
+    masks: Tensor
+    patterns: Tensor
+    norms: Tensor
+    success: Tensor
+
+    @staticmethod
+    def none(count: int, size: tuple[int, int], device: torch.device) -> "Triggers":
+        """Before anything was tried."""
+        return Triggers(
+            masks=torch.ones(count, *size, device=device),
+            patterns=torch.zeros(count, 3, *size, device=device),
+            norms=torch.full((count,), math.inf, device=device),
+            success=torch.zeros(count, device=device),
+        )
+
+    def improve(self, rows: Tensor, masks: Tensor, patterns: Tensor, success: Tensor, enough: float) -> Tensor:
+        """Keep those of ``masks`` that succeed and are smaller than what is known for ``rows``; which ones, bool."""
+        norms = masks.flatten(1).sum(1)
+        better = (success >= enough) & (norms < self.norms[rows])
+        chosen = rows[better]
+        self.masks[chosen], self.patterns[chosen] = masks[better], patterns[better]
+        self.norms[chosen], self.success[chosen] = norms[better], success[better]
+        return better
+
+    def smallest(self, classes: int, restarts: int) -> "Triggers":
+        """Of the ``restarts`` of each class the one with the smallest norm."""
+        rows = self.norms.view(classes, restarts).argmin(1) + torch.arange(classes, device=self.norms.device) * restarts
+        return Triggers(self.masks[rows], self.patterns[rows], self.norms[rows], self.success[rows])
+
+
+@dataclass
+class Schedule:
+    """λ of each aim and what it depends on, as vectors: good and bad steps in a row, and whether λ ever moved."""
+
+    cost: Tensor
+    good: Tensor
+    bad: Tensor
+    idle: Tensor
+    raised: Tensor
+    lowered: Tensor
+
+    @staticmethod
+    def start(count: int, device: torch.device) -> "Schedule":
+        """λ = 0 everywhere."""
+        zeros = [torch.zeros(count, dtype=torch.int64, device=device) for _ in range(3)]
+        never = [torch.zeros(count, dtype=torch.bool, device=device) for _ in range(2)]
+        return Schedule(torch.zeros(count, device=device), *zeros, *never)
+
+    def follow(self, succeeded: Tensor, improved: Tensor, method: NeuralCleanse) -> Tensor:
+        """Count this step, change λ; which aims are finished, bool."""
+        self.idle = torch.where(improved, 0, self.idle + 1)
+        self.good = torch.where(succeeded, self.good + 1, 0)
+        self.bad = torch.where(succeeded, 0, self.bad + 1)
+        up, down = self.good >= method.patience, (self.bad >= method.patience) & (self.cost > 0)
+        first = up & (self.cost == 0)
+        self.raised |= up & ~first
+        self.lowered |= down
+        grown = torch.where(first, method.cost, self.cost * method.raise_by)
+        self.cost = torch.where(up, grown, torch.where(down, self.cost / method.lower_by, self.cost))
+        self.good = torch.where(up, 0, self.good)
+        self.bad = torch.where(down, 0, self.bad)
+        return self.raised & self.lowered & (self.idle >= method.early_stop)
+
+    def take(self, rows: Tensor) -> "Schedule":
+        """The schedule of some of the aims."""
+        return Schedule(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def anomaly_index(norms: list[float]) -> tuple[float | None, int | None]:
+    """How many deviations the smallest finite norm lies below the median of the finite ones, and whose it is.
+
+    None where fewer than three are finite. Zero deviation gives an infinite index to a smaller norm and 0 to an equal
+    one.
+    """
+    finite = [norm for norm in norms if math.isfinite(norm)]
+    if len(finite) < 3:
+        return None, None
+    median = statistics.median(finite)
+    deviation = CONSISTENT * statistics.median(abs(norm - median) for norm in finite)
+    below = median - min(finite)
+    index = below / deviation if deviation else (math.inf if below else 0.0)
+    return index, norms.index(min(finite))
+
+
+def start(count: int, size: tuple[int, int], run: Run) -> list[Tensor]:
+    """Masks (count, 1, H, W) and patterns (count, 3, H, W) before tanh, drawn so that both are uniform in (0, 1)."""
+    generator = run.generator()
+    shapes = ((count, 1, *size), (count, 3, *size))
+    draws = [torch.rand(shape, generator=generator).clamp(1e-3, 1 - 1e-3) for shape in shapes]
+    return [torch.atanh(2 * draw - 1).to(run.device).requires_grad_() for draw in draws]
+
+
+def _unit(weight: Tensor) -> Tensor:
+    return (torch.tanh(weight) + 1) / 2
+
+
+def _shrink(optimizer: torch.optim.Optimizer, weights: list[Tensor], rows: Tensor) -> list[Tensor]:
+    """The weights of some of the aims, with their moments in the optimizer."""
+    kept = [weight.detach()[rows].requires_grad_() for weight in weights]
+    for old, new in zip(weights, kept):
+        state = optimizer.state.pop(old)
+        optimizer.state[new] = {name: value[rows] if value.ndim else value for name, value in state.items()}
+    optimizer.param_groups[0]["params"] = kept
+    return kept
