@@ -388,6 +388,16 @@ def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
     assert str(tmp_path) in str(refused(tmp_path / name))
 
 
+def test_views_larger_than_the_images_are_refused(file: Path) -> None:
+    content = changed("[pretraining]", "[pretraining]\nview_size = 33")
+    assert f"{file}: pretraining.view_size" in str(refused(file, content))
+
+
+def test_the_same_variant_twice_is_refused(file: Path) -> None:
+    twice = '\n[[variant]]\n"attack.lambda1" = 2.0\n\n[[variant]]\nattack.lambda1 = 2.0\n'
+    assert f"{file}: variant[1]" in str(refused(file, VALID + twice))
+
+
 def test_an_encoder_that_takes_other_images_is_refused(file: Path) -> None:
     edit = 'architecture = "timm:vit_tiny_patch16_224"\nstem = "imagenet"'
     error = refused(file, changed("width = 8", edit))

@@ -34,11 +34,15 @@ class Findings:
     pictures: list[Picture] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    _timed: set[Path] = field(default_factory=set)
     _placed: dict[str, str] = field(default_factory=dict)
     _files: dict[str, Path] = field(default_factory=dict)
 
     def add_timing(self, seed: int, stage: str, done: Stage) -> None:
-        """How long a stage took, and whether it was in the Store already."""
+        """How long a stage took, and whether it was in the Store already; once, however many variants share it."""
+        if done.folder in self._timed:
+            return
+        self._timed.add(done.folder)
         self.timings.append({"seed": seed, "stage": stage, "seconds": done.seconds, "cached": done.cached})
 
     def add_training(self, seed: int, stage: str, done: Stage, role: str, label: str) -> None:

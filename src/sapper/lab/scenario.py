@@ -239,10 +239,17 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         content=content,
         file=file,
     )
+    for i, changes in enumerate(scenario.variants):
+        if changes in scenario.variants[:i]:
+            what, remedy = "an earlier variant changes the same", "leave one of them out"
+            raise SapperError(what, where=f"{file}: variant[{i}]", remedy=remedy)
     size = scenario.encoder.input_size
     with located(file):
         _check_encoder(scenario.encoder, size, "encoder.input_size")
         if view := getattr(pretraining_method.parameters, "view_size", 0):
+            if view > size:
+                what, remedy = f"views of {view} pixels are larger than the images", f"choose it at most {size}"
+                raise SapperError(what, where="pretraining.view_size", remedy=remedy)
             _check_encoder(scenario.encoder, view, "pretraining.view_size")
     for target in targets:
         with located(f"{file}: target {target.name!r}"):
