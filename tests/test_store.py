@@ -285,7 +285,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_told(below_a_file: Path) -> None:
     with pytest.raises(SapperError, match="cannot write: Not a directory") as caught:
         write_atomically(below_a_file / "result.json", "text")
-    assert "--out" in str(caught.value.remedy)
+    assert "another folder" in str(caught.value.remedy)
 
 
 def test_an_interrupt_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,7 +255,10 @@ def _check_writable(folder: Path) -> None:
     from sapper.files import write_atomically
 
     trial = folder / ".writable"
-    write_atomically(trial, "")
+    try:
+        write_atomically(trial, "")
+    except SapperError as error:
+        raise SapperError(error.what, where=str(folder), remedy="name another folder with --out") from error
     trial.unlink()
 
 

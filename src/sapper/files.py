@@ -1,5 +1,6 @@
 """Files that are whole or absent, and their fingerprints."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -50,7 +51,8 @@ def _beside(path: Path) -> Iterator[Path]:
         yield beside
         beside.replace(path)
     except OSError as error:
-        remedy = "free some space, or choose another folder with --out or --store"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = f"{'free some space' if full else 'make it writable'}, or choose another folder"
         raise SapperError(f"cannot write: {error.strerror or error}", where=str(path), remedy=remedy) from error
     finally:
         with suppress(OSError):  # gone already, or the folder itself is what is wrong
