@@ -96,8 +96,8 @@ def target_label(plan: TargetPlan, train: ImageSet, file: str) -> int:
 
 def _wanted(scenario: Scenario) -> Iterator[tuple[str, Place]]:
     """The splits that a scenario uses, each with the key that names it."""
-    named = scenario.pretraining.split == "train"
-    yield "pretraining.dataset" if named else "pretraining.split", _of_pretraining(scenario)
+    by_default = scenario.pretraining.split == "train"
+    yield f"pretraining.{'dataset' if by_default else 'split'}", _of_pretraining(scenario)
     for i, task in enumerate(scenario.tasks):
         for place in _of_task(scenario, task):
             yield f"task[{i}].dataset", place

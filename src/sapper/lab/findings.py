@@ -139,13 +139,9 @@ class Findings:
 
 def describe_images(images: Any) -> dict[str, Any]:
     """A data set for the report."""
-    return {
-        "name": images.name,
-        "split": images.split,
-        "n": len(images),
+    return stages.identity(images) | {
         "size": list(images.size),
         "classes": list(images.classes),
-        "sha256": images.digest,
         "provenance": images.provenance,
     }
 

@@ -157,7 +157,7 @@ def describe(target: Target) -> dict[str, Any]:
 
 
 def identity(images: ImageSet) -> dict[str, Any]:
-    """Which images an encoder was trained on, for its card."""
+    """Which images these are, for cards and reports."""
     return {"name": images.name, "split": images.split, "n": len(images), "sha256": images.digest}
 
 

@@ -25,6 +25,9 @@ certifies too much for T > 0 (``tests/test_masking.py`` has a counter-example). 
 import torch
 from torch import Tensor
 
+Spans = tuple[list[tuple[int, int]], int]
+"""Starts and ends along one axis, and its length."""
+
 
 def column_windows(width: int, size: int) -> Tensor:
     """Windows of ``size`` neighboring columns that wrap around, bool (width, width); one of all columns if they fit."""
@@ -36,14 +39,20 @@ def column_windows(width: int, size: int) -> Tensor:
 def square_windows(height: int, width: int, size: int) -> Tensor:
     """Square windows inside a map, bool ((height−s+1)·(width−s+1), height·width), s cut to the map's sides."""
     tall, wide = min(size, height), min(size, width)
-    rows, columns = _segments(height, tall), _segments(width, wide)
-    return (rows[:, None, :, None] & columns[None, :, None, :]).reshape(len(rows) * len(columns), height * width)
+    down = [(start, start + tall) for start in range(height - tall + 1)]
+    across = [(start, start + wide) for start in range(width - wide + 1)]
+    return rectangles((down, height), (across, width)).flatten(1)
 
 
-def _segments(length: int, size: int) -> Tensor:
-    starts = torch.arange(length - size + 1).unsqueeze(1)
-    place = torch.arange(length)
-    return (place >= starts) & (place < starts + size)
+def rectangles(down: Spans, across: Spans) -> Tensor:
+    """Every span of rows crossed with every span of columns, bool (n·m, height, width)."""
+    rows, columns = _inside(*down), _inside(*across)
+    return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
+
+
+def _inside(bounds: list[tuple[int, int]], length: int) -> Tensor:
+    place, edges = torch.arange(length), torch.tensor(bounds)
+    return (place >= edges[:, :1]) & (place < edges[:, 1:])
 
 
 def masked_scores(evidence: Tensor, windows: Tensor, share: float = 0.0) -> Tensor:

@@ -18,15 +18,16 @@ normalization, as in the authors' code: the mean color of the encoder's training
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+from sapper.defenses.certify.masking import rectangles
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.run import Run, Silent
 from sapper.verdicts import Certified
 
 Predict = Callable[[Tensor], Tensor]
@@ -55,11 +56,10 @@ class PatchCleanser:
         masks = self.masks_for(images)
         first = _answers(images, masks, classify, color, run, "first masks (PatchCleanser)")
         unsure = (first != first[:, :1]).any(1).nonzero().squeeze(1)
-        answers = first[:, 0].clone()
+        answers, silent = first[:, 0].clone(), replace(run, progress=Silent())
         with run.progress.bar("second masks (PatchCleanser)", len(unsure)) as bar:
             for row in unsure.tolist():
-                once = torch.stack([_cover(images[row], mask, color) for mask in masks])
-                table = _answers(once, masks, classify, color, Run())
+                table = _answers(_covered(images[row : row + 1], masks, color), masks, classify, color, silent, "")
                 answers[row] = resolve(table.unsqueeze(0))[0]
                 bar.advance()
         return answers
@@ -78,8 +78,8 @@ class PatchCleanser:
 
     def masks_for(self, images: Tensor) -> Tensor:
         """The R-covering set for images of this size, bool (M, H, W)."""
-        rows, columns = (_spans(side, self.patch, self.masks) for side in images.shape[-2:])
-        return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
+        down, across = ((axis_masks(side, self.patch, self.masks), side) for side in images.shape[-2:])
+        return rectangles(down, across)
 
 
 def resolve(table: Tensor) -> Tensor:
@@ -107,24 +107,16 @@ def axis_masks(side: int, patch: int, count: int) -> list[tuple[int, int]]:
     return [(min(start, side - mask), min(start, side - mask) + mask) for start in range(0, side - patch + 1, stride)]
 
 
-def _spans(side: int, patch: int, count: int) -> Tensor:
-    place, bounds = torch.arange(side), torch.tensor(axis_masks(side, patch, count))
-    return (place >= bounds[:, :1]) & (place < bounds[:, 1:])
-
-
-def _answers(
-    images: Tensor, masks: Tensor, classify: Predict, color: Tensor, run: Run, label: str = "masks", batch: int = 512
-) -> Tensor:
-    """Predictions of every image under every mask, int64 (N, M)."""
+def _answers(images: Tensor, masks: Tensor, classify: Predict, color: Tensor, run: Run, label: str) -> Tensor:
+    """Predictions of every image under every mask, int64 (N, M); some 500 masked images at a time."""
     answers = []
-    per_image = len(masks)
     with run.progress.bar(label, len(images)) as bar:
-        for chunk in images.split(max(1, batch // per_image)):
-            covered = torch.where(masks.unsqueeze(1), color.view(3, 1, 1), chunk.unsqueeze(1))
-            answers.append(classify(covered.flatten(0, 1)).view(len(chunk), per_image))
+        for chunk in images.split(max(1, 500 // len(masks))):
+            answers.append(classify(_covered(chunk, masks, color)).view(len(chunk), len(masks)))
             bar.advance(len(chunk))
     return torch.cat(answers)
 
 
-def _cover(image: Tensor, mask: Tensor, color: Tensor) -> Tensor:
-    return torch.where(mask, color.view(3, 1, 1), image)
+def _covered(images: Tensor, masks: Tensor, color: Tensor) -> Tensor:
+    """Every image under every mask, one image's after another's, (N·M, 3, H, W)."""
+    return torch.where(masks.unsqueeze(1), color.view(3, 1, 1), images.unsqueeze(1)).flatten(0, 1)

@@ -78,7 +78,7 @@ class NeuralCleanse:
 
         Evidence: ``anomaly_index``, ``suspect`` (the class of the smallest mask), each class's ``norms`` and
         ``success``, and tensors ``masks`` (K, H, W) and ``patterns`` (K, 3, H, W) in [0, 1]. A class that no trigger
-        reached has norm none and is left out; with fewer than three others there is no index, and the answer is
+        reached has norm none and is left out; where fewer than three are left there is no index, and the answer is
         undecided.
         """
         started = time.perf_counter()
