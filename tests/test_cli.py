@@ -27,7 +27,7 @@ from sapper.methods import find
 from sapper.report.tables import LABELS, METRICS, estimate
 from tests.micro import numbers, squares, write_data, write_scenario
 
-PROGRAM = [sys.executable, "-c", "from sapper.cli import main; main()"]
+PROGRAM = [sys.executable, "-m", "sapper"]
 QUICK = ("--device", "cpu", "--set", "pretraining.epochs=1", "--set", "attack.epochs=1")
 ENDLESS = ("--device", "cpu", "--set", "attack.epochs=1000000")
 TERMINAL_CODES = re.compile(r"[\x1b\r\b]")

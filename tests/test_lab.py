@@ -470,7 +470,7 @@ def test_variants_are_told_apart_by_their_condition_and_share_what_they_can(data
         ('"pretraining.epochs" = 1', '"pretraining.epochs" = 2'),
         ('"pretraining.epochs" = 2', '"attack.epochs" = 2'),
         ('"target.0.trigger.size" = 3', '"target.1.trigger.size" = 3'),
-        ('"pretraining.images" = 40', '"encoder.width" = 5', '"head.0.epochs" = 2'),
+        ('"pretraining.images" = 50', '"encoder.width" = 5', '"head.0.epochs" = 2'),
     ],
 )
 def test_every_encoder_of_every_variant_has_a_file_of_its_own(
@@ -481,7 +481,7 @@ def test_every_encoder_of_every_variant_has_a_file_of_its_own(
     assert len(set(paths)) == len(paths) == len({artifact.sha256 for artifact in results.artifacts})
     assert all(stages.sha256(tmp_path / artifact.path) == artifact.sha256 for artifact in results.artifacts)
     assert len(values(results, "lift", task="balls", head="mlp")) == len(lines)
-    titles = [(curve.stage, curve.title) for curve in results.curves]
+    titles = [curve.stage for curve in results.curves]
     assert len(set(titles)) == len(titles)
 
 
@@ -546,6 +546,22 @@ def test_a_part_of_one_class_is_refused_before_any_training(data: Path, tmp_path
         perform(experiment(data, *SHORT, f"{key}=1"), tmp_path / "out")
     assert "task 'balls'" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["task.0.test_images", "task.1.train_images", "pretraining.images"])
+def test_more_images_than_there_are_are_refused_before_any_training(data: Path, tmp_path: Path, key: str) -> None:
+    with pytest.raises(SapperError, match="1000 images are wanted") as caught:
+        perform(experiment(data, *SHORT, f"{key}=1000"), tmp_path / "out")
+    assert key.replace(".0", "[0]").replace(".1", "[1]") in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_report_says_how_many_images_were_used_for_what(data: Path, tmp_path: Path) -> None:
+    results = perform(experiment(data, *SHORT, "task.0.train_images=30"), tmp_path)
+    used = {(item["name"], item["split"]): item["used for"] for item in results.datasets}
+    assert used["photos", "train"] == ("pre-training: all", "shadow: 48")
+    assert used["balls", "train"] == ("training on balls: 30",)
+    assert used["balls", "test"] == ("judging balls: all",)
 
 
 def test_a_training_that_diverges_is_told_and_not_stored(data: Path, tmp_path: Path) -> None:

@@ -103,9 +103,19 @@ def curves(seed: int) -> list[Curve]:
     terms["utility"] = (-0.97 + 0.2 * np.exp(-steps / 3) + noise).tolist()
     loss = {"NT-Xent": (5.6 - 2 * (1 - np.exp(-steps / 9)) + noise).tolist()}
     return [
-        Curve(seed=seed, stage="pre-training", title="clean", series=loss),
-        Curve(seed=seed, stage="attack on all", title="signs+digits+objects", series=terms),
+        Curve(seed=seed, stage="pre-training", series=loss),
+        Curve(seed=seed, stage="attack on all", series=terms),
     ]
+
+
+@pytest.mark.parametrize(("lift", "alarming"), [(0.98, True), (0.12, False), (-0.3, False)])
+def test_only_a_backdoor_that_works_is_shown_in_red(lift: float, alarming: bool) -> None:
+    records = [
+        replace(record, value=lift, low=lift - 0.05, high=lift + 0.05) if record.metric == "lift" else record
+        for record in measured(0, "signs", "mlp")
+    ]
+    page = render(Results(scenario={"name": "trial"}, environment={}, command="", records=tuple(records)))
+    assert ('class="rate alarm"' in page) == alarming
 
 
 @cache
@@ -210,7 +220,7 @@ def long_names() -> Results:
         command=name,
         records=(*measured(0, name, "mlp"), *measured(0, name, name, condition={name: name})),
         datasets=({"name": name, "provenance": name},),
-        curves=(Curve(seed=0, stage=name, title=name, series={name: [1.0, 2.0]}),),
+        curves=(Curve(seed=0, stage=name, series={name: [1.0, 2.0]}),),
         maps=(replace(results.maps[0], encoder=name),),
         pictures=(replace(results.pictures[0], task=name, caption=name),),
         flags=(name,),
@@ -415,7 +425,7 @@ def test_names_are_escaped() -> None:
             artifacts=(Artifact(role=name, seed=0, path=name, sha256=name),),
             datasets=({"name": name, name: name, "classes": [name, name]},),
             references=({"task": "signs", "target": "priority", "class": name, "label": 0},),
-            curves=(Curve(seed=0, stage=name, title=name, series={name: [1.0, 2.0]}),),
+            curves=(Curve(seed=0, stage=name, series={name: [1.0, 2.0]}),),
             maps=(replace(results.maps[0], encoder=name),),
             pictures=(Picture(task=name, target=name, role=name, caption=name, png=f'"{name}'),),
             timings=({"stage": name, "seconds": 1.0},),

@@ -173,7 +173,7 @@ def test_set_changes_a_dotted_key_with_the_values_of_toml(file: Path) -> None:
     assert scenario.pretraining_method.parameters.monitor is True
 
 
-@pytest.mark.parametrize("value", ["cifar10", "./some/folder", "a.npz", "it's=odd", '"quoted"'])
+@pytest.mark.parametrize("value", ["cifar10", "./some/folder", "a.npz", "./it's=odd", '"./quoted"'])
 def test_set_takes_a_bare_word_as_text(file: Path, value: str) -> None:
     assert read(file, (f"pretraining.dataset={value}",)).pretraining.dataset == value.strip('"')
 
@@ -342,6 +342,8 @@ MISTAKES = {
     "negative seed": ("[0, 1]", "[0, -1]", "seeds[1]", "greater than or equal to 0"),
     "text for a seed": ("[0, 1]", '["0"]', "seeds[0]", "valid integer"),
     "no name": ('name = "trial"', "", "name", "is missing"),
+    "misspelt data set of a task": ('dataset = "signs"', 'dataset = "singns"', "task[0].dataset", "did you mean signs"),
+    "misspelt data set": ('dataset = "objects"', 'dataset = "object"', "pretraining.dataset", "did you mean objects"),
     "no data set": ('dataset = "objects"', "", "pretraining.dataset", "add it to [pretraining]"),
 }
 
@@ -386,6 +388,12 @@ def test_what_is_not_toml_is_refused(file: Path, content: bytes) -> None:
 @pytest.mark.parametrize("name", ["nothing.toml", "."])
 def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
     assert str(tmp_path) in str(refused(tmp_path / name))
+
+
+def test_more_shadow_images_than_the_encoder_saw_are_refused(file: Path) -> None:
+    error = refused(file, None, "pretraining.images=8", "attack.shadow_images=9")
+    assert f"{file}: attack.shadow_images" in str(error)
+    assert read(file, ("pretraining.images=8", "attack.shadow_images=9", "attack.shadow=signs")).attack is not None
 
 
 def test_views_larger_than_the_images_are_refused(file: Path) -> None:

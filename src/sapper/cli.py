@@ -206,15 +206,16 @@ def _run(
     threads: int,
 ) -> None:
     process.settle()  # before torch is loaded
-    import torch
+    with err.status("loading"):
+        import torch
 
-    from sapper.lab.results import write_results
-    from sapper.lab.runner import Lab, run_scenario
-    from sapper.lab.scenario import read
-    from sapper.lab.store import Store
-    from sapper.progress import progress
-    from sapper.report import write_report
-    from sapper.run import Run, fast_dtype
+        from sapper.lab.results import write_results
+        from sapper.lab.runner import Lab, run_scenario
+        from sapper.lab.scenario import read
+        from sapper.lab.store import Store
+        from sapper.progress import progress
+        from sapper.report import write_report
+        from sapper.run import Run, fast_dtype
 
     scenario = read(file, tuple(overrides))
     place = _device(device)

@@ -21,6 +21,10 @@ class SapperError(Exception):
         return f"{where}{self.what}{remedy}"
 
 
+MOST_NAMES = 20
+"""How many known names an error lists."""
+
+
 @contextmanager
 def located(where: str) -> Iterator[None]:
     """Add to errors from inside in which file and at which key they came up."""
@@ -32,8 +36,11 @@ def located(where: str) -> Iterator[None]:
 
 
 def closest(name: str, known: "list[str] | tuple[str, ...]") -> str:
-    """A hint for a mistyped name: the nearest known ones, or all of them when none is near."""
+    """A hint for a mistyped name: the nearest known ones, or the known ones when none is near."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    more = f", … ({len(known) - MOST_NAMES} more)" if len(known) > MOST_NAMES else ""
+    return f"known: {', '.join(known[:MOST_NAMES])}{more}"

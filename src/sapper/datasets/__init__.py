@@ -11,7 +11,7 @@ from sapper.errors import SapperError, closest
 if TYPE_CHECKING:
     from sapper.images import ImageSet
 
-__all__ = ["DatasetInfo", "check_task", "describe", "load", "names"]
+__all__ = ["DatasetInfo", "check_name", "check_task", "describe", "load", "names"]
 
 
 def names() -> list[str]:
@@ -51,6 +51,13 @@ def load(
         raise SapperError(error.strerror or str(error), where=str(error.filename or name), remedy=remedy) from error
 
 
+def check_name(name: str) -> None:
+    """Raise ``SapperError`` unless ``name`` is a known name or could be a path."""
+    if name not in DATASETS and not _looks_like_path(name):
+        remedy = f"{closest(name.lower(), names())} (or give a path: a folder of images, a .parquet or .npz file)"
+        raise SapperError(f"there is no data set {name!r}", remedy=remedy)
+
+
 def _load(name: str | Path, split: str, data_root: Path | None, size: int, download: bool) -> "ImageSet":
     from sapper.datasets import loading
 
@@ -58,12 +65,10 @@ def _load(name: str | Path, split: str, data_root: Path | None, size: int, downl
         raise SapperError(f"size must be at least 1 pixel, got {size}", where=f"data set {str(name)!r}")
     if isinstance(name, Path):
         return loading.load_path(name, split, size)
-    info = DATASETS.get(name)
-    if info is None and _looks_like_path(name):
+    if name not in DATASETS and _looks_like_path(name):
         return loading.load_path(Path(name), split, size)
-    if info is None:
-        remedy = f"{closest(name.lower(), names())} (or give a path: a folder of images, a .parquet or .npz file)"
-        raise SapperError(f"there is no data set {name!r}", remedy=remedy)
+    check_name(name)
+    info = DATASETS[name]
     if info.kind == "embedded":
         return loading.load_embedded(info.name, split, size)
     if data_root is None and os.environ.get("SAPPER_DATA"):

@@ -78,7 +78,7 @@ def _timm(name: str, stem: Stem) -> tuple[nn.Module, int]:
     import timm
 
     if name not in timm.list_models():
-        where, remedy = "encoder.architecture", closest(name, timm.list_models())[:300]
+        where, remedy = "encoder.architecture", closest(name, timm.list_models())
         raise SapperError(f"timm has no model {name!r}", where=where, remedy=remedy)
     net: Any = timm.create_model(name, num_classes=0)
     if stem == "cifar":

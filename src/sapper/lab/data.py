@@ -13,6 +13,21 @@ from sapper.run import Run
 Place = tuple[str, str, int]
 """A data set's name, the split, and the size in pixels."""
 
+
+@dataclass(frozen=True)
+class Use:
+    """What a scenario wants of a split: ``count`` of its images, or all of them, for ``purpose``.
+
+    ``key`` names the split in the scenario, ``count_key`` the number.
+    """
+
+    place: Place
+    purpose: str
+    count: int | None
+    key: str
+    count_key: str
+
+
 VALIDATION_SHARE = 0.2
 """How much of a training split ``judge_on = "validation"`` holds out."""
 
@@ -49,8 +64,8 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
     """
     wanted: dict[Place, str] = {}
     for scenario in scenarios:
-        for key, place in _wanted(scenario):
-            wanted.setdefault(place, f"{scenario.file}: {key}")
+        for use in uses(scenario):
+            wanted.setdefault(use.place, f"{scenario.file}: {use.key}")
     data = Data({})
     with run.progress.bar("data", len(wanted)) as bar:
         for place, where in wanted.items():
@@ -60,6 +75,8 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
                 data.sets[place] = datasets.load(name, split, data_root=data_root, size=size, download=download)
             bar.advance()
     for scenario in scenarios:
+        for use in uses(scenario):
+            _check_count(use, len(data.sets[use.place]), scenario.file)
         for i, task in enumerate(scenario.tasks):
             with located(f"{scenario.file}: task[{i}].dataset"):
                 datasets.check_task(*(data.sets[place] for place in _of_task(scenario, task)))
@@ -94,17 +111,28 @@ def target_label(plan: TargetPlan, train: ImageSet, file: str) -> int:
     return names.index(plan.target_class)
 
 
-def _wanted(scenario: Scenario) -> Iterator[tuple[str, Place]]:
-    """The splits that a scenario uses, each with the key that names it."""
-    by_default = scenario.pretraining.split == "train"
-    yield f"pretraining.{'dataset' if by_default else 'split'}", _of_pretraining(scenario)
+def uses(scenario: Scenario) -> Iterator[Use]:
+    """The splits that a scenario uses, and what for."""
+    first = scenario.pretraining
+    key = f"pretraining.{'dataset' if first.split == 'train' else 'split'}"
+    yield Use(_of_pretraining(scenario), "pre-training", first.images, key, "pretraining.images")
     for i, task in enumerate(scenario.tasks):
-        for place in _of_task(scenario, task):
-            yield f"task[{i}].dataset", place
+        train, judged = _of_task(scenario, task)
+        yield Use(train, f"training on {task.name}", task.train_images, f"task[{i}].dataset", f"task[{i}].train_images")
+        yield Use(judged, f"judging {task.name}", task.test_images, f"task[{i}].dataset", f"task[{i}].test_images")
     if scenario.attack is not None:
-        shadow = _of_shadow(scenario, scenario.attack)
-        if shadow is not None:
-            yield "attack.shadow" if scenario.attack.shadow_split is None else "attack.shadow_split", shadow
+        key = f"attack.{'shadow' if scenario.attack.shadow_split is None else 'shadow_split'}"
+        place, count = _of_shadow(scenario, scenario.attack), scenario.attack.shadow_images
+        if place is None:
+            place, count = _of_pretraining(scenario), count or first.images
+        yield Use(place, "shadow", count, key, "attack.shadow_images")
+
+
+def _check_count(use: Use, there: int, file: str) -> None:
+    if use.count is not None and use.count > there:
+        name, split, _ = use.place
+        what, remedy = f"{use.count} images are wanted, but {name} {split} has {there}", "ask for fewer, or for all"
+        raise SapperError(what, where=f"{file}: {use.count_key}", remedy=remedy)
 
 
 def _of_pretraining(scenario: Scenario) -> Place:

@@ -9,7 +9,9 @@ from typing import Any
 from sapper.attacks.target import Target
 from sapper.encoders.files import MARK
 from sapper.files import link_atomically, sha256
+from sapper.images import ImageSet
 from sapper.lab import stages
+from sapper.lab.data import Use
 from sapper.lab.pictures import feature_maps
 from sapper.lab.results import Artifact, Curve, FeatureMap, Picture, Record
 from sapper.lab.stages import TaskData
@@ -47,7 +49,7 @@ class Findings:
 
     def add_training(self, seed: int, stage: str, done: Stage, role: str, label: str) -> None:
         """An encoder that a stage trained, with its losses; the file gets a readable name in ``encoders/``."""
-        self.curves.append(Curve(seed=seed, stage=stage, title=label, series=stages.curves(done)))
+        self.curves.append(Curve(seed=seed, stage=stage, series=stages.curves(done)))
         source = stages.encoder_file(done)
         digest = sha256(source)
         mark = f"-{MARK}" if MARK in source.name else ""
@@ -137,9 +139,10 @@ class Findings:
             )
 
 
-def describe_images(images: Any) -> dict[str, Any]:
-    """A data set for the report."""
+def describe_images(images: ImageSet, uses: Iterable[Use]) -> dict[str, Any]:
+    """A data set for the report: which it is, and how many of its images were used for what."""
     return stages.identity(images) | {
+        "used for": unique(f"{use.purpose}: {use.count or 'all'}" for use in uses),
         "size": list(images.size),
         "classes": list(images.classes),
         "provenance": images.provenance,

@@ -54,7 +54,6 @@ class Curve:
 
     seed: int
     stage: str
-    title: str
     series: dict[str, list[float]]
 
 
@@ -89,7 +88,8 @@ class Picture:
 class Results:
     """Everything a report shows. ``scenario`` is the resolved scenario, ``environment`` versions and hardware.
 
-    ``command`` repeats the run. ``datasets``: name, split, n, size, classes, sha256, provenance of each set used.
+    ``command`` repeats the run. ``datasets``: name, split, n, size, classes, sha256, provenance of each set, and for
+    what how many of its images were used.
     ``references``: seed, target, task, class name, label, rows of the training split, source of each target's
     reference images. ``timings``: seed, stage, seconds, cached. ``flags``: why a number may be unreliable.
     """

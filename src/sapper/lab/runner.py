@@ -17,7 +17,7 @@ from sapper.attacks.target import Target
 from sapper.encoders import Encoder, load
 from sapper.errors import located
 from sapper.lab import stages
-from sapper.lab.data import Data, load_data, part, target_label
+from sapper.lab.data import Data, load_data, part, target_label, uses
 from sapper.lab.environment import environment
 from sapper.lab.findings import Findings, describe_images, unique
 from sapper.lab.pictures import trigger_pictures
@@ -66,13 +66,21 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
         command=lab.command,
         records=tuple(found.records),
         artifacts=unique(found.artifacts),
-        datasets=tuple(describe_images(images) for images in data.sets.values()),
+        datasets=_datasets(data, [variant.scenario for variant in variants]),
         references=unique(found.references),
         curves=unique(found.curves),
         maps=tuple(found.maps),
         pictures=tuple(found.pictures),
         timings=tuple(found.timings),
         flags=unique(found.flags),
+    )
+
+
+def _datasets(data: Data, scenarios: list[Scenario]) -> tuple[dict[str, Any], ...]:
+    """Every split with what the scenarios use of it."""
+    found = [use for scenario in scenarios for use in uses(scenario)]
+    return tuple(
+        describe_images(images, [use for use in found if use.place == place]) for place, images in data.sets.items()
     )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sapper import attacks, downstream, encoders, pretraining
+from sapper import attacks, datasets, downstream, encoders, pretraining
 from sapper.errors import SapperError, closest, located
 from sapper.lab.checking import Section, check_plain, check_unique, read_instance, read_section
 from sapper.methods import find
@@ -207,11 +207,14 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
     pretraining_section, pretraining_method = _with_method(
         PretrainingSection, root.pretraining, "pretraining", pretraining.METHODS, file, "pretraining"
     )
+    with located(f"{file}: pretraining.dataset"):
+        datasets.check_name(pretraining_section.dataset)
     attack_section, attack_method = None, None
     if root.attack is not None:
         attack_section, attack_method = _with_method(
             AttackSection, root.attack, "attacks", attacks.METHODS, file, "attack"
         )
+        _check_shadow(attack_section, pretraining_section, file)
     tasks = tuple(_task(raw, f"task[{i}]", file) for i, raw in enumerate(root.task))
     check_unique([task.name for task in tasks], f"{file}: task", "task")
     targets = tuple(_target(raw, f"target[{i}]", file, tasks) for i, raw in enumerate(root.target))
@@ -322,8 +325,18 @@ def _check_encoder(section: EncoderSection, size: int, key: str) -> None:
         raise SapperError(what, where=key, remedy="name the size that it is made for") from error
 
 
+def _check_shadow(attack: AttackSection, first: PretrainingSection, file: str) -> None:
+    """Shadow images that are taken from those of the pre-training cannot be more."""
+    own = attack.shadow is not None or attack.shadow_split is not None
+    if not own and (attack.shadow_images or 0) > (first.images or attack.shadow_images or 0):
+        what = f"{attack.shadow_images} images are wanted of the {first.images} that the encoder is pre-trained on"
+        raise SapperError(what, where=f"{file}: attack.shadow_images", remedy="ask for fewer, or for all")
+
+
 def _task(raw: dict[str, Any], key: str, file: str) -> TaskSection:
     task = read_section(TaskSection, raw, file, key)
+    with located(f"{file}: {key}.dataset"):
+        datasets.check_name(task.dataset)
     return task if task.name else task.model_copy(update={"name": Path(task.dataset).stem})
 
 

@@ -52,12 +52,16 @@ def render(results: Results) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A sentence of the summary and the numbers to show large: the strict ASR with the backdoor and without."""
+    """A sentence of the summary and the numbers to show large: the strict ASR with the backdoor and without.
+
+    ``alarming``: the backdoor, not the trigger alone, decides what at least a tenth of the images are taken for.
+    """
 
     label: str
     sentence: str
     attacked: Estimate | None
     before: Estimate | None
+    alarming: bool
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -68,9 +72,15 @@ def verdicts(results: Results) -> list[Verdict]:
             tables.sentence(results, row),
             row.estimates.get("ASR_strict"),
             row.estimates.get("ASR_B_strict"),
+            alarming=_surely(row.estimates.get("lift"), above=0.1),
         )
         for row in tables.headline_rows(results)
     ]
+
+
+def _surely(estimate: Estimate | None, *, above: float) -> bool:
+    """Whether the whole interval lies above."""
+    return estimate is not None and (estimate.value if estimate.low is None else estimate.low) > above
 
 
 def lead(results: Results) -> list[str]:

@@ -220,17 +220,15 @@ def _map_keys(results: Results, drawn: FeatureMap) -> list[Key]:
 @dataclass(frozen=True)
 class CurveGroup:
     title: str
-    stage: str
     drawing: Markup
     keys: list[Key]
 
 
 def loss_curves(results: Results) -> list[CurveGroup]:
     """A drawing for each stage, its seeds over one another. The legend tells the mean of the last epoch."""
-    groups = _by(results.curves, lambda curve: (curve.stage, curve.title))
+    groups = _by(results.curves, lambda curve: curve.stage)
     return [
         CurveGroup(
-            title,
             stage,
             figures.curves(group, f"curve{index}"),
             [
@@ -238,7 +236,7 @@ def loss_curves(results: Results) -> list[CurveGroup]:
                 for at, series in enumerate(figures.series_of(group))
             ],
         )
-        for index, ((stage, title), group) in enumerate(groups.items())
+        for index, (stage, group) in enumerate(groups.items())
     ]
 
 

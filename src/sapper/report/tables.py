@@ -302,12 +302,16 @@ def _range_sentence(results: Results, rows: list[SummaryRow]) -> str:
     keys = ", ".join(dict.fromkeys(key for row in rows for key in row.condition))
     measured = [row for row in rows if "ASR_strict" in row.estimates]
     if not measured:
-        return f"On {rows[0].task}, {len(rows)} settings of {keys} were measured."
+        return f"On {rows[0].task}, {_settings(rows)} of {keys} {'was' if len(rows) == 1 else 'were'} measured."
     wanted = target_class(results, rows[0].task, rows[0].target)
     return (
         f"On {rows[0].task}, {_range(measured, 'ASR_strict')} % of triggered images that are not of the target class "
-        f"are classified as “{wanted}”, depending on {keys} ({len(measured)} settings)."
+        f"are classified as “{wanted}”, depending on {keys} ({_settings(measured)})."
     )
+
+
+def _settings(rows: Sequence[SummaryRow]) -> str:
+    return "1 setting" if len(rows) == 1 else f"{len(rows)} settings"
 
 
 # Tables of plain cells
