@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from sapper import __version__, attacks, cli, datasets, downstream, pretraining
+from sapper import __version__, attacks, cli, datasets, defenses, downstream, pretraining
 from sapper.errors import SapperError
 from sapper.lab import runner
 from sapper.lab.results import Record, Results, read_results, write_results
@@ -364,7 +364,7 @@ def test_methods_lists_everything_with_parameters_and_sources(sapper: Sapper) ->
     end = sapper("methods")
     assert end.code == 0
     text = " ".join(end.out.split())
-    tables = (pretraining.METHODS, attacks.METHODS, downstream.HEADS)
+    tables = (pretraining.METHODS, attacks.METHODS, downstream.HEADS, defenses.METHODS)
     found = {name: find("", table, name, "") for table in tables for name in table}
     for name, method in (found | TRIGGERS).items():
         assert re.search(rf"^{name}\b", end.out, flags=re.MULTILINE)

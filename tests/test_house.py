@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from sapper import attacks, downstream, pretraining
+from sapper import attacks, defenses, downstream, pretraining
 from sapper.methods import find
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TABLES = {"attacks": attacks.METHODS, "pretraining": pretraining.METHODS, "heads": downstream.HEADS}
+TABLES = {
+    "attacks": attacks.METHODS,
+    "defenses": defenses.METHODS,
+    "pretraining": pretraining.METHODS,
+    "heads": downstream.HEADS,
+}
 METHODS = [(kind, name) for kind, table in TABLES.items() for name in table]
 
 
@@ -27,7 +32,9 @@ def test_a_method_says_what_it_is_and_where_it_comes_from(kind: str, name: str) 
         method().version = 2
 
 
-@pytest.mark.parametrize("module", ["sapper.cli", "sapper.attacks", "sapper.pretraining", "sapper.datasets"])
+@pytest.mark.parametrize(
+    "module", ["sapper.cli", "sapper.attacks", "sapper.defenses", "sapper.pretraining", "sapper.datasets"]
+)
 def test_listing_what_there_is_never_imports_torch(module: str) -> None:
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

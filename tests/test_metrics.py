@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
 
-from sapper.metrics import attack_metrics, difference, is_constant, share
+from sapper.metrics import attack_metrics, auc, difference, is_constant, share
 
 bits = st.lists(st.booleans(), min_size=1, max_size=60)
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -88,3 +89,10 @@ def test_target_class_images_cannot_raise_the_strict_rate() -> None:
 def test_constant_predictions_are_noticed() -> None:
     assert is_constant(torch.full((100,), 4))
     assert not is_constant(torch.arange(100) % 10)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.lists(st.integers(0, 6), min_size=1, max_size=12))
+def test_auc_is_that_of_scikit_learn(positive: list[int], negative: list[int]) -> None:
+    truth = [1] * len(positive) + [0] * len(negative)
+    expected = roc_auc_score(truth, positive + negative)
+    assert auc(torch.tensor(positive), torch.tensor(negative)) == pytest.approx(expected)

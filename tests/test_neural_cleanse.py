@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sapper.defenses.detect.neural_cleanse import Logits, NeuralCleanse, anomaly_index, start
+from sapper.defenses.defender import Logits
+from sapper.defenses.detect.neural_cleanse import NeuralCleanse, anomaly_index, start
 from sapper.images import ImageSet, to_float
 from sapper.run import Run, Silent
 
@@ -43,7 +44,7 @@ QUICK = NeuralCleanse(steps=120, minibatches=2, batch=16)
 
 
 def test_a_planted_trigger_is_found_shown_and_flagged() -> None:
-    verdict = QUICK.judge(classifier(backdoored=True), IMAGES, CLASSES, Run(seed=1))
+    verdict = QUICK.examine(classifier(backdoored=True), IMAGES, CLASSES, Run(seed=1))
     assert verdict.flagged
     assert verdict.evidence["suspect"] == TARGET
     assert verdict.evidence["success"][TARGET] >= 0.99
@@ -54,8 +55,8 @@ def test_a_planted_trigger_is_found_shown_and_flagged() -> None:
 
 
 def test_a_clean_classifier_has_no_small_trigger() -> None:
-    clean = QUICK.judge(classifier(backdoored=False), IMAGES, CLASSES, Run(seed=1)).evidence["norms"]
-    backdoored = QUICK.judge(classifier(backdoored=True), IMAGES, CLASSES, Run(seed=1)).evidence["norms"]
+    clean = QUICK.examine(classifier(backdoored=False), IMAGES, CLASSES, Run(seed=1)).evidence["norms"]
+    backdoored = QUICK.examine(classifier(backdoored=True), IMAGES, CLASSES, Run(seed=1)).evidence["norms"]
     assert min(clean) > 2 * backdoored[TARGET]
     assert max(clean) < 2 * min(clean)
 
@@ -150,7 +151,7 @@ def test_the_same_seed_finds_the_same() -> None:
 
 
 def test_without_triggers_to_compare_it_is_undecided() -> None:
-    verdict = NeuralCleanse(steps=1, minibatches=1, batch=8, success=1.0).judge(
+    verdict = NeuralCleanse(steps=1, minibatches=1, batch=8, success=1.0).examine(
         classifier(backdoored=False), IMAGES, CLASSES, Run()
     )
     assert verdict.flagged is None

@@ -44,7 +44,7 @@ def test_the_classifier_sees_one_band_at_a_time() -> None:
 def test_no_patch_that_is_tried_changes_a_certified_answer() -> None:
     method, images = PatchGuardDS(band=2, patch=2), random_images(40, seed=3)
     labels = (torch.arange(40) >= 20).long()
-    result = method.certify(method.evidence(images, redness, BLACK, RUN), labels)
+    result = method.certify(redness, images, labels, BLACK, [2], RUN)[0]
     assert 0 < result.certified.sum() < 40
     kept, truth = images[result.certified], labels[result.certified]
     assert torch.equal(result.labels[result.certified], truth)
@@ -53,14 +53,14 @@ def test_no_patch_that_is_tried_changes_a_certified_answer() -> None:
             for color in ((255, 0, 0), (0, 255, 0), (0, 0, 0)):
                 attacked = kept.clone()
                 attacked[:, :, top : top + 2, left : left + 2] = torch.tensor(color, dtype=torch.uint8).view(3, 1, 1)
-                answers = method.certify(method.evidence(attacked, redness, BLACK, RUN), truth).labels
+                answers = method.predict(redness, attacked, BLACK, RUN)
                 assert torch.equal(answers, truth)
 
 
 def test_a_larger_patch_certifies_fewer() -> None:
     images, labels = random_images(100, seed=4), (torch.arange(100) >= 50).long()
-    evidence = PatchGuardDS(band=2).evidence(images, redness, BLACK, RUN)
-    counts = [int(PatchGuardDS(band=2, patch=p).certify(evidence, labels).certified.sum()) for p in range(1, 8)]
+    results = PatchGuardDS(band=2).certify(redness, images, labels, BLACK, range(1, 8), RUN)
+    counts = [int(result.certified.sum()) for result in results]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1] == 0
 

@@ -128,12 +128,17 @@ def report(
 def methods(
     name: Annotated[str | None, typer.Argument(help="Only this one, with its description.")] = None,
 ) -> None:
-    """What there is: data sets, pre-training, attacks, heads, triggers, with parameters, defaults and sources."""
-    from sapper import attacks, datasets, downstream, pretraining
+    """What there is: data sets, methods of every kind and triggers, with parameters, defaults and sources."""
+    from sapper import attacks, datasets, defenses, downstream, pretraining
     from sapper.lab.scenario import TRIGGERS
     from sapper.methods import find, known
 
-    kinds = {"pretraining": pretraining.METHODS, "attacks": attacks.METHODS, "heads": downstream.HEADS}
+    kinds = {
+        "pretraining": pretraining.METHODS,
+        "attacks": attacks.METHODS,
+        "heads": downstream.HEADS,
+        "defenses": defenses.METHODS,
+    }
     found: dict[str, Callable[[], None]] = {}
     for kind, table in kinds.items():
         for method in known(kind, table):
@@ -295,6 +300,7 @@ def _say(line: str) -> None:
 
 def _print_results(results: Any) -> None:
     """The summary, then for each task and target a table: metrics by heads, the primary one first."""
+    from sapper.report import defenses
     from sapper.report.tables import aim, interval_note, summary_rows, summary_sentences
 
     for sentence in summary_sentences(results):
@@ -307,6 +313,8 @@ def _print_results(results: Any) -> None:
         out.print(aim(*place), style="bold", markup=False)
         for table in _tables([row for row in rows if (row.task, row.target) == place]):
             out.print(table, "")
+    for sentence in defenses.sentences(results):
+        out.print(sentence, markup=False)
     for flag in results.flags:
         out.print(f"note: {flag}", markup=False)
 

@@ -92,6 +92,12 @@ def attack_metrics(
     }
 
 
+def auc(positive: Tensor, negative: Tensor) -> float:
+    """Area under the ROC curve: how often a score of ``positive`` (n,) exceeds one of ``negative`` (m,), ties half."""
+    difference = positive.double().unsqueeze(1) - negative.double().unsqueeze(0)
+    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
 def is_constant(predictions: Tensor, share_of_one: float = 0.95) -> bool:
     """Whether nearly all of ``predictions``, int64 (N,), name one class: such a classifier measures nothing."""
     return float(torch.bincount(predictions).max()) >= share_of_one * predictions.numel()

@@ -26,6 +26,11 @@ class Verdict:
     seconds: float = 0.0
 
 
+def threat(patch: int) -> str:
+    """One patch, in words."""
+    return f"one {patch}×{patch} patch anywhere"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Certified:
     """A certified defense's predictions, and which of them nothing within ``threat`` can change.

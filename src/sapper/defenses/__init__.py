@@ -1,1 +1,12 @@
-"""Defenses by what they answer: detect a model, certify predictions."""
+"""Defenses by what they answer; one method, one file.
+
+Detect: is this classifier backdoored? ``judge(classifiers, defender, run) → list[Verdict]``.
+Certify: which predictions can no patch change? ``prepare(classifier, defender, run) → Logits``, then ``predict`` and
+``certify`` on them. ``defender.py`` has the contracts.
+"""
+
+METHODS = {
+    "neural_cleanse": "sapper.defenses.detect.neural_cleanse:NeuralCleanse",
+    "patchcleanser": "sapper.defenses.certify.patchcleanser:PatchCleanser",
+    "patchguard_ds": "sapper.defenses.certify.patchguard_ds:PatchGuardDS",
+}

@@ -7,7 +7,8 @@ from pathlib import Path
 from sapper import datasets
 from sapper.errors import SapperError, closest, located
 from sapper.images import ImageSet
-from sapper.lab.scenario import AttackSection, Scenario, TargetPlan, TaskSection
+from sapper.lab.scenario import Scenario, TargetPlan
+from sapper.lab.sections import AttackSection, CertifySection, TaskSection
 from sapper.run import Run
 
 Place = tuple[str, str, int]
@@ -120,6 +121,14 @@ def uses(scenario: Scenario) -> Iterator[Use]:
         train, judged = _of_task(scenario, task)
         yield Use(train, f"training on {task.name}", task.train_images, f"task[{i}].dataset", f"task[{i}].train_images")
         yield Use(judged, f"judging {task.name}", task.test_images, f"task[{i}].dataset", f"task[{i}].test_images")
+        for j, plan in enumerate(scenario.defenses):
+            if plan.on(task.name) and scenario.targets_of(task):
+                purpose, key, section = f"{plan.name} on {task.name}", f"task[{i}].dataset", plan.section
+                count = section.train_images or task.train_images
+                yield Use(train, f"{purpose}, at hand", count, key, f"defense[{j}].train_images")
+                if isinstance(section, CertifySection):
+                    count = section.test_images or task.test_images
+                    yield Use(judged, f"{purpose}, judged", count, key, f"defense[{j}].test_images")
     if scenario.attack is not None:
         key = f"attack.{'shadow' if scenario.attack.shadow_split is None else 'shadow_split'}"
         place, count = _of_shadow(scenario, scenario.attack), scenario.attack.shadow_images

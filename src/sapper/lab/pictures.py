@@ -2,6 +2,7 @@
 
 import base64
 import io
+from typing import Any
 
 import torch
 from PIL import Image
@@ -38,6 +39,20 @@ def trigger_pictures(task: TaskData, targets: tuple[Target, ...], run: Run) -> l
                 for image, caption in zip(images, captions)
             ]
     return pictures
+
+
+def recovered_triggers(
+    evidence: dict[str, Any], tensors: dict[str, Tensor], classes: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Each class's recovered trigger on gray, the smallest first; classes that none reached are left out."""
+    norms, success = evidence["norms"], evidence["success"]
+    found = sorted((norm, label) for label, norm in enumerate(norms) if norm is not None)
+    shown = []
+    for norm, label in found:
+        mask, pattern = tensors["masks"][label], tensors["patterns"][label]
+        picture = ((0.5 + mask * (pattern - 0.5)) * 255).round().to(torch.uint8)
+        shown.append({"class": classes[label], "norm": norm, "success": success[label], "png": png(picture)})
+    return shown
 
 
 def png(image: Tensor) -> str:

@@ -85,6 +85,28 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A detector's verdict about one classifier. ``encoder``: "clean" or "backdoored"; ``classifier``: its number.
+
+    ``evidence`` is plain data. ``triggers``: what was recovered, the smallest first: class name, norm, success (a
+    fraction), png.
+    """
+
+    seed: int
+    defense: str
+    task: str
+    encoder: str
+    classifier: int
+    score: float
+    threshold: float | None
+    flagged: bool | None
+    seconds: float
+    condition: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)
+    triggers: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """Everything a report shows. ``scenario`` is the resolved scenario, ``environment`` versions and hardware.
 
@@ -104,6 +126,7 @@ class Results:
     curves: tuple[Curve, ...] = ()
     maps: tuple[FeatureMap, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    verdicts: tuple[Judged, ...] = ()
     timings: tuple[dict[str, Any], ...] = ()
     flags: tuple[str, ...] = ()
     schema: int = SCHEMA

@@ -18,11 +18,13 @@ from sapper.encoders import Encoder, load
 from sapper.errors import located
 from sapper.lab import stages
 from sapper.lab.data import Data, load_data, part, target_label, uses
+from sapper.lab.defending import Victim, certify, detect
 from sapper.lab.environment import environment
 from sapper.lab.findings import Findings, describe_images, unique
 from sapper.lab.pictures import trigger_pictures
 from sapper.lab.results import Results
-from sapper.lab.scenario import Scenario, TaskSection
+from sapper.lab.scenario import Scenario
+from sapper.lab.sections import CertifySection, TaskSection
 from sapper.lab.stages import TaskData
 from sapper.lab.store import Stage, Store
 from sapper.run import Run
@@ -71,6 +73,7 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
         curves=unique(found.curves),
         maps=tuple(found.maps),
         pictures=tuple(found.pictures),
+        verdicts=tuple(found.verdicts),
         timings=tuple(found.timings),
         flags=unique(found.flags),
     )
@@ -178,11 +181,43 @@ def _run_once(variant: _Variant, seed: int, data: Data, lab: Lab, found: Finding
                 stages.downstream(lab.store, stages.encoder_file(injected), task, targets, scenario.heads, run),
             )
             found.add_attack(common, task, targets, before, after)
+            files = {"clean": clean, "backdoored": stages.encoder_file(injected)}
+            _defend(scenario, task, targets, files, lab.store, run, common, done, found)
             if variant.shown:
                 found.add_maps(seed, task, targets, before, after)
     if variant.shown and seed == scenario.seeds[0]:
         for task, targets, _ in tasks.values():
             found.pictures += trigger_pictures(task, targets, run)
+
+
+def _defend(
+    scenario: Scenario,
+    task: TaskData,
+    targets: tuple[Target, ...],
+    files: dict[str, Path],
+    store: Store,
+    run: Run,
+    common: dict[str, Any],
+    done: Callable[[str, Stage], Stage],
+    found: Findings,
+) -> None:
+    """Every defense on the classifiers of a task, those on the clean encoder and those on the backdoored one."""
+    victims = {encoder: Victim(file, task, scenario.primary, run) for encoder, file in files.items()}
+    for plan in scenario.defenses:
+        if not plan.on(task.name):
+            continue
+        section, tried = plan.section, {}
+        if isinstance(section, CertifySection):
+            images = part(task.test, section.test_images, run, f"test images {task.name}, {plan.name}")
+            for encoder, victim in victims.items():
+                stage = certify(store, plan, section, victim, images, targets, run)
+                tried[encoder] = done(f"{plan.name} on the {encoder} encoder, {task.name}", stage)
+            found.add_certified(common, plan, task, images, targets, tried)
+        else:
+            for encoder, victim in victims.items():
+                stage = detect(store, plan, section, victim, run)
+                tried[encoder] = done(f"{plan.name} on the {encoder} encoder, {task.name}", stage)
+            found.add_verdicts(common, plan, task, tried)
 
 
 def _prepare(

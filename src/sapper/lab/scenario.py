@@ -6,14 +6,25 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sapper import attacks, datasets, downstream, encoders, pretraining
+from sapper import attacks, datasets, defenses, downstream, encoders, pretraining
 from sapper.errors import SapperError, closest, located
 from sapper.lab.checking import Section, check_plain, check_unique, read_instance, read_section
+from sapper.lab.sections import (
+    AttackSection,
+    CertifySection,
+    DefenseSection,
+    DetectSection,
+    EncoderSection,
+    HeadSection,
+    PretrainingSection,
+    ScenarioSection,
+    TargetSection,
+    TaskSection,
+)
 from sapper.methods import find
 from sapper.run import Run
 from sapper.triggers import Blend, Patch, Trigger
@@ -24,105 +35,25 @@ FIXED = ("name", "seeds", "precision", "judge_on", "variant")
 """What a variant cannot change: these are of the scenario as a whole."""
 
 
-def _file_name(text: str) -> str:
-    if not text or text.startswith(".") or "/" in text or "\0" in text:
-        raise ValueError("Input should be fit for a file name: no slash, no dot in front, not empty")
-    return text
-
-
-FileName = Annotated[str, AfterValidator(_file_name)]
-
-
-class EncoderSection(Section):
-    """``[encoder]``: what is pre-trained. See ``encoders.build``."""
-
-    architecture: str = "resnet18"
-    width: Annotated[int, Field(ge=1, le=4096)] = 64
-    stem: encoders.Stem = "cifar"
-    input_size: Annotated[int, Field(ge=1, le=4096)] = 32
-    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.2023, 0.1994, 0.2010)
-
-
-class PretrainingSection(Section):
-    """``[pretraining]``: data set, split, how many of its images (all by default), the method with its parameters."""
-
-    dataset: str
-    split: str = "train"
-    images: PositiveInt | None = None
-    method: str = "simclr"
-    preset: str | None = None
-
-
-class AttackSection(Section):
-    """``[attack]``: the method with its parameters, and the attacker's shadow images.
-
-    ``shadow``, ``shadow_split``: a data set and its split, by default the images of the pre-training. ``encoders``: one
-    backdoored encoder for each task that has targets, as in the paper's main table, or one for all targets at once.
-    """
-
-    method: str = "badencoder"
-    preset: str | None = None
-    shadow: str | None = None
-    shadow_split: str | None = None
-    shadow_images: PositiveInt | None = None
-    encoders: Literal["one-per-task", "one-for-all"] = "one-per-task"
-
-
-class TaskSection(Section):
-    """``[[task]]``: a downstream task. ``train_images``, ``test_images`` take a random part of a split."""
-
-    dataset: str
-    name: str = ""
-    train_images: PositiveInt | None = None
-    test_images: PositiveInt | None = None
-
-
-class TargetSection(Section):
-    """``[[target]]``: what the attacker wants of a task. ``class`` is a name or a number."""
-
-    task: str
-    target_class: str | NonNegativeInt = Field(alias="class")
-    name: str = ""
-    references: PositiveInt = 1
-    trigger: dict[str, Any] = Field(default_factory=dict)
-
-
-class HeadSection(Section):
-    """``[[head]]``: a downstream classifier. One of them is primary: the summary speaks of it."""
-
-    method: str
-    preset: str | None = None
-    name: FileName | None = None
-    primary: bool = False
-
-
-class ScenarioSection(Section):
-    """The file's own keys; the tables are read one by one.
-
-    ``judge_on = "validation"`` measures on a fifth of each training split, held out of it, instead of the test
-    split: for choosing parameters without having seen a test image.
-    """
-
-    name: FileName
-    seeds: list[NonNegativeInt] = Field(min_length=1)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    judge_on: Literal["test", "validation"] = "test"
-    encoder: dict[str, Any] = Field(default_factory=dict)
-    pretraining: dict[str, Any]
-    attack: dict[str, Any] | None = None
-    task: list[dict[str, Any]] = Field(min_length=1)
-    target: list[dict[str, Any]] = Field(default_factory=list)
-    head: list[dict[str, Any]] = Field(default_factory=list)
-    variant: list[dict[str, Any]] = Field(default_factory=list)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Named:
     """A method chosen in a scenario: its name and its parameters (an instance of its dataclass)."""
 
     name: str
     parameters: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefensePlan:
+    """A defense, and on which tasks and with how much of their data it is tried."""
+
+    name: str
+    method: Named
+    section: DetectSection | CertifySection
+
+    def on(self, task: str) -> bool:
+        """Whether it is tried on the classifiers of ``task``."""
+        return self.section.tasks is None or task in self.section.tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +87,7 @@ class Scenario:
     targets: tuple[TargetPlan, ...]
     heads: tuple[Named, ...]
     primary_head: str
+    defenses: tuple[DefensePlan, ...]
     variants: tuple[dict[str, Any], ...]
     content: dict[str, Any]
     file: str
@@ -167,6 +99,11 @@ class Scenario:
         for key, value in changes.items():
             override(content, key, value, self.file)
         return parse(content, self.file)
+
+    @property
+    def primary(self) -> Named:
+        """The head that the summary speaks of, and that defenses look at."""
+        return next(head for head in self.heads if head.name == self.primary_head)
 
     def targets_of(self, task: TaskSection) -> list[TargetPlan]:
         """What the attacker wants of ``task``."""
@@ -224,12 +161,21 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         what, remedy = f"{missing} is missing", "an attack needs targets, and targets need an attack"
         raise SapperError(what, where=file, remedy=remedy)
     heads, primary = _heads(root.head or [Scenario.PRIMARY_DEFAULT], file)
+    encoder = read_section(EncoderSection, root.encoder, file, "encoder")
+    attacked = list(dict.fromkeys(target.task for target in targets))
+    plans = tuple(
+        _defense(raw, f"defense[{i}]", file, attacked, encoder.input_size) for i, raw in enumerate(root.defense)
+    )
+    check_unique([plan.name for plan in plans], f"{file}: defense", "defense")
+    if plans and not targets:
+        what, remedy = "a defense needs an attack", "add [attack] and [[target]], or leave [[defense]] out"
+        raise SapperError(what, where=f"{file}: defense", remedy=remedy)
     scenario = Scenario(
         name=root.name,
         seeds=tuple(root.seeds),
         precision=root.precision,
         judge_on=root.judge_on,
-        encoder=read_section(EncoderSection, root.encoder, file, "encoder"),
+        encoder=encoder,
         pretraining=pretraining_section,
         pretraining_method=pretraining_method,
         attack=attack_section,
@@ -238,6 +184,7 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         targets=targets,
         heads=heads,
         primary_head=primary,
+        defenses=plans,
         variants=tuple(_variant(raw, f"{file}: variant[{i}]") for i, raw in enumerate(root.variant)),
         content=content,
         file=file,
@@ -371,6 +318,24 @@ def _heads(raws: list[dict[str, Any]], file: str) -> tuple[tuple[Named, ...], st
         remedy = "write primary = true in one [[head]]"
         raise SapperError(f"{len(primary)} heads are primary instead of one", where=f"{file}: head", remedy=remedy)
     return tuple(heads), primary[0]
+
+
+def _defense(raw: dict[str, Any], key: str, file: str, attacked: list[str], size: int) -> DefensePlan:
+    common = {field: raw[field] for field in DefenseSection.model_fields if field in raw}
+    name = read_section(DefenseSection, common, file, key).method
+    method = find("defenses", defenses.METHODS, name, f"{file}: {key}.method")
+    model = CertifySection if hasattr(method, "certify") else DetectSection
+    section, chosen = _with_method(model, raw, "defenses", defenses.METHODS, file, key)
+    for i, task in enumerate(section.tasks or []):
+        if task not in attacked:
+            where, remedy = f"{file}: {key}.tasks[{i}]", closest(task, attacked)
+            raise SapperError(f"no task with a target is called {task!r}", where=where, remedy=remedy)
+    if isinstance(section, CertifySection):
+        for part, patch in [("patch", chosen.parameters.patch), *(("patches", patch) for patch in section.patches)]:
+            if patch >= size:
+                what, remedy = f"a patch of {patch} pixels covers images of {size}", f"choose it below {size}"
+                raise SapperError(what, where=f"{file}: {key}.{part}", remedy=remedy)
+    return DefensePlan(name=section.name or section.method, method=chosen, section=section)
 
 
 def _with_method(

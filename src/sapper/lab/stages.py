@@ -23,7 +23,8 @@ from sapper.encoders.files import file_name
 from sapper.errors import SapperError
 from sapper.files import sha256, write_atomically
 from sapper.images import ImageSet
-from sapper.lab.scenario import EncoderSection, Named
+from sapper.lab.scenario import Named
+from sapper.lab.sections import EncoderSection
 from sapper.lab.store import Stage, Store
 from sapper.run import Run
 from sapper.training import Checkpoint
@@ -111,8 +112,8 @@ def downstream(
             classes = len(task.test.classes)
             fitted = head.parameters.fit(train, task.train.targets(), classes, run.child(f"head {head.name}"))
             predictions |= {f"{head.name}/{view}": predict(fitted, features) for view, features in views.items()}
-        _save(folder / "predictions.safetensors", predictions)
-        _save(folder / "map.safetensors", _map_features(module, task, targets, views, run))
+        save_tensors(folder / "predictions.safetensors", predictions)
+        save_tensors(folder / "map.safetensors", _map_features(module, task, targets, views, run))
 
     key = surroundings(run) | {
         "encoder": sha256(encoder),
@@ -161,6 +162,12 @@ def identity(images: ImageSet) -> dict[str, Any]:
     return {"name": images.name, "split": images.split, "n": len(images), "sha256": images.digest}
 
 
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """What ``load_tensors`` reads."""
+    plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, safetensors.torch.save(plain))
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors that a stage left in a file."""
     return safetensors.torch.load_file(path)
@@ -190,11 +197,6 @@ def _check_finite(trained: Trained, origin: dict[str, Any]) -> None:
     if not all(map(math.isfinite, losses)) or not all(bool(weight.isfinite().all()) for weight in weights):
         where, remedy = f"{origin['method']}, seed {origin['seed']}", "lower its learning_rate"
         raise SapperError("the training diverged: losses or weights are not finite", where=where, remedy=remedy)
-
-
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, safetensors.torch.save(plain))
 
 
 def _map_features(

@@ -117,6 +117,36 @@ def sweep(rows: Sequence[SummaryRow], key: str, name: str) -> Markup:
         return _svg(figure, name)
 
 
+def scores(
+    groups: Mapping[str, Sequence[float]], colors: Mapping[str, str], threshold: float | None, name: str
+) -> Markup:
+    """Scores as points, one row for each encoder, and the threshold; on a logarithmic scale where they go far."""
+    with rc_context(_STYLE):
+        figure, axes = _canvas(4.4, 1.5)
+        axes.set(yticks=[], ylim=(-0.6, len(groups) - 0.4))
+        axes.grid(axis="y", visible=False)
+        highest = max((abs(value) for values in groups.values() for value in values), default=0)
+        if highest > 100:
+            axes.set_xscale("symlog", linthresh=10)
+        for row, (encoder, values) in enumerate(reversed(list(groups.items()))):
+            color = _PLACEHOLDERS[colors[encoder]]
+            axes.scatter(values, [row] * len(values), s=28, c=color, alpha=0.6, linewidths=0, clip_on=False)
+        if threshold is not None:
+            axes.axvline(threshold, color=_PLACEHOLDERS["ink"], linestyle=":", linewidth=1.2)
+        return _svg(figure, name)
+
+
+def certified(lines: Mapping[str, Mapping[int, Estimate]], colors: Mapping[str, str], name: str) -> Markup:
+    """Certified accuracy against the patch's side, a line with intervals for each encoder."""
+    with rc_context(_STYLE):
+        figure, axes = _canvas(4.4, 2.3)
+        axes.set_ylim(-3, 103)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        for encoder, estimates in lines.items():
+            _line_with_intervals(axes, estimates, _PLACEHOLDERS[colors[encoder]], "-")
+        return _svg(figure, name)
+
+
 def _line_with_intervals(axes: Axes, estimates: Mapping[int, Estimate], color: str, line: str) -> None:
     values = [100 * item.value for item in estimates.values()]
     axes.plot(list(estimates), values, color=color, linestyle=line, linewidth=1.5, marker="o", markersize=3)

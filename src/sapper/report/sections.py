@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from sapper.lab.results import Artifact, FeatureMap, Picture, Results
-from sapper.report import figures, tables, text
+from sapper.report import defenses, figures, tables, text
 from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
 
 T = TypeVar("T")
@@ -102,8 +102,11 @@ def _is_number(value: Any) -> bool:
 
 
 def other_measurements(results: Results) -> Table | None:
-    """Every record that the result table has no column for, such as a defense's."""
-    found = tables.measurements(results)
+    """Every record that no other section shows."""
+    judged = {verdict.defense for verdict in results.verdicts}
+    found = [
+        item for item in tables.measurements(results) if item.defense not in judged and not defenses.is_certified(item)
+    ]
     rows = [
         {
             "defense": item.defense,
@@ -279,6 +282,8 @@ class Section:
 SECTIONS = (
     Section("results", "Results", "results", result_table),
     Section("conditions", "What was varied", "conditions", conditions),
+    Section("detection", "Detection", "detection", defenses.detections),
+    Section("certified", "Certified predictions", "certified", defenses.certifications),
     Section("other", "Other measurements", "table", other_measurements),
     Section("flags", "Warnings", "flags", lambda results: results.flags),
     Section("trigger", "Trigger", "pictures", pictures),

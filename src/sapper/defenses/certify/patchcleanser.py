@@ -17,8 +17,8 @@ Source: Xiang, Mahloujifar, Mittal, "PatchCleanser", USENIX Security 2022; k = 6
 normalization, as in the authors' code: the mean color of the encoder's training images.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -26,12 +26,12 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from sapper.defenses.certify.masking import rectangles
+from sapper.defenses.defender import Defender, Logits
+from sapper.downstream import Classifier
 from sapper.errors import SapperError
-from sapper.run import Run, Silent
-from sapper.verdicts import Certified
-
-Predict = Callable[[Tensor], Tensor]
-"""Classes, int64 (N,), of float images (N, 3, H, W) in [0, 1]."""
+from sapper.images import to_float
+from sapper.run import Run
+from sapper.verdicts import Certified, threat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,38 +48,34 @@ class PatchCleanser:
     source: ClassVar[str] = "Xiang, Mahloujifar, Mittal, USENIX Security 2022"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def predict(self, images: Tensor, classify: Predict, color: Tensor, run: Run) -> Tensor:
-        """The defended predictions, int64 (N,). ``color`` float (3,): what masked pixels are set to.
+    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> Logits:
+        """The classifier as it is."""
+        return classifier
+
+    def predict(self, logits: Logits, images: Tensor, blank: Tensor, run: Run) -> Tensor:
+        """Defended predictions, int64 (N,) on the CPU, of uint8 images (N, 3, H, W); masked pixels become ``blank``.
 
         Only images whose first round is not unanimous take a second one.
         """
-        masks = self.masks_for(images)
-        first = _answers(images, masks, classify, color, run, "first masks (PatchCleanser)")
+        masks = covering(images, self.patch, self.masks)
+        first = _answers(images, masks, logits, blank, run, "first masks (PatchCleanser)")
         unsure = (first != first[:, :1]).any(1).nonzero().squeeze(1)
-        answers, silent = first[:, 0].clone(), replace(run, progress=Silent())
-        with run.progress.bar("second masks (PatchCleanser)", len(unsure)) as bar:
-            for row in unsure.tolist():
-                table = _answers(_covered(images[row : row + 1], masks, color), masks, classify, color, silent, "")
-                answers[row] = resolve(table.unsqueeze(0))[0]
-                bar.advance()
+        second = _tables(images[unsure], masks, logits, blank, run, "second masks (PatchCleanser)")
+        answers = first[:, 0].clone()
+        answers[unsure] = resolve(second)
         return answers
 
-    def certify(self, images: Tensor, labels: Tensor, classify: Predict, color: Tensor, run: Run) -> Certified:
-        """Defended predictions and certificates, from the predictions under all M·(M + 1)/2 pairs of M masks."""
-        masks = self.masks_for(images)
-        first, second = torch.triu_indices(len(masks), len(masks))
-        pairs = _answers(images, masks[first] | masks[second], classify, color, run, "mask pairs (PatchCleanser)")
-        table = pairs.new_empty(len(images), len(masks), len(masks))
-        table[:, first, second] = table[:, second, first] = pairs
-        certified = (table == labels.view(-1, 1, 1)).all(2).all(1)
-        return Certified(
-            labels=resolve(table), certified=certified, threat=f"one {self.patch}×{self.patch} patch anywhere"
-        )
-
-    def masks_for(self, images: Tensor) -> Tensor:
-        """The R-covering set for images of this size, bool (M, H, W)."""
-        down, across = ((axis_masks(side, self.patch, self.masks), side) for side in images.shape[-2:])
-        return rectangles(down, across)
+    def certify(
+        self, logits: Logits, images: Tensor, labels: Tensor, blank: Tensor, patches: Sequence[int], run: Run
+    ) -> list[Certified]:
+        """For each size of ``patches`` predictions and certificates, from M·(M + 1)/2 pairs of M masks."""
+        results = []
+        for patch in patches:
+            masks = covering(images, patch, self.masks)
+            table = _tables(images, masks, logits, blank, run, f"mask pairs for {patch}×{patch} (PatchCleanser)")
+            certified = (table == labels.view(-1, 1, 1)).all(2).all(1)
+            results.append(Certified(labels=resolve(table), certified=certified, threat=threat(patch)))
+        return results
 
 
 def resolve(table: Tensor) -> Tensor:
@@ -107,16 +103,32 @@ def axis_masks(side: int, patch: int, count: int) -> list[tuple[int, int]]:
     return [(min(start, side - mask), min(start, side - mask) + mask) for start in range(0, side - patch + 1, stride)]
 
 
-def _answers(images: Tensor, masks: Tensor, classify: Predict, color: Tensor, run: Run, label: str) -> Tensor:
-    """Predictions of every image under every mask, int64 (N, M); some 500 masked images at a time."""
-    answers = []
-    with run.progress.bar(label, len(images)) as bar:
-        for chunk in images.split(max(1, 500 // len(masks))):
-            answers.append(classify(_covered(chunk, masks, color)).view(len(chunk), len(masks)))
-            bar.advance(len(chunk))
-    return torch.cat(answers)
+def covering(images: Tensor, patch: int, count: int) -> Tensor:
+    """The R-covering set for images of this size, bool (M, H, W)."""
+    down, across = ((axis_masks(side, patch, count), side) for side in images.shape[-2:])
+    return rectangles(down, across)
 
 
-def _covered(images: Tensor, masks: Tensor, color: Tensor) -> Tensor:
-    """Every image under every mask, one image's after another's, (N·M, 3, H, W)."""
-    return torch.where(masks.unsqueeze(1), color.view(3, 1, 1), images.unsqueeze(1)).flatten(0, 1)
+def _tables(images: Tensor, masks: Tensor, logits: Logits, blank: Tensor, run: Run, label: str) -> Tensor:
+    """Predictions under masks i and j together, int64 (N, M, M)."""
+    first, second = torch.triu_indices(len(masks), len(masks))
+    pairs = _answers(images, masks[first] | masks[second], logits, blank, run, label)
+    table = pairs.new_empty(len(images), len(masks), len(masks))
+    table[:, first, second] = table[:, second, first] = pairs
+    return table
+
+
+@torch.no_grad()
+def _answers(images: Tensor, masks: Tensor, logits: Logits, blank: Tensor, run: Run, label: str) -> Tensor:
+    """Predictions of every image under every mask, int64 (N, M) on the CPU; 512 masked images at a time."""
+    which = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(masks)))
+    answers = [torch.empty(0, dtype=torch.int64)]
+    masks, fill = masks.to(run.device), blank.to(run.device).view(3, 1, 1)
+    with run.progress.bar(label, len(which)) as bar:
+        for image, mask in (rows.unbind(1) for rows in which.split(512)):
+            pixels = to_float(images[image].to(run.device))
+            covered = torch.where(masks[mask.to(run.device)].unsqueeze(1), fill, pixels)
+            with run.autocast():
+                answers.append(logits(covered).argmax(1).cpu())
+            bar.advance(len(image))
+    return torch.cat(answers).view(len(images), len(masks))

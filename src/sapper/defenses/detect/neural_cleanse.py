@@ -25,7 +25,7 @@ middle, as numpy's.
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar
 
@@ -34,12 +34,11 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from sapper.defenses.defender import Defender, Logits
+from sapper.downstream import Classifier
 from sapper.images import ImageSet, to_float
 from sapper.run import Run
 from sapper.verdicts import Verdict
-
-Logits = Callable[[Tensor], Tensor]
-"""A classifier: float images (N, 3, H, W) in [0, 1] to logits (N, K), differentiable."""
 
 CONSISTENT = 1.4826
 """Makes the median absolute deviation of a normal sample its standard deviation."""
@@ -70,10 +69,18 @@ class NeuralCleanse:
     threshold: NonNegativeFloat = 2.0
 
     version: ClassVar[int] = 1
+    metric: ClassVar[str] = "anomaly_index"
     source: ClassVar[str] = "Wang et al., IEEE S&P 2019"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
 
-    def judge(self, logits: Logits, images: ImageSet, classes: int, run: Run) -> Verdict:
+    def judge(self, classifiers: Sequence[Classifier], defender: Defender, run: Run) -> list[Verdict]:
+        """A verdict for each classifier; see ``examine``."""
+        return [
+            self.examine(classifier, defender.train, defender.classes, run.child(f"classifier {i}"))
+            for i, classifier in enumerate(classifiers)
+        ]
+
+    def examine(self, logits: Logits, images: ImageSet, classes: int, run: Run) -> Verdict:
         """Whether the classifier ``logits`` of ``classes`` classes has a backdoor, by clean ``images``.
 
         Evidence: ``anomaly_index``, ``suspect`` (the class of the smallest mask), each class's ``norms`` and
@@ -226,17 +233,15 @@ class Schedule:
 def anomaly_index(norms: list[float]) -> tuple[float | None, int | None]:
     """How many deviations the smallest finite norm lies below the median of the finite ones, and whose it is.
 
-    None where fewer than three are finite. Zero deviation gives an infinite index to a smaller norm and 0 to an equal
-    one.
+    None where fewer than three are finite. A deviation of zero counts as a millionth of a pixel: the index of a
+    smaller norm is then huge, that of an equal one 0.
     """
     finite = [norm for norm in norms if math.isfinite(norm)]
     if len(finite) < 3:
         return None, None
     median = statistics.median(finite)
     deviation = CONSISTENT * statistics.median(abs(norm - median) for norm in finite)
-    below = median - min(finite)
-    index = below / deviation if deviation else (math.inf if below else 0.0)
-    return index, norms.index(min(finite))
+    return (median - min(finite)) / max(deviation, 1e-6), norms.index(min(finite))
 
 
 def start(count: int, size: tuple[int, int], run: Run) -> list[Tensor]:

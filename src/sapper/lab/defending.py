@@ -1,0 +1,147 @@
+"""The stages of a scenario's defenses: classifiers that a victim built, looked at by somebody who defends."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sapper import encoders
+from sapper.attacks.target import Target
+from sapper.defenses.defender import Defender
+from sapper.downstream import Classifier
+from sapper.files import sha256, write_atomically
+from sapper.images import ImageSet, to_float
+from sapper.lab import stages
+from sapper.lab.scenario import DefensePlan, Named
+from sapper.lab.sections import CertifySection, DetectSection
+from sapper.lab.stages import TaskData
+from sapper.lab.store import Stage, Store
+from sapper.run import Run
+
+
+class Victim:
+    """Who built classifiers for ``task`` on the encoder in a file. Nothing is computed before somebody asks for it.
+
+    Classifier 0 is the one whose CA or BA the scenario measures; the others differ from it in their head's seed.
+    """
+
+    def __init__(self, encoder: Path, task: TaskData, head: Named, run: Run):
+        self.encoder, self.task, self.head, self.run = encoder, task, head, run
+        self._classifiers: dict[int, Classifier] = {}
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """What the classifiers depend on, for a stage's key."""
+        head = {"name": self.head.name} | stages.method_key(self.head)
+        return {"encoder": sha256(self.encoder), "train": self.task.train.digest, "head": head}
+
+    @cached_property
+    def holdings(self) -> Defender:
+        """The victim with all of the task's training images."""
+        encoder = encoders.load(self.encoder, self.run)
+        return Defender.of(encoder, self.head.parameters, self.task.train, self.run)
+
+    def defender(self, count: int | None) -> Defender:
+        """A defender with ``count`` of the training images, or all of them."""
+        all_of_it = self.holdings
+        if count is None:
+            return all_of_it
+        rows = torch.randperm(len(self.task.train), generator=self.run.child("defender's images").generator())[:count]
+        return Defender(
+            all_of_it.encoder, all_of_it.head, self.task.train.take(rows), all_of_it.features[rows.to(self.run.device)]
+        )
+
+    def classifier(self, number: int) -> Classifier:
+        """The victim's classifier with that number."""
+        if number not in self._classifiers:
+            name = f"head {self.head.name}{f' {number}' if number else ''}"
+            self._classifiers[number] = self.holdings.build(self.run.child(name))
+        return self._classifiers[number]
+
+
+def detect(store: Store, plan: DefensePlan, section: DetectSection, victim: Victim, run: Run) -> Stage:
+    """Judge the victim's classifiers; leaves ``verdicts.json``, a list, and ``evidence.safetensors``.
+
+    A tensor of classifier i's evidence is called ``i/name``.
+    """
+
+    def make(folder: Path) -> None:
+        classifiers = [victim.classifier(number) for number in range(section.subjects)]
+        verdicts = plan.method.parameters.judge(
+            classifiers, victim.defender(section.train_images), run.child(f"defense {plan.name}")
+        )
+        tensors: dict[str, Tensor] = {}
+        plain = []
+        for i, verdict in enumerate(verdicts):
+            evidence = {name: value for name, value in verdict.evidence.items() if not isinstance(value, Tensor)}
+            tensors |= {f"{i}/{k}": value for k, value in verdict.evidence.items() if isinstance(value, Tensor)}
+            plain.append(
+                {
+                    "score": verdict.score,
+                    "threshold": verdict.threshold,
+                    "flagged": verdict.flagged,
+                    "seconds": round(verdict.seconds, 2),
+                    "evidence": evidence,
+                }
+            )
+        write_atomically(folder / "verdicts.json", json.dumps(plain))
+        stages.save_tensors(folder / "evidence.safetensors", tensors)
+
+    key = _key(plan, victim, run) | {"train images": section.train_images, "subjects": section.subjects}
+    return store.stage("detect", key, make)
+
+
+def certify(
+    store: Store,
+    plan: DefensePlan,
+    section: CertifySection,
+    victim: Victim,
+    images: ImageSet,
+    targets: Sequence[Target],
+    run: Run,
+) -> Stage:
+    """Defend the victim's classifier on ``images``; leaves ``defended.safetensors``.
+
+    In it, int64 or bool (N,): ``clean`` and ``triggered/<target>``, what the defense for the method's own patch size
+    answers; ``certified/<patch>`` for each size of the section.
+    """
+
+    def make(folder: Path) -> None:
+        method, color = plan.method.parameters, victim.holdings.blank
+        child = run.child(f"defense {plan.name}")
+        logits = method.prepare(victim.classifier(0), victim.defender(section.train_images), child)
+        answers = {"clean": method.predict(logits, images.images, color, child)}
+        for target in targets:
+            stamped = (target.trigger(to_float(images.images)) * 255).round().to(torch.uint8)
+            answers[f"triggered/{target.name}"] = method.predict(logits, stamped, color, child)
+        results = method.certify(logits, images.images, images.targets(), color, section.patches, child)
+        for patch, result in zip(section.patches, results):
+            answers[f"certified/{patch}"] = result.certified
+        stages.save_tensors(folder / "defended.safetensors", answers)
+
+    key = _key(plan, victim, run) | {
+        "train images": section.train_images,
+        "images": images.digest,
+        "patches": section.patches,
+        "targets": [stages.describe(target) for target in targets],
+    }
+    return store.stage("certify", key, make)
+
+
+def _key(plan: DefensePlan, victim: Victim, run: Run) -> dict[str, Any]:
+    return stages.surroundings(run) | stages.method_key(plan.method) | {"victim": victim.key, "name": plan.name}
+
+
+def verdicts(stage: Stage) -> list[dict[str, Any]]:
+    """What ``detect`` left: plain verdicts, each with its tensors below ``tensors``."""
+    found: list[dict[str, Any]] = json.loads((stage.folder / "verdicts.json").read_text(encoding="utf-8"))
+    tensors = stages.load_tensors(stage.folder / "evidence.safetensors")
+    for i, verdict in enumerate(found):
+        verdict["tensors"] = {
+            name.removeprefix(f"{i}/"): value for name, value in tensors.items() if name.startswith(f"{i}/")
+        }
+    return found

@@ -1,0 +1,128 @@
+"""The tables of a scenario file: their keys, types and defaults."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from sapper import encoders
+from sapper.lab.checking import Section
+
+
+def _file_name(text: str) -> str:
+    if not text or text.startswith(".") or "/" in text or "\0" in text:
+        raise ValueError("Input should be fit for a file name: no slash, no dot in front, not empty")
+    return text
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
+
+
+class EncoderSection(Section):
+    """``[encoder]``: what is pre-trained. See ``encoders.build``."""
+
+    architecture: str = "resnet18"
+    width: Annotated[int, Field(ge=1, le=4096)] = 64
+    stem: encoders.Stem = "cifar"
+    input_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.2023, 0.1994, 0.2010)
+
+
+class PretrainingSection(Section):
+    """``[pretraining]``: data set, split, how many of its images (all by default), the method with its parameters."""
+
+    dataset: str
+    split: str = "train"
+    images: PositiveInt | None = None
+    method: str = "simclr"
+    preset: str | None = None
+
+
+class AttackSection(Section):
+    """``[attack]``: the method with its parameters, and the attacker's shadow images.
+
+    ``shadow``, ``shadow_split``: a data set and its split, by default the images of the pre-training. ``encoders``: one
+    backdoored encoder for each task that has targets, as in the paper's main table, or one for all targets at once.
+    """
+
+    method: str = "badencoder"
+    preset: str | None = None
+    shadow: str | None = None
+    shadow_split: str | None = None
+    shadow_images: PositiveInt | None = None
+    encoders: Literal["one-per-task", "one-for-all"] = "one-per-task"
+
+
+class TaskSection(Section):
+    """``[[task]]``: a downstream task. ``train_images``, ``test_images`` take a random part of a split."""
+
+    dataset: str
+    name: str = ""
+    train_images: PositiveInt | None = None
+    test_images: PositiveInt | None = None
+
+
+class TargetSection(Section):
+    """``[[target]]``: what the attacker wants of a task. ``class`` is a name or a number."""
+
+    task: str
+    target_class: str | NonNegativeInt = Field(alias="class")
+    name: str = ""
+    references: PositiveInt = 1
+    trigger: dict[str, Any] = Field(default_factory=dict)
+
+
+class HeadSection(Section):
+    """``[[head]]``: a downstream classifier. One of them is primary: the summary speaks of it."""
+
+    method: str
+    preset: str | None = None
+    name: FileName | None = None
+    primary: bool = False
+
+
+class DefenseSection(Section):
+    """``[[defense]]``: a method with its parameters, tried on the classifiers of every attacked task, or of ``tasks``.
+
+    ``train_images``: how many clean images of the task's training split the defender has (all by default).
+    """
+
+    method: str
+    preset: str | None = None
+    name: FileName | None = None
+    tasks: list[str] | None = Field(default=None, min_length=1)
+    train_images: PositiveInt | None = None
+
+
+class DetectSection(DefenseSection):
+    """A detector. ``subjects``: how many classifiers of each encoder are judged, with heads of the primary kind."""
+
+    subjects: PositiveInt = 1
+
+
+class CertifySection(DefenseSection):
+    """A certified defense. ``patches``: sizes to certify for; ``test_images``: how many of the test split to take."""
+
+    patches: list[PositiveInt] = Field(default=[2, 4, 6, 8, 10], min_length=1)
+    test_images: PositiveInt | None = None
+
+
+class ScenarioSection(Section):
+    """The file's own keys; the tables are read one by one.
+
+    ``judge_on = "validation"`` measures on a fifth of each training split, held out of it, instead of the test
+    split: for choosing parameters without having seen a test image.
+    """
+
+    name: FileName
+    seeds: list[NonNegativeInt] = Field(min_length=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    judge_on: Literal["test", "validation"] = "test"
+    encoder: dict[str, Any] = Field(default_factory=dict)
+    pretraining: dict[str, Any]
+    attack: dict[str, Any] | None = None
+    task: list[dict[str, Any]] = Field(min_length=1)
+    target: list[dict[str, Any]] = Field(default_factory=list)
+    head: list[dict[str, Any]] = Field(default_factory=list)
+    defense: list[dict[str, Any]] = Field(default_factory=list)
+    variant: list[dict[str, Any]] = Field(default_factory=list)

@@ -1,0 +1,181 @@
+"""What defenses found, for the page and for the terminal: verdicts on classifiers, certified predictions."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from sapper.lab.results import Judged, Picture, Results
+from sapper.report import figures, tables, text
+from sapper.report.tables import Estimate, Measurement, Table
+
+ENCODERS = {"clean": "c0", "backdoored": "alarm"}
+"""The colors of classifiers on either encoder."""
+
+MOST_TRIGGERS = 12
+"""How many recovered triggers of a classifier are shown."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Recovered triggers of one classifier."""
+
+    title: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One detector on one task: what it says, the scores drawn, the triggers it recovered."""
+
+    title: str
+    sentence: str
+    drawing: Markup
+    threshold: str
+    strips: list[Strip]
+
+
+@dataclass(frozen=True)
+class Certification:
+    """One certified defense on one task: certified accuracy against the patch's size, and the rest in a table."""
+
+    title: str
+    drawing: Markup
+    table: Table | None
+
+
+def detections(results: Results) -> list[Detection]:
+    """Every detector on every task, in the order of the verdicts."""
+    groups: dict[tuple[str, str, str], list[Judged]] = {}
+    for verdict in results.verdicts:
+        groups.setdefault((verdict.defense, verdict.task, text.condition(verdict.condition)), []).append(verdict)
+    return [
+        _detection(results, group, ", ".join(filter(None, [f"{defense} on {task}", condition])), f"detection{index}")
+        for index, ((defense, task, condition), group) in enumerate(groups.items())
+    ]
+
+
+def _detection(results: Results, group: list[Judged], title: str, name: str) -> Detection:
+    threshold = group[0].threshold
+    first = [verdict for verdict in group if verdict.seed == group[0].seed and verdict.classifier == 0]
+    return Detection(
+        title=title,
+        sentence=_detected(results, group),
+        drawing=figures.scores({encoder: _scores(group, encoder) for encoder in ENCODERS}, ENCODERS, threshold, name),
+        threshold="" if threshold is None else text.number(threshold, unit=""),
+        strips=[_strip(verdict) for verdict in first if verdict.triggers],
+    )
+
+
+def _scores(group: Iterable[Judged], encoder: str) -> list[float]:
+    return [verdict.score for verdict in group if verdict.encoder == encoder]
+
+
+def _strip(verdict: Judged) -> Strip:
+    shown = [
+        Picture(
+            task=verdict.task,
+            target="",
+            role="recovered trigger",
+            caption=f"{trigger['class']}: {text.number(trigger['norm'], unit='')}",
+            png=trigger["png"],
+        )
+        for trigger in verdict.triggers[:MOST_TRIGGERS]
+    ]
+    return Strip(f"{verdict.encoder} encoder", shown)
+
+
+def _detected(results: Results, group: list[Judged]) -> str:
+    """How many classifiers are flagged on either encoder, and how well the scores tell them apart."""
+    counts = []
+    for encoder in ENCODERS:
+        flags = [verdict.flagged for verdict in group if verdict.encoder == encoder]
+        counts.append(f"{sum(flag is True for flag in flags)} of {len(flags)} classifiers on the {encoder} encoder")
+    undecided = sum(verdict.flagged is None for verdict in group)
+    doubt = f", {undecided} undecided" if undecided else ""
+    area = _find(_about(results, group[0]), "AUC")
+    return f"Flags {counts[0]} and {counts[1]}{doubt}. AUC {area.number} %." if area else f"Flags {counts[0]}."
+
+
+def _about(results: Results, verdict: Judged) -> list[Measurement]:
+    wanted = {"task": verdict.task} | verdict.condition
+    return [
+        item
+        for item in tables.measurements(results)
+        if item.defense == verdict.defense and wanted.items() <= item.place.items()
+    ]
+
+
+def _find(items: Iterable[Measurement], metric: str, **place: Any) -> Estimate | None:
+    fitting = (item.estimate for item in items if item.metric == metric and place.items() <= item.place.items())
+    return next(fitting, None)
+
+
+def certifications(results: Results) -> list[Certification]:
+    """Every certified defense on every task, in the order of the records."""
+    groups: dict[tuple[str, str, str], list[Measurement]] = {}
+    for item in tables.measurements(results):
+        if item.defense is not None and is_certified(item):
+            varied = {key: value for key, value in item.place.items() if key not in PLACES}
+            groups.setdefault((item.defense, item.place.get("task", ""), text.condition(varied)), []).append(item)
+    return [
+        _certification(group, ", ".join(filter(None, [f"{defense} on {task}", condition])), f"certified{index}")
+        for index, ((defense, task, condition), group) in enumerate(groups.items())
+    ]
+
+
+PLACES = ("task", "target", "attack", "head", "encoder", "patch")
+
+
+def is_certified(item: Measurement) -> bool:
+    """Whether a certified defense measured it."""
+    return item.metric.startswith(("defended_", "certified_"))
+
+
+def _certification(group: list[Measurement], title: str, name: str) -> Certification:
+    lines = {
+        encoder: {
+            item.place["patch"]: item.estimate
+            for item in group
+            if item.metric == "certified_accuracy" and item.place.get("encoder") == encoder
+        }
+        for encoder in ENCODERS
+    }
+    rows = []
+    for encoder in ENCODERS:
+        for target in dict.fromkeys(item.place["target"] for item in group if "target" in item.place):
+            found = {
+                "accuracy": _find(group, "defended_accuracy", encoder=encoder),
+                "ASR": _find(group, "defended_ASR", encoder=encoder, target=target),
+                "ASR strict": _find(group, "defended_ASR_strict", encoder=encoder, target=target),
+            }
+            cells = {key: f"{value.number}  ({value.span})" for key, value in found.items() if value is not None}
+            rows.append({"encoder": encoder, "target": target} | cells)
+    note = tables.interval_note(item.estimate for item in group)
+    return Certification(
+        title,
+        figures.certified(lines, ENCODERS, name),
+        tables.table(rows, f"Under the defense, in %; in brackets the 95 % interval, {note}."),
+    )
+
+
+def sentences(results: Results) -> list[str]:
+    """A line for each defense and task, for the terminal."""
+    told = [f"{found.title}: {found.sentence}" for found in detections(results)]
+    groups: dict[tuple[str | None, Any, Any], list[Measurement]] = {}
+    for item in filter(is_certified, tables.measurements(results)):
+        groups.setdefault((item.defense, item.place.get("task"), item.place.get("encoder")), []).append(item)
+    for (defense, task, encoder), group in groups.items():
+        accuracy, asr = _find(group, "defended_accuracy"), _find(group, "defended_ASR_strict")
+        certified = [
+            f"{item.estimate.number} % for {item.place['patch']}×{item.place['patch']}"
+            for item in group
+            if item.metric == "certified_accuracy"
+        ]
+        if accuracy and asr:
+            told.append(
+                f"{defense} on {task}, {encoder} encoder: accuracy {accuracy.number} %, ASR strict {asr.number} %; "
+                f"certified {', '.join(certified)}."
+            )
+    return told

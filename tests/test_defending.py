@@ -1,0 +1,233 @@
+"""Defenses in a scenario: whom they look at, what they leave, what they refuse."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sapper import datasets
+from sapper.errors import SapperError
+from sapper.lab import defending, stages
+from sapper.lab.results import Results, read_results, write_results
+from sapper.lab.scenario import Scenario
+from sapper.lab.store import Store
+from sapper.report import defenses, render
+from sapper.run import Run
+from tests.micro import PLAIN, experiment, numbers, perform, write_data
+
+DEFENSES = """
+[[defense]]
+method = "neural_cleanse"
+steps = 12
+minibatches = 1
+batch = 16
+success = 0.3
+subjects = 2
+train_images = 40
+tasks = ["balls"]
+
+[[defense]]
+method = "patchguard_ds"
+name = "bands"
+training = "bands"
+views = 2
+patch = 3
+patches = [1, 3]
+
+[[defense]]
+method = "patchcleanser"
+patch = 4
+masks = 2
+patches = [2, 4]
+test_images = 20
+"""
+SHORT = ("pretraining.epochs=1", "attack.epochs=1", "head.0.epochs=3")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def defended(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
+    folder = tmp_path_factory.mktemp("defended")
+    return perform(scenario(data), folder), folder
+
+
+def scenario(data: Path, *overrides: str) -> Scenario:
+    return experiment(data, *SHORT, *overrides, extra=DEFENSES)
+
+
+def records(results: Results, metric: str, **where: Any) -> list[Any]:
+    return [
+        record
+        for record in results.records
+        if record.metric == metric and all(getattr(record, key) == value for key, value in where.items())
+    ]
+
+
+def test_a_detector_judges_as_many_classifiers_of_each_encoder(defended: tuple[Results, Path]) -> None:
+    results, _ = defended
+    found = [(verdict.task, verdict.encoder, verdict.classifier) for verdict in results.verdicts]
+    assert found == [("balls", encoder, number) for encoder in ("clean", "backdoored") for number in range(2)]
+    for encoder in ("clean", "backdoored"):
+        scores = [verdict.score for verdict in results.verdicts if verdict.encoder == encoder]
+        (mean,) = records(results, "anomaly_index", condition={"encoder": encoder})
+        assert mean.value == pytest.approx(sum(scores) / 2)
+        assert (mean.defense, mean.attack, mean.n) == ("neural_cleanse", "badencoder", 2)
+    right = [verdict.flagged is (verdict.encoder == "backdoored") for verdict in results.verdicts]
+    (accuracy,) = records(results, "detection_accuracy")
+    assert (accuracy.value, accuracy.n) == (sum(right) / 4, 4)
+    clean, backdoored = ([v.score for v in results.verdicts if v.encoder == e] for e in ("clean", "backdoored"))
+    wins = [(b > c) + 0.5 * (b == c) for b in backdoored for c in clean]
+    assert records(results, "AUC")[0].value == pytest.approx(sum(wins) / 4)
+
+
+def test_recovered_triggers_are_shown_smallest_first(defended: tuple[Results, Path]) -> None:
+    for verdict in defended[0].verdicts:
+        norms = [trigger["norm"] for trigger in verdict.triggers]
+        assert norms == sorted(norms)
+        assert norms
+        assert {trigger["class"] for trigger in verdict.triggers} <= {"red", "green", "blue"}
+        assert all(trigger["png"] for trigger in verdict.triggers)
+
+
+def test_a_certified_defense_is_measured_on_both_encoders_and_for_every_patch(
+    defended: tuple[Results, Path],
+) -> None:
+    results, _ = defended
+    for defense, patches, n in (("bands", (1, 3), 45), ("patchcleanser", (2, 4), 20)):
+        for task, target in (("balls", "balls/red"), ("boxes", "boxes/blue")):
+            for encoder in ("clean", "backdoored"):
+                place = {"defense": defense, "task": task, "condition": {"encoder": encoder}}
+                (accuracy,) = records(results, "defended_accuracy", **place)
+                assert accuracy.n == n
+                assert records(results, "defended_ASR", target=target, **place)[0].n == n
+                assert records(results, "defended_ASR_strict", target=target, **place)[0].n < n
+                certified = [
+                    records(results, "certified_accuracy", **place | {"condition": {"encoder": encoder, "patch": p}})
+                    for p in patches
+                ]
+                small, large = (record.value for (record,) in certified)
+                assert small >= large
+
+
+def test_the_first_classifier_is_the_one_that_the_scenario_measures(data: Path, tmp_path: Path) -> None:
+    seen: list[tuple[defending.Victim, Any]] = []
+    certify = defending.certify
+
+    def watch(store: Store, plan: Any, section: Any, victim: defending.Victim, *rest: Any) -> Any:
+        seen.append((victim, victim.classifier(0)))
+        return certify(store, plan, section, victim, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sapper.lab.runner.certify", watch)
+        results = perform(scenario(data), tmp_path)
+    for victim, classifier in seen:
+        images = victim.task.test
+        with torch.no_grad():
+            predicted = classifier(images.images.float() / 255).argmax(1)
+        accuracy = float((predicted == images.targets()).double().mean())
+        measured = [records(results, metric, task=victim.task.name, head="mlp") for metric in ("CA", "BA")]
+        assert accuracy in [record.value for found in measured for record in found]
+
+
+def test_a_second_run_takes_everything_from_the_store(defended: tuple[Results, Path], data: Path) -> None:
+    first, folder = defended
+    again = perform(scenario(data), folder)
+    assert numbers(again) == numbers(first)
+    assert again.verdicts == first.verdicts
+    assert all(item["cached"] for item in again.timings)
+    changed = perform(scenario(data, "defense.0.steps=11"), folder)
+    assert [item["stage"] for item in changed.timings if not item["cached"]] == [
+        f"neural_cleanse on the {encoder} encoder, balls" for encoder in ("clean", "backdoored")
+    ]
+
+
+def test_results_with_verdicts_are_read_as_they_were_written(defended: tuple[Results, Path], tmp_path: Path) -> None:
+    write_results(defended[0], tmp_path)
+    assert read_results(tmp_path).to_json() == defended[0].to_json()
+
+
+def test_a_defender_may_have_fewer_images(data: Path, defended: tuple[Results, Path]) -> None:
+    results, folder = defended
+    file = folder / next(item.path for item in results.artifacts if item.role == "clean-encoder")
+    train, test = (datasets.load(str(data / "balls"), split, size=16) for split in ("train", "test"))
+    task = stages.TaskData("balls", train, test)
+    few, all_of_it = (defending.Victim(file, task, scenario(data).primary, Run()).defender(n) for n in (10, None))
+    assert len(few.train) == len(few.features) == 10
+    assert len(all_of_it.train) == len(train)
+    place = {image.numpy().tobytes(): row for row, image in enumerate(train.images)}
+    rows = [place[image.numpy().tobytes()] for image in few.train.images]
+    assert len(set(rows)) == 10
+    assert torch.equal(few.features, all_of_it.features[rows])
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "says"),
+    [
+        ('tasks = ["balls"]', 'tasks = ["bals"]', "defense[0].tasks[0]"),
+        ('method = "neural_cleanse"', 'method = "neural_clense"', "defense[0].method"),
+        ("subjects = 2", "subjects = 0", "defense[0].subjects"),
+        ("subjects = 2", "patches = [2]", "defense[0].patches"),
+        ("patch = 3\n", "patch = 16\n", "defense[1].patch"),
+        ("patches = [1, 3]", "patches = [1, 16]", "defense[1].patches"),
+        ("patches = [1, 3]", "patches = []", "defense[1].patches"),
+        ("views = 2", "share = 1.0", "defense[1].share"),
+        ("views = 2", "share = -0.1", "defense[1].share"),
+        ('name = "bands"', 'name = "patchcleanser"', "defense"),
+    ],
+)
+def test_mistakes_are_told_with_file_key_and_remedy(data: Path, change: str, key: str, says: str) -> None:
+    assert DEFENSES.count(change) == 1
+    with pytest.raises(SapperError) as caught:
+        experiment(data, *SHORT, extra=DEFENSES.replace(change, key))
+    assert f"micro.toml: {says}" in str(caught.value.where)
+    assert caught.value.remedy
+
+
+def test_more_images_than_there_are_are_refused_before_any_training(data: Path, tmp_path: Path) -> None:
+    for key in ("defense.0.train_images", "defense.2.test_images"):
+        with pytest.raises(SapperError, match="are wanted") as caught:
+            perform(scenario(data, f"{key}=1000"), tmp_path / "out")
+        assert key.replace(".0", "[0]").replace(".2", "[2]") in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+
+def test_defenses_need_an_attack(data: Path) -> None:
+    with pytest.raises(SapperError, match="needs an attack"):
+        experiment(data, extra=DEFENSES.replace('tasks = ["balls"]\n', ""), text=PLAIN)
+
+
+def test_the_report_shows_verdicts_triggers_and_certificates(defended: tuple[Results, Path]) -> None:
+    results, _ = defended
+    page = render(results)
+    assert 'id="detection"' in page
+    assert 'id="certified"' in page
+    assert 'id="other"' not in page, "all of it has a section of its own"
+    for verdict in results.verdicts:
+        if verdict.classifier == 0:
+            assert all(trigger["png"] in page for trigger in verdict.triggers)
+    told = " ".join(defenses.sentences(results))
+    flagged = sum(verdict.flagged is True for verdict in results.verdicts if verdict.encoder == "clean")
+    assert f"neural_cleanse on balls: Flags {flagged} of 2 classifiers on the clean encoder" in told
+    (record,) = records(
+        results,
+        "certified_accuracy",
+        task="boxes",
+        defense="patchcleanser",
+        condition={"encoder": "backdoored", "patch": 4},
+    )
+    assert f"{100 * record.value:.1f} % for 4×4" in told
+
+
+def test_without_defenses_there_are_no_such_sections(defended: tuple[Results, Path]) -> None:
+    plain = replace(
+        defended[0], verdicts=(), records=tuple(record for record in defended[0].records if record.defense is None)
+    )
+    assert defenses.sentences(plain) == []
+    assert 'id="detection"' not in render(plain)
+    assert 'id="certified"' not in render(plain)
