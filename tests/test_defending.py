@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from sapper import datasets
 from sapper.errors import SapperError
@@ -27,6 +29,17 @@ success = 0.3
 subjects = 2
 train_images = 40
 tasks = ["balls"]
+
+[[defense]]
+method = "mntd_classifier"
+shadows = 3
+validation = 1
+share = 0.3
+shadow_epochs = 2
+meta_classifiers = 4
+epochs = 1
+subjects = 3
+tasks = ["boxes"]
 
 [[defense]]
 method = "patchguard_ds"
@@ -72,22 +85,41 @@ def records(results: Results, metric: str, **where: Any) -> list[Any]:
 def test_a_detector_judges_as_many_classifiers_of_each_encoder(defended: tuple[Results, Path]) -> None:
     results, _ = defended
     found = [(verdict.task, verdict.encoder, verdict.classifier) for verdict in results.verdicts]
-    assert found == [("balls", encoder, number) for encoder in ("clean", "backdoored") for number in range(2)]
-    for encoder in ("clean", "backdoored"):
-        scores = [verdict.score for verdict in results.verdicts if verdict.encoder == encoder]
-        (mean,) = records(results, "anomaly_index", condition={"encoder": encoder})
-        assert mean.value == pytest.approx(sum(scores) / 2)
-        assert (mean.defense, mean.attack, mean.n) == ("neural_cleanse", "badencoder", 2)
-    right = [verdict.flagged is (verdict.encoder == "backdoored") for verdict in results.verdicts]
-    (accuracy,) = records(results, "detection_accuracy")
-    assert (accuracy.value, accuracy.n) == (sum(right) / 4, 4)
-    clean, backdoored = ([v.score for v in results.verdicts if v.encoder == e] for e in ("clean", "backdoored"))
-    wins = [(b > c) + 0.5 * (b == c) for b in backdoored for c in clean]
-    assert records(results, "AUC")[0].value == pytest.approx(sum(wins) / 4)
+    sides = ("clean", "backdoored")
+    expected = [("balls", encoder, number) for encoder in sides for number in range(2)]
+    assert found == expected + [("boxes", encoder, number) for encoder in sides for number in range(3)]
+    for defense, metric, n in (("neural_cleanse", "anomaly_index", 2), ("mntd_classifier", "score", 3)):
+        ours = [verdict for verdict in results.verdicts if verdict.defense == defense]
+        clean, backdoored = ([verdict.score for verdict in ours if verdict.encoder == encoder] for encoder in sides)
+        for encoder, scores in zip(sides, (clean, backdoored)):
+            (mean,) = records(results, metric, condition={"encoder": encoder})
+            assert mean.value == pytest.approx(sum(scores) / n)
+            assert (mean.defense, mean.attack, mean.n) == (defense, "badencoder", n)
+        right = [verdict.flagged is (verdict.encoder == "backdoored") for verdict in ours]
+        (accuracy,) = records(results, "detection_accuracy", defense=defense)
+        assert (accuracy.value, accuracy.n) == (sum(right) / (2 * n), 2 * n)
+        wins = [(b > c) + 0.5 * (b == c) for b in backdoored for c in clean]
+        assert records(results, "AUC", defense=defense)[0].value == pytest.approx(sum(wins) / n**2)
+
+
+def test_meta_classifiers_are_told_one_by_one(defended: tuple[Results, Path]) -> None:
+    ours = [verdict for verdict in defended[0].verdicts if verdict.defense == "mntd_classifier"]
+    scores = np.array([verdict.evidence["scores"] for verdict in ours])
+    truth = np.array([verdict.encoder == "backdoored" for verdict in ours])
+    assert scores.shape == (6, 4)
+    at = {"own": 0.0, "median": np.median(scores, axis=0)}
+    for threshold, value in at.items():
+        accuracies = ((scores > value) == truth[:, None]).mean(0)
+        for metric, expected in (("scorer_accuracy", accuracies.mean()), ("scorer_accuracy_sd", accuracies.std())):
+            (record,) = records(defended[0], metric, condition={"threshold": threshold})
+            assert record.value == pytest.approx(expected)
+    areas = [roc_auc_score(truth, each) for each in scores.T]
+    assert records(defended[0], "scorer_AUC")[0].value == pytest.approx(np.mean(areas))
+    assert records(defended[0], "scorer_AUC_sd")[0].value == pytest.approx(np.std(areas))
 
 
 def test_recovered_triggers_are_shown_smallest_first(defended: tuple[Results, Path]) -> None:
-    for verdict in defended[0].verdicts:
+    for verdict in (verdict for verdict in defended[0].verdicts if verdict.defense == "neural_cleanse"):
         norms = [trigger["norm"] for trigger in verdict.triggers]
         assert norms == sorted(norms)
         assert norms
@@ -171,13 +203,14 @@ def test_a_defender_may_have_fewer_images(data: Path, defended: tuple[Results, P
     [
         ('tasks = ["balls"]', 'tasks = ["bals"]', "defense[0].tasks[0]"),
         ('method = "neural_cleanse"', 'method = "neural_clense"', "defense[0].method"),
+        ("share = 0.3", "share = 0", "defense[1].share"),
         ("subjects = 2", "subjects = 0", "defense[0].subjects"),
         ("subjects = 2", "patches = [2]", "defense[0].patches"),
-        ("patch = 3\n", "patch = 16\n", "defense[1].patch"),
-        ("patches = [1, 3]", "patches = [1, 16]", "defense[1].patches"),
-        ("patches = [1, 3]", "patches = []", "defense[1].patches"),
-        ("views = 2", "share = 1.0", "defense[1].share"),
-        ("views = 2", "share = -0.1", "defense[1].share"),
+        ("patch = 3\n", "patch = 16\n", "defense[2].patch"),
+        ("patches = [1, 3]", "patches = [1, 16]", "defense[2].patches"),
+        ("patches = [1, 3]", "patches = []", "defense[2].patches"),
+        ("views = 2", "share = 1.0", "defense[2].share"),
+        ("views = 2", "share = -0.1", "defense[2].share"),
         ('name = "bands"', 'name = "patchcleanser"', "defense"),
     ],
 )
@@ -190,11 +223,18 @@ def test_mistakes_are_told_with_file_key_and_remedy(data: Path, change: str, key
 
 
 def test_more_images_than_there_are_are_refused_before_any_training(data: Path, tmp_path: Path) -> None:
-    for key in ("defense.0.train_images", "defense.2.test_images"):
+    for key in ("defense.0.train_images", "defense.3.test_images"):
         with pytest.raises(SapperError, match="are wanted") as caught:
             perform(scenario(data, f"{key}=1000"), tmp_path / "out")
-        assert key.replace(".0", "[0]").replace(".2", "[2]") in str(caught.value)
+        assert key.replace(".0", "[0]").replace(".3", "[3]") in str(caught.value)
         assert not (tmp_path / "out").exists()
+
+
+def test_too_small_a_share_is_refused_before_any_training(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SapperError, match="for 3 classes") as caught:
+        perform(scenario(data, "defense.1.share=0.01"), tmp_path / "out")
+    assert "defense[1]: share" in str(caught.value.where)
+    assert not (tmp_path / "out").exists()
 
 
 def test_defenses_need_an_attack(data: Path) -> None:
@@ -212,7 +252,8 @@ def test_the_report_shows_verdicts_triggers_and_certificates(defended: tuple[Res
         if verdict.classifier == 0:
             assert all(trigger["png"] in page for trigger in verdict.triggers)
     told = " ".join(defenses.sentences(results))
-    flagged = sum(verdict.flagged is True for verdict in results.verdicts if verdict.encoder == "clean")
+    ours = [verdict for verdict in results.verdicts if verdict.task == "balls" and verdict.encoder == "clean"]
+    flagged = sum(verdict.flagged is True for verdict in ours)
     assert f"neural_cleanse on balls: Flags {flagged} of 2 classifiers on the clean encoder" in told
     (record,) = records(
         results,

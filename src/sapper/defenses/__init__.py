@@ -6,6 +6,7 @@ Certify: which predictions can no patch change? ``prepare(classifier, defender, 
 """
 
 METHODS = {
+    "mntd_classifier": "sapper.defenses.detect.mntd_classifier:MNTDClassifier",
     "neural_cleanse": "sapper.defenses.detect.neural_cleanse:NeuralCleanse",
     "patchcleanser": "sapper.defenses.certify.patchcleanser:PatchCleanser",
     "patchguard_ds": "sapper.defenses.certify.patchguard_ds:PatchGuardDS",

@@ -30,8 +30,8 @@ class Defender:
 
     @staticmethod
     def of(encoder: Encoder, head: Head, train: ImageSet, run: Run) -> "Defender":
-        """With the features of ``train``."""
-        return Defender(encoder, head, train, extract(encoder, train.images, run))
+        """With the features of ``train``. The encoder is frozen: nothing here trains it."""
+        return Defender(encoder.requires_grad_(False), head, train, extract(encoder, train.images, run))
 
     @property
     def classes(self) -> int:
@@ -45,13 +45,17 @@ class Defender:
 
     def build(self, run: Run) -> Classifier:
         """A classifier as this owner builds them; another seed, another head."""
-        return Classifier(self.encoder, self.head.fit(self.features, self.train.targets(), self.classes, run)).eval()
+        head = self.head.fit(self.features, self.train.targets(), self.classes, run)
+        return Classifier(self.encoder, head.requires_grad_(False)).eval()
 
 
 class Detector(Protocol):
     """Answers for classifiers on one encoder whether they hold a backdoor. ``metric``: what its score is called."""
 
     metric: ClassVar[str]
+
+    def check(self, images: int, classes: int) -> None:
+        """Raises ``SapperError`` when so many images of so many classes are too few for a defender to begin."""
 
     def judge(self, classifiers: Sequence[Classifier], defender: Defender, run: Run) -> list[Verdict]:
         """A verdict for each; the defender's images are clean, and the attacker's trigger is unknown."""

@@ -8,7 +8,7 @@ from sapper import datasets
 from sapper.errors import SapperError, closest, located
 from sapper.images import ImageSet
 from sapper.lab.scenario import Scenario, TargetPlan
-from sapper.lab.sections import AttackSection, CertifySection, TaskSection
+from sapper.lab.sections import AttackSection, CertifySection, DetectSection, TaskSection
 from sapper.run import Run
 
 Place = tuple[str, str, int]
@@ -91,6 +91,7 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
                     )
                 for plan in scenario.targets_of(task):
                     _check_references(plan, train, scenario.file)
+                _check_defenders(scenario, task, train)
     return data
 
 
@@ -160,6 +161,16 @@ def _of_task(scenario: Scenario, task: TaskSection) -> tuple[Place, Place]:
     """The split to train on and the one to judge on; the same one where a part of it is held out for that."""
     train = task.dataset, "train", scenario.encoder.input_size
     return train, train if scenario.judge_on == "validation" else (task.dataset, "test", scenario.encoder.input_size)
+
+
+def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet) -> None:
+    """Raises ``SapperError`` unless every detector that is tried on the task can work with its defender's images."""
+    if not scenario.targets_of(task):
+        return
+    for i, plan in enumerate(scenario.defenses):
+        if plan.on(task.name) and isinstance(plan.section, DetectSection):
+            with located(f"{scenario.file}: defense[{i}]"):
+                plan.method.parameters.check(plan.section.train_images or len(train), len(train.classes))
 
 
 def _check_references(plan: TargetPlan, train: ImageSet, file: str) -> None:

@@ -123,7 +123,7 @@ class Findings:
     def add_verdicts(self, common: dict[str, Any], plan: DefensePlan, task: TaskData, judged: dict[str, Stage]) -> None:
         """What a detector says of the classifiers on the clean and on the backdoored encoder."""
         place = common | {"task": task.name, "head": self.primary_head, "defense": plan.name}
-        scores, right = {}, []
+        scores, right, judged_here = {}, [], list[Judged]()
         for encoder, stage in judged.items():
             found = verdicts(stage)
             flagged = torch.tensor([verdict["flagged"] is True for verdict in found])
@@ -141,12 +141,34 @@ class Findings:
             )
             self.records.append(score)
             self._add(there, "flagged", share(flagged), stage)
-            self.verdicts += [
+            judged_here += [
                 judgment(common, plan, task, encoder, number, verdict) for number, verdict in enumerate(found)
             ]
+        self.verdicts += judged_here
         self._add(place, "detection_accuracy", share(torch.tensor(right)), stage)
         area = auc(scores["backdoored"], scores["clean"])
         self.records.append(Record(**place, metric="AUC", stage="detect", value=area, n=len(right)))
+        if all("scores" in verdict.evidence for verdict in judged_here):
+            self._add_single_scores(place, judged_here)
+
+    def _add_single_scores(self, place: dict[str, Any], judged: list[Judged]) -> None:
+        """Mean and deviation over the several scorers (MNTD's meta-classifiers) that a verdict is the mean of."""
+        scores = torch.tensor([verdict.evidence["scores"] for verdict in judged]).double()  # (subjects, scorers)
+        backdoored = torch.tensor([verdict.encoder == "backdoored" for verdict in judged])
+        own = torch.tensor([verdict.threshold or 0.0 for verdict in judged]).unsqueeze(1)
+        found = {
+            "own": ("scorer_accuracy", ((scores > own) == backdoored.unsqueeze(1)).double().mean(0)),
+            "median": (
+                "scorer_accuracy",
+                ((scores > scores.quantile(0.5, dim=0)) == backdoored.unsqueeze(1)).double().mean(0),
+            ),
+            None: ("scorer_AUC", torch.tensor([auc(each[backdoored], each[~backdoored]) for each in scores.T])),
+        }
+        for threshold, (metric, values) in found.items():
+            condition = place["condition"] | ({} if threshold is None else {"threshold": threshold})
+            for name, value in ((metric, values.mean()), (f"{metric}_sd", values.std(correction=0))):
+                there = place | {"condition": condition}
+                self.records.append(Record(**there, metric=name, stage="detect", value=float(value), n=scores.shape[1]))
 
     def add_certified(
         self,

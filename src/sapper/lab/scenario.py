@@ -162,14 +162,14 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         raise SapperError(what, where=file, remedy=remedy)
     heads, primary = _heads(root.head or [Scenario.PRIMARY_DEFAULT], file)
     encoder = read_section(EncoderSection, root.encoder, file, "encoder")
+    if root.defense and not targets:
+        what, remedy = "a defense needs an attack", "add [attack] and [[target]], or leave [[defense]] out"
+        raise SapperError(what, where=f"{file}: defense", remedy=remedy)
     attacked = list(dict.fromkeys(target.task for target in targets))
     plans = tuple(
         _defense(raw, f"defense[{i}]", file, attacked, encoder.input_size) for i, raw in enumerate(root.defense)
     )
     check_unique([plan.name for plan in plans], f"{file}: defense", "defense")
-    if plans and not targets:
-        what, remedy = "a defense needs an attack", "add [attack] and [[target]], or leave [[defense]] out"
-        raise SapperError(what, where=f"{file}: defense", remedy=remedy)
     scenario = Scenario(
         name=root.name,
         seeds=tuple(root.seeds),

@@ -33,6 +33,7 @@ class Detection:
     sentence: str
     drawing: Markup
     threshold: str
+    scorers: Table | None
     strips: list[Strip]
 
 
@@ -64,8 +65,27 @@ def _detection(results: Results, group: list[Judged], title: str, name: str) -> 
         sentence=_detected(results, group),
         drawing=figures.scores({encoder: _scores(group, encoder) for encoder in ENCODERS}, ENCODERS, threshold, name),
         threshold="" if threshold is None else text.number(threshold, unit=""),
+        scorers=_scorers(_about(results, group[0])),
         strips=[_strip(verdict) for verdict in first if verdict.triggers],
     )
+
+
+SCORERS = {
+    "accuracy at the own threshold": ("scorer_accuracy", {"threshold": "own"}),
+    "accuracy at the median": ("scorer_accuracy", {"threshold": "median"}),
+    "AUC": ("scorer_AUC", {}),
+}
+"""What is told of the single scorers that a detector has several of."""
+
+
+def _scorers(items: list[Measurement]) -> Table | None:
+    """Mean and deviation over MNTD's meta-classifiers."""
+    rows = []
+    for title, (metric, place) in SCORERS.items():
+        mean, deviation = _find(items, metric, **place), _find(items, f"{metric}_sd", **place)
+        if mean is not None and deviation is not None:
+            rows.append({"over the meta-classifiers": title, "mean": mean.number, "deviation": deviation.number})
+    return tables.table(rows, "In %.")
 
 
 def _scores(group: Iterable[Judged], encoder: str) -> list[float]:

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from sapper.defenses.defender import Defender, Logits
 from sapper.downstream import Classifier
+from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
 from sapper.run import Run
 from sapper.verdicts import Verdict
@@ -72,6 +73,11 @@ class NeuralCleanse:
     metric: ClassVar[str] = "anomaly_index"
     source: ClassVar[str] = "Wang et al., IEEE S&P 2019"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
+
+    def check(self, images: int, classes: int) -> None:
+        """Raises ``SapperError`` when there are too few classes for one to be an outlier."""
+        if classes < 3:
+            raise SapperError(f"an outlier among {classes} classes cannot be told", remedy="choose a task of 3 or more")
 
     def judge(self, classifiers: Sequence[Classifier], defender: Defender, run: Run) -> list[Verdict]:
         """A verdict for each classifier; see ``examine``."""
