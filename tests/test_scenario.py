@@ -106,7 +106,10 @@ def test_shipped_scenarios_are_valid_named_as_their_files_and_begin_with_a_comme
     assert path.read_text(encoding="utf-8").startswith("#")
 
 
-SMALL = ["badencoder-cifar10-small", "badencoder-multi", *(path.stem for path in SHIPPED if "ablation" in path.stem)]
+SMALL = [
+    *("badencoder-cifar10-small", "badencoder-multi"),
+    *(path.stem for path in SHIPPED if re.fullmatch("ablation-.*|paper-.*-small", path.stem)),
+]
 
 
 def test_small_scenarios_share_their_pretraining_and_attack() -> None:

@@ -114,13 +114,13 @@ def certify(
         method, color = plan.method.parameters, victim.holdings.blank
         child = run.child(f"defense {plan.name}")
         logits = method.prepare(victim.classifier(0), victim.defender(section.train_images), child)
-        answers = {"clean": method.predict(logits, images.images, color, child)}
+        sizes = sorted({*section.patches, method.patch})
+        results = dict(zip(sizes, method.certify(logits, images.images, images.targets(), color, sizes, child)))
+        answers = {"clean": results[method.patch].labels}
+        answers |= {f"certified/{patch}": results[patch].certified for patch in section.patches}
         for target in targets:
             stamped = (target.trigger(to_float(images.images)) * 255).round().to(torch.uint8)
             answers[f"triggered/{target.name}"] = method.predict(logits, stamped, color, child)
-        results = method.certify(logits, images.images, images.targets(), color, section.patches, child)
-        for patch, result in zip(section.patches, results):
-            answers[f"certified/{patch}"] = result.certified
         stages.save_tensors(folder / "defended.safetensors", answers)
 
     key = _key(plan, victim, run) | {
