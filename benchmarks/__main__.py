@@ -16,7 +16,10 @@ from sapper.files import write_atomically
 from sapper.lab.environment import environment
 from sapper.run import Run, fast_dtype
 
-NAMES = ("augmentation", "simclr_step", "badencoder_step", "badencoder_step_few_views")
+NAMES = (
+    *("augmentation", "simclr_step", "badencoder_step", "badencoder_step_few_views"),
+    *("patchguard_ds_certify", "patchguard_bn_certify", "neural_cleanse"),
+)
 RESULTS = Path(__file__).parent / "results.json"
 
 

@@ -19,18 +19,28 @@ class Row:
     repeats: int
 
 
-def paired(ours: Callable[[], object], textbook: Callable[[], object], *, images: int, rounds: int) -> Row:
-    """Time both once per round, each call working on ``images`` images, after one untimed call of each.
+def paired(
+    ours: Callable[[], object],
+    textbook: Callable[[], object],
+    *,
+    images: int,
+    rounds: int,
+    textbook_images: int | None = None,
+) -> Row:
+    """Time both once per round, after one untimed call of each.
+
+    A call works on ``images`` images, the textbook's on ``textbook_images`` if that is another number.
 
     The ratio is taken within a round, so that a machine that slows down for a while slows both.
     """
     ours()
     textbook()
     times = [(_seconds(ours), _seconds(textbook)) for _ in range(rounds)]
-    ratios = [textbook_time / our_time for our_time, textbook_time in times]
+    theirs = textbook_images or images
+    ratios = [(textbook_time / theirs) / (our_time / images) for our_time, textbook_time in times]
     return Row(
         ours=round(images / statistics.median(our_time for our_time, _ in times), 1),
-        textbook=round(images / statistics.median(textbook_time for _, textbook_time in times), 1),
+        textbook=round(theirs / statistics.median(textbook_time for _, textbook_time in times), 1),
         unit="images/s",
         ratio=round(statistics.median(ratios), 2),
         lowest=round(min(ratios), 2),

@@ -9,5 +9,6 @@ METHODS = {
     "mntd_classifier": "sapper.defenses.detect.mntd_classifier:MNTDClassifier",
     "neural_cleanse": "sapper.defenses.detect.neural_cleanse:NeuralCleanse",
     "patchcleanser": "sapper.defenses.certify.patchcleanser:PatchCleanser",
+    "patchguard_bn": "sapper.defenses.certify.patchguard_bn:PatchGuardBN",
     "patchguard_ds": "sapper.defenses.certify.patchguard_ds:PatchGuardDS",
 }

@@ -1,0 +1,168 @@
+"""Mask-BN: PatchGuard over a network of small receptive fields, trained in place of the encoder.
+
+Threat model: one patch of at most p×p pixels, anywhere, different for each image, any content.
+
+A network in the manner of BagNet gives class scores at every place of a map, each from a few pixels only: here from
+r×r of them, r = 9, at every s-th pixel, s = 2. A patch touches at most ⌈(p + r − 1) / s⌉ places along each axis, a
+window of the map. The scores, negative ones cut to 0, are the local evidence that ``masking`` aggregates and
+certifies.
+
+Training takes away from the true class its strongest window before the mean ("provable adversarial training"), so that
+the network learns to find evidence in many places:
+
+    minimize  CE( (Σ_i u(i) − e_y · max_w Σ_{i ∈ w} u_y(i)) / P, y )        u = max(0, scores)
+
+The encoder and its backdoor are not used: this is what an owner pays who gives both up.
+
+Source: Xiang et al., "PatchGuard", USENIX Security 2021, and the authors' ``mask_bn.py`` and ``nets/bagnet.py``: the
+BagNet of Brendel and Bethge, ICLR 2019, on CIFAR-10 images scaled up to 192 pixels, pre-trained on ImageNet, 20 epochs
+of SGD, windows of 6 places. Ours is small enough to be trained from scratch on images of 32 pixels, with Adam and a
+rate that falls to zero; the training window is that of ``patch``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from sapper.defenses.certify.masking import certify, robust_prediction, square_windows
+from sapper.defenses.defender import Defender, Logits
+from sapper.downstream import Classifier
+from sapper.images import to_float
+from sapper.run import Run
+from sapper.training import set_learning_rate, shuffled, warm_cosine
+from sapper.verdicts import Certified, threat
+
+RECEPTIVE, STRIDE = 9, 2
+"""r and s of ``Bag``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchGuardBN:
+    """Certifies by a network of small receptive fields and robust masking (Xiang et al., USENIX Security 2021).
+
+    ``patch``: side of the largest patch to withstand. ``share``: T, the part of a class's evidence that its strongest
+    window must exceed to be taken away. ``width`` of the network's first layer; trained for ``epochs``.
+    ``provable``: take the strongest window away in training, too.
+    """
+
+    patch: PositiveInt = 10
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    width: PositiveInt = 32
+    epochs: PositiveInt = 20
+    batch: PositiveInt = 64
+    learning_rate: PositiveFloat = 2e-3
+    provable: bool = True
+
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = "Xiang et al., USENIX Security 2021"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> Logits:
+        """A network of its own, trained on the defender's images: scores (N, K, H/2, W/2)."""
+        images, labels = defender.train.images.to(run.device), defender.train.targets().to(run.device)
+        with run.seeded():
+            encoder = defender.encoder
+            net = Bag(self.width, defender.classes, encoder.mean, encoder.std).to(run.device)
+            optimizer = torch.optim.Adam(net.parameters(), lr=self.learning_rate, fused=True)
+            order = run.child("order").generator()
+            with run.progress.bar("network of small receptive fields (Mask-BN)", self.epochs) as bar:
+                for epoch in range(self.epochs):
+                    set_learning_rate(optimizer, self.learning_rate * warm_cosine(epoch / self.epochs, 0.0))
+                    for rows in shuffled(len(images), self.batch, order):
+                        rows = rows.to(run.device)
+                        with run.autocast():
+                            scores = net(to_float(images[rows]))
+                        loss = self.loss(scores.float(), labels[rows])
+                        optimizer.zero_grad(set_to_none=True)
+                        loss.backward()
+                        optimizer.step()
+                    bar.advance()
+        return net.eval().requires_grad_(False)
+
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The training loss from scores (N, K, h, w) and int64 labels (N,)."""
+        evidence = scores.clamp_min(0)
+        total = evidence.sum((2, 3))
+        if self.provable:
+            true = evidence[torch.arange(len(labels)), labels].unsqueeze(1)
+            sides = [min(window(self.patch), side) for side in scores.shape[2:]]
+            strongest = (F.avg_pool2d(true, sides, stride=1) * sides[0] * sides[1]).amax((1, 2, 3))
+            total = total - F.one_hot(labels, total.shape[1]) * strongest.unsqueeze(1)
+        return F.cross_entropy(total / scores[0, 0].numel(), labels)
+
+    def predict(self, logits: Logits, images: Tensor, blank: Tensor, run: Run) -> Tensor:
+        """Defended predictions, int64 (N,) on the CPU, of uint8 images (N, 3, H, W)."""
+        evidence, sides = self.evidence(logits, images, run)
+        return robust_prediction(evidence, _windows(sides, self.patch, evidence), self.share).cpu()
+
+    def certify(
+        self, logits: Logits, images: Tensor, labels: Tensor, blank: Tensor, patches: Sequence[int], run: Run
+    ) -> list[Certified]:
+        """For each size of ``patches`` defended predictions and certificates; the images are looked at once."""
+        evidence, sides = self.evidence(logits, images, run)
+        results = []
+        for patch in patches:
+            windows = _windows(sides, patch, evidence)
+            answers = robust_prediction(evidence, windows, self.share).cpu()
+            proven = certify(evidence, windows, labels, self.share).cpu()
+            results.append(Certified(labels=answers, certified=proven, threat=threat(patch)))
+        return results
+
+    @torch.no_grad()
+    def evidence(self, logits: Logits, images: Tensor, run: Run) -> tuple[Tensor, tuple[int, int]]:
+        """Local evidence, float (N, h·w, K), of uint8 images (N, 3, H, W), and the map's height and width."""
+        maps = []
+        with run.progress.bar("local evidence (Mask-BN)", len(images)) as bar:
+            for chunk in images.split(256):
+                with run.autocast():
+                    scores = logits(to_float(chunk.to(run.device)))
+                maps.append(scores.float().clamp_min(0))
+                bar.advance(len(chunk))
+        whole = torch.cat(maps)
+        return whole.flatten(2).transpose(1, 2), (whole.shape[2], whole.shape[3])
+
+
+class Bag(nn.Module):
+    """Four 3×3 convolutions, the last of stride 2, then 1×1 only: scores (N, K, H/2, W/2), each from 9×9 pixels."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int, classes: int, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
+        wide = 4 * width
+        self.body = nn.Sequential(
+            *_layer(3, width, 3),
+            *_layer(width, width, 3),
+            *_layer(width, 2 * width, 3),
+            *_layer(2 * width, wide, 3, stride=STRIDE),
+            *_layer(wide, wide, 1),
+            *_layer(wide, wide, 1),
+            nn.Conv2d(wide, classes, 1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        normalized = (images - self.mean) / self.std
+        scores: Tensor = self.body(normalized.contiguous(memory_format=torch.channels_last))
+        return scores
+
+
+def _layer(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
+    return conv, nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def window(patch: int) -> int:
+    """How many places along an axis a patch of that side can touch at most."""
+    return -(-(patch + RECEPTIVE - 1) // STRIDE)
+
+
+def _windows(sides: tuple[int, int], patch: int, evidence: Tensor) -> Tensor:
+    return square_windows(*sides, window(patch)).to(evidence.device)
