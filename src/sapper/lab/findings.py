@@ -6,21 +6,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sapper.attacks.target import Target
 from sapper.encoders.files import MARK
 from sapper.files import link_atomically, sha256
 from sapper.images import ImageSet
 from sapper.lab import stages
 from sapper.lab.data import Use
-from sapper.lab.defending import verdicts
-from sapper.lab.pictures import feature_maps, recovered_triggers
+from sapper.lab.pictures import feature_maps
 from sapper.lab.results import Artifact, Curve, FeatureMap, Judged, Picture, Record
-from sapper.lab.scenario import DefensePlan
 from sapper.lab.stages import TaskData
 from sapper.lab.store import Stage
-from sapper.metrics import Rate, attack_metrics, auc, is_constant, share
+from sapper.metrics import Rate, attack_metrics, is_constant, share
 
 HIGH_BASELINE = 0.25
 """Strict ASR-B from which on a report warns that the clean encoder is fooled by the trigger, too."""
@@ -120,83 +116,6 @@ class Findings:
                         "image the same class. Its numbers measure nothing."
                     )
 
-    def add_verdicts(self, common: dict[str, Any], plan: DefensePlan, task: TaskData, judged: dict[str, Stage]) -> None:
-        """What a detector says of the classifiers on the clean and on the backdoored encoder."""
-        place = common | {"task": task.name, "head": self.primary_head, "defense": plan.name}
-        scores, right, judged_here = {}, [], list[Judged]()
-        for encoder, stage in judged.items():
-            found = verdicts(stage)
-            flagged = torch.tensor([verdict["flagged"] is True for verdict in found])
-            scores[encoder] = torch.tensor([verdict["score"] for verdict in found])
-            right += [verdict["flagged"] is (encoder == "backdoored") for verdict in found]
-            there = place | {"condition": place["condition"] | {"encoder": encoder}}
-            score = Record(
-                **there,
-                metric=plan.method.parameters.metric,
-                stage="detect",
-                value=float(scores[encoder].mean()),
-                n=len(found),
-                unit="",
-                seconds=stage.seconds,
-            )
-            self.records.append(score)
-            self._add(there, "flagged", share(flagged), stage)
-            judged_here += [
-                judgment(common, plan, task, encoder, number, verdict) for number, verdict in enumerate(found)
-            ]
-        self.verdicts += judged_here
-        self._add(place, "detection_accuracy", share(torch.tensor(right)), stage)
-        area = auc(scores["backdoored"], scores["clean"])
-        self.records.append(Record(**place, metric="AUC", stage="detect", value=area, n=len(right)))
-        if all("scores" in verdict.evidence for verdict in judged_here):
-            self._add_single_scores(place, judged_here)
-
-    def _add_single_scores(self, place: dict[str, Any], judged: list[Judged]) -> None:
-        """Mean and deviation over the several scorers (MNTD's meta-classifiers) that a verdict is the mean of."""
-        scores = torch.tensor([verdict.evidence["scores"] for verdict in judged]).double()  # (subjects, scorers)
-        backdoored = torch.tensor([verdict.encoder == "backdoored" for verdict in judged])
-        own = torch.tensor([verdict.threshold or 0.0 for verdict in judged]).unsqueeze(1)
-        found = {
-            "own": ("scorer_accuracy", ((scores > own) == backdoored.unsqueeze(1)).double().mean(0)),
-            "median": (
-                "scorer_accuracy",
-                ((scores > scores.quantile(0.5, dim=0)) == backdoored.unsqueeze(1)).double().mean(0),
-            ),
-            None: ("scorer_AUC", torch.tensor([auc(each[backdoored], each[~backdoored]) for each in scores.T])),
-        }
-        for threshold, (metric, values) in found.items():
-            condition = place["condition"] | ({} if threshold is None else {"threshold": threshold})
-            for name, value in ((metric, values.mean()), (f"{metric}_sd", values.std(correction=0))):
-                there = place | {"condition": condition}
-                self.records.append(Record(**there, metric=name, stage="detect", value=float(value), n=scores.shape[1]))
-
-    def add_certified(
-        self,
-        common: dict[str, Any],
-        plan: DefensePlan,
-        task: TaskData,
-        images: ImageSet,
-        targets: tuple[Target, ...],
-        certified: dict[str, Stage],
-    ) -> None:
-        """What a certified defense answers and certifies on the clean and on the backdoored encoder."""
-        place = common | {"task": task.name, "head": self.primary_head, "defense": plan.name}
-        labels = images.targets()
-        for encoder, stage in certified.items():
-            answers = stages.load_tensors(stage.folder / "defended.safetensors")
-            there = place | {"condition": place["condition"] | {"encoder": encoder}}
-            self._add(there, "defended_accuracy", share(answers["clean"] == labels), stage)
-            for target in targets:
-                hit = answers[f"triggered/{target.name}"] == target.label
-                self._add(there | {"target": target.name}, "defended_ASR", share(hit), stage)
-                others = labels != target.label
-                self._add(there | {"target": target.name}, "defended_ASR_strict", share(hit[others]), stage)
-            for name, values in answers.items():
-                if name.startswith("certified/"):
-                    patch = int(name.removeprefix("certified/"))
-                    condition = there["condition"] | {"patch": patch}
-                    self._add(there | {"condition": condition}, "certified_accuracy", share(values), stage)
-
     def add_maps(self, seed: int, task: TaskData, targets: tuple[Target, ...], clean: Stage, backdoored: Stage) -> None:
         """The features before and after, in two dimensions."""
         for encoder, stage in (("clean-encoder", clean), ("backdoored-encoder", backdoored)):
@@ -211,8 +130,7 @@ class Findings:
         return name
 
     def _add(self, common: dict[str, Any], metric: str, rate: Rate, stage: Stage) -> None:
-        name = stage.folder.name.rpartition("-")[0]
-        self.records.append(Record(**common, metric=metric, stage=name, seconds=stage.seconds, **asdict(rate)))
+        self.records.append(Record(**common, metric=metric, stage="downstream", seconds=stage.seconds, **asdict(rate)))
 
     def _warn(self, place: str, baseline: Rate) -> None:
         if baseline.value >= HIGH_BASELINE:
@@ -220,24 +138,6 @@ class Findings:
                 f"{place}: the clean encoder's classifier already sends {100 * baseline.value:.0f} % of the "
                 "triggered images of other classes to the target class. Read the lift, not the ASR."
             )
-
-
-def judgment(
-    common: dict[str, Any], plan: DefensePlan, task: TaskData, encoder: str, number: int, verdict: dict[str, Any]
-) -> Judged:
-    """A verdict for the report, with pictures of the recovered triggers that its evidence has masks and patterns of."""
-    evidence, tensors = verdict["evidence"], verdict["tensors"]
-    return Judged(
-        seed=common["seed"],
-        defense=plan.name,
-        task=task.name,
-        encoder=encoder,
-        classifier=number,
-        condition=common["condition"],
-        evidence=evidence,
-        triggers=tuple(recovered_triggers(evidence, tensors, task.train.classes)) if "masks" in tensors else (),
-        **{name: verdict[name] for name in ("score", "threshold", "flagged", "seconds")},
-    )
 
 
 def describe_images(images: ImageSet, uses: Iterable[Use]) -> dict[str, Any]:

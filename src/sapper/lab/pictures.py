@@ -44,7 +44,12 @@ def trigger_pictures(task: TaskData, targets: tuple[Target, ...], run: Run) -> l
 def recovered_triggers(
     evidence: dict[str, Any], tensors: dict[str, Tensor], classes: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Each class's recovered trigger on gray, the smallest first; classes that none reached are left out."""
+    """Each class's recovered trigger on gray, the smallest first; classes that none reached are left out.
+
+    Nothing where a detector recovers none: where ``tensors`` have no ``masks`` and ``patterns``.
+    """
+    if "masks" not in tensors:
+        return []
     norms, success = evidence["norms"], evidence["success"]
     found = sorted((norm, label) for label, norm in enumerate(norms) if norm is not None)
     shown = []

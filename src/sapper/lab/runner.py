@@ -21,6 +21,7 @@ from sapper.lab.data import Data, load_data, part, target_label, uses
 from sapper.lab.defending import Victim, certify, detect
 from sapper.lab.environment import environment
 from sapper.lab.findings import Findings, describe_images, unique
+from sapper.lab.judging import certifier_records, detector_records, judgments
 from sapper.lab.pictures import trigger_pictures
 from sapper.lab.results import Results
 from sapper.lab.scenario import Scenario
@@ -182,7 +183,7 @@ def _run_once(variant: _Variant, seed: int, data: Data, lab: Lab, found: Finding
             )
             found.add_attack(common, task, targets, before, after)
             files = {"clean": clean, "backdoored": stages.encoder_file(injected)}
-            _defend(scenario, task, targets, files, lab.store, run, common, done, found)
+            _defend(scenario, task, targets, files, lab, run, common, done, found)
             if variant.shown:
                 found.add_maps(seed, task, targets, before, after)
     if variant.shown and seed == scenario.seeds[0]:
@@ -195,7 +196,7 @@ def _defend(
     task: TaskData,
     targets: tuple[Target, ...],
     files: dict[str, Path],
-    store: Store,
+    lab: Lab,
     run: Run,
     common: dict[str, Any],
     done: Callable[[str, Stage], Stage],
@@ -206,18 +207,24 @@ def _defend(
     for plan in scenario.defenses:
         if not plan.on(task.name):
             continue
-        section, tried = plan.section, {}
+        section = plan.section
+        place = common | {"task": task.name, "head": scenario.primary_head, "defense": plan.name}
+        titles = {encoder: f"{plan.name} on the {encoder} encoder, {task.name}" for encoder in victims}
         if isinstance(section, CertifySection):
             images = part(task.test, section.test_images, run, f"test images {task.name}, {plan.name}")
-            for encoder, victim in victims.items():
-                stage = certify(store, plan, section, victim, images, targets, run)
-                tried[encoder] = done(f"{plan.name} on the {encoder} encoder, {task.name}", stage)
-            found.add_certified(common, plan, task, images, targets, tried)
+            left = {
+                encoder: done(titles[encoder], certify(lab.store, plan, section, victim, images, targets, run))
+                for encoder, victim in victims.items()
+            }
+            found.records += certifier_records(place, images.targets(), targets, left)
         else:
-            for encoder, victim in victims.items():
-                stage = detect(store, plan, section, victim, run)
-                tried[encoder] = done(f"{plan.name} on the {encoder} encoder, {task.name}", stage)
-            found.add_verdicts(common, plan, task, tried)
+            left = {
+                encoder: done(titles[encoder], detect(lab.store, plan, section, victim, run))
+                for encoder, victim in victims.items()
+            }
+            judged = judgments(place, task.train.classes, left)
+            found.verdicts += judged
+            found.records += detector_records(place, plan.method.parameters.metric, judged, left)
 
 
 def _prepare(

@@ -1,0 +1,102 @@
+"""From what defenses left to records: how often they are right, and what they cost.
+
+``place`` is what all records of a defense on a task share: seed, task, attack, head, defense, condition. ``left`` are
+the stages of the classifiers on either encoder, "clean" and "backdoored".
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sapper.attacks.target import Target
+from sapper.lab import stages
+from sapper.lab.defending import verdicts
+from sapper.lab.pictures import recovered_triggers
+from sapper.lab.results import Judged, Record
+from sapper.lab.store import Stage
+from sapper.metrics import Rate, auc, share
+
+Place = dict[str, Any]
+
+
+def judgments(place: Place, classes: tuple[str, ...], left: dict[str, Stage]) -> list[Judged]:
+    """A detector's verdicts for the report, with pictures of the triggers that it recovered."""
+    return [
+        Judged(
+            **{key: place[key] for key in ("seed", "defense", "task", "condition")},
+            **{key: verdict[key] for key in ("score", "threshold", "flagged", "seconds", "evidence")},
+            encoder=encoder,
+            classifier=number,
+            triggers=tuple(recovered_triggers(verdict["evidence"], verdict["tensors"], classes)),
+        )
+        for encoder, stage in left.items()
+        for number, verdict in enumerate(verdicts(stage))
+    ]
+
+
+def detector_records(place: Place, metric: str, judged: list[Judged], left: dict[str, Stage]) -> Iterator[Record]:
+    """Score and flags on either encoder, then how well the two are told apart; ``metric`` is the score's name."""
+    for encoder, stage in left.items():
+        ours = [verdict for verdict in judged if verdict.encoder == encoder]
+        there = _under(place, encoder=encoder) | {"stage": "detect", "seconds": stage.seconds}
+        score = sum(verdict.score for verdict in ours) / len(ours)
+        yield Record(**there, metric=metric, value=score, n=len(ours), unit="")
+        yield _rate(there, "flagged", torch.tensor([verdict.flagged is True for verdict in ours]))
+    backdoored = torch.tensor([verdict.encoder == "backdoored" for verdict in judged])
+    right = torch.tensor([verdict.flagged is (verdict.encoder == "backdoored") for verdict in judged])
+    scores = torch.tensor([verdict.score for verdict in judged])
+    overall = place | {"stage": "detect", "seconds": sum(stage.seconds for stage in left.values())}
+    yield _rate(overall, "detection_accuracy", right)
+    yield Record(**overall, metric="AUC", value=auc(scores[backdoored], scores[~backdoored]), n=len(judged))
+    if all("scores" in verdict.evidence for verdict in judged):
+        yield from _scorer_records(overall, judged, backdoored)
+
+
+def _scorer_records(place: Place, judged: list[Judged], backdoored: Tensor) -> Iterator[Record]:
+    """Mean and deviation over the several scorers (MNTD's meta-classifiers) whose mean a verdict's score is."""
+    scores = torch.tensor([verdict.evidence["scores"] for verdict in judged]).double()  # (classifiers, scorers)
+    own = torch.tensor([[verdict.threshold or 0.0] for verdict in judged])
+    at_own, at_median = (
+        ((scores > threshold) == backdoored.unsqueeze(1)).double().mean(0)
+        for threshold in (own, scores.quantile(0.5, dim=0))
+    )
+    areas = torch.tensor([auc(each[backdoored], each[~backdoored]) for each in scores.T])
+    for metric, there, values in (
+        ("scorer_accuracy", _under(place, threshold="own"), at_own),
+        ("scorer_accuracy", _under(place, threshold="median"), at_median),
+        ("scorer_AUC", place, areas),
+    ):
+        yield Record(**there, metric=metric, value=float(values.mean()), n=len(values))
+        yield Record(**there, metric=f"{metric}_sd", value=float(values.std(correction=0)), n=len(values))
+
+
+def certifier_records(
+    place: Place, labels: Tensor, targets: tuple[Target, ...], left: dict[str, Stage]
+) -> Iterator[Record]:
+    """What a certified defense answers and certifies on either encoder; ``labels`` int64 (N,) of the images."""
+    for encoder, stage in left.items():
+        answers = stages.load_tensors(stage.folder / "defended.safetensors")
+        there = _under(place, encoder=encoder) | {"stage": "certify", "seconds": stage.seconds}
+        yield _rate(there, "defended_accuracy", answers["clean"] == labels)
+        for target in targets:
+            hit = answers[f"triggered/{target.name}"] == target.label
+            aimed = there | {"target": target.name}
+            yield _rate(aimed, "defended_ASR", hit)
+            yield _rate(aimed, "defended_ASR_strict", hit[labels != target.label])
+        for name, certified in answers.items():
+            if name.startswith("certified/"):
+                patch = int(name.removeprefix("certified/"))
+                yield _rate(_under(there, patch=patch), "certified_accuracy", certified)
+
+
+def _under(place: Place, **condition: Any) -> Place:
+    """The place under a further condition."""
+    return place | {"condition": place["condition"] | condition}
+
+
+def _rate(place: Place, metric: str, hits: Tensor) -> Record:
+    rate: Rate = share(hits)
+    return Record(**place, metric=metric, **asdict(rate))

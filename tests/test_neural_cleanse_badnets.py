@@ -1,0 +1,87 @@
+"""Neural Cleanse catches what it was made for: BadNets classifiers on embedded data, beside clean ones."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sapper import datasets
+from sapper.defenses.detect.neural_cleanse import NeuralCleanse
+from sapper.images import ImageSet, to_float
+from sapper.metrics import auc
+from sapper.run import Run
+from sapper.training import shuffled
+from sapper.triggers import Patch
+
+pytestmark = pytest.mark.slow
+
+SIDE, CLASSES = 16, 10
+TRIGGER = Patch(size=4, margin=0, color="yellow")
+METHOD = NeuralCleanse(steps=120, minibatches=1, batch=64, early_stop=15)
+
+
+def halved(images: ImageSet) -> ImageSet:
+    """At 16×16 pixels, for speed."""
+    small = F.avg_pool2d(to_float(images.images), 2)
+    return ImageSet(
+        images=(255 * small).round().to(torch.uint8), labels=images.labels, classes=images.classes, name=images.name
+    )
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[ImageSet, ImageSet]:
+    train = datasets.load("objects", "train").sample(3000, torch.Generator().manual_seed(0))
+    return halved(train), halved(datasets.load("objects", "test"))
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, CLASSES)),
+    )
+
+
+def classifier(train: ImageSet, seed: int, target: int | None) -> nn.Module:
+    """Trained on clean images, or with a tenth of them stamped and relabeled (BadNets)."""
+    run = Run(seed=seed)
+    images, labels = to_float(train.images), train.targets().clone()
+    if target is not None:
+        rows = torch.randperm(len(images), generator=run.child("poison").generator())[: len(images) // 10]
+        images[rows], labels[rows] = TRIGGER(images[rows]), target
+    with run.seeded():
+        net = network()
+        optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+        for _ in range(8):
+            for rows in shuffled(len(images), 64, run.child("order").generator()):
+                loss = F.cross_entropy(net(images[rows]), labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    return net.eval().requires_grad_(False)
+
+
+def accuracy(net: nn.Module, images: Tensor, labels: Tensor | int) -> float:
+    return float((net(images).argmax(1) == labels).double().mean())
+
+
+def test_badnets_are_told_from_clean_classifiers(data: tuple[ImageSet, ImageSet]) -> None:
+    train, test = data
+    pixels = to_float(test.images)
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    named = 0
+    for backdoored in (True, False):
+        for i in range(CLASSES):
+            net = classifier(train, seed=100 * backdoored + i, target=i if backdoored else None)
+            assert accuracy(net, pixels, test.targets()) > 0.6
+            if backdoored:
+                assert accuracy(net, TRIGGER(pixels), i) > 0.95
+            verdict = METHOD.examine(net, train, CLASSES, Run(seed=i))
+            scores[backdoored].append(verdict.score)
+            named += backdoored and verdict.evidence["suspect"] == i
+    alarms = sum(score > 2 for score in scores[False])
+    found = sum(score > 2 for score in scores[True])
+    print(f"\nindices: backdoored {sorted(scores[True])}, clean {sorted(scores[False])}")
+    print(f"above 2: {found} of {CLASSES} backdoored, {alarms} of {CLASSES} clean; right class named: {named}")
+    assert auc(torch.tensor(scores[True]), torch.tensor(scores[False])) >= 0.9
+    assert named >= 9
