@@ -11,6 +11,8 @@ MARKS = {
     "strict ASR-B at most 15 %": lambda m: m["ASR_B_strict"] <= 0.15,
 }
 
+DEFENSES = {"neural_cleanse", "mntd_classifier", "patchguard_ds", "patchcleanser"}
+
 
 def main(folder: str) -> int:
     results = json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))
@@ -23,6 +25,10 @@ def main(folder: str) -> int:
         print(f"the demo misses its mark: {line}")
     if len(tasks) != 3:
         print(f"the demo has {len(tasks)} tasks instead of 3")
+    tried = {record["defense"] for record in results["records"] if record["defense"] is not None}
+    if absent := DEFENSES - tried:
+        print(f"the demo did not try {', '.join(sorted(absent))}")
+        return 1
     if not Path(folder, "report.html").exists():
         print("the demo left no report")
         return 1
