@@ -18,7 +18,7 @@ from sapper.run import Run, fast_dtype
 
 NAMES = (
     *("augmentation", "simclr_step", "badencoder_step", "badencoder_step_few_views"),
-    *("patchguard_ds_certify", "patchguard_bn_certify", "neural_cleanse"),
+    *("patchguard_ds_certify", "patchguard_bn_certify", "neural_cleanse", "mntd_shadow", "mntd_meta_epoch"),
 )
 RESULTS = Path(__file__).parent / "results.json"
 
@@ -33,14 +33,17 @@ def main() -> None:
     fast = fast_dtype(torch.device("cpu"))
     machine = environment(Run(dtype=fast))
     print(", ".join(f"{key} {machine[key]}" for key in ("torch", "processor", "threads", "number format")))
-    print(f"{'images/s, medians':<34}{'ours':>10}{'textbook':>10}{'ratio':>7}{'lowest…highest':>18}")
+    print(f"{'medians':<34}{'ours':>10}{'textbook':>10}{'ratio':>7}{'lowest…highest':>18}")
     for name in names:
         benchmark = importlib.import_module(f"benchmarks.{name}")
         in_float32 = benchmark.run(torch.float32)
         in_fast = in_float32 if fast == torch.float32 else benchmark.run(fast)
         for label, row in ((name, in_fast), (f"{name}_float32", in_float32)):
             spread = f"{row.lowest:.1f}…{row.highest:.1f}"
-            print(f"{label:<34}{row.ours:>10.0f}{row.textbook:>10.0f}{row.ratio:>7.1f}{spread:>18}", flush=True)
+            print(
+                f"{label:<34}{row.ours:>10.4g}{row.textbook:>10.4g}{row.ratio:>7.1f}{spread:>18}  {row.unit}",
+                flush=True,
+            )
             _keep(label, row, machine)
 
 

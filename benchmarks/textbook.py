@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -24,6 +24,12 @@ def noise(count: int, seed: int = 0) -> Tensor:
     """Images to work on, uint8 (count, 3, 32, 32)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+
+
+def head(features: int, classes: int) -> nn.Sequential:
+    """The paper's head without its dropout."""
+    layers = [nn.Linear(features, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, classes)]
+    return nn.Sequential(*layers)
 
 
 class PerSample(Dataset[Any]):

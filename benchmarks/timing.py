@@ -26,10 +26,12 @@ def paired(
     images: int,
     rounds: int,
     textbook_images: int | None = None,
+    unit: str = "images/s",
 ) -> Row:
     """Time both once per round, after one untimed call of each.
 
-    A call works on ``images`` images, the textbook's on ``textbook_images`` if that is another number.
+    A call works on ``images`` images (or whatever ``unit`` counts), the textbook's on ``textbook_images`` if that is
+    another number.
 
     The ratio is taken within a round, so that a machine that slows down for a while slows both.
     """
@@ -41,7 +43,7 @@ def paired(
     return Row(
         ours=round(images / statistics.median(our_time for our_time, _ in times), 1),
         textbook=round(theirs / statistics.median(textbook_time for _, textbook_time in times), 1),
-        unit="images/s",
+        unit=unit,
         ratio=round(statistics.median(ratios), 2),
         lowest=round(min(ratios), 2),
         highest=round(max(ratios), 2),

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 SIDE, CLASSES = 16, 10
 TRIGGER = Patch(size=4, margin=0, color="yellow")
-METHOD = NeuralCleanse(steps=120, minibatches=1, batch=64, early_stop=15)
+METHOD = NeuralCleanse(steps=120, minibatches=1, batch=32, early_stop=15)
 
 
 def halved(images: ImageSet) -> ImageSet:
@@ -36,9 +36,9 @@ def data() -> tuple[ImageSet, ImageSet]:
 
 def network() -> nn.Module:
     return nn.Sequential(
-        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, CLASSES)),
+        *(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(12, 24, 3, padding=1), nn.ReLU()),
+        *(nn.MaxPool2d(2), nn.Conv2d(24, 48, 3, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(768, 64), nn.ReLU(), nn.Linear(64, CLASSES)),
     )
 
 
