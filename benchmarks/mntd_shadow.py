@@ -51,4 +51,4 @@ def run(dtype: torch.dtype) -> Row:
                 loss.backward()
                 optimizer.step()
 
-    return paired(lambda: method.fleets(owner, surroundings), textbook, images=2, rounds=5, unit="shadows/s")
+    return paired(lambda: method.fleets(owner, train, surroundings), textbook, images=2, rounds=5, unit="shadows/s")

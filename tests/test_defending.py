@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,18 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from sapper import datasets
+from sapper.downstream import Classifier
 from sapper.errors import SapperError
+from sapper.images import to_float
 from sapper.lab import defending, stages
-from sapper.lab.results import Results, read_results, write_results
+from sapper.lab.judging import certifier_records, detector_records
+from sapper.lab.results import Judged, Results, read_results, write_results
 from sapper.lab.scenario import Scenario
-from sapper.lab.store import Store
-from sapper.report import defenses, render
+from sapper.lab.stages import TaskData
+from sapper.lab.store import Stage, Store
+from sapper.report import defenses, render, write_report
 from sapper.run import Run
-from tests.micro import PLAIN, experiment, numbers, perform, write_data
+from tests.micro import ATTACKED, PLAIN, experiment, numbers, perform, write_data
 
 DEFENSES = """
 [[defense]]
@@ -25,7 +30,7 @@ method = "neural_cleanse"
 steps = 12
 minibatches = 1
 batch = 16
-success = 0.3
+success = 0.05
 subjects = 2
 train_images = 40
 tasks = ["balls"]
@@ -90,16 +95,21 @@ def test_a_detector_judges_as_many_classifiers_of_each_encoder(defended: tuple[R
     assert found == expected + [("boxes", encoder, number) for encoder in sides for number in range(3)]
     for defense, metric, n in (("neural_cleanse", "anomaly_index", 2), ("mntd_classifier", "score", 3)):
         ours = [verdict for verdict in results.verdicts if verdict.defense == defense]
-        clean, backdoored = ([verdict.score for verdict in ours if verdict.encoder == encoder] for encoder in sides)
+        clean, backdoored = (
+            [verdict.score for verdict in ours if verdict.encoder == encoder and verdict.score is not None]
+            for encoder in sides
+        )
         for encoder, scores in zip(sides, (clean, backdoored)):
-            (mean,) = records(results, metric, condition={"encoder": encoder})
-            assert mean.value == pytest.approx(sum(scores) / n)
-            assert (mean.defense, mean.attack, mean.n) == (defense, "badencoder", n)
+            middle = records(results, metric, condition={"encoder": encoder})
+            assert [record.value for record in middle] == ([pytest.approx(np.median(scores))] if scores else [])
+            assert all((record.defense, record.attack) == (defense, "badencoder") for record in middle)
         right = [verdict.flagged is (verdict.encoder == "backdoored") for verdict in ours]
         (accuracy,) = records(results, "detection_accuracy", defense=defense)
         assert (accuracy.value, accuracy.n) == (sum(right) / (2 * n), 2 * n)
         wins = [(b > c) + 0.5 * (b == c) for b in backdoored for c in clean]
-        assert records(results, "AUC", defense=defense)[0].value == pytest.approx(sum(wins) / n**2)
+        areas = [record.value for record in records(results, "AUC", defense=defense)]
+        assert areas == ([pytest.approx(sum(wins) / len(wins))] if wins else [])
+    assert records(results, "AUC", defense="mntd_classifier"), "else this says little"
 
 
 def test_meta_classifiers_are_told_one_by_one(defended: tuple[Results, Path]) -> None:
@@ -139,32 +149,112 @@ def test_a_certified_defense_is_measured_on_both_encoders_and_for_every_patch(
                 assert accuracy.n == n
                 assert records(results, "defended_ASR", target=target, **place)[0].n == n
                 assert records(results, "defended_ASR_strict", target=target, **place)[0].n < n
-                certified = [
-                    records(results, "certified_accuracy", **place | {"condition": {"encoder": encoder, "patch": p}})
-                    for p in patches
-                ]
-                small, large = (record.value for (record,) in certified)
-                assert small >= large
+                for patch in patches:
+                    condition = {"encoder": encoder, "patch": patch}
+                    assert len(records(results, "certified_accuracy", **place | {"condition": condition})) == 1
 
 
 def test_the_first_classifier_is_the_one_that_the_scenario_measures(data: Path, tmp_path: Path) -> None:
-    seen: list[tuple[defending.Victim, Any]] = []
-    certify = defending.certify
+    seen: list[tuple[Path, TaskData, Classifier]] = []
+    built: dict[tuple[str, str], Path] = {}
+    certify, downstream = defending.certify, stages.downstream
 
     def watch(store: Store, plan: Any, section: Any, victim: defending.Victim, *rest: Any) -> Any:
-        seen.append((victim, victim.classifier(0)))
+        seen.append((victim.encoder, victim.task, victim.classifier(0)))
         return certify(store, plan, section, victim, *rest)
+
+    def note(store: Store, encoder: Path, task: TaskData, *rest: Any) -> Any:
+        stage = downstream(store, encoder, task, *rest)
+        built[str(encoder), task.name] = stage.folder
+        return stage
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sapper.lab.runner.certify", watch)
-        results = perform(scenario(data), tmp_path)
-    for victim, classifier in seen:
-        images = victim.task.test
+        patch.setattr(stages, "downstream", note)
+        perform(scenario(data), tmp_path)
+    assert len(seen) == 8
+    assert len({str(encoder) for encoder, _, _ in seen}) == 2
+    for encoder, task, classifier in seen:
         with torch.no_grad():
-            predicted = classifier(images.images.float() / 255).argmax(1)
-        accuracy = float((predicted == images.targets()).double().mean())
-        measured = [records(results, metric, task=victim.task.name, head="mlp") for metric in ("CA", "BA")]
-        assert accuracy in [record.value for found in measured for record in found]
+            ours = classifier(to_float(task.test.images)).argmax(1)
+        measured = stages.load_tensors(built[str(encoder), task.name] / "predictions.safetensors")
+        assert torch.equal(ours, measured["mlp/clean"])
+
+
+# What is counted, on verdicts and answers made by hand
+
+PLACE = {"seed": 0, "task": "t", "attack": "a", "head": "mlp", "defense": "d", "condition": {}}
+
+
+def left_by(folder: Path, tensors: dict[str, torch.Tensor]) -> Stage:
+    folder.mkdir()
+    stages.save_tensors(folder / "defended.safetensors", tensors)
+    return Stage(folder, 1.0, cached=False)
+
+
+def aim(name: str, label: int) -> Any:
+    return SimpleNamespace(name=name, label=label)
+
+
+def test_answers_are_counted_for_every_encoder_target_and_patch(tmp_path: Path) -> None:
+    labels = torch.tensor([0, 1, 2, 1])
+    left = {
+        encoder: left_by(
+            tmp_path / encoder,
+            {
+                "clean": torch.tensor(clean),
+                "triggered/x": torch.tensor([2, 2, 2, 0]),
+                "triggered/y": torch.tensor([0, 0, 0, 1]),
+                "certified/10": torch.tensor([False, True, False, False]),
+                "certified/2": torch.tensor([True, True, False, True]),
+            },
+        )
+        for encoder, clean in (("clean", [0, 1, 2, 0]), ("backdoored", [2, 2, 2, 2]))
+    }
+    found = list(certifier_records(PLACE, labels, (aim("x", 2), aim("y", 0)), left))
+    told = [(r.metric, r.target, r.condition, r.value, r.n) for r in found if r.condition["encoder"] == "clean"]
+    clean = {"encoder": "clean"}
+    assert told == [
+        ("defended_accuracy", None, clean, 0.75, 4),
+        ("defended_ASR", "x", clean, 0.75, 4),
+        ("defended_ASR_strict", "x", clean, pytest.approx(2 / 3), 3),
+        ("defended_ASR", "y", clean, 0.75, 4),
+        ("defended_ASR_strict", "y", clean, pytest.approx(2 / 3), 3),
+        ("certified_accuracy", None, clean | {"patch": 2}, 0.75, 4),
+        ("certified_accuracy", None, clean | {"patch": 10}, 0.25, 4),
+    ]
+    (accuracy,) = [r.value for r in found if r.metric == "defended_accuracy" and r.condition["encoder"] == "backdoored"]
+    assert accuracy == 0.25
+
+
+def judged(encoder: str, score: float | None, suspect: int) -> Judged:
+    flagged = None if score is None else score > 2
+    return Judged(
+        **{"seed": 0, "defense": "d", "task": "t", "encoder": encoder, "classifier": 0, "seconds": 1.0},
+        **{"score": score, "threshold": 2.0, "flagged": flagged, "evidence": {"suspect": suspect}},
+    )
+
+
+def test_an_undecided_verdict_is_never_right_and_has_no_part_in_scores() -> None:
+    verdicts = [judged("clean", 1.0, 0), judged("clean", 3.0, 1), judged("clean", None, 1)]
+    verdicts += [judged("backdoored", 2.5, 1), judged("backdoored", None, 2), judged("backdoored", 9.0, 0)]
+    stage = Stage(Path("detect-1"), 1.0, cached=False)
+    found = detector_records(PLACE, "index", verdicts, (aim("x", 1),), {"clean": stage, "backdoored": stage})
+    told = {(r.metric, r.condition.get("encoder")): (r.value, r.n) for r in found}
+    third = pytest.approx(1 / 3)
+    assert told == {
+        ("index", "clean"): (2.0, 2),
+        ("flagged", "clean"): (third, 3),
+        ("target_named", "clean"): (pytest.approx(2 / 3), 3),
+        ("index", "backdoored"): (5.75, 2),
+        ("flagged", "backdoored"): (pytest.approx(2 / 3), 3),
+        ("target_named", "backdoored"): (third, 3),
+        ("detection_accuracy", None): (0.5, 6),
+        ("AUC", None): (0.75, 4),
+    }
+    none_decided = [judged("clean", None, 0), judged("backdoored", None, 0)]
+    found = detector_records(PLACE, "index", none_decided, (), {"clean": stage, "backdoored": stage})
+    assert {r.metric for r in found} == {"flagged", "target_named", "detection_accuracy"}
 
 
 def test_a_second_run_takes_everything_from_the_store(defended: tuple[Results, Path], data: Path) -> None:
@@ -228,6 +318,44 @@ def test_more_images_than_there_are_are_refused_before_any_training(data: Path, 
             perform(scenario(data, f"{key}=1000"), tmp_path / "out")
         assert key.replace(".0", "[0]").replace(".3", "[3]") in str(caught.value)
         assert not (tmp_path / "out").exists()
+
+
+def test_a_defender_has_no_more_images_than_the_victim(data: Path, tmp_path: Path) -> None:
+    changes = {
+        "defense.0.train_images=40": "task.0.train_images=30",
+        "defense.1.share=0.1": "task.1.train_images=20",
+        "defense.3.test_images=20": "task.test_images=15",
+    }
+    for defense, task in changes.items():
+        with pytest.raises(SapperError, match=r"the task has|for 3 classes") as caught:
+            perform(scenario(data, defense, task), tmp_path / "out")
+        assert f"defense[{defense[8]}]" in str(caught.value.where)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("head", ["linear", "knn"])
+def test_heads_that_are_all_the_same_are_judged_once(data: Path, tmp_path: Path, head: str) -> None:
+    primary = ("head.0.primary=false", f"head.1.method={head}", "head.1.primary=true")
+    text = ATTACKED.replace("iterations = 20\n", "")
+    with pytest.raises(SapperError, match="are the same") as caught:
+        experiment(data, *SHORT, *primary, extra=DEFENSES, text=text)
+    assert "defense[0].subjects" in str(caught.value.where)
+    once = ("defense.0.subjects=1", "defense.1.subjects=1")
+    results = perform(experiment(data, *SHORT, *primary, *once, extra=DEFENSES, text=text), tmp_path)
+    assert {record.head for record in results.records if record.defense is not None} == {head}
+
+
+def test_every_variant_and_seed_has_its_own_section_and_numbers(data: Path, tmp_path: Path) -> None:
+    variants = '\n[[variant]]\n"defense.2.views" = 1\n"attack.epochs" = 2\n\n[[variant]]\n"defense.2.views" = 1\n'
+    plain = DEFENSES[: DEFENSES.index('[[defense]]\nmethod = "patchcleanser"')] + variants
+    results = perform(experiment(data, *SHORT, "seeds=[0, 1]", "defense.0.tasks=['boxes']", extra=plain), tmp_path)
+    write_report(results, tmp_path / "report.html")
+    titles = [found.title for found in defenses.detections(results)]
+    assert len(titles) == len(set(titles)) == 4
+    for found in defenses.detections(results):
+        assert "4 classifiers on the clean" in found.sentence or "6 classifiers on the clean" in found.sentence
+    assert len(defenses.certifications(results)) == 4
+    assert len(defenses.sentences(results)) == 4 + 2 * 4
 
 
 def test_too_small_a_share_is_refused_before_any_training(data: Path, tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ HEADS = {
 
 
 class Head(Protocol):
-    """Parameters of a downstream head."""
+    """Parameters of a downstream head. ``seeded``: whether another seed gives another head."""
+
+    seeded: ClassVar[bool]
 
     def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
         """Train on ``features`` float (N, D) and ``labels`` int64 (N,); the result is in ``eval`` mode."""
@@ -65,7 +67,10 @@ class Classifier(nn.Module):
         self.encoder, self.head = encoder, head
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(F.normalize(self.encoder(images), dim=1))
+        features = F.normalize(self.encoder(images).float(), dim=1)
+        with torch.autocast(features.device.type, enabled=False):  # heads are trained in float32
+            logits: Tensor = self.head(features)
+        return logits
 
 
 class Standardize(nn.Module):
@@ -106,6 +111,7 @@ class MLP:
     schedule: Literal["constant", "cosine"] = "constant"
 
     version: ClassVar[int] = 3
+    seeded: ClassVar[bool] = True
     source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
 
@@ -150,6 +156,7 @@ class Linear:
     iterations: PositiveInt = 300
 
     version: ClassVar[int] = 2
+    seeded: ClassVar[bool] = False
     source: ClassVar[str] = "the usual linear evaluation of self-supervised encoders"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -179,14 +186,15 @@ class Linear:
 class KNN:
     """The weighted k-nearest-neighbor classifier that SimCLR's monitor uses; nothing is trained.
 
-    The ``neighbors`` most similar rows vote with weight exp(similarity / ``temperature``). Defaults from the
-    authors' ``pretraining_encoder.py``: 200 and 0.5.
+    The ``neighbors`` most similar rows vote with weight exp(similarity / ``temperature``); logits are the logarithms of
+    the shares of votes, at least 1e-6. Defaults from the authors' ``pretraining_encoder.py``: 200 and 0.5.
     """
 
     neighbors: PositiveInt = 200
     temperature: PositiveFloat = 0.5
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    seeded: ClassVar[bool] = False
     source: ClassVar[str] = "Wu et al., CVPR 2018; BadEncoder's monitor"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -209,4 +217,5 @@ class _Neighbors(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         similarity, rows = (features @ self.bank.T).topk(self.neighbors, dim=1)
         votes = torch.zeros(len(features), self.classes, device=features.device)
-        return votes.scatter_add_(1, self.labels[rows], (similarity / self.temperature).exp())
+        votes.scatter_add_(1, self.labels[rows], (similarity / self.temperature).exp())
+        return (votes / votes.sum(1, keepdim=True)).clamp_min(1e-6).log()

@@ -11,15 +11,15 @@ from torch import Tensor
 class Verdict:
     """A detector's answer about one model.
 
-    ``score``      the higher, the more it speaks for a backdoor.
-    ``threshold``  from which score on the model is flagged; none where the method has none of its own.
+    ``score``      the higher, the more it speaks for a backdoor; none where there is none to give.
+    ``threshold``  above which score the model is flagged; none where the method has none of its own.
     ``flagged``    yes, no, or none: undecided.
     ``evidence``   what the score was computed from: numbers and lists that JSON can hold, and tensors (a recovered
                    trigger), for reports and for people.
     ``seconds``    what it took.
     """
 
-    score: float
+    score: float | None
     threshold: float | None
     flagged: bool | None
     evidence: dict[str, Any] = field(default_factory=dict)

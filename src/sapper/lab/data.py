@@ -8,7 +8,7 @@ from sapper import datasets
 from sapper.errors import SapperError, closest, located
 from sapper.images import ImageSet
 from sapper.lab.scenario import Scenario, TargetPlan
-from sapper.lab.sections import AttackSection, CertifySection, DetectSection, TaskSection
+from sapper.lab.sections import AttackSection, CertifySection, TaskSection
 from sapper.run import Run
 
 Place = tuple[str, str, int]
@@ -91,7 +91,7 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
                     )
                 for plan in scenario.targets_of(task):
                     _check_references(plan, train, scenario.file)
-                _check_defenders(scenario, task, train)
+                _check_defenders(scenario, task, train, judged, seeded)
     return data
 
 
@@ -124,12 +124,12 @@ def uses(scenario: Scenario) -> Iterator[Use]:
         yield Use(judged, f"judging {task.name}", task.test_images, f"task[{i}].dataset", f"task[{i}].test_images")
         for j, plan in enumerate(scenario.defenses):
             if plan.on(task.name) and scenario.targets_of(task):
-                purpose, key, section = f"{plan.name} on {task.name}", f"task[{i}].dataset", plan.section
+                purpose, own, section = f"{plan.name} on {task.name}", f"task[{i}].dataset", plan.section
                 count = section.train_images or task.train_images
-                yield Use(train, f"{purpose}, at hand", count, key, f"defense[{j}].train_images")
+                yield Use(train, f"{purpose}, at hand", count, own, f"defense[{j}].train_images")
                 if isinstance(section, CertifySection):
                     count = section.test_images or task.test_images
-                    yield Use(judged, f"{purpose}, judged", count, key, f"defense[{j}].test_images")
+                    yield Use(judged, f"{purpose}, judged", count, own, f"defense[{j}].test_images")
     if scenario.attack is not None:
         key = f"attack.{'shadow' if scenario.attack.shadow_split is None else 'shadow_split'}"
         place, count = _of_shadow(scenario, scenario.attack), scenario.attack.shadow_images
@@ -163,14 +163,33 @@ def _of_task(scenario: Scenario, task: TaskSection) -> tuple[Place, Place]:
     return train, train if scenario.judge_on == "validation" else (task.dataset, "test", scenario.encoder.input_size)
 
 
-def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet) -> None:
-    """Raises ``SapperError`` unless every detector that is tried on the task can work with its defender's images."""
-    if not scenario.targets_of(task):
-        return
+def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, judged: ImageSet, run: Run) -> None:
+    """Raises ``SapperError`` unless every defense that is tried on the task has the images that it asks for."""
+    victims = part(train, task.train_images, run, f"train images {task.name}")
+    test = part(judged, task.test_images, run, f"test images {task.name}")
     for i, plan in enumerate(scenario.defenses):
-        if plan.on(task.name) and isinstance(plan.section, DetectSection):
-            with located(f"{scenario.file}: defense[{i}]"):
-                plan.method.parameters.check(plan.section.train_images or len(train), len(train.classes))
+        if not plan.on(task.name) or not scenario.targets_of(task):
+            continue
+        section, where = plan.section, f"{scenario.file}: defense[{i}]"
+        _check_enough(section.train_images, victims, f"{where}.train_images")
+        if isinstance(section, CertifySection):
+            _check_enough(section.test_images, test, f"{where}.test_images")
+            with located(f"{where}.test_images"):
+                datasets.check_task(victims, part(test, section.test_images, run, defended_part(task.name, plan.name)))
+        else:
+            with located(where):
+                plan.method.parameters.check(section.train_images or len(victims), len(train.classes))
+
+
+def _check_enough(count: int | None, images: ImageSet, where: str) -> None:
+    if count is not None and count > len(images):
+        what = f"{count} images are wanted, but the task has {len(images)}"
+        raise SapperError(what, where=where, remedy="ask for fewer, or for all")
+
+
+def defended_part(task: str, defense: str) -> str:
+    """What the part of a task's test images is called that a certified defense is judged on."""
+    return f"test images {task}, {defense}"
 
 
 def _check_references(plan: TargetPlan, train: ImageSet, file: str) -> None:

@@ -37,26 +37,40 @@ def judgments(place: Place, classes: tuple[str, ...], left: dict[str, Stage]) ->
     ]
 
 
-def detector_records(place: Place, metric: str, judged: list[Judged], left: dict[str, Stage]) -> Iterator[Record]:
-    """Score and flags on either encoder, then how well the two are told apart; ``metric`` is the score's name."""
+def detector_records(
+    place: Place, metric: str, judged: list[Judged], targets: tuple[Target, ...], left: dict[str, Stage]
+) -> Iterator[Record]:
+    """Median score and flags on either encoder, then how well the two are told apart; ``metric`` is the score's name.
+
+    A verdict without a score is neither in the median nor in the AUC, and never right. ``target_named``: how often the
+    suspect, where a detector names one, is the class of one of the ``targets``, whether flagged or not.
+    """
+    scores = {}
     for encoder, stage in left.items():
         ours = [verdict for verdict in judged if verdict.encoder == encoder]
         there = _under(place, encoder=encoder) | {"stage": "detect", "seconds": stage.seconds}
-        score = sum(verdict.score for verdict in ours) / len(ours)
-        yield Record(**there, metric=metric, value=score, n=len(ours), unit="")
+        scores[encoder] = torch.tensor([verdict.score for verdict in ours if verdict.score is not None])
+        if len(scores[encoder]):
+            middle = float(scores[encoder].quantile(0.5))
+            yield Record(**there, metric=metric, value=middle, n=len(scores[encoder]), unit="")
         yield _rate(there, "flagged", torch.tensor([verdict.flagged is True for verdict in ours]))
-    backdoored = torch.tensor([verdict.encoder == "backdoored" for verdict in judged])
+        if all("suspect" in verdict.evidence for verdict in ours):
+            wanted = {target.label for target in targets}
+            named = [verdict.evidence["suspect"] in wanted for verdict in ours]
+            yield _rate(there, "target_named", torch.tensor(named))
     right = torch.tensor([verdict.flagged is (verdict.encoder == "backdoored") for verdict in judged])
-    scores = torch.tensor([verdict.score for verdict in judged])
     overall = place | {"stage": "detect", "seconds": sum(stage.seconds for stage in left.values())}
     yield _rate(overall, "detection_accuracy", right)
-    yield Record(**overall, metric="AUC", value=auc(scores[backdoored], scores[~backdoored]), n=len(judged))
+    if all(map(len, scores.values())):
+        area, n = auc(scores["backdoored"], scores["clean"]), sum(map(len, scores.values()))
+        yield Record(**overall, metric="AUC", value=area, n=n)
     if all("scores" in verdict.evidence for verdict in judged):
-        yield from _scorer_records(overall, judged, backdoored)
+        yield from _scorer_records(overall, judged)
 
 
-def _scorer_records(place: Place, judged: list[Judged], backdoored: Tensor) -> Iterator[Record]:
+def _scorer_records(place: Place, judged: list[Judged]) -> Iterator[Record]:
     """Mean and deviation over the several scorers (MNTD's meta-classifiers) whose mean a verdict's score is."""
+    backdoored = torch.tensor([verdict.encoder == "backdoored" for verdict in judged])
     scores = torch.tensor([verdict.evidence["scores"] for verdict in judged]).double()  # (classifiers, scorers)
     own = torch.tensor([[verdict.threshold or 0.0] for verdict in judged])
     at_own, at_median = (
@@ -86,10 +100,8 @@ def certifier_records(
             aimed = there | {"target": target.name}
             yield _rate(aimed, "defended_ASR", hit)
             yield _rate(aimed, "defended_ASR_strict", hit[labels != target.label])
-        for name, certified in answers.items():
-            if name.startswith("certified/"):
-                patch = int(name.removeprefix("certified/"))
-                yield _rate(_under(there, patch=patch), "certified_accuracy", certified)
+        for patch in sorted(int(name.partition("/")[2]) for name in answers if name.startswith("certified/")):
+            yield _rate(_under(there, patch=patch), "certified_accuracy", answers[f"certified/{patch}"])
 
 
 def _under(place: Place, **condition: Any) -> Place:

@@ -17,7 +17,8 @@ SCHEMA = 1
 class Record:
     """One measured number. Rates are fractions; what does not apply is null.
 
-    ``low``, ``high``: 95 % interval of ``value`` for this seed. ``n``: test images behind it.
+    ``low``, ``high``: 95 % interval of ``value`` for this seed. ``n``: test images behind it, or
+    judged classifiers, or single scorers.
     ``seconds``: time of the stage that measured it. ``condition``: what else was set, such as a patch size.
     """
 
@@ -97,7 +98,7 @@ class Judged:
     task: str
     encoder: str
     classifier: int
-    score: float
+    score: float | None
     threshold: float | None
     flagged: bool | None
     seconds: float

@@ -17,7 +17,7 @@ from sapper.attacks.target import Target
 from sapper.encoders import Encoder, load
 from sapper.errors import located
 from sapper.lab import stages
-from sapper.lab.data import Data, load_data, part, target_label, uses
+from sapper.lab.data import Data, defended_part, load_data, part, target_label, uses
 from sapper.lab.defending import Victim, certify, detect
 from sapper.lab.environment import environment
 from sapper.lab.findings import Findings, describe_images, unique
@@ -211,7 +211,7 @@ def _defend(
         place = common | {"task": task.name, "head": scenario.primary_head, "defense": plan.name}
         titles = {encoder: f"{plan.name} on the {encoder} encoder, {task.name}" for encoder in victims}
         if isinstance(section, CertifySection):
-            images = part(task.test, section.test_images, run, f"test images {task.name}, {plan.name}")
+            images = part(task.test, section.test_images, run, defended_part(task.name, plan.name))
             left = {
                 encoder: done(titles[encoder], certify(lab.store, plan, section, victim, images, targets, run))
                 for encoder, victim in victims.items()
@@ -224,7 +224,7 @@ def _defend(
             }
             judged = judgments(place, task.train.classes, left)
             found.verdicts += judged
-            found.records += detector_records(place, plan.method.parameters.metric, judged, left)
+            found.records += detector_records(place, plan.method.parameters.metric, judged, targets, left)
 
 
 def _prepare(

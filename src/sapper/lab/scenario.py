@@ -170,6 +170,11 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         _defense(raw, f"defense[{i}]", file, attacked, encoder.input_size) for i, raw in enumerate(root.defense)
     )
     check_unique([plan.name for plan in plans], f"{file}: defense", "defense")
+    kind = next(head for head in heads if head.name == primary)
+    for i, plan in enumerate(plans):
+        if isinstance(plan.section, DetectSection) and plan.section.subjects > 1 and not kind.parameters.seeded:
+            what, remedy = f"{kind.name} heads of every seed are the same", "judge one, or make an mlp head primary"
+            raise SapperError(what, where=f"{file}: defense[{i}].subjects", remedy=remedy)
     scenario = Scenario(
         name=root.name,
         seeds=tuple(root.seeds),

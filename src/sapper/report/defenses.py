@@ -89,7 +89,7 @@ def _scorers(items: list[Measurement]) -> Table | None:
 
 
 def _scores(group: Iterable[Judged], encoder: str) -> list[float]:
-    return [verdict.score for verdict in group if verdict.encoder == encoder]
+    return [verdict.score for verdict in group if verdict.encoder == encoder and verdict.score is not None]
 
 
 def _strip(verdict: Judged) -> Strip:
@@ -119,12 +119,18 @@ def _detected(results: Results, group: list[Judged]) -> str:
 
 
 def _about(results: Results, verdict: Judged) -> list[Measurement]:
-    wanted = {"task": verdict.task} | verdict.condition
+    """What was measured of that detector on that task, under the same condition."""
     return [
         item
         for item in tables.measurements(results)
-        if item.defense == verdict.defense and wanted.items() <= item.place.items()
+        if (item.defense, item.place.get("task")) == (verdict.defense, verdict.task)
+        and _condition(item) == verdict.condition
     ]
+
+
+def _condition(item: Measurement) -> dict[str, Any]:
+    """The scenario's own part of a condition: which variant it is."""
+    return {key: value for key, value in item.place.items() if key not in PLACES}
 
 
 def _find(items: Iterable[Measurement], metric: str, **place: Any) -> Estimate | None:
@@ -134,33 +140,32 @@ def _find(items: Iterable[Measurement], metric: str, **place: Any) -> Estimate |
 
 def certifications(results: Results) -> list[Certification]:
     """Every certified defense on every task, in the order of the records."""
-    groups: dict[tuple[str, str, str], list[Measurement]] = {}
-    for item in tables.measurements(results):
-        if item.defense is not None and is_certified(item):
-            varied = {key: value for key, value in item.place.items() if key not in PLACES}
-            groups.setdefault((item.defense, item.place.get("task", ""), text.condition(varied)), []).append(item)
     return [
-        _certification(group, ", ".join(filter(None, [f"{defense} on {task}", condition])), f"certified{index}")
-        for index, ((defense, task, condition), group) in enumerate(groups.items())
+        _certification(group, title, f"certified{index}")
+        for index, (title, group) in enumerate(_certified_groups(results).items())
     ]
 
 
-PLACES = ("task", "target", "attack", "head", "encoder", "patch")
+def _certified_groups(results: Results) -> dict[str, list[Measurement]]:
+    """What certified defenses measured, by a title that names defense, task and variant."""
+    groups: dict[str, list[Measurement]] = {}
+    for item in filter(is_certified, tables.measurements(results)):
+        title = f"{item.defense} on {item.place.get('task')}"
+        groups.setdefault(", ".join(filter(None, [title, text.condition(_condition(item))])), []).append(item)
+    return groups
+
+
+PLACES = ("task", "target", "attack", "head", "encoder", "patch", "threshold")
 
 
 def is_certified(item: Measurement) -> bool:
     """Whether a certified defense measured it."""
-    return item.metric.startswith(("defended_", "certified_"))
+    return item.defense is not None and item.metric.startswith(("defended_", "certified_"))
 
 
 def _certification(group: list[Measurement], title: str, name: str) -> Certification:
     lines = {
-        encoder: {
-            item.place["patch"]: item.estimate
-            for item in group
-            if item.metric == "certified_accuracy" and item.place.get("encoder") == encoder
-        }
-        for encoder in ENCODERS
+        encoder: {item.place["patch"]: item.estimate for item in _certified(group, encoder)} for encoder in ENCODERS
     }
     rows = []
     for encoder in ENCODERS:
@@ -176,26 +181,32 @@ def _certification(group: list[Measurement], title: str, name: str) -> Certifica
     return Certification(
         title,
         figures.certified(lines, ENCODERS, name),
-        tables.table(rows, f"Under the defense, in %; in brackets the 95 % interval, {note}."),
+        tables.table(rows, f"Under the defense for its own patch size, in %; in brackets the 95 % interval, {note}."),
     )
 
 
+def _certified(group: list[Measurement], encoder: str) -> list[Measurement]:
+    """Certified accuracies on one encoder, by the patch's size."""
+    found = [item for item in group if item.metric == "certified_accuracy" and item.place.get("encoder") == encoder]
+    return sorted(found, key=lambda item: int(item.place["patch"]))
+
+
 def sentences(results: Results) -> list[str]:
-    """A line for each defense and task, for the terminal."""
+    """A line for each detector on each task, and two for each certified defense, for the terminal."""
     told = [f"{found.title}: {found.sentence}" for found in detections(results)]
-    groups: dict[tuple[str | None, Any, Any], list[Measurement]] = {}
-    for item in filter(is_certified, tables.measurements(results)):
-        groups.setdefault((item.defense, item.place.get("task"), item.place.get("encoder")), []).append(item)
-    for (defense, task, encoder), group in groups.items():
-        accuracy, asr = _find(group, "defended_accuracy"), _find(group, "defended_ASR_strict")
-        certified = [
-            f"{item.estimate.number} % for {item.place['patch']}×{item.place['patch']}"
-            for item in group
-            if item.metric == "certified_accuracy"
-        ]
-        if accuracy and asr:
-            told.append(
-                f"{defense} on {task}, {encoder} encoder: accuracy {accuracy.number} %, ASR strict {asr.number} %; "
-                f"certified {', '.join(certified)}."
-            )
+    for title, group in _certified_groups(results).items():
+        for encoder in ENCODERS:
+            accuracy = _find(group, "defended_accuracy", encoder=encoder)
+            rates = [
+                f"ASR strict {item.estimate.number} % ({item.place['target']})"
+                for item in group
+                if item.metric == "defended_ASR_strict" and item.place.get("encoder") == encoder
+            ]
+            sizes = [
+                f"{item.estimate.number} % for {item.place['patch']}×{item.place['patch']}"
+                for item in _certified(group, encoder)
+            ]
+            if accuracy is not None:
+                words = ", ".join([f"accuracy {accuracy.number} %", *rates])
+                told.append(f"{title}, {encoder} encoder: {words}; certified {', '.join(sizes)}.")
     return told

@@ -6,7 +6,8 @@ random backdoors of jumbo learning (``jumbo``), and meta-classifiers with tuned 
 
 Shadows are heads on the very encoder that is in doubt (``shadows_of = "heads"``): its owner has it, keeps it frozen,
 and builds heads anyway. Clean features are computed once; a shadow's added images go through the encoder with its
-trigger. Or they are whole networks of MNTD's own architecture, trained from scratch (``"cnn"``).
+trigger. They are the paper's MLP, standardized, whatever the owner's heads are. Or shadows are whole networks of
+MNTD's own architecture, trained from scratch (``"cnn"``).
 
 A verdict's score is the mean of the meta-classifiers' scores, its threshold 0, where a meta-classifier thinks both
 equally likely; all single scores are in the evidence. The share of the training images that the defender takes is drawn
@@ -80,9 +81,10 @@ class MNTDClassifier:
         """A verdict for each; evidence: ``scores``, one of each meta-classifier, and the number of ``shadows``."""
         started = time.perf_counter()
         trunk, subjects = self._parts(classifiers, defender)
-        shadows, validation = self.fleets(defender, run.child("shadows"))
+        sample = self._sample(defender, run)
+        shadows, validation = self.fleets(defender, sample, run.child("shadows"))
         runs = [run.child(f"meta-classifier {i}") for i in range(self.meta_classifiers)]
-        metas = self._start(defender, runs)
+        metas = self._start(sample, runs)
         settings = meta.Training(
             epochs=self.epochs,
             learning_rate=self.learning_rate,
@@ -111,16 +113,15 @@ class MNTDClassifier:
             return nn.Identity(), list(classifiers)
         return lambda images: F.normalize(defender.encoder(images), dim=1), [each.head for each in classifiers]
 
-    def _start(self, defender: Defender, runs: Sequence[Run]) -> meta.MetaClassifiers:
-        """Meta-classifiers whose queries look like the defender's images in each channel's mean and deviation."""
-        pixels = to_float(defender.train.images)
+    def _start(self, sample: ImageSet, runs: Sequence[Run]) -> meta.MetaClassifiers:
+        """Meta-classifiers whose queries look like the images in each channel's mean and deviation."""
+        pixels = to_float(sample.images)
         mean, deviation = (values.view(3, 1, 1) for values in (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))))
-        whole = mean.expand(3, *defender.train.size)
-        return meta.MetaClassifiers(runs, self.queries, whole, deviation, defender.classes, self.hidden)
+        whole = mean.expand(3, *sample.size)
+        return meta.MetaClassifiers(runs, self.queries, whole, deviation, len(sample.classes), self.hidden)
 
-    def fleets(self, defender: Defender, run: Run) -> tuple[meta.Fleet, meta.Fleet | None]:
+    def fleets(self, defender: Defender, sample: ImageSet, run: Run) -> tuple[meta.Fleet, meta.Fleet | None]:
         """Shadows to learn from, and others to choose the epoch by. Each has its own seed, whatever their number."""
-        sample = self._sample(defender, run)
         silent = replace(run, progress=Silent())
         features = extract(defender.encoder, sample.images, silent) if self.shadows_of == "heads" else None
         kinds, apart = ([False], 0) if self.one_class else ([False, True], self.validation)
@@ -129,7 +130,8 @@ class MNTDClassifier:
             for kind, some in made.items():
                 for i in range(self.shadows + apart):
                     child = silent.child(f"{'backdoored' if kind else 'clean'} {i}")
-                    attack = jumbo.draw(sample.size, defender.classes, child.generator()) if kind else None
+                    dice = child.child("attack").generator()
+                    attack = jumbo.draw(sample.size, defender.classes, dice) if kind else None
                     some.append(self._shadow(defender, sample, features, attack, child).requires_grad_(False))
                     bar.advance()
         shadows = meta.Fleet.of({kind: some[: self.shadows] for kind, some in made.items()})

@@ -107,7 +107,7 @@ class NeuralCleanse:
             "patterns": triggers.patterns.cpu(),
         }
         return Verdict(
-            score=0.0 if index is None else index,
+            score=index,
             threshold=self.threshold,
             flagged=None if index is None else index > self.threshold,
             evidence=evidence,
