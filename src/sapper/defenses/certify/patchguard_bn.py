@@ -10,7 +10,7 @@ certifies.
 Training takes away from the true class its strongest window before the mean ("provable adversarial training"), so that
 the network learns to find evidence in many places:
 
-    minimize  CE( (Σ_i u(i) − e_y · max_w Σ_{i ∈ w} u_y(i)) / P, y )        u = max(0, scores)
+    minimize  CE( (Σ_i s(i) − e_y · max_w Σ_{i ∈ w} s_y(i)) / P, y )        s: the scores, not cut
 
 The encoder and its backdoor are not used: this is what an owner pays who gives both up.
 
@@ -58,7 +58,7 @@ class PatchGuardBN:
     learning_rate: PositiveFloat = 2e-3
     provable: bool = True
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Xiang et al., USENIX Security 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -85,11 +85,13 @@ class PatchGuardBN:
         return net.eval().requires_grad_(False)
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The training loss from scores (N, K, h, w) and int64 labels (N,)."""
-        evidence = scores.clamp_min(0)
-        total = evidence.sum((2, 3))
+        """The training loss from scores (N, K, h, w) and int64 labels (N,).
+
+        Cut to 0 here, too, scores that are all negative could never recover: some trainings ended with no evidence.
+        """
+        total = scores.sum((2, 3))
         if self.provable:
-            true = evidence[torch.arange(len(labels)), labels].unsqueeze(1)
+            true = scores[torch.arange(len(labels)), labels].unsqueeze(1)
             sides = [min(window(self.patch), side) for side in scores.shape[2:]]
             strongest = (F.avg_pool2d(true, sides, stride=1) * sides[0] * sides[1]).amax((1, 2, 3))
             total = total - F.one_hot(labels, total.shape[1]) * strongest.unsqueeze(1)
