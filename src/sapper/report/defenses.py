@@ -115,7 +115,9 @@ def _detected(results: Results, group: list[Judged]) -> str:
     undecided = sum(verdict.flagged is None for verdict in group)
     doubt = f", {undecided} undecided" if undecided else ""
     area = _find(_about(results, group[0]), "AUC")
-    return f"Flags {counts[0]} and {counts[1]}{doubt}. AUC {area.number} %." if area else f"Flags {counts[0]}."
+    told = f"Flags {counts[0]} and {counts[1]}{doubt}."
+    decided = " against ".join(str(len(_scores(group, encoder))) for encoder in ENCODERS)
+    return f"{told} AUC {area.number} % ({decided})." if area else told
 
 
 def _about(results: Results, verdict: Judged) -> list[Measurement]:
