@@ -77,7 +77,8 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
             bar.advance()
     for scenario in scenarios:
         for use in uses(scenario):
-            _check_count(use, len(data.sets[use.place]), scenario.file)
+            images, (name, split, _) = data.sets[use.place], use.place
+            _check_enough(use.count, images, f"{name} {split}", f"{scenario.file}: {use.count_key}")
         for i, task in enumerate(scenario.tasks):
             with located(f"{scenario.file}: task[{i}].dataset"):
                 datasets.check_task(*(data.sets[place] for place in _of_task(scenario, task)))
@@ -138,13 +139,6 @@ def uses(scenario: Scenario) -> Iterator[Use]:
         yield Use(place, "shadow", count, key, "attack.shadow_images")
 
 
-def _check_count(use: Use, there: int, file: str) -> None:
-    if use.count is not None and use.count > there:
-        name, split, _ = use.place
-        what, remedy = f"{use.count} images are wanted, but {name} {split} has {there}", "ask for fewer, or for all"
-        raise SapperError(what, where=f"{file}: {use.count_key}", remedy=remedy)
-
-
 def _of_pretraining(scenario: Scenario) -> Place:
     return scenario.pretraining.dataset, scenario.pretraining.split, scenario.encoder.input_size
 
@@ -171,9 +165,9 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
         if not plan.on(task.name) or not scenario.targets_of(task):
             continue
         section, where = plan.section, f"{scenario.file}: defense[{i}]"
-        _check_enough(section.train_images, victims, f"{where}.train_images")
+        _check_enough(section.train_images, victims, "the task", f"{where}.train_images")
         if isinstance(section, CertifySection):
-            _check_enough(section.test_images, test, f"{where}.test_images")
+            _check_enough(section.test_images, test, "the task", f"{where}.test_images")
             with located(f"{where}.test_images"):
                 datasets.check_task(victims, part(test, section.test_images, run, defended_part(task.name, plan.name)))
         else:
@@ -181,9 +175,9 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
                 plan.method.parameters.check(section.train_images or len(victims), len(train.classes))
 
 
-def _check_enough(count: int | None, images: ImageSet, where: str) -> None:
+def _check_enough(count: int | None, images: ImageSet, owner: str, where: str) -> None:
     if count is not None and count > len(images):
-        what = f"{count} images are wanted, but the task has {len(images)}"
+        what = f"{count} images are wanted, but {owner} has {len(images)}"
         raise SapperError(what, where=where, remedy="ask for fewer, or for all")
 
 

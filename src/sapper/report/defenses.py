@@ -58,14 +58,14 @@ def detections(results: Results) -> list[Detection]:
 
 
 def _detection(results: Results, group: list[Judged], title: str, name: str) -> Detection:
-    threshold = group[0].threshold
+    threshold, measured = group[0].threshold, _about(results, group[0])
     first = [verdict for verdict in group if verdict.seed == group[0].seed and verdict.classifier == 0]
     return Detection(
         title=title,
-        sentence=_detected(results, group),
+        sentence=_detected(group, measured),
         drawing=figures.scores({encoder: _scores(group, encoder) for encoder in ENCODERS}, ENCODERS, threshold, name),
         threshold="" if threshold is None else text.number(threshold, unit=""),
-        scorers=_scorers(_about(results, group[0])),
+        scorers=_scorers(measured),
         strips=[_strip(verdict) for verdict in first if verdict.triggers],
     )
 
@@ -106,7 +106,7 @@ def _strip(verdict: Judged) -> Strip:
     return Strip(f"{verdict.encoder} encoder", shown)
 
 
-def _detected(results: Results, group: list[Judged]) -> str:
+def _detected(group: list[Judged], measured: list[Measurement]) -> str:
     """How many classifiers are flagged on either encoder, and how well the scores tell them apart."""
     counts = []
     for encoder in ENCODERS:
@@ -114,7 +114,7 @@ def _detected(results: Results, group: list[Judged]) -> str:
         counts.append(f"{sum(flag is True for flag in flags)} of {len(flags)} classifiers on the {encoder} encoder")
     undecided = sum(verdict.flagged is None for verdict in group)
     doubt = f", {undecided} undecided" if undecided else ""
-    area = _find(_about(results, group[0]), "AUC")
+    area = _find(measured, "AUC")
     told = f"Flags {counts[0]} and {counts[1]}{doubt}."
     decided = " against ".join(str(len(_scores(group, encoder))) for encoder in ENCODERS)
     return f"{told} AUC {area.number} % ({decided})." if area else told
