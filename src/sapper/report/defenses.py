@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from sapper.lab.results import Judged, Picture, Results
 from sapper.report import figures, tables, text
+from sapper.report.figures import Key
 from sapper.report.tables import Estimate, Measurement, Table
 
 ENCODERS = {"clean": "c0", "backdoored": "alarm"}
@@ -32,7 +33,7 @@ class Detection:
     title: str
     sentence: str
     drawing: Markup
-    threshold: str
+    keys: list[Key]
     scorers: Table | None
     strips: list[Strip]
 
@@ -43,6 +44,7 @@ class Certification:
 
     title: str
     drawing: Markup
+    keys: list[Key]
     table: Table | None
 
 
@@ -64,10 +66,18 @@ def _detection(results: Results, group: list[Judged], title: str, name: str) -> 
         title=title,
         sentence=_detected(group, measured),
         drawing=figures.scores({encoder: _scores(group, encoder) for encoder in ENCODERS}, ENCODERS, threshold, name),
-        threshold="" if threshold is None else text.number(threshold, unit=""),
+        keys=_keys("dot") + ([] if threshold is None else [_flagged_above(threshold)]),
         scorers=_scorers(measured),
         strips=[_strip(verdict) for verdict in first if verdict.triggers],
     )
+
+
+def _keys(mark: str) -> list[Key]:
+    return [Key(color, mark, f"on the {encoder} encoder") for encoder, color in ENCODERS.items()]
+
+
+def _flagged_above(threshold: float) -> Key:
+    return Key("ink", "dotted", "flagged above", text.number(threshold, unit=""))
 
 
 SCORERS = {
@@ -183,6 +193,7 @@ def _certification(group: list[Measurement], title: str, name: str) -> Certifica
     return Certification(
         title,
         figures.certified(lines, ENCODERS, name),
+        _keys("line"),
         tables.table(rows, f"Under the defense for its own patch size, in %; in brackets the 95 % interval, {note}."),
     )
 

@@ -8,6 +8,7 @@ page's style sheet, so that the same drawing fits light and dark.
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -50,6 +51,16 @@ SWEPT = {
     "CA": ("c0", "dotted"),
 }
 """The metrics that a sweep shows: what the attack wants and what it must not cost, each with its clean twin."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One entry of a legend. ``color`` and ``mark`` (star, cross, dot, line, dotted) are the style sheet's names."""
+
+    color: str
+    mark: str
+    name: str
+    value: str = ""
 
 
 def class_color(label: float) -> str:

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from sapper.lab.results import Artifact, FeatureMap, Picture, Results
 from sapper.report import defenses, figures, tables, text
+from sapper.report.figures import Key
 from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
 
 T = TypeVar("T")
@@ -20,16 +21,6 @@ def _by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups
-
-
-@dataclass(frozen=True)
-class Key:
-    """One entry of a legend. ``color`` and ``mark`` (star, cross, dot, line, dotted) are the style sheet's names."""
-
-    color: str
-    mark: str
-    name: str
-    value: str = ""
 
 
 @dataclass(frozen=True)
