@@ -36,7 +36,7 @@ def run(dtype: torch.dtype) -> Row:
         return F.normalize(encoder(images), dim=1)
 
     def ours() -> None:
-        metas = meta.MetaClassifiers(runs, QUERIES, mean, deviation, CLASSES, HIDDEN)
+        metas = meta.MetaClassifiers.draw(runs, QUERIES, mean, deviation, CLASSES, HIDDEN)
         meta.train(metas, trunk, fleet, None, settings, runs)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.images import to_float
 from sapper.lab import defending, stages
-from sapper.lab.judging import certifier_records, detector_records
+from sapper.lab.judging import certifier_records, detector_records, held_out_records
 from sapper.lab.results import Judged, Results, read_results, write_results
 from sapper.lab.scenario import Scenario
 from sapper.lab.stages import TaskData
@@ -49,7 +49,7 @@ tasks = ["boxes"]
 [[defense]]
 method = "patchguard_ds"
 name = "bands"
-training = "bands"
+training = "head"
 views = 2
 patch = 3
 patches = [1, 3]
@@ -160,7 +160,7 @@ def test_the_first_classifier_is_the_one_that_the_scenario_measures(data: Path, 
     certify, downstream = defending.certify, stages.downstream
 
     def watch(store: Store, plan: Any, section: Any, victim: defending.Victim, *rest: Any) -> Any:
-        seen.append((victim.encoder, victim.task, victim.classifier(0)))
+        seen.append((victim.file, victim.task, victim.classifier(0)))
         return certify(store, plan, section, victim, *rest)
 
     def note(store: Store, encoder: Path, task: TaskData, *rest: Any) -> Any:
@@ -179,6 +179,40 @@ def test_the_first_classifier_is_the_one_that_the_scenario_measures(data: Path, 
             ours = classifier(to_float(task.test.images)).argmax(1)
         measured = stages.load_tensors(built[str(encoder), task.name] / "predictions.safetensors")
         assert torch.equal(ours, measured["mlp/clean"])
+
+
+def test_every_certified_defense_of_a_task_is_judged_on_the_same_images(data: Path, tmp_path: Path) -> None:
+    seen: dict[str, set[str]] = {}
+    certify = defending.certify
+
+    def watch(store: Store, plan: Any, section: Any, victim: Any, images: Any, *rest: Any) -> Any:
+        seen.setdefault(victim.task.name, set()).add(images.digest)
+        return certify(store, plan, section, victim, images, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sapper.lab.runner.certify", watch)
+        perform(scenario(data, "defense.2.test_images=20"), tmp_path)
+    assert {task: len(digests) for task, digests in seen.items()} == {"balls": 1, "boxes": 1}
+
+
+def test_a_defense_that_replaces_the_encoder_is_trained_once(data: Path, tmp_path: Path) -> None:
+    bag = """
+[[defense]]
+method = "patchguard_bn"
+patch = 2
+patches = [2]
+width = 4
+epochs = 1
+tasks = ["balls"]
+"""
+    results = perform(experiment(data, *SHORT, extra=bag), tmp_path)
+    assert len(list((tmp_path / "store").glob("certify-*"))) == 1
+    values = {
+        encoder: [r.value for r in results.records if r.defense is not None and r.condition["encoder"] == encoder]
+        for encoder in ("clean", "backdoored")
+    }
+    assert values["clean"] == values["backdoored"]
+    assert len(values["clean"]) == 4
 
 
 # What is counted, on verdicts and answers made by hand
@@ -238,8 +272,9 @@ def judged(encoder: str, score: float | None, suspect: int) -> Judged:
 def test_an_undecided_verdict_is_never_right_and_has_no_part_in_scores() -> None:
     verdicts = [judged("clean", 1.0, 0), judged("clean", 3.0, 1), judged("clean", None, 1)]
     verdicts += [judged("backdoored", 2.5, 1), judged("backdoored", None, 2), judged("backdoored", 9.0, 0)]
-    stage = Stage(Path("detect-1"), 1.0, cached=False)
-    found = detector_records(PLACE, "index", verdicts, (aim("x", 1),), {"clean": stage, "backdoored": stage})
+    seconds = {"clean": 1.0, "backdoored": 2.0}
+    found = list(detector_records(PLACE, "index", verdicts, (aim("x", 1),), seconds))
+    assert {r.seconds for r in found if r.metric in ("detection_accuracy", "AUC")} == {3.0}
     told = {(r.metric, r.condition.get("encoder")): (r.value, r.n) for r in found}
     third = pytest.approx(1 / 3)
     assert told == {
@@ -253,8 +288,29 @@ def test_an_undecided_verdict_is_never_right_and_has_no_part_in_scores() -> None
         ("AUC", None): (0.75, 4),
     }
     none_decided = [judged("clean", None, 0), judged("backdoored", None, 0)]
-    found = detector_records(PLACE, "index", none_decided, (), {"clean": stage, "backdoored": stage})
+    found = detector_records(PLACE, "index", none_decided, (), seconds)
     assert {r.metric for r in found} == {"flagged", "target_named", "detection_accuracy"}
+
+
+def of_seed(seed: int, encoder: str, score: float | None) -> Judged:
+    return replace(judged(encoder, score, 0), seed=seed)
+
+
+def test_a_threshold_from_other_seeds_has_not_seen_this_ones() -> None:
+    clean = {0: [1.0, 2.0], 1: [3.0, None], 2: [9.0, 0.0]}
+    verdicts = [of_seed(seed, "clean", score) for seed, scores in clean.items() for score in scores]
+    verdicts += [of_seed(seed, "backdoored", score) for seed, score in ((0, 8.0), (1, 9.5), (2, 2.5), (2, 3.5))]
+    found = {(r.seed, r.condition["encoder"]): (r.value, r.n) for r in held_out_records(PLACE, verdicts)}
+    assert found == {  # thresholds 9, 9 and 3: of fewer than 19 the largest
+        **{(0, "clean"): (0.0, 2), (0, "backdoored"): (0.0, 1)},
+        **{(1, "clean"): (0.0, 1), (1, "backdoored"): (1.0, 1)},
+        **{(2, "clean"): (0.5, 2), (2, "backdoored"): (0.5, 2)},
+    }
+    many = [of_seed(1, "clean", float(score)) for score in range(40)]
+    few = [of_seed(0, "clean", score) for score in (37.5, 38.5, 39.5)]  # the 39th of 40 is 38
+    (rate,) = [r for r in held_out_records(PLACE, many + few) if r.seed == 0]
+    assert rate.value == pytest.approx(2 / 3)
+    assert list(held_out_records(PLACE, [of_seed(0, "clean", 1.0), of_seed(0, "backdoored", 2.0)])) == []
 
 
 def test_a_second_run_takes_everything_from_the_store(defended: tuple[Results, Path], data: Path) -> None:

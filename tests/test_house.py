@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sapper import attacks, defenses, downstream, pretraining
+from sapper.lab.sections import FleetSection
 from sapper.methods import find
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -27,7 +28,7 @@ def test_a_method_says_what_it_is_and_where_it_comes_from(kind: str, name: str) 
     assert method.version >= 1
     assert method() == method(), "parameters have defaults and compare by value"
     for values in method.presets.values():
-        method(**values)
+        method(**{key: value for key, value in values.items() if key not in FleetSection.model_fields})
     with pytest.raises(AttributeError):
         method().version = 2
 

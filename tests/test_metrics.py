@@ -1,13 +1,16 @@
 """Metrics against hand counts, intervals against scipy and against simulation."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from sapper.metrics import attack_metrics, auc, difference, is_constant, share
+from sapper.metrics import attack_metrics, auc, auc_rate, difference, is_constant, share
 
 bits = st.lists(st.booleans(), min_size=1, max_size=60)
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -96,3 +99,33 @@ def test_auc_is_that_of_scikit_learn(positive: list[int], negative: list[int]) -
     truth = [1] * len(positive) + [0] * len(negative)
     expected = roc_auc_score(truth, positive + negative)
     assert auc(torch.tensor(positive), torch.tensor(negative)) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.lists(st.integers(0, 6), min_size=1, max_size=12))
+def test_the_auc_is_in_its_interval_and_mirrored(positive: list[int], negative: list[int]) -> None:
+    rate = auc_rate(torch.tensor(positive), torch.tensor(negative))
+    mirror = auc_rate(torch.tensor(negative), torch.tensor(positive))
+    assert 0 <= rate.low <= rate.value <= rate.high <= 1
+    assert rate.n == len(positive) + len(negative)
+    assert (1 - rate.high, 1 - rate.low) == (pytest.approx(mirror.low, abs=1e-9), pytest.approx(mirror.high, abs=1e-9))
+
+
+def test_the_ends_of_the_auc_interval_are_two_deviations_away() -> None:
+    """By hand for 4 positive and 3 negative scores: a distance of 1.96 deviations, each taken at the end itself."""
+    rate = auc_rate(torch.tensor([3.0, 5.0, 6.0, 7.0]), torch.tensor([1.0, 4.0, 2.0]))
+    assert rate.value == pytest.approx(11 / 12)
+    for end in (rate.low, rate.high):
+        both_above, both_below = end / (2 - end), 2 * end**2 / (1 + end)
+        variance = (end * (1 - end) + 2.5 * (both_above - end**2) + 2.5 * (both_below - end**2)) / 12
+        assert abs(rate.value - end) == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-4)
+
+
+@pytest.mark.parametrize("area", [0.5, 0.9, 0.98])
+def test_the_auc_interval_covers_as_often_as_it_says(area: float) -> None:
+    random, shift = np.random.default_rng(1), math.sqrt(2) * norm.ppf(area)
+    covered = 0
+    for _ in range(500):
+        positive, negative = (torch.from_numpy(random.normal(at, 1, 10)) for at in (shift, 0.0))
+        rate = auc_rate(positive, negative)
+        covered += rate.low <= area <= rate.high
+    assert 0.92 <= covered / 500 <= 0.995

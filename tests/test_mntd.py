@@ -74,7 +74,7 @@ SETTINGS = meta.Training(epochs=2, learning_rate=0.01, tune_queries=True, one_cl
 
 def start(runs: list[Run]) -> meta.MetaClassifiers:
     mean, deviation = torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(0)), torch.tensor(0.2)
-    return meta.MetaClassifiers(runs, QUERIES, mean, deviation, CLASSES, HIDDEN)
+    return meta.MetaClassifiers.draw(runs, QUERIES, mean, deviation, CLASSES, HIDDEN)
 
 
 def models(count: int) -> list[meta.Model]:

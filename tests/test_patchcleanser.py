@@ -61,18 +61,18 @@ def test_certified_images_withstand_every_patch_that_is_tried() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 200, (24, 3, 8, 8), dtype=torch.uint8, generator=generator)
     images[:12, 0] += 55
-    method = PatchCleanser(patch=2, masks=3)
+    guarded = PatchCleanser(patch=2, masks=3).guard(majority_of_quarters, GRAY)
     labels = majority_of_quarters(to_float(images)).argmax(1)
-    (result,) = method.certify(majority_of_quarters, images, labels, GRAY, [2], Run())
+    (result,) = guarded.certify(images, labels, [2], Run())
     assert 0 < result.certified.sum() < len(images)
-    assert torch.equal(result.labels, method.predict(majority_of_quarters, images, GRAY, Run()))
+    assert torch.equal(result.labels, guarded.predict(images, Run()))
     kept = images[result.certified]
     for top in range(7):
         for left in range(7):
             for color in ((255, 0, 0), (0, 255, 0)):
                 attacked = kept.clone()
                 attacked[:, :, top : top + 2, left : left + 2] = torch.tensor(color, dtype=torch.uint8).view(3, 1, 1)
-                answers = method.predict(majority_of_quarters, attacked, GRAY, Run())
+                answers = guarded.predict(attacked, Run())
                 assert torch.equal(answers, labels[result.certified])
 
 
@@ -81,18 +81,17 @@ def test_the_first_round_alone_would_be_fooled() -> None:
     attacked = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     attacked[0, 0, :4, :4] = 100
     attacked[0, 0, 6:8, 6:8] = 255
-    method = PatchCleanser(patch=2, masks=4)
-    black = torch.zeros(3)
+    guarded = PatchCleanser(patch=2, masks=4).guard(brightest_quarter, torch.zeros(3))
     assert brightest_quarter(to_float(attacked)).argmax(1).item() == 3
-    assert method.predict(brightest_quarter, attacked, black, Run()).item() == 0
+    assert guarded.predict(attacked, Run()).item() == 0
 
 
 def test_a_wrong_prediction_is_not_certified() -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     images[:, 0] = 255
-    method = PatchCleanser(masks=2)
+    guarded = PatchCleanser(masks=2).guard(majority_of_quarters, GRAY)
     right, wrong = torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
     for labels, certified in ((right, True), (wrong, False)):
-        results = method.certify(majority_of_quarters, images, labels, GRAY, [1, 2], Run())
+        results = guarded.certify(images, labels, [1, 2], Run())
         assert [bool(result.certified.all()) for result in results] == [certified] * 2
         assert not any(result.certified.any() for result in results if not certified)

@@ -1,7 +1,5 @@
 """Mask-BN: how far a patch reaches into the map, the training loss, and that certificates hold."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +12,6 @@ from sapper.images import to_float
 from sapper.run import Run
 
 RUN = Run(seed=1)
-BLANK = torch.zeros(3)
 
 
 def bag(classes: int = 3) -> Bag:
@@ -83,7 +80,7 @@ def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def trained() -> Callable[[Tensor], Tensor]:
+def trained() -> Bag:
     from sapper.defenses.defender import Defender
     from sapper.images import ImageSet
 
@@ -93,32 +90,33 @@ def trained() -> Callable[[Tensor], Tensor]:
     train = ImageSet(images=images, labels=labels, classes=("r", "g", "b"), name="spots")
     owner = Defender(encoder, None, train, torch.empty(0))  # type: ignore[arg-type]
     method = PatchGuardBN(width=4, epochs=8, batch=16, learning_rate=0.01, patch=2)
-    return method.prepare(None, owner, RUN)  # type: ignore[arg-type]
+    return method.train(owner, RUN)
 
 
 def test_what_it_learned_is_certified_and_no_patch_that_is_tried_changes_it(
-    trained: Callable[[Tensor], Tensor],
+    trained: Bag,
 ) -> None:
     images, labels = pictures(30, seed=5)
-    method = PatchGuardBN(patch=4)
-    results = method.certify(trained, images, labels, BLANK, [1, 4, 10], RUN)
+    guarded = PatchGuardBN(patch=4).guard(trained, (32, 32))
+    results = guarded.certify(images, labels, [1, 4, 10], RUN)
     counts = [int(result.certified.sum()) for result in results]
     assert counts == sorted(counts, reverse=True)
     assert counts[1] > 10
     certified = results[1].certified
-    assert torch.equal(method.predict(trained, images, BLANK, RUN), results[1].labels)
+    assert torch.equal(guarded.predict(images, RUN), results[1].labels)
     for place in range(0, 29, 7):
         for channel in range(3):
             attacked = images[certified].clone()
             attacked[:, :, place : place + 4, 28 - place : 32 - place] = 0
             attacked[:, channel, place : place + 4, 28 - place : 32 - place] = 255
-            assert torch.equal(method.predict(trained, attacked, BLANK, RUN), labels[certified])
+            assert torch.equal(guarded.predict(attacked, RUN), labels[certified])
 
 
 def test_evidence_is_never_negative_and_lies_row_by_row() -> None:
     images = pictures(4, seed=3)[0]
-    evidence, sides = PatchGuardBN().evidence(bag(), images, RUN)
-    assert sides == (16, 16)
+    guarded = PatchGuardBN().guard(bag(), (32, 32))
+    evidence = guarded.evidence(images, RUN)
+    assert guarded.windows(1).shape[1] == evidence.shape[1] == 16 * 16
     with torch.no_grad():
         scores = bag()(to_float(images)).clamp_min(0)
     torch.testing.assert_close(evidence.view(4, 16, 16, 3), scores.permute(0, 2, 3, 1))

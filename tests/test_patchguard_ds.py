@@ -1,11 +1,16 @@
 """Mask-DS: what the classifier sees, and that no patch changes a certified image's answer."""
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sapper.defenses.certify.masking import column_windows
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
-from sapper.images import to_float
+from sapper.defenses.defender import Defender
+from sapper.downstream import MLP
+from sapper.images import ImageSet, to_float
 from sapper.run import Run
+from sapper.triggers import Blend
 
 BLACK = torch.zeros(3)
 RUN = Run(seed=1)
@@ -30,7 +35,8 @@ def test_the_classifier_sees_one_band_at_a_time() -> None:
         return redness(views)
 
     images = random_images(3, seed=0)
-    evidence = PatchGuardDS(band=3).evidence(images, watch, torch.tensor([0.1, 0.2, 0.3]), RUN)
+    guarded = PatchGuardDS(band=3).guard(watch, torch.tensor([0.1, 0.2, 0.3]), 8)
+    evidence = guarded.evidence(images, RUN)
     views = torch.cat(seen).view(3, 8, 3, 8, 8)
     assert evidence.shape == (3, 8, 2)
     for start in range(8):
@@ -42,9 +48,9 @@ def test_the_classifier_sees_one_band_at_a_time() -> None:
 
 
 def test_no_patch_that_is_tried_changes_a_certified_answer() -> None:
-    method, images = PatchGuardDS(band=2, patch=2), random_images(40, seed=3)
+    guarded, images = PatchGuardDS(band=2, patch=2).guard(redness, BLACK, 8), random_images(40, seed=3)
     labels = (torch.arange(40) >= 20).long()
-    result = method.certify(redness, images, labels, BLACK, [2], RUN)[0]
+    result = guarded.certify(images, labels, [2], RUN)[0]
     assert 0 < result.certified.sum() < 40
     kept, truth = images[result.certified], labels[result.certified]
     assert torch.equal(result.labels[result.certified], truth)
@@ -53,13 +59,13 @@ def test_no_patch_that_is_tried_changes_a_certified_answer() -> None:
             for color in ((255, 0, 0), (0, 255, 0), (0, 0, 0)):
                 attacked = kept.clone()
                 attacked[:, :, top : top + 2, left : left + 2] = torch.tensor(color, dtype=torch.uint8).view(3, 1, 1)
-                answers = method.predict(redness, attacked, BLACK, RUN)
+                answers = guarded.predict(attacked, RUN)
                 assert torch.equal(answers, truth)
 
 
 def test_a_larger_patch_certifies_fewer() -> None:
     images, labels = random_images(100, seed=4), (torch.arange(100) >= 50).long()
-    results = PatchGuardDS(band=2).certify(redness, images, labels, BLACK, range(1, 8), RUN)
+    results = PatchGuardDS(band=2).guard(redness, BLACK, 8).certify(images, labels, range(1, 8), RUN)
     counts = [int(result.certified.sum()) for result in results]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1] == 0
@@ -73,3 +79,51 @@ def test_training_views_are_bands_of_all_places() -> None:
     assert torch.equal(views[shown], images[shown])
     assert (seen.sum(1) == 3).all()
     assert len(seen.unique(dim=0)) == 8
+
+
+class Colors(nn.Module):
+    """Stands in for an encoder: a small network on pixels whose blank is gray."""
+
+    mean = torch.full((1, 3, 1, 1), 0.5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        with RUN.seeded():
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 8))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images - 0.5)
+
+
+@pytest.fixture(scope="module")
+def owner() -> Defender:
+    labels = (torch.arange(80) >= 40).long()
+    train = ImageSet(images=random_images(80, seed=6), labels=labels, classes=("red", "gray"), name="colors")
+    return Defender.of(Colors(), MLP(epochs=20, learning_rate=0.01, hidden=(16, 8)), train, RUN)  # type: ignore[arg-type]
+
+
+def test_each_training_sees_more_of_the_bands_and_leaves_the_owners_encoder_alone(owner: Defender) -> None:
+    images, labels = random_images(60, seed=7), (torch.arange(60) >= 30).long()
+    before = {name: value.clone() for name, value in owner.encoder.state_dict().items()}
+    losses = {}
+    for training in ("as-is", "head", "encoder"):
+        method = PatchGuardDS(band=2, training=training, epochs=30, batch=16)  # type: ignore[arg-type]
+        guarded = method.prepare(owner.build(RUN), owner, RUN)
+        evidence = guarded.evidence(images, RUN)
+        losses[training] = float(-evidence[torch.arange(60), :, labels].clamp_min(1e-9).log().mean())
+        again = method.prepare(owner.build(RUN), owner, RUN).evidence(images, RUN)
+        assert torch.equal(again, evidence), "the same seed gives the same defense"
+    assert losses["encoder"] < losses["head"] < losses["as-is"]
+    assert all(torch.equal(value, before[name]) for name, value in owner.encoder.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in owner.encoder.parameters())
+
+
+def test_a_trigger_is_stamped_before_the_bands_are_cut() -> None:
+    images = random_images(3, seed=8)
+    guarded = PatchGuardDS(band=3, patch=2).guard(redness, BLACK, 8)
+    blend = Blend(alpha=0.3)
+    changed = blend(to_float(images))
+    seen = column_windows(8, 3)
+    for start in range(8):
+        view = torch.where(seen[start], changed, torch.zeros(()))
+        torch.testing.assert_close(guarded.evidence(images, RUN, blend)[:, start], redness(view).softmax(1))

@@ -214,6 +214,7 @@ def _run(
     with err.status("loading"):
         import torch
 
+        from sapper.lab.executors import Workers
         from sapper.lab.results import write_results
         from sapper.lab.runner import Lab, run_scenario
         from sapper.lab.scenario import read
@@ -243,6 +244,7 @@ def _run(
                 run=Run(device=place, dtype=precision, progress=bars),
                 command=_command(file, folder, overrides, options, download=download),
                 data_root=data_root,
+                workers=Workers(torch.get_num_threads(), process.settle),
                 download=download,
                 tell=lambda line: err.print(line, markup=False),
             )

@@ -13,10 +13,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sapper.encoders import Encoder
-from sapper.images import to_float
+from sapper.images import Change, to_float
 from sapper.run import Run
 from sapper.training import set_learning_rate, shuffled, warm_cosine
-from sapper.triggers import Trigger
 
 HEADS = {
     "mlp": "sapper.downstream:MLP",
@@ -36,10 +35,11 @@ class Head(Protocol):
 
 
 @torch.no_grad()
-def extract(encoder: Encoder, images: Tensor, run: Run, trigger: Trigger | None = None, batch: int = 500) -> Tensor:
+def extract(encoder: Encoder, images: Tensor, run: Run, change: Change | None = None, batch: int = 500) -> Tensor:
     """L2-normalized features, float32 (N, D) on the run's device, of uint8 images (N, 3, H, W).
 
-    With ``trigger``, of the stamped images. The encoder is used in ``eval`` mode and left in it.
+    With ``change``, of the images that it makes of them (a trigger stamps them). The encoder is used in ``eval`` mode
+    and left in it.
     """
     encoder.eval()
     features = []
@@ -47,7 +47,7 @@ def extract(encoder: Encoder, images: Tensor, run: Run, trigger: Trigger | None 
         for chunk in images.split(batch):
             pixels = to_float(chunk.to(run.device))
             with run.autocast():
-                output = encoder(pixels if trigger is None else trigger(pixels))
+                output = encoder(pixels if change is None else change(pixels))
             features.append(F.normalize(output.float(), dim=1))
             bar.advance(len(chunk))
     return torch.cat(features)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 
 class SapperError(Exception):
@@ -14,6 +16,10 @@ class SapperError(Exception):
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None):
         self.what, self.where, self.remedy = what, where, remedy
         super().__init__(what, where, remedy)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Exceptions travel between processes by their positional arguments alone, unless they say more."""
+        return partial(SapperError, where=self.where, remedy=self.remedy), (self.what,)
 
     def __str__(self) -> str:
         where = f"{self.where}: " if self.where else ""

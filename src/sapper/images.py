@@ -1,6 +1,7 @@
 """Images in memory: one uint8 tensor for a whole data set, so that no hot path runs per-sample Python."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -8,6 +9,9 @@ import torch
 from torch import Tensor
 
 from sapper.errors import SapperError
+
+Change = Callable[[Tensor], Tensor]
+"""Float images (N, 3, H, W) in [0, 1] to others of the same shape and range: a trigger, a mask, a band."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 Z95 = 1.959963984540054
@@ -95,7 +96,27 @@ def attack_metrics(
 def auc(positive: Tensor, negative: Tensor) -> float:
     """Area under the ROC curve: how often a score of ``positive`` (n,) exceeds one of ``negative`` (m,), ties half."""
     difference = positive.double().unsqueeze(1) - negative.double().unsqueeze(0)
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+    return float(((difference > 0).double() + 0.5 * (difference == 0)).mean())
+
+
+def auc_rate(positive: Tensor, negative: Tensor) -> Rate:
+    """``auc`` with its 95 % interval, n being n + m; both at least one.
+
+    Newcombe's interval (Statistics in Medicine 25, 2006, method 5): the values from which the one found is no further
+    than a deviation times 1.96, with Hanley and McNeil's variance *there*. It behaves at 0 and 1. Models are taken for
+    independent samples.
+    """
+    found, (n, m) = auc(positive, negative), (len(positive), len(negative))
+    extra = (n + m) / 2 - 1
+
+    def excess(area: float) -> float:
+        variance = area * (1 - area) * (1 + extra * ((1 - area) / (2 - area) + area / (1 + area))) / (n * m)
+        return (found - area) ** 2 - Z95**2 * variance
+
+    # At 0 and 1 the variance is 0, and what was found there is a solution, but not the one that is wanted.
+    low = brentq(excess, 0.0, min(found, 1 - 1e-9), xtol=1e-12) if found > 0 else 0.0
+    high = brentq(excess, max(found, 1e-9), 1.0, xtol=1e-12) if found < 1 else 1.0
+    return Rate(found, low, high, n + m)
 
 
 def is_constant(predictions: Tensor, share_of_one: float = 0.95) -> bool:

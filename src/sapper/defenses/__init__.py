@@ -1,12 +1,13 @@
 """Defenses by what they answer; one method, one file.
 
 Detect: is this classifier backdoored? ``judge(classifiers, defender, run) → list[Verdict]``.
-Certify: which predictions can no patch change? ``prepare(classifier, defender, run) → Logits``, then ``predict`` and
-``certify`` on them. ``defender.py`` has the contracts.
+Certify: which predictions can no patch change? ``prepare(classifier, defender, run) → Guarded``, which predicts and
+certifies. ``defender.py`` has the contracts.
 """
 
 METHODS = {
     "mntd_classifier": "sapper.defenses.detect.mntd_classifier:MNTDClassifier",
+    "mntd_encoder": "sapper.defenses.detect.mntd_encoder:MNTDEncoder",
     "neural_cleanse": "sapper.defenses.detect.neural_cleanse:NeuralCleanse",
     "patchcleanser": "sapper.defenses.certify.patchcleanser:PatchCleanser",
     "patchguard_bn": "sapper.defenses.certify.patchguard_bn:PatchGuardBN",

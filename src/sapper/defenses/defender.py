@@ -1,6 +1,6 @@
 """Who defends: the owner of a downstream classifier; and what a defense has to offer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from sapper.downstream import Classifier, Head, extract
 from sapper.encoders import Encoder
-from sapper.images import ImageSet
+from sapper.images import Change, ImageSet
 from sapper.run import Run
+from sapper.triggers import Patch
 from sapper.verdicts import Certified, Verdict
 
 Logits = Callable[[Tensor], Tensor]
@@ -62,22 +63,66 @@ class Detector(Protocol):
         ...
 
 
+class EncoderJudge(Protocol):
+    """What has learned to tell backdoored encoders from clean ones."""
+
+    def judge(self, encoders: Sequence[Encoder], run: Run) -> list[Verdict]:
+        """A verdict for each."""
+        ...
+
+
+class EncoderDetector(Protocol):
+    """Answers for bare encoders whether they hold a backdoor, having learned from a fleet of the defender's own.
+
+    The fleet has ``pairs`` pairs of a clean encoder and its backdoored twin, trained on the share ``share`` of as many
+    images as the encoders in doubt have seen. How they are trained is not the detector's business.
+    """
+
+    metric: ClassVar[str]
+    share: float
+
+    @property
+    def pairs(self) -> int: ...
+
+    def check(self, images: int, size: tuple[int, int]) -> None:
+        """Raises ``SapperError`` when so many images, of that height and width, are too few for a fleet."""
+
+    def draw(self, references: int, size: tuple[int, int], run: Run) -> tuple[int, Patch]:
+        """The attack on a twin: which of so many reference images, and the trigger for images of that size."""
+        ...
+
+    def fit(self, fleet: Sequence[tuple[Encoder, Encoder]], images: ImageSet, run: Run) -> EncoderJudge:
+        """Learn from pairs (clean, backdoored); ``images`` are those that they were trained on."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> EncoderJudge:
+        """What ``fit`` learned, from the tensors of its ``state_dict``."""
+        ...
+
+
+class Guarded(Protocol):
+    """A classifier under a certified defense: no patch can easily change its answer, and it says where none can."""
+
+    def predict(self, images: Tensor, run: Run, change: Change | None = None) -> Tensor:
+        """Defended predictions, int64 (N,) on the CPU, of uint8 images (N, 3, H, W), after ``change`` if given."""
+        ...
+
+    def certify(self, images: Tensor, labels: Tensor, patches: Sequence[int], run: Run) -> list[Certified]:
+        """For each size of ``patches`` what the defense for that size certifies; ``labels`` int64 (N,)."""
+        ...
+
+
 class Certifier(Protocol):
-    """Predicts so that a patch of ``patch`` × ``patch`` pixels cannot easily change it, and says where none can."""
+    """Guards classifiers against one patch of ``patch`` × ``patch`` pixels.
+
+    ``uses_encoder``: whether what it makes depends on the encoder, or replaces it.
+    """
+
+    uses_encoder: ClassVar[bool]
 
     @property
     def patch(self) -> int: ...
 
-    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> Logits:
-        """What the defense makes its predictions with: the classifier as it is, or another that fits the defense."""
-        ...
-
-    def predict(self, logits: Logits, images: Tensor, blank: Tensor, run: Run) -> Tensor:
-        """Defended predictions, int64 (N,) on the CPU, of uint8 images (N, 3, H, W)."""
-        ...
-
-    def certify(
-        self, logits: Logits, images: Tensor, labels: Tensor, blank: Tensor, patches: Sequence[int], run: Run
-    ) -> list[Certified]:
-        """For each size of ``patches`` what the defense for that size certifies; ``labels`` int64 (N,)."""
+    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> Guarded:
+        """The classifier under the defense, as it is or trained for it."""
         ...

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from sapper import datasets
 from sapper.errors import SapperError, closest, located
 from sapper.images import ImageSet
-from sapper.lab.scenario import Scenario, TargetPlan
-from sapper.lab.sections import AttackSection, CertifySection, TaskSection
+from sapper.lab.scenario import DefensePlan, Scenario, TargetPlan
+from sapper.lab.sections import AttackSection, CertifySection, DetectSection, FleetSection, TaskSection
 from sapper.run import Run
 
 Place = tuple[str, str, int]
@@ -17,7 +19,7 @@ Place = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Use:
-    """What a scenario wants of a split: ``count`` of its images, or all of them, for ``purpose``.
+    """What a scenario wants of a split: ``count`` of its images, or all of them, or a ``share``, for ``purpose``.
 
     ``key`` names the split in the scenario, ``count_key`` the number.
     """
@@ -27,7 +29,16 @@ class Use:
     count: int | None
     key: str
     count_key: str
+    share: float = 1.0
 
+    @property
+    def amount(self) -> str:
+        """How many images, for people."""
+        return f"{100 * self.share:g} %" if self.share < 1 else f"{self.count or 'all'}"
+
+
+REFERENCES = 1000
+"""How many training images of a task are at hand for the attacks of a fleet, of which each takes one."""
 
 VALIDATION_SHARE = 0.2
 """How much of a training split ``judge_on = "validation"`` holds out."""
@@ -47,6 +58,19 @@ class Data:
         """The attacker's shadow images: from ``pretraining``, the images seen there, unless the scenario says more."""
         place = _of_shadow(scenario, attack)
         return part(pretraining if place is None else self.sets[place], attack.shadow_images, run, "shadow images")
+
+    def of_fleet(self, scenario: Scenario, plan: DefensePlan, run: Run) -> tuple[ImageSet, ImageSet]:
+        """A defender's share of the images that encoders are pre-trained on, and images that attacks may refer to."""
+        split = self.sets[_of_pretraining(scenario)]
+        count = round(plan.method.parameters.share * (scenario.pretraining.images or len(split)))
+        own = split.sample(count, run.child(f"images of {plan.name}").generator())
+        tasks = [task for task in scenario.tasks if scenario.targets_of(task) and plan.on(task.name)]
+        some = [
+            self.sets[_of_task(scenario, task)[0]].sample(REFERENCES, run.child(f"references {task.name}").generator())
+            for task in tasks
+        ]
+        together = torch.cat([images.images for images in some])
+        return own, ImageSet(images=together, name=" + ".join(task.name for task in tasks))
 
     def of_task(self, scenario: Scenario, task: TaskSection, run: Run) -> tuple[ImageSet, ImageSet]:
         """All training images of a task, and those that its classifiers are judged on."""
@@ -76,6 +100,7 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
                 data.sets[place] = datasets.load(name, split, data_root=data_root, size=size, download=download)
             bar.advance()
     for scenario in scenarios:
+        _check_fleets(scenario, data.sets[_of_pretraining(scenario)])
         for use in uses(scenario):
             images, (name, split, _) = data.sets[use.place], use.place
             _check_enough(use.count, images, f"{name} {split}", f"{scenario.file}: {use.count_key}")
@@ -124,13 +149,18 @@ def uses(scenario: Scenario) -> Iterator[Use]:
         yield Use(train, f"training on {task.name}", task.train_images, f"task[{i}].dataset", f"task[{i}].train_images")
         yield Use(judged, f"judging {task.name}", task.test_images, f"task[{i}].dataset", f"task[{i}].test_images")
         for j, plan in enumerate(scenario.defenses):
-            if plan.on(task.name) and scenario.targets_of(task):
-                purpose, own, section = f"{plan.name} on {task.name}", f"task[{i}].dataset", plan.section
+            section = plan.section
+            if isinstance(section, DetectSection | CertifySection) and _defended(scenario, plan, task):
+                purpose, own = f"{plan.name} on {task.name}", f"task[{i}].dataset"
                 count = section.train_images or task.train_images
                 yield Use(train, f"{purpose}, at hand", count, own, f"defense[{j}].train_images")
                 if isinstance(section, CertifySection):
                     count = section.test_images or task.test_images
                     yield Use(judged, f"{purpose}, judged", count, own, f"defense[{j}].test_images")
+    for j, plan in enumerate(scenario.defenses):
+        if isinstance(plan.section, FleetSection):
+            share, purpose = plan.method.parameters.share, f"{plan.name}, its fleet"
+            yield Use(_of_pretraining(scenario), purpose, None, key, f"defense[{j}].share", share)
     if scenario.attack is not None:
         key = f"attack.{'shadow' if scenario.attack.shadow_split is None else 'shadow_split'}"
         place, count = _of_shadow(scenario, scenario.attack), scenario.attack.shadow_images
@@ -162,17 +192,25 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
     victims = part(train, task.train_images, run, f"train images {task.name}")
     test = part(judged, task.test_images, run, f"test images {task.name}")
     for i, plan in enumerate(scenario.defenses):
-        if not plan.on(task.name) or not scenario.targets_of(task):
-            continue
         section, where = plan.section, f"{scenario.file}: defense[{i}]"
+        if isinstance(section, FleetSection) or not _defended(scenario, plan, task):
+            continue
         _check_enough(section.train_images, victims, "the task", f"{where}.train_images")
         if isinstance(section, CertifySection):
             _check_enough(section.test_images, test, "the task", f"{where}.test_images")
             with located(f"{where}.test_images"):
-                datasets.check_task(victims, part(test, section.test_images, run, defended_part(task.name, plan.name)))
+                datasets.check_task(victims, part(test, section.test_images, run, defended_part(task.name)))
         else:
             with located(where):
                 plan.method.parameters.check(section.train_images or len(victims), len(train.classes))
+
+
+def _check_fleets(scenario: Scenario, images: ImageSet) -> None:
+    """Raises ``SapperError`` unless a defender's share of the images is enough for its fleet."""
+    for i, plan in enumerate(scenario.defenses):
+        if isinstance(plan.section, FleetSection):
+            with located(f"{scenario.file}: defense[{i}]"):
+                plan.method.parameters.check(scenario.pretraining.images or len(images), images.size)
 
 
 def _check_enough(count: int | None, images: ImageSet, owner: str, where: str) -> None:
@@ -181,9 +219,13 @@ def _check_enough(count: int | None, images: ImageSet, owner: str, where: str) -
         raise SapperError(what, where=where, remedy="ask for fewer, or for all")
 
 
-def defended_part(task: str, defense: str) -> str:
-    """What the part of a task's test images is called that a certified defense is judged on."""
-    return f"test images {task}, {defense}"
+def _defended(scenario: Scenario, plan: DefensePlan, task: TaskSection) -> bool:
+    return plan.on(task.name) and bool(scenario.targets_of(task))
+
+
+def defended_part(task: str) -> str:
+    """What the part of a task's test images is called that certified defenses are judged on."""
+    return f"test images {task}, defended"
 
 
 def _check_references(plan: TargetPlan, train: ImageSet, file: str) -> None:

@@ -13,14 +13,16 @@ from sapper import encoders
 from sapper.attacks.target import Target
 from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
+from sapper.encoders import Encoder
 from sapper.files import sha256, write_atomically
-from sapper.images import ImageSet, to_float
+from sapper.images import ImageSet
 from sapper.lab import stages
 from sapper.lab.scenario import DefensePlan, Named
 from sapper.lab.sections import CertifySection, DetectSection
 from sapper.lab.stages import TaskData
 from sapper.lab.store import Stage, Store
 from sapper.run import Run
+from sapper.verdicts import Verdict
 
 
 class Victim:
@@ -29,21 +31,31 @@ class Victim:
     Classifier 0 is the one whose CA or BA the scenario measures; the others differ from it in their head's seed.
     """
 
-    def __init__(self, encoder: Path, task: TaskData, head: Named, run: Run):
-        self.encoder, self.task, self.head, self.run = encoder, task, head, run
+    def __init__(self, file: Path, task: TaskData, head: Named, run: Run):
+        self.file, self.task, self.head, self.run = file, task, head, run
         self._classifiers: dict[int, Classifier] = {}
 
     @cached_property
     def key(self) -> dict[str, Any]:
         """What the classifiers depend on, for a stage's key."""
         head = {"name": self.head.name} | stages.method_key(self.head)
-        return {"encoder": sha256(self.encoder), "train": self.task.train.digest, "head": head}
+        return {"encoder": sha256(self.file), "train": self.task.train.digest, "head": head}
+
+    @property
+    def key_without_encoder(self) -> dict[str, Any]:
+        """What is left of it for a defense that puts a network of its own in the place of all that was built."""
+        card = self.encoder.card
+        return {"train": self.task.train.digest, "mean": card.mean, "std": card.std}
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What the file holds."""
+        return encoders.load(self.file, self.run)
 
     @cached_property
     def holdings(self) -> Defender:
         """The victim with all of the task's training images."""
-        encoder = encoders.load(self.encoder, self.run)
-        return Defender.of(encoder, self.head.parameters, self.task.train, self.run)
+        return Defender.of(self.encoder, self.head.parameters, self.task.train, self.run)
 
     def defender(self, count: int | None) -> Defender:
         """A defender with ``count`` of the training images, or all of them."""
@@ -64,34 +76,16 @@ class Victim:
 
 
 def detect(store: Store, plan: DefensePlan, section: DetectSection, victim: Victim, run: Run) -> Stage:
-    """Judge the victim's classifiers; leaves ``verdicts.json``, a list, and ``evidence.safetensors``.
-
-    A tensor of classifier i's evidence is called ``i/name``.
-    """
+    """Judge the victim's classifiers; leaves what ``leave_verdicts`` says."""
 
     def make(folder: Path) -> None:
         classifiers = [victim.classifier(number) for number in range(section.subjects)]
         verdicts = plan.method.parameters.judge(
             classifiers, victim.defender(section.train_images), run.child(f"defense {plan.name}")
         )
-        tensors: dict[str, Tensor] = {}
-        plain = []
-        for i, verdict in enumerate(verdicts):
-            evidence = {name: value for name, value in verdict.evidence.items() if not isinstance(value, Tensor)}
-            tensors |= {f"{i}/{k}": value for k, value in verdict.evidence.items() if isinstance(value, Tensor)}
-            plain.append(
-                {
-                    "score": verdict.score,
-                    "threshold": verdict.threshold,
-                    "flagged": verdict.flagged,
-                    "seconds": round(verdict.seconds, 2),
-                    "evidence": evidence,
-                }
-            )
-        write_atomically(folder / "verdicts.json", json.dumps(plain))
-        stages.save_tensors(folder / "evidence.safetensors", tensors)
+        leave_verdicts(folder, verdicts)
 
-    key = _key(plan, victim, run) | {"train images": section.train_images, "subjects": section.subjects}
+    key = _key(plan, victim.key, run) | {"train images": section.train_images, "subjects": section.subjects}
     return store.stage("detect", key, make)
 
 
@@ -110,20 +104,20 @@ def certify(
     answers; ``certified/<patch>`` for each size of the section.
     """
 
+    method = plan.method.parameters
+
     def make(folder: Path) -> None:
-        method, color = plan.method.parameters, victim.holdings.blank
         child = run.child(f"defense {plan.name}")
-        logits = method.prepare(victim.classifier(0), victim.defender(section.train_images), child)
+        guarded = method.prepare(victim.classifier(0), victim.defender(section.train_images), child)
         sizes = sorted({*section.patches, method.patch})
-        results = dict(zip(sizes, method.certify(logits, images.images, images.targets(), color, sizes, child)))
+        results = dict(zip(sizes, guarded.certify(images.images, images.targets(), sizes, child)))
         answers = {"clean": results[method.patch].labels}
         answers |= {f"certified/{patch}": results[patch].certified for patch in section.patches}
         for target in targets:
-            stamped = (target.trigger(to_float(images.images)) * 255).round().to(torch.uint8)
-            answers[f"triggered/{target.name}"] = method.predict(logits, stamped, color, child)
+            answers[f"triggered/{target.name}"] = guarded.predict(images.images, child, target.trigger)
         stages.save_tensors(folder / "defended.safetensors", answers)
 
-    key = _key(plan, victim, run) | {
+    key = _key(plan, victim.key if method.uses_encoder else victim.key_without_encoder, run) | {
         "train images": section.train_images,
         "images": images.digest,
         "patches": section.patches,
@@ -132,12 +126,32 @@ def certify(
     return store.stage("certify", key, make)
 
 
-def _key(plan: DefensePlan, victim: Victim, run: Run) -> dict[str, Any]:
-    return stages.surroundings(run) | stages.method_key(plan.method) | {"victim": victim.key, "name": plan.name}
+def _key(plan: DefensePlan, victim: dict[str, Any], run: Run) -> dict[str, Any]:
+    return stages.surroundings(run) | stages.method_key(plan.method) | {"victim": victim, "name": plan.name}
+
+
+def leave_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
+    """Write ``verdicts.json``, a list, and ``evidence.safetensors``, in which verdict i's tensors are ``i/name``."""
+    tensors: dict[str, Tensor] = {}
+    plain = []
+    for i, verdict in enumerate(verdicts):
+        evidence = {name: value for name, value in verdict.evidence.items() if not isinstance(value, Tensor)}
+        tensors |= {f"{i}/{k}": value for k, value in verdict.evidence.items() if isinstance(value, Tensor)}
+        plain.append(
+            {
+                "score": verdict.score,
+                "threshold": verdict.threshold,
+                "flagged": verdict.flagged,
+                "seconds": round(verdict.seconds, 2),
+                "evidence": evidence,
+            }
+        )
+    write_atomically(folder / "verdicts.json", json.dumps(plain))
+    stages.save_tensors(folder / "evidence.safetensors", tensors)
 
 
 def verdicts(stage: Stage) -> list[dict[str, Any]]:
-    """What ``detect`` left: plain verdicts, each with its tensors below ``tensors``."""
+    """What ``leave_verdicts`` left: plain verdicts, each with its tensors below ``tensors``."""
     found: list[dict[str, Any]] = json.loads((stage.folder / "verdicts.json").read_text(encoding="utf-8"))
     tensors = stages.load_tensors(stage.folder / "evidence.safetensors")
     for i, verdict in enumerate(found):

@@ -143,7 +143,7 @@ class Findings:
 def describe_images(images: ImageSet, uses: Iterable[Use]) -> dict[str, Any]:
     """A data set for the report: which it is, and how many of its images were used for what."""
     return stages.identity(images) | {
-        "used for": unique(f"{use.purpose}: {use.count or 'all'}" for use in uses),
+        "used for": unique(f"{use.purpose}: {use.amount}" for use in uses),
         "size": list(images.size),
         "classes": list(images.classes),
         "provenance": images.provenance,

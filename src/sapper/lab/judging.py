@@ -4,8 +4,10 @@
 the stages of the classifiers on either encoder, "clean" and "backdoored".
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from sapper.lab.defending import verdicts
 from sapper.lab.pictures import recovered_triggers
 from sapper.lab.results import Judged, Record
 from sapper.lab.store import Stage
-from sapper.metrics import Rate, auc, share
+from sapper.metrics import Rate, auc, auc_rate, share
 
 Place = dict[str, Any]
 
@@ -37,18 +39,51 @@ def judgments(place: Place, classes: tuple[str, ...], left: dict[str, Stage]) ->
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """An encoder that a trial made: "clean" or "backdoored", and then for which tasks."""
+
+    seed: int
+    encoder: str
+    file: Path
+    task: str | None = None
+
+
+def first_of_each(subjects: Sequence[Subject], count: int | None) -> list[Subject]:
+    """At most ``count`` clean and as many backdoored ones, in their order."""
+    kinds = [[subject for subject in subjects if subject.encoder == kind] for kind in ("clean", "backdoored")]
+    return [subject for kind in kinds for subject in kind[:count]]
+
+
+def encoder_judgments(place: Place, subjects: Sequence[Subject], left: Stage) -> list[Judged]:
+    """A detector's verdicts on encoders for the report, in the order of the ``subjects``."""
+    return [
+        Judged(
+            defense=place["defense"],
+            condition=place["condition"],
+            **{key: verdict[key] for key in ("score", "threshold", "flagged", "seconds", "evidence")},
+            seed=subject.seed,
+            task=subject.task,
+            encoder=subject.encoder,
+        )
+        for subject, verdict in zip(subjects, verdicts(left))
+    ]
+
+
 def detector_records(
-    place: Place, metric: str, judged: list[Judged], targets: tuple[Target, ...], left: dict[str, Stage]
+    place: Place, metric: str, judged: list[Judged], targets: tuple[Target, ...], seconds: dict[str, float]
 ) -> Iterator[Record]:
     """Median score and flags on either encoder, then how well the two are told apart; ``metric`` is the score's name.
+
+    ``seconds``: how long the verdicts on either encoder took.
 
     A verdict without a score is neither in the median nor in the AUC, and never right. ``target_named``: how often the
     suspect, where a detector names one, is the class of one of the ``targets``, whether flagged or not.
     """
     scores = {}
-    for encoder, stage in left.items():
+    for encoder, spent in seconds.items():
         ours = [verdict for verdict in judged if verdict.encoder == encoder]
-        there = _under(place, encoder=encoder) | {"stage": "detect", "seconds": stage.seconds}
+        there = _under(place, encoder=encoder) | {"stage": "detect", "seconds": spent}
         scores[encoder] = torch.tensor([verdict.score for verdict in ours if verdict.score is not None])
         if len(scores[encoder]):
             middle = float(scores[encoder].quantile(0.5))
@@ -59,13 +94,36 @@ def detector_records(
             named = [verdict.evidence["suspect"] in wanted for verdict in ours]
             yield _rate(there, "target_named", torch.tensor(named))
     right = torch.tensor([verdict.flagged is (verdict.encoder == "backdoored") for verdict in judged])
-    overall = place | {"stage": "detect", "seconds": sum(stage.seconds for stage in left.values())}
+    overall = place | {"stage": "detect", "seconds": sum(seconds.values())}
     yield _rate(overall, "detection_accuracy", right)
     if all(map(len, scores.values())):
-        area, n = auc(scores["backdoored"], scores["clean"]), sum(map(len, scores.values()))
-        yield Record(**overall, metric="AUC", value=area, n=n)
+        yield Record(**overall, metric="AUC", **asdict(auc_rate(scores["backdoored"], scores["clean"])))
     if all("scores" in verdict.evidence for verdict in judged):
         yield from _scorer_records(overall, judged)
+
+
+FALSE_ALARMS = 0.05
+"""The share of clean models that a threshold chosen on other seeds may flag."""
+
+
+def held_out_records(place: Place, judged: Sequence[Judged]) -> Iterator[Record]:
+    """What one detector's verdicts would be with a threshold that was chosen on clean models of other seeds.
+
+    For each seed the threshold is the smallest of the others' clean scores that a further clean one exceeds with a
+    probability of at most ``FALSE_ALARMS`` (the largest of all where they are fewer than 19, and promise less); nothing
+    where there is one seed.
+    """
+    known = [(verdict.seed, verdict.encoder, verdict.score) for verdict in judged if verdict.score is not None]
+    for seed in dict.fromkeys(each for each, _, _ in known):
+        others = sorted(score for each, encoder, score in known if each != seed and encoder == "clean")
+        if not others:
+            continue
+        threshold = others[min(len(others), ceil((len(others) + 1) * (1 - FALSE_ALARMS))) - 1]
+        for kind in ("clean", "backdoored"):
+            hits = [score > threshold for each, encoder, score in known if (each, encoder) == (seed, kind)]
+            if hits:
+                there = _under(place, encoder=kind, threshold="other seeds") | {"seed": seed, "stage": "detect"}
+                yield _rate(there, "flagged", torch.tensor(hits))
 
 
 def _scorer_records(place: Place, judged: list[Judged]) -> Iterator[Record]:

@@ -17,12 +17,12 @@ SCHEMA = 1
 class Record:
     """One measured number. Rates are fractions; what does not apply is null.
 
-    ``low``, ``high``: 95 % interval of ``value`` for this seed. ``n``: test images behind it, or
-    judged classifiers, or single scorers.
+    ``seed``: null where all seeds' encoders were judged together. ``low``, ``high``: 95 % interval of ``value`` for
+    this seed. ``n``: test images behind it, or judged models, or single scorers.
     ``seconds``: time of the stage that measured it. ``condition``: what else was set, such as a patch size.
     """
 
-    seed: int
+    seed: int | None
     stage: str
     metric: str
     value: float
@@ -87,21 +87,23 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A detector's verdict about one classifier. ``encoder``: "clean" or "backdoored"; ``classifier``: its number.
+    """A detector's verdict about one classifier, or about one encoder: then ``classifier`` is null.
 
+    ``encoder``: "clean" or "backdoored". ``classifier``: its number among those on that encoder. ``task``: the
+    classifier's; that which a backdoored encoder is for, and null for a clean encoder.
     ``evidence`` is plain data. ``triggers``: what was recovered, the smallest first: class name, norm, success (a
     fraction), png.
     """
 
     seed: int
     defense: str
-    task: str
     encoder: str
-    classifier: int
     score: float | None
     threshold: float | None
     flagged: bool | None
     seconds: float
+    task: str | None = None
+    classifier: int | None = None
     condition: dict[str, Any] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
     triggers: tuple[dict[str, Any], ...] = ()

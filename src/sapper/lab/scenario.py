@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from sapper.lab.sections import (
     DefenseSection,
     DetectSection,
     EncoderSection,
+    FleetSection,
     HeadSection,
     PretrainingSection,
     ScenarioSection,
@@ -30,6 +31,9 @@ from sapper.run import Run
 from sapper.triggers import Blend, Patch, Trigger
 
 TRIGGERS: dict[str, type] = {"patch": Patch, "blend": Blend}
+
+DEFENSE_SECTIONS: dict[str, type[Section]] = {"prepare": CertifySection, "fit": FleetSection, "judge": DetectSection}
+"""Which section a defense has, by the call that it offers (``defenses/defender.py``); the first that fits."""
 
 FIXED = ("name", "seeds", "precision", "judge_on", "variant")
 """What a variant cannot change: these are of the scenario as a whole."""
@@ -45,11 +49,15 @@ class Named:
 
 @dataclass(frozen=True, kw_only=True)
 class DefensePlan:
-    """A defense, and on which tasks and with how much of their data it is tried."""
+    """A defense, and on which tasks and with how much of their data it is tried.
+
+    ``shadows``: for a detector that learns from a fleet, how the fleet is pre-trained and attacked.
+    """
 
     name: str
     method: Named
-    section: DetectSection | CertifySection
+    section: DetectSection | CertifySection | FleetSection
+    shadows: tuple[Named, Named] | None = None
 
     def on(self, task: str) -> bool:
         """Whether it is tried on the classifiers of ``task``."""
@@ -166,9 +174,13 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         what, remedy = "a defense needs an attack", "add [attack] and [[target]], or leave [[defense]] out"
         raise SapperError(what, where=f"{file}: defense", remedy=remedy)
     attacked = list(dict.fromkeys(target.task for target in targets))
-    plans = tuple(
-        _defense(raw, f"defense[{i}]", file, attacked, encoder.input_size) for i, raw in enumerate(root.defense)
-    )
+    plans: tuple[DefensePlan, ...] = ()
+    if attack_method is not None:
+        methods = pretraining_method, attack_method
+        plans = tuple(
+            _defense(raw, f"defense[{i}]", file, attacked, encoder.input_size, methods)
+            for i, raw in enumerate(root.defense)
+        )
     check_unique([plan.name for plan in plans], f"{file}: defense", "defense")
     kind = next(head for head in heads if head.name == primary)
     for i, plan in enumerate(plans):
@@ -325,11 +337,14 @@ def _heads(raws: list[dict[str, Any]], file: str) -> tuple[tuple[Named, ...], st
     return tuple(heads), primary[0]
 
 
-def _defense(raw: dict[str, Any], key: str, file: str, attacked: list[str], size: int) -> DefensePlan:
+def _defense(
+    raw: dict[str, Any], key: str, file: str, attacked: list[str], size: int, methods: tuple[Named, Named]
+) -> DefensePlan:
+    """``methods``: the scenario's own pre-training and attack."""
     common = {field: raw[field] for field in DefenseSection.model_fields if field in raw}
     name = read_section(DefenseSection, common, file, key).method
     method = find("defenses", defenses.METHODS, name, f"{file}: {key}.method")
-    model = CertifySection if hasattr(method, "certify") else DetectSection
+    model = next(model for offered, model in DEFENSE_SECTIONS.items() if hasattr(method, offered))
     section, chosen = _with_method(model, raw, "defenses", defenses.METHODS, file, key)
     for i, task in enumerate(section.tasks or []):
         if task not in attacked:
@@ -340,7 +355,20 @@ def _defense(raw: dict[str, Any], key: str, file: str, attacked: list[str], size
             if patch >= size:
                 what, remedy = f"a patch of {patch} pixels covers images of {size}", f"choose it below {size}"
                 raise SapperError(what, where=f"{file}: {key}.{part}", remedy=remedy)
-    return DefensePlan(name=section.name or section.method, method=chosen, section=section)
+    shadows = None
+    if isinstance(section, FleetSection):
+        pretraining_method, attack_method = methods
+        shadows = (
+            _changed(pretraining_method, section.pretraining, file, f"{key}.pretraining"),
+            _changed(attack_method, section.attack, file, f"{key}.attack"),
+        )
+    return DefensePlan(name=section.name or section.method, method=chosen, section=section, shadows=shadows)
+
+
+def _changed(method: Named, changes: dict[str, Any], file: str, key: str) -> Named:
+    """A method with some parameters changed."""
+    parameters = read_instance(type(method.parameters), asdict(method.parameters) | changes, file, key)
+    return Named(name=method.name, parameters=parameters)
 
 
 def _with_method(
@@ -353,6 +381,8 @@ def _with_method(
     if section.preset is not None and section.preset not in method.presets:
         remedy = closest(section.preset, list(method.presets)) if method.presets else f"{section.method} has none"
         raise SapperError(f"unknown preset {section.preset!r}", where=f"{file}: {key}.preset", remedy=remedy)
-    given = {k: v for k, v in raw.items() if k not in own}
-    parameters = read_instance(method, method.presets.get(section.preset, {}) | given, file, key, also=sorted(own))
+    whole = method.presets.get(section.preset, {}) | raw
+    section = read_section(model, {k: v for k, v in whole.items() if k in own}, file, key)
+    given = {k: v for k, v in whole.items() if k not in own}
+    parameters = read_instance(method, given, file, key, also=sorted(own))
     return section, Named(name=section.method, parameters=parameters)

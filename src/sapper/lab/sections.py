@@ -82,29 +82,50 @@ class HeadSection(Section):
 
 
 class DefenseSection(Section):
-    """``[[defense]]``: a method with its parameters, tried on the classifiers of every attacked task, or of ``tasks``.
-
-    ``train_images``: how many clean images of the task's training split the defender has (all by default).
-    """
+    """``[[defense]]``: a method with its parameters, tried on every attacked task, or on ``tasks``."""
 
     method: str
     preset: str | None = None
     name: FileName | None = None
     tasks: list[str] | None = Field(default=None, min_length=1)
-    train_images: PositiveInt | None = None
 
 
 class DetectSection(DefenseSection):
-    """A detector. ``subjects``: how many classifiers of each encoder are judged, with heads of the primary kind."""
+    """A detector of backdoored classifiers.
+
+    ``subjects``: how many classifiers of each encoder are judged, with heads of the primary kind. ``train_images``: how
+    many clean images of the task's training split the defender has (all by default).
+    """
 
     subjects: PositiveInt = 1
+    train_images: PositiveInt | None = None
 
 
 class CertifySection(DefenseSection):
-    """A certified defense. ``patches``: sizes to certify for; ``test_images``: how many of the test split to take."""
+    """A certified defense.
+
+    ``patches``: sizes to certify for. ``test_images``: how many of the test split to take, the same ones for every
+    defense that takes as many. ``train_images`` as in ``DetectSection``.
+    """
 
     patches: list[PositiveInt] = Field(default=[2, 4, 6, 8, 10], min_length=1)
     test_images: PositiveInt | None = None
+    train_images: PositiveInt | None = None
+
+
+class FleetSection(DefenseSection):
+    """A detector of backdoored encoders, which learns from a fleet of encoders that the defender trains.
+
+    They are trained as the scenario's own, with its ``[pretraining]`` and ``[attack]``, but for the parameters in
+    ``pretraining`` and ``attack`` here, and on a share of the images. ``tasks``: whose training images are the
+    references of the fleet's attacks. ``subjects``: how many encoders of either kind are judged (all by default), those
+    of the first seeds and tasks. ``fleet``: a folder for the fleet; by default it lies in the Store.
+    """
+
+    subjects: PositiveInt | None = None
+    pretraining: dict[str, Any] = Field(default_factory=dict)
+    attack: dict[str, Any] = Field(default_factory=dict)
+    fleet: str | None = None
 
 
 class ScenarioSection(Section):

@@ -55,13 +55,17 @@ class Store:
                 raise self._refused(error) from error
             yield
 
+    def folder(self, name: str, key: dict[str, Any]) -> Path:
+        """Where what is called ``name`` and made from ``key`` lies, or would."""
+        return self.root / f"{name}-{sha256_of(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}"
+
     def stage(self, name: str, key: dict[str, Any], make: Callable[[Path], None]) -> Stage:
         """The stage of that ``name`` and ``key``; made by ``make(folder)``, which fills the folder, if it is not there.
 
         ``key`` is plain data that names everything the files depend on. A stage whose files are damaged is made anew.
         """
-        digest = sha256_of(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        folder, work = self.root / f"{name}-{digest}", self.root / ".work" / f"{name}-{digest}"
+        folder = self.folder(name, key)
+        work = self.root / ".work" / folder.name
         if (found := _intact(folder)) is not None:
             return found
         try:

@@ -94,7 +94,7 @@ def facts(results: Results) -> list[str]:
     """The line under the title: attack, seeds, primary head, time."""
     attack = results.scenario.get("attack")
     method = attack.get("method") if isinstance(attack, Mapping) else None
-    seeds = sorted({record.seed for record in results.records})
+    seeds = sorted({record.seed for record in results.records if record.seed is not None})
     head = tables.primary_head(results)
     seconds = sum(item.get("seconds") or 0 for item in results.timings)
     known = {

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from sapper.lab.results import Judged, Picture, Results
 from sapper.report import figures, tables, text
-from sapper.report.figures import Key
+from sapper.report.figures import Key, Strip
 from sapper.report.tables import Estimate, Measurement, Table
 
 ENCODERS = {"clean": "c0", "backdoored": "alarm"}
@@ -19,16 +19,8 @@ MOST_TRIGGERS = 12
 
 
 @dataclass(frozen=True)
-class Strip:
-    """Recovered triggers of one classifier."""
-
-    title: str
-    pictures: list[Picture]
-
-
-@dataclass(frozen=True)
 class Detection:
-    """One detector on one task: what it says, the scores drawn, the triggers it recovered."""
+    """One detector on one task, or on encoders: what it says, the scores drawn, the triggers it recovered."""
 
     title: str
     sentence: str
@@ -49,14 +41,24 @@ class Certification:
 
 
 def detections(results: Results) -> list[Detection]:
-    """Every detector on every task, in the order of the verdicts."""
-    groups: dict[tuple[str, str, str], list[Judged]] = {}
-    for verdict in results.verdicts:
-        groups.setdefault((verdict.defense, verdict.task, text.condition(verdict.condition)), []).append(verdict)
+    """Every detector on every task, or on encoders, in the order of the verdicts."""
     return [
-        _detection(results, group, ", ".join(filter(None, [f"{defense} on {task}", condition])), f"detection{index}")
-        for index, ((defense, task, condition), group) in enumerate(groups.items())
+        _detection(results, group, title, f"detection{index}")
+        for index, (title, group) in enumerate(_judged_groups(results).items())
     ]
+
+
+def _judged_groups(results: Results) -> dict[str, list[Judged]]:
+    """Verdicts by a title that names detector, task and variant."""
+    groups: dict[str, list[Judged]] = {}
+    for verdict in results.verdicts:
+        title = f"{verdict.defense} on {'encoders' if _is_encoder(verdict) else verdict.task}"
+        groups.setdefault(", ".join(filter(None, [title, text.condition(verdict.condition)])), []).append(verdict)
+    return groups
+
+
+def _is_encoder(verdict: Judged) -> bool:
+    return verdict.classifier is None
 
 
 def _detection(results: Results, group: list[Judged], title: str, name: str) -> Detection:
@@ -66,14 +68,16 @@ def _detection(results: Results, group: list[Judged], title: str, name: str) -> 
         title=title,
         sentence=_detected(group, measured),
         drawing=figures.scores({encoder: _scores(group, encoder) for encoder in ENCODERS}, ENCODERS, threshold, name),
-        keys=_keys("dot") + ([] if threshold is None else [_flagged_above(threshold)]),
+        keys=_keys("dot", are_encoders=_is_encoder(group[0]))
+        + ([] if threshold is None else [_flagged_above(threshold)]),
         scorers=_scorers(measured),
         strips=[_strip(verdict) for verdict in first if verdict.triggers],
     )
 
 
-def _keys(mark: str) -> list[Key]:
-    return [Key(color, mark, f"on the {encoder} encoder") for encoder, color in ENCODERS.items()]
+def _keys(mark: str, *, are_encoders: bool = False) -> list[Key]:
+    name = "{} encoders" if are_encoders else "on the {} encoder"
+    return [Key(color, mark, name.format(encoder)) for encoder, color in ENCODERS.items()]
 
 
 def _flagged_above(threshold: float) -> Key:
@@ -105,7 +109,7 @@ def _scores(group: Iterable[Judged], encoder: str) -> list[float]:
 def _strip(verdict: Judged) -> Strip:
     shown = [
         Picture(
-            task=verdict.task,
+            task=verdict.task or "",
             target="",
             role="recovered trigger",
             caption=f"{trigger['class']}: {text.number(trigger['norm'], unit='')}",
@@ -113,30 +117,35 @@ def _strip(verdict: Judged) -> Strip:
         )
         for trigger in verdict.triggers[:MOST_TRIGGERS]
     ]
-    return Strip(f"{verdict.encoder} encoder", shown)
+    return Strip(f"{verdict.encoder} encoder", "recovered trigger", shown)
 
 
 def _detected(group: list[Judged], measured: list[Measurement]) -> str:
-    """How many classifiers are flagged on either encoder, and how well the scores tell them apart."""
+    """How many models are flagged of either kind, and how well the scores tell them apart."""
+    name = "{} encoders" if _is_encoder(group[0]) else "classifiers on the {} encoder"
     counts = []
     for encoder in ENCODERS:
         flags = [verdict.flagged for verdict in group if verdict.encoder == encoder]
-        counts.append(f"{sum(flag is True for flag in flags)} of {len(flags)} classifiers on the {encoder} encoder")
+        counts.append(f"{sum(flag is True for flag in flags)} of {len(flags)} {name.format(encoder)}")
     undecided = sum(verdict.flagged is None for verdict in group)
     doubt = f", {undecided} undecided" if undecided else ""
     area = _find(measured, "AUC")
     told = f"Flags {counts[0]} and {counts[1]}{doubt}."
+    rates = [_find(measured, "flagged", encoder=encoder, threshold="other seeds") for encoder in ENCODERS]
+    if all(rates):
+        told += f" At a threshold from other seeds {' and '.join(rate.number for rate in rates if rate)} %."
     decided = " against ".join(str(len(_scores(group, encoder))) for encoder in ENCODERS)
-    return f"{told} AUC {area.number} % ({decided})." if area else told
+    span = f", {area.span}" if area and area.span else ""
+    return f"{told} AUC {area.number} % ({decided}{span})." if area else told
 
 
 def _about(results: Results, verdict: Judged) -> list[Measurement]:
-    """What was measured of that detector on that task, under the same condition."""
+    """What was measured of that detector on that task, or on encoders, under the same condition."""
+    task = None if _is_encoder(verdict) else verdict.task
     return [
         item
         for item in tables.measurements(results)
-        if (item.defense, item.place.get("task")) == (verdict.defense, verdict.task)
-        and _condition(item) == verdict.condition
+        if (item.defense, item.place.get("task")) == (verdict.defense, task) and _condition(item) == verdict.condition
     ]
 
 
@@ -146,8 +155,9 @@ def _condition(item: Measurement) -> dict[str, Any]:
 
 
 def _find(items: Iterable[Measurement], metric: str, **place: Any) -> Estimate | None:
-    fitting = (item.estimate for item in items if item.metric == metric and place.items() <= item.place.items())
-    return next(fitting, None)
+    """The measurement of that place; of several that of the least further conditions."""
+    fitting = [item for item in items if item.metric == metric and place.items() <= item.place.items()]
+    return min(fitting, key=lambda item: len(item.place)).estimate if fitting else None
 
 
 def certifications(results: Results) -> list[Certification]:
@@ -181,7 +191,7 @@ def _certification(group: list[Measurement], title: str, name: str) -> Certifica
     }
     rows = []
     for encoder in ENCODERS:
-        for target in dict.fromkeys(item.place["target"] for item in group if "target" in item.place):
+        for target in _targets(group):
             found = {
                 "accuracy": _find(group, "defended_accuracy", encoder=encoder),
                 "ASR": _find(group, "defended_ASR", encoder=encoder, target=target),
@@ -196,6 +206,10 @@ def _certification(group: list[Measurement], title: str, name: str) -> Certifica
         _keys("line"),
         tables.table(rows, f"Under the defense for its own patch size, in %; in brackets the 95 % interval, {note}."),
     )
+
+
+def _targets(group: list[Measurement]) -> list[str]:
+    return list(dict.fromkeys(item.place["target"] for item in group if "target" in item.place))
 
 
 def _certified(group: list[Measurement], encoder: str) -> list[Measurement]:
@@ -223,3 +237,50 @@ def sentences(results: Results) -> list[str]:
                 words = ", ".join([f"accuracy {accuracy.number} %", *rates])
                 told.append(f"{title}, {encoder} encoder: {words}; certified {', '.join(sizes)}.")
     return told
+
+
+def detection_table(results: Results) -> Table | None:
+    """A row for each detector on each task, or on encoders: how often it flags, and how well it tells."""
+    rows = []
+    for title, group in _judged_groups(results).items():
+        measured = _about(results, group[0])
+        row: dict[str, str] = {"detector": title}
+        for encoder in ENCODERS:
+            scores = (
+                item.estimate for item in measured if not item.estimate.unit and item.place.get("encoder") == encoder
+            )
+            row[f"median score, {encoder}"] = shown(next(scores, None))
+            row[f"flagged, {encoder}"] = shown(_find(measured, "flagged", encoder=encoder))
+            row[f"flagged at a threshold from other seeds, {encoder}"] = shown(
+                _find(measured, "flagged", encoder=encoder, threshold="other seeds")
+            )
+        row["AUC"] = shown(_find(measured, "AUC"))
+        for name, (metric, place) in SCORERS.items():
+            mean, deviation = _find(measured, metric, **place), _find(measured, f"{metric}_sd", **place)
+            row[f"meta-classifiers’ {name}"] = f"{mean.number} ± {deviation.number}" if mean and deviation else ""
+        rows.append(row)
+    used = [key for key in (rows[0] if rows else {}) if any(row[key] for row in rows)]
+    return tables.table([{key: row[key] or text.NOTHING for key in used} for row in rows])
+
+
+def certification_table(results: Results) -> Table | None:
+    """A row for each certified defense on each task and encoder: what is left of accuracy and attack, and certified."""
+    rows = []
+    for title, group in _certified_groups(results).items():
+        for encoder in ENCODERS:
+            row = {"defense": title, "encoder": encoder}
+            row["accuracy"] = shown(_find(group, "defended_accuracy", encoder=encoder))
+            for target in _targets(group):
+                name = "ASR strict" if len(_targets(group)) == 1 else f"ASR strict, {target}"
+                row[name] = shown(_find(group, "defended_ASR_strict", encoder=encoder, target=target))
+            for item in _certified(group, encoder):
+                row[f"certified {item.place['patch']}×{item.place['patch']}"] = shown(item.estimate)
+            rows.append(row)
+    return tables.table(rows)
+
+
+def shown(found: Estimate | None) -> str:
+    """A value with its interval below it, for Markdown; empty where there is none."""
+    if found is None:
+        return ""
+    return f"{found.number}<br><sub>{found.span}</sub>" if found.span else found.number

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sapper.lab.results import Curve, FeatureMap
+from sapper.lab.results import Curve, FeatureMap, Picture
 from sapper.report.tables import Estimate, SummaryRow
 
 N_COLORS = 12
@@ -51,6 +51,15 @@ SWEPT = {
     "CA": ("c0", "dotted"),
 }
 """The metrics that a sweep shows: what the attack wants and what it must not cost, each with its clean twin."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of small pictures; ``role`` is what they show."""
+
+    title: str
+    role: str
+    pictures: list[Picture]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """The result table as Markdown, for pages that quote results."""
 
 from sapper.lab.results import Results
-from sapper.report import tables, text
-from sapper.report.tables import LABELS, METRICS, SummaryRow
+from sapper.report import defenses, tables, text
+from sapper.report.tables import LABELS, METRICS, SummaryRow, Table
 
 SURROUNDINGS = ("processor", "device", "threads", "number format", "torch")
 """What of the environment stands under the table."""
 
 
 def render(results: Results) -> str:
-    """The table, where its intervals come from, seeds, time, hardware, warnings, and the command that repeats it."""
+    """The table, where its intervals come from, seeds, time, hardware, warnings, and the command that repeats it.
+
+    Below it what defenses found.
+    """
     rows = tables.summary_rows(results)
     names = ["task → target", "head", *(LABELS.get(metric, metric) for metric in METRICS)]
     environment = ", ".join(f"{key} {results.environment[key]}" for key in SURROUNDINGS if key in results.environment)
@@ -24,6 +27,8 @@ def render(results: Results) -> str:
         "",
         f"In %; 95 % intervals {tables.interval_note(estimates)}. Seeds {text.listing(results.scenario['seeds'])}; "
         f"{text.duration(seconds)} of computation; {environment}.",
+        *_plain_table(defenses.detection_table(results)),
+        *_plain_table(defenses.certification_table(results)),
         *(f"\nNote: {flag}" for flag in results.flags),
     ]
     return "\n".join(lines) + "\n"
@@ -38,7 +43,12 @@ def _row(row: SummaryRow) -> str:
 
 
 def _cell(row: SummaryRow, metric: str) -> str:
-    estimate = row.estimates.get(metric)
-    if estimate is None:
-        return text.NOTHING
-    return f"{estimate.number}<br><sub>{estimate.span}</sub>" if estimate.span else estimate.number
+    return defenses.shown(row.estimates.get(metric)) or text.NOTHING
+
+
+def _plain_table(table: Table | None) -> list[str]:
+    """Any table, with an empty line above; nothing for none."""
+    if table is None:
+        return []
+    rows = [[cell.text for cell in row] for row in table.rows]
+    return ["", *(f"| {' | '.join(cells)} |" for cells in (table.columns, ["---"] * len(table.columns), *rows))]

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from sapper.lab.results import Artifact, FeatureMap, Picture, Results
+from sapper.lab.results import Artifact, FeatureMap, Results
 from sapper.report import defenses, figures, tables, text
-from sapper.report.figures import Key
+from sapper.report.figures import Key, Strip
 from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
 
 T = TypeVar("T")
@@ -117,15 +117,9 @@ def _with_unit(estimate: Estimate) -> str:
 
 
 @dataclass(frozen=True)
-class PictureStrip:
-    role: str
-    pictures: list[Picture]
-
-
-@dataclass(frozen=True)
 class PictureGroup:
     title: str
-    strips: list[PictureStrip]
+    strips: list[Strip]
 
 
 def pictures(results: Results) -> list[PictureGroup]:
@@ -136,7 +130,7 @@ def pictures(results: Results) -> list[PictureGroup]:
     return [
         PictureGroup(
             _shown(results, task, target),
-            [PictureStrip(role, strip) for role, strip in _by(group, lambda picture: picture.role).items()],
+            [Strip(role, role, strip) for role, strip in _by(group, lambda picture: picture.role).items()],
         )
         for (task, target), group in groups.items()
     ]

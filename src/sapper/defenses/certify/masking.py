@@ -22,8 +22,16 @@ windows that wrap around the edge of the image are treated as what they are; the
 certifies too much for T > 0 (``tests/test_masking.py`` has a counter-example). Ties never certify.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+from sapper.images import Change
+from sapper.run import Run
+from sapper.verdicts import Certified, threat
 
 Spans = tuple[list[tuple[int, int]], int]
 """Starts and ends along one axis, and its length."""
@@ -78,6 +86,40 @@ def certify(evidence: Tensor, windows: Tensor, labels: Tensor, share: float = 0.
     """
     parts = zip(evidence.split(chunk), labels.to(evidence.device).split(chunk))
     return torch.cat([_certify(part, windows.to(evidence.device), wanted, share) for part, wanted in parts])
+
+
+class Evidence(Protocol):
+    """Local evidence, float (N, P, K) ≥ 0, of uint8 images (N, 3, H, W), after ``change`` if given."""
+
+    def __call__(self, images: Tensor, run: Run, change: Change | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class RobustMasking:
+    """A classifier by its local evidence, under robust masking against a patch of side ``patch``.
+
+    ``windows``: from a patch's side to the windows of places that it can touch, bool (n, P). ``share``: T.
+    """
+
+    evidence: Evidence
+    windows: Callable[[int], Tensor]
+    patch: int
+    share: float
+
+    def predict(self, images: Tensor, run: Run, change: Change | None = None) -> Tensor:
+        """Defended predictions, int64 (N,) on the CPU, of uint8 images (N, 3, H, W), after ``change`` if given."""
+        evidence = self.evidence(images, run, change)
+        return robust_prediction(evidence, self.windows(self.patch).to(evidence.device), self.share).cpu()
+
+    def certify(self, images: Tensor, labels: Tensor, patches: Sequence[int], run: Run) -> list[Certified]:
+        """For each size of ``patches`` defended predictions and certificates; the evidence is computed once."""
+        evidence, results = self.evidence(images, run), []
+        for patch in patches:
+            windows = self.windows(patch).to(evidence.device)
+            answers = robust_prediction(evidence, windows, self.share).cpu()
+            proven = certify(evidence, windows, labels, self.share).cpu()
+            results.append(Certified(labels=answers, certified=proven, threat=threat(patch)))
+        return results
 
 
 def _certify(evidence: Tensor, windows: Tensor, labels: Tensor, share: float) -> Tensor:

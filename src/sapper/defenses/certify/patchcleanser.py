@@ -29,7 +29,7 @@ from sapper.defenses.certify.masking import rectangles
 from sapper.defenses.defender import Defender, Logits
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
-from sapper.images import to_float
+from sapper.images import Change, to_float
 from sapper.run import Run
 from sapper.verdicts import Certified, threat
 
@@ -44,38 +44,75 @@ class PatchCleanser:
     patch: PositiveInt = 10
     masks: PositiveInt = 6
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    uses_encoder: ClassVar[bool] = True
     source: ClassVar[str] = "Xiang, Mahloujifar, Mittal, USENIX Security 2022"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> Logits:
-        """The classifier as it is."""
-        return classifier
+    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> "TwoRounds":
+        """The classifier as it is, under masks."""
+        return self.guard(classifier, defender.blank)
 
-    def predict(self, logits: Logits, images: Tensor, blank: Tensor, run: Run) -> Tensor:
-        """Defended predictions, int64 (N,) on the CPU, of uint8 images (N, 3, H, W); masked pixels become ``blank``.
+    def guard(self, logits: Logits, blank: Tensor) -> "TwoRounds":
+        """Any classifier under masks; masked pixels become ``blank``, float (3,)."""
+        return TwoRounds(logits, blank, self.patch, self.masks)
+
+
+@dataclass(frozen=True)
+class TwoRounds:
+    """A classifier, what masked pixels become, the patch to withstand, and how many masks an axis has at most."""
+
+    logits: Logits
+    blank: Tensor
+    patch: int
+    masks: int
+
+    def predict(self, images: Tensor, run: Run, change: Change | None = None) -> Tensor:
+        """Defended predictions, int64 (N,) on the CPU, of uint8 images (N, 3, H, W), after ``change`` if given.
 
         Only images whose first round is not unanimous take a second one.
         """
         masks = covering(images, self.patch, self.masks)
-        first = _answers(images, masks, logits, blank, run, "first masks (PatchCleanser)")
+        first = self._answers(images, masks, run, "first masks (PatchCleanser)", change)
         unsure = (first != first[:, :1]).any(1).nonzero().squeeze(1)
-        second = _tables(images[unsure], masks, logits, blank, run, "second masks (PatchCleanser)")
+        second = self._tables(images[unsure], masks, run, "second masks (PatchCleanser)", change)
         answers = first[:, 0].clone()
         answers[unsure] = resolve(second)
         return answers
 
-    def certify(
-        self, logits: Logits, images: Tensor, labels: Tensor, blank: Tensor, patches: Sequence[int], run: Run
-    ) -> list[Certified]:
+    def certify(self, images: Tensor, labels: Tensor, patches: Sequence[int], run: Run) -> list[Certified]:
         """For each size of ``patches`` predictions and certificates, from M·(M + 1)/2 pairs of M masks."""
         results = []
         for patch in patches:
             masks = covering(images, patch, self.masks)
-            table = _tables(images, masks, logits, blank, run, f"mask pairs for {patch}×{patch} (PatchCleanser)")
+            table = self._tables(images, masks, run, f"mask pairs for {patch}×{patch} (PatchCleanser)")
             certified = (table == labels.view(-1, 1, 1)).all(2).all(1)
             results.append(Certified(labels=resolve(table), certified=certified, threat=threat(patch)))
         return results
+
+    def _tables(self, images: Tensor, masks: Tensor, run: Run, label: str, change: Change | None = None) -> Tensor:
+        """Predictions under masks i and j together, int64 (N, M, M)."""
+        first, second = torch.triu_indices(len(masks), len(masks))
+        pairs = self._answers(images, masks[first] | masks[second], run, label, change)
+        table = pairs.new_empty(len(images), len(masks), len(masks))
+        table[:, first, second] = table[:, second, first] = pairs
+        return table
+
+    @torch.no_grad()
+    def _answers(self, images: Tensor, masks: Tensor, run: Run, label: str, change: Change | None) -> Tensor:
+        """Predictions of every image under every mask, int64 (N, M) on the CPU; 512 masked images at a time."""
+        which = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(masks)))
+        answers = [torch.empty(0, dtype=torch.int64)]
+        masks, fill = masks.to(run.device), self.blank.to(run.device).view(3, 1, 1)
+        with run.progress.bar(label, len(which)) as bar:
+            for image, mask in (rows.unbind(1) for rows in which.split(512)):
+                pixels = to_float(images[image].to(run.device))
+                changed = pixels if change is None else change(pixels)
+                covered = torch.where(masks[mask.to(run.device)].unsqueeze(1), fill, changed)
+                with run.autocast():
+                    answers.append(self.logits(covered).argmax(1).cpu())
+                bar.advance(len(image))
+        return torch.cat(answers).view(len(images), len(masks))
 
 
 def resolve(table: Tensor) -> Tensor:
@@ -107,28 +144,3 @@ def covering(images: Tensor, patch: int, count: int) -> Tensor:
     """The R-covering set for images of this size, bool (M, H, W)."""
     down, across = ((axis_masks(side, patch, count), side) for side in images.shape[-2:])
     return rectangles(down, across)
-
-
-def _tables(images: Tensor, masks: Tensor, logits: Logits, blank: Tensor, run: Run, label: str) -> Tensor:
-    """Predictions under masks i and j together, int64 (N, M, M)."""
-    first, second = torch.triu_indices(len(masks), len(masks))
-    pairs = _answers(images, masks[first] | masks[second], logits, blank, run, label)
-    table = pairs.new_empty(len(images), len(masks), len(masks))
-    table[:, first, second] = table[:, second, first] = pairs
-    return table
-
-
-@torch.no_grad()
-def _answers(images: Tensor, masks: Tensor, logits: Logits, blank: Tensor, run: Run, label: str) -> Tensor:
-    """Predictions of every image under every mask, int64 (N, M) on the CPU; 512 masked images at a time."""
-    which = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(masks)))
-    answers = [torch.empty(0, dtype=torch.int64)]
-    masks, fill = masks.to(run.device), blank.to(run.device).view(3, 1, 1)
-    with run.progress.bar(label, len(which)) as bar:
-        for image, mask in (rows.unbind(1) for rows in which.split(512)):
-            pixels = to_float(images[image].to(run.device))
-            covered = torch.where(masks[mask.to(run.device)].unsqueeze(1), fill, pixels)
-            with run.autocast():
-                answers.append(logits(covered).argmax(1).cpu())
-            bar.advance(len(image))
-    return torch.cat(answers).view(len(images), len(masks))

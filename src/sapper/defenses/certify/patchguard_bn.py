@@ -20,8 +20,8 @@ of SGD, windows of 6 places. Ours is small enough to be trained from scratch on 
 rate that falls to zero; the training window is that of ``patch``.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -29,13 +29,12 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from sapper.defenses.certify.masking import certify, robust_prediction, square_windows
-from sapper.defenses.defender import Defender, Logits
+from sapper.defenses.certify.masking import RobustMasking, square_windows
+from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
-from sapper.images import to_float
+from sapper.images import Change, to_float
 from sapper.run import Run
 from sapper.training import set_learning_rate, shuffled, warm_cosine
-from sapper.verdicts import Certified, threat
 
 RECEPTIVE, STRIDE = 9, 2
 """r and s of ``Bag``."""
@@ -58,12 +57,26 @@ class PatchGuardBN:
     learning_rate: PositiveFloat = 2e-3
     provable: bool = True
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
+    uses_encoder: ClassVar[bool] = False
     source: ClassVar[str] = "Xiang et al., USENIX Security 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> Logits:
-        """A network of its own, trained on the defender's images: scores (N, K, H/2, W/2)."""
+    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> RobustMasking:
+        """A network of its own, trained on the defender's images."""
+        return self.guard(self.train(defender, run), defender.train.size)
+
+    def guard(self, net: "Bag", size: tuple[int, int]) -> RobustMasking:
+        """A network on images of that height and width under robust masking."""
+        height, width = (-(-side // STRIDE) for side in size)
+
+        def windows(patch: int) -> Tensor:
+            return square_windows(height, width, window(patch))
+
+        return RobustMasking(partial(_evidence, net), windows, self.patch, self.share)
+
+    def train(self, defender: Defender, run: Run) -> "Bag":
+        """The network, trained on the defender's images from scratch."""
         images, labels = defender.train.images.to(run.device), defender.train.targets().to(run.device)
         with run.seeded():
             encoder = defender.encoder
@@ -97,36 +110,19 @@ class PatchGuardBN:
             total = total - F.one_hot(labels, total.shape[1]) * strongest.unsqueeze(1)
         return F.cross_entropy(total / scores[0, 0].numel(), labels)
 
-    def predict(self, logits: Logits, images: Tensor, blank: Tensor, run: Run) -> Tensor:
-        """Defended predictions, int64 (N,) on the CPU, of uint8 images (N, 3, H, W)."""
-        evidence, sides = self.evidence(logits, images, run)
-        return robust_prediction(evidence, _windows(sides, self.patch, evidence), self.share).cpu()
 
-    def certify(
-        self, logits: Logits, images: Tensor, labels: Tensor, blank: Tensor, patches: Sequence[int], run: Run
-    ) -> list[Certified]:
-        """For each size of ``patches`` defended predictions and certificates; the images are looked at once."""
-        evidence, sides = self.evidence(logits, images, run)
-        results = []
-        for patch in patches:
-            windows = _windows(sides, patch, evidence)
-            answers = robust_prediction(evidence, windows, self.share).cpu()
-            proven = certify(evidence, windows, labels, self.share).cpu()
-            results.append(Certified(labels=answers, certified=proven, threat=threat(patch)))
-        return results
-
-    @torch.no_grad()
-    def evidence(self, logits: Logits, images: Tensor, run: Run) -> tuple[Tensor, tuple[int, int]]:
-        """Local evidence, float (N, h·w, K), of uint8 images (N, 3, H, W), and the map's height and width."""
-        maps = []
-        with run.progress.bar("local evidence (Mask-BN)", len(images)) as bar:
-            for chunk in images.split(256):
-                with run.autocast():
-                    scores = logits(to_float(chunk.to(run.device)))
-                maps.append(scores.float().clamp_min(0))
-                bar.advance(len(chunk))
-        whole = torch.cat(maps)
-        return whole.flatten(2).transpose(1, 2), (whole.shape[2], whole.shape[3])
+@torch.no_grad()
+def _evidence(net: "Bag", images: Tensor, run: Run, change: Change | None = None) -> Tensor:
+    """Scores at every place, negative ones cut to 0: float (N, h·w, K), of uint8 images (N, 3, H, W)."""
+    maps = []
+    with run.progress.bar("local evidence (Mask-BN)", len(images)) as bar:
+        for chunk in images.split(256):
+            pixels = to_float(chunk.to(run.device))
+            with run.autocast():
+                scores = net(pixels if change is None else change(pixels))
+            maps.append(scores.float().clamp_min(0).flatten(2).transpose(1, 2))
+            bar.advance(len(chunk))
+    return torch.cat(maps)
 
 
 class Bag(nn.Module):
@@ -164,7 +160,3 @@ def _layer(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple[nn.Mo
 def window(patch: int) -> int:
     """How many places along an axis a patch of that side can touch at most."""
     return -(-(patch + RECEPTIVE - 1) // STRIDE)
-
-
-def _windows(sides: tuple[int, int], patch: int, evidence: Tensor) -> Tensor:
-    return square_windows(*sides, window(patch)).to(evidence.device)

@@ -6,29 +6,34 @@ The classifier sees one band of b neighboring columns at a time (bands wrap arou
 blank. Its softmax confidences in the W bands are local evidence u ∈ [0, 1]^{W×K}, of which a patch changes at most the
 b + p − 1 neighboring bands that touch it. ``masking`` aggregates and certifies it.
 
-A classifier that never saw bands is not certified for much: Levine and Feizi train on one random band for each batch.
-``bands`` makes such views for training a head, or an encoder, on them.
+A classifier that never saw bands is not certified for much. So there are three ways to come by one: as the victim built
+it; with a new head, trained on bands through the encoder as it is; and with the encoder fine-tuned on bands, too,
+
+    minimize  mean_x CE( h(f(x through one random band)), y )        over head h, or over encoder f and head h
 
 Source: Xiang et al., "PatchGuard", USENIX Security 2021, over Levine, Feizi, "(De)Randomized Smoothing for Certifiable
 Defense against Patch Attacks", NeurIPS 2020. Bands of 4 of 32 columns, T = 0, as in the authors' ``mask_ds.py`` for
-CIFAR-10. There the network has six channels, the band and one minus it, so that a blank is told from black; ours
-keeps the encoder's three and fills with the mean color.
+CIFAR-10. There the network has six channels, the band and one minus it, so that a blank is told from black, and is
+trained from scratch for 200 epochs of SGD; ours keeps the encoder's three, fills with the mean color, and goes on from
+the encoder's weights, with Adam and a rate that falls to zero.
 """
 
-from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.certify.masking import certify, column_windows, robust_prediction
+from sapper.defenses.certify.masking import RobustMasking, column_windows
 from sapper.defenses.defender import Defender, Logits
 from sapper.downstream import Classifier, extract
-from sapper.images import to_float
+from sapper.images import Change, to_float
 from sapper.run import Run
-from sapper.verdicts import Certified, threat
+from sapper.training import set_learning_rate, shuffled, steps_per_epoch, warm_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,67 +41,59 @@ class PatchGuardDS:
     """Certifies by column bands and robust masking (Xiang et al., USENIX Security 2021).
 
     ``patch``: side of the largest patch to withstand. ``band``: columns seen at a time. ``share``: T, the part of a
-    class's evidence that its strongest window must exceed to be taken away. ``training``: the classifier ``as-is``, or
-    with a head trained on ``views`` random ``bands`` of every training image, through the encoder as it is.
+    class's evidence that its strongest window must exceed to be taken away. ``training``: the classifier ``as-is``;
+    with a new ``head``, trained on ``views`` random bands of every training image; or with such a head and then the
+    ``encoder`` and the head fine-tuned on bands, for ``epochs``.
     """
 
     patch: PositiveInt = 10
     band: PositiveInt = 4
     share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    training: Literal["as-is", "bands"] = "as-is"
+    training: Literal["as-is", "head", "encoder"] = "as-is"
     views: PositiveInt = 8
+    epochs: PositiveInt = 20
+    batch: PositiveInt = 128
+    learning_rate: PositiveFloat = 1e-3
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    uses_encoder: ClassVar[bool] = True
     source: ClassVar[str] = "Xiang et al., USENIX Security 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
 
-    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> Logits:
-        """The classifier, or its encoder with a head that has seen bands."""
-        if self.training == "as-is":
-            return classifier
-        features, generator = [], run.child("bands").generator()
-        for _ in range(self.views):
-            bands = self.bands(to_float(defender.train.images), defender.blank, generator)
-            features.append(extract(defender.encoder, (255 * bands).round().to(torch.uint8), run))
-        labels = defender.train.targets().repeat(self.views)
-        head = defender.head.fit(torch.cat(features), labels, defender.classes, run.child("head"))
-        return Classifier(defender.encoder, head).eval()
+    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> RobustMasking:
+        """The classifier seen through bands, trained for it if that is wanted."""
+        if self.training != "as-is":
+            classifier = self._with_head(defender, run)
+        if self.training == "encoder":
+            classifier = self._fine_tuned(classifier, defender, run)
+        return self.guard(classifier, defender.blank, defender.train.size[1])
 
-    def predict(self, logits: Logits, images: Tensor, blank: Tensor, run: Run) -> Tensor:
-        """Defended predictions, int64 (N,) on the CPU, of uint8 images (N, 3, H, W)."""
-        evidence = self.evidence(images, logits, blank, run)
-        return robust_prediction(evidence, self._windows(evidence, self.patch), self.share).cpu()
+    def guard(self, logits: Logits, blank: Tensor, width: int) -> RobustMasking:
+        """A classifier of images ``width`` pixels wide through bands, as it is; around a band is ``blank``, (3,)."""
 
-    def certify(
-        self, logits: Logits, images: Tensor, labels: Tensor, blank: Tensor, patches: Sequence[int], run: Run
-    ) -> list[Certified]:
-        """For each size of ``patches`` defended predictions and certificates; the bands are looked at once."""
-        evidence = self.evidence(images, logits, blank, run)
-        return [self.certified(evidence, labels, patch) for patch in patches]
+        def windows(patch: int) -> Tensor:
+            return column_windows(width, self.band + patch - 1)
 
-    def evidence(self, images: Tensor, logits: Logits, blank: Tensor, run: Run) -> Tensor:
-        """Confidences in every band, float (N, W, K), of uint8 ``images`` (N, 3, H, W); around it is ``blank``."""
+        return RobustMasking(partial(self._evidence, logits, blank), windows, self.patch, self.share)
+
+    @torch.no_grad()
+    def _evidence(
+        self, logits: Logits, blank: Tensor, images: Tensor, run: Run, change: Change | None = None
+    ) -> Tensor:
+        """Confidences in every band, float (N, W, K), of uint8 ``images`` (N, 3, H, W)."""
         width = images.shape[-1]
         seen = column_windows(width, self.band).to(run.device).view(width, 1, 1, width)
         fill = blank.to(run.device).view(3, 1, 1)
         parts = []
-        with run.progress.bar("bands (Mask-DS)", len(images)) as bar, torch.no_grad():
+        with run.progress.bar("bands (Mask-DS)", len(images)) as bar:
             for chunk in images.split(max(1, 512 // width)):
-                views = torch.where(seen, to_float(chunk.to(run.device)).unsqueeze(1), fill)
+                pixels = to_float(chunk.to(run.device))
+                views = torch.where(seen, (pixels if change is None else change(pixels)).unsqueeze(1), fill)
                 with run.autocast():
                     answers = logits(views.flatten(0, 1))
                 parts.append(answers.float().softmax(1).view(len(chunk), width, -1))
                 bar.advance(len(chunk))
         return torch.cat(parts)
-
-    def certified(self, evidence: Tensor, labels: Tensor, patch: int) -> Certified:
-        """Defended predictions and certificates from ``evidence`` (N, W, K) and the true ``labels`` int64 (N,)."""
-        windows = self._windows(evidence, patch)
-        return Certified(
-            labels=robust_prediction(evidence, windows, self.share).cpu(),
-            certified=certify(evidence, windows, labels, self.share).cpu(),
-            threat=threat(patch),
-        )
 
     def bands(self, images: Tensor, blank: Tensor, generator: torch.Generator) -> Tensor:
         """Each float image (N, 3, H, W) through one random band of its own, for training."""
@@ -105,6 +102,35 @@ class PatchGuardDS:
         seen = column_windows(width, self.band)[start].to(images.device)
         return torch.where(seen.view(-1, 1, 1, width), images, blank.to(images).view(3, 1, 1))
 
-    def _windows(self, evidence: Tensor, patch: int) -> Tensor:
-        """The bands that a patch can touch."""
-        return column_windows(evidence.shape[1], self.band + patch - 1).to(evidence.device)
+    def _with_head(self, defender: Defender, run: Run) -> Classifier:
+        """The encoder as it is, with a head of the owner's kind that has seen bands."""
+        train, generator = defender.train, run.child("bands").generator()
+        banded = partial(self.bands, blank=defender.blank, generator=generator)
+        features = [extract(defender.encoder, train.images, run, banded) for _ in range(self.views)]
+        labels = train.targets().repeat(self.views)
+        head = defender.head.fit(torch.cat(features), labels, defender.classes, run.child("head"))
+        return Classifier(defender.encoder, head).eval()
+
+    def _fine_tuned(self, classifier: Classifier, defender: Defender, run: Run) -> Classifier:
+        """A copy of the classifier, all of it trained on random bands; the owner's encoder stays as it is."""
+        tuned = deepcopy(classifier).requires_grad_(True).train()
+        images, labels = defender.train.images.to(run.device), defender.train.targets().to(run.device)
+        optimizer = torch.optim.Adam(tuned.parameters(), lr=self.learning_rate, fused=True)
+        dice, steps = run.child("tuning"), steps_per_epoch(len(images), self.batch)
+        with dice.seeded(), run.progress.bar("training on bands (Mask-DS)", self.epochs * steps) as bar:
+            generator = dice.child("order").generator()
+            for epoch in range(self.epochs):
+                for step, rows in enumerate(shuffled(len(images), self.batch, generator)):
+                    progress = (epoch * steps + step) / (self.epochs * steps)
+                    set_learning_rate(optimizer, self.learning_rate * warm_cosine(progress, 0.0))
+                    rows = rows.to(run.device)
+                    views = self.bands(to_float(images[rows]), defender.blank, generator)
+                    with run.autocast():
+                        answers = tuned(views)
+                    loss = F.cross_entropy(answers.float(), labels[rows])
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                    bar.advance()
+                bar.advance(0, f"loss {float(loss.detach()):.3f}")
+        return tuned.eval().requires_grad_(False)

@@ -35,9 +35,6 @@ class Jumbo:
         mask, pattern = self.mask.to(images.device), self.pattern.to(images)
         return torch.where(mask, torch.lerp(images, pattern, self.alpha), images)
 
-    def check(self, height: int, width: int) -> None:
-        """It fits the images that it was drawn for."""
-
 
 def draw(size: tuple[int, int], classes: int, generator: torch.Generator) -> Jumbo:
     """A random attack on a task of that many classes, with images of that size (height, width)."""

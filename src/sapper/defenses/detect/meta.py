@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sapper.images import ImageSet, to_float
 from sapper.metrics import auc
 from sapper.run import Run
 
@@ -46,6 +47,13 @@ class Fleet:
         return Fleet([model for model, _ in models], torch.tensor([kind for _, kind in models]))
 
 
+def look(images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Mean (3, H, W) and deviation (3, 1, 1) of each channel: queries begin as noise that looks like the images."""
+    pixels = to_float(images.images)
+    mean, deviation = (values.view(3, 1, 1) for values in (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))))
+    return mean.expand(3, *images.size), deviation
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """How meta-classifiers are trained."""
@@ -61,14 +69,23 @@ class MetaClassifiers(nn.Module):
 
     radius: Tensor
 
-    def __init__(self, runs: Sequence[Run], queries: int, mean: Tensor, deviation: Tensor, outputs: int, hidden: int):
-        """One for each of ``runs``. ``mean`` and ``deviation`` broadcast to a query's shape, ``outputs``: K."""
+    def __init__(self, queries: Tensor, first: Tensor, bias: Tensor, second: Tensor, offset: Tensor, radius: Tensor):
+        """``first``: W, (M, Q·K, hidden); ``bias``: b and ``second``: w, (M, hidden); ``offset``: c, (M,)."""
         super().__init__()
-        drawn = [_draw(run, queries, mean, deviation, queries * outputs, hidden) for run in runs]
         self.queries, self.first, self.bias, self.second, self.offset = (
-            nn.Parameter(torch.stack(values).to(runs[0].device)) for values in zip(*drawn)
+            nn.Parameter(value) for value in (queries, first, bias, second, offset)
         )
-        self.register_buffer("radius", torch.zeros(len(runs), device=runs[0].device))
+        self.register_buffer("radius", radius)
+
+    @staticmethod
+    def draw(
+        runs: Sequence[Run], queries: int, mean: Tensor, deviation: Tensor, outputs: int, hidden: int
+    ) -> "MetaClassifiers":
+        """One for each of ``runs``. ``mean`` and ``deviation`` broadcast to a query's shape, ``outputs``: K."""
+        drawn = [_draw(run, queries, mean, deviation, queries * outputs, hidden) for run in runs]
+        asked, first, bias, second, offset = (torch.stack(some).to(runs[0].device) for some in zip(*drawn))
+        radius = torch.zeros(len(runs), device=runs[0].device)
+        return MetaClassifiers(asked, first, bias, second, offset, radius)
 
     def activity(self, answers: Tensor) -> Tensor:
         """w · ReLU(W·z + b), float (M,), from every meta-classifier's ``answers`` (M, Q·K)."""

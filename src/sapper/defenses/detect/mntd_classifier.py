@@ -63,7 +63,7 @@ class MNTDClassifier:
     tune_queries: bool = True
     one_class: bool = False
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 10 + MLP.version  # shadows are its heads
     metric: ClassVar[str] = "score"
     source: ClassVar[str] = "Xu et al., IEEE S&P 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -84,7 +84,8 @@ class MNTDClassifier:
         sample = self._sample(defender, run)
         shadows, validation = self.fleets(defender, sample, run.child("shadows"))
         runs = [run.child(f"meta-classifier {i}") for i in range(self.meta_classifiers)]
-        metas = self._start(sample, runs)
+        mean, deviation = meta.look(sample)
+        metas = meta.MetaClassifiers.draw(runs, self.queries, mean, deviation, defender.classes, self.hidden)
         settings = meta.Training(
             epochs=self.epochs,
             learning_rate=self.learning_rate,
@@ -112,13 +113,6 @@ class MNTDClassifier:
         if self.shadows_of == "cnn":
             return nn.Identity(), list(classifiers)
         return lambda images: F.normalize(defender.encoder(images), dim=1), [each.head for each in classifiers]
-
-    def _start(self, sample: ImageSet, runs: Sequence[Run]) -> meta.MetaClassifiers:
-        """Meta-classifiers whose queries look like the images in each channel's mean and deviation."""
-        pixels = to_float(sample.images)
-        mean, deviation = (values.view(3, 1, 1) for values in (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))))
-        whole = mean.expand(3, *sample.size)
-        return meta.MetaClassifiers(runs, self.queries, whole, deviation, len(sample.classes), self.hidden)
 
     def fleets(self, defender: Defender, sample: ImageSet, run: Run) -> tuple[meta.Fleet, meta.Fleet | None]:
         """Shadows to learn from, and others to choose the epoch by. Each has its own seed, whatever their number."""

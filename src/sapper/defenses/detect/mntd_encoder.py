@@ -1,0 +1,158 @@
+"""MNTD on encoders: a meta-classifier that has seen many clean and many backdoored encoders judges another.
+
+Threat model: the defender holds a little of the data that the encoder was pre-trained on (2 % of it), images of its own
+downstream tasks, and may ask the encoder and send gradients through it; the attacker's trigger and target are unknown.
+It pre-trains shadow encoders f₁ … f_S on its share, and gives each a backdoored twin f'ᵢ: an attack with a reference
+image from the downstream tasks and a square trigger of random side, anywhere. Meta-classifiers (``meta``) learn queries
+q and weights from the answers z, features of length 1 in place of logits:
+
+    z = ( f(q₁)/‖f(q₁)‖, …, f(q_Q)/‖f(q_Q)‖ )      score = w · ReLU(W·z + b) + c
+
+A verdict's score is the mean over the meta-classifiers, its threshold 0; all single scores are in the evidence.
+
+Source: Jia, Liu, Gong, "BadEncoder", IEEE S&P 2022, who extend Xu et al., "Detecting AI Trojans Using Meta Neural
+Analysis", IEEE S&P 2021: 200 pairs on 2 % of the images, sides from 2 to 10, 50 meta-classifiers with tuned queries,
+and 6 encoders judged, here 3 of either kind. Ours are the scaling to length 1, because the scale of features differs
+between trainings; the pairs set apart for choosing an epoch, in MNTD's proportion; and the trigger's color: the paper's
+attacks are white, and the defender is given that.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from sapper.defenses.detect import meta
+from sapper.encoders import Encoder
+from sapper.errors import SapperError
+from sapper.images import ImageSet
+from sapper.run import Run
+from sapper.triggers import Patch
+from sapper.verdicts import Verdict
+
+FEWEST = 16
+"""Images below which pre-training has too few to tell apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MNTDEncoder:
+    """Meta-classifiers trained on clean and backdoored shadow encoders (Jia, Liu, Gong, IEEE S&P 2022).
+
+    ``shadows`` pairs for training and ``validation`` pairs for choosing the epoch, on the ``share`` of as many images
+    as the encoders in doubt have seen. ``sides``: the smallest and largest trigger of a twin. ``meta_classifiers`` with
+    ``queries`` each and ``hidden`` units, trained for ``epochs``; ``tune_queries`` off leaves the queries as they were
+    drawn.
+    """
+
+    shadows: PositiveInt = 200
+    validation: NonNegativeInt = 25
+    share: Annotated[float, Field(gt=0, le=1)] = 0.02
+    sides: tuple[PositiveInt, PositiveInt] = (2, 10)
+    color: str | tuple[float, float, float] = "white"
+    meta_classifiers: PositiveInt = 50
+    queries: PositiveInt = 10
+    hidden: PositiveInt = 20
+    epochs: PositiveInt = 10
+    learning_rate: PositiveFloat = 1e-3
+    tune_queries: bool = True
+
+    version: ClassVar[int] = 1
+    metric: ClassVar[str] = "score"
+    source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022; Xu et al., IEEE S&P 2021"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"badencoder": {}, "badencoder-6": {"subjects": 3}}
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of a shadow encoder and its twin are needed."""
+        return self.shadows + self.validation
+
+    def check(self, images: int, size: tuple[int, int]) -> None:
+        """Raises ``SapperError`` when the share is too small to pre-train on, or a trigger does not fit ``size``."""
+        smallest, largest = self.sides
+        if not smallest <= largest < min(size):
+            what, remedy = f"sides from {smallest} to {largest} do not fit", f"choose them in order, below {min(size)}"
+            raise SapperError(what, where="sides", remedy=remedy)
+        Patch(size=largest, color=self.color).check(*size)
+        if round(self.share * images) < FEWEST:
+            what = f"{100 * self.share:g} % of {images} images are {round(self.share * images)}"
+            remedy = f"take a larger share: at least {FEWEST} images are needed"
+            raise SapperError(what, where="share", remedy=remedy)
+
+    def draw(self, references: int, size: tuple[int, int], run: Run) -> tuple[int, Patch]:
+        """The attack on a twin: which of so many reference images, and a trigger that fits ``size`` (height, width)."""
+        dice = run.generator()
+
+        def number(low: int, high: int) -> int:
+            return int(torch.randint(low, high + 1, (), generator=dice))
+
+        smallest, largest = self.sides
+        side = number(smallest, largest)
+        position = number(0, size[0] - side), number(0, size[1] - side)
+        return number(0, references - 1), Patch(size=side, position=position, color=self.color)
+
+    def fit(self, fleet: Sequence[tuple[Encoder, Encoder]], images: ImageSet, run: Run) -> "Judge":
+        """Meta-classifiers from pairs (clean, backdoored) trained on ``images``; the last pairs are set apart."""
+        runs = [run.child(f"meta-classifier {i}") for i in range(self.meta_classifiers)]
+        kinds = {
+            False: [_answering(clean, run) for clean, _ in fleet],
+            True: [_answering(twin, run) for _, twin in fleet],
+        }
+        shadows = meta.Fleet.of({kind: some[: self.shadows] for kind, some in kinds.items()})
+        apart = meta.Fleet.of({kind: some[self.shadows :] for kind, some in kinds.items()}) if self.validation else None
+        features, (mean, deviation) = fleet[0][0].feature_size, meta.look(images)
+        metas = meta.MetaClassifiers.draw(runs, self.queries, mean, deviation, features, self.hidden)
+        settings = meta.Training(
+            epochs=self.epochs, learning_rate=self.learning_rate, tune_queries=self.tune_queries, one_class=False
+        )
+        meta.train(metas, torch.nn.Identity(), shadows, apart, settings, runs)
+        return Judge(metas)
+
+    def restore(self, state: Mapping[str, Tensor]) -> "Judge":
+        """What ``fit`` learned, from the tensors of ``Judge.state_dict``."""
+        return Judge(meta.MetaClassifiers(**state))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Trained meta-classifiers: queries and weights."""
+
+    metas: meta.MetaClassifiers
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that was learned, by name."""
+        return self.metas.state_dict()
+
+    def judge(self, encoders: Sequence[Encoder], run: Run) -> list[Verdict]:
+        """A verdict for each encoder; evidence: ``scores``, one of each meta-classifier."""
+        started = time.perf_counter()
+        metas = self.metas.to(run.device)
+        models = [_answering(encoder, run) for encoder in encoders]
+        scores = meta.ask(metas, torch.nn.Identity(), models, one_class=False).cpu()
+        seconds = (time.perf_counter() - started) / len(encoders)
+        return [
+            Verdict(
+                score=float(each.mean()),
+                threshold=0.0,
+                flagged=bool(each.mean() > 0),
+                evidence={"scores": each.tolist()},
+                seconds=seconds,
+            )
+            for each in scores
+        ]
+
+
+def _answering(encoder: Encoder, run: Run) -> meta.Model:
+    """The encoder as a meta-classifier asks it: frozen, without dropout, features of length 1."""
+    encoder.to(run.device).eval().requires_grad_(False)
+
+    def answer(images: Tensor) -> Tensor:
+        with run.autocast():
+            features = encoder(images)
+        return F.normalize(features.float(), dim=1)
+
+    return answer

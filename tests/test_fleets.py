@@ -1,0 +1,235 @@
+"""Fleets in a scenario: pairs that are trained once, whatever their number, and what a detector makes of them."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sapper import encoders
+from sapper.defenses.detect.mntd_encoder import MNTDEncoder
+from sapper.errors import SapperError
+from sapper.lab.executors import Workers
+from sapper.lab.results import Results
+from sapper.lab.scenario import Scenario
+from sapper.lab.stages import load_tensors
+from sapper.report import defenses, markdown, render
+from sapper.run import Run
+from tests.micro import experiment, numbers, perform, write_data
+
+DEFENSE = """
+[[defense]]
+method = "mntd_encoder"
+shadows = 3
+validation = 1
+share = 0.5
+sides = [2, 6]
+meta_classifiers = 2
+queries = 2
+epochs = 1
+pretraining = { epochs = 1, batch = 16 }
+attack = { epochs = 1, batch = 16 }
+"""
+SHORT = ("pretraining.epochs=1", "attack.epochs=1", "head.0.epochs=2", "seeds=[0, 1]")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
+    folder = tmp_path_factory.mktemp("fleet")
+    return perform(scenario(data), folder, workers=Workers(2)), folder
+
+
+class Here(Workers):
+    """The same work without other processes, which take seconds to begin."""
+
+    def run(self, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], done: Callable[[], None]) -> list[Any]:
+        return [function(*job) for job in jobs]
+
+
+def scenario(data: Path, *overrides: str) -> Scenario:
+    return experiment(data, *SHORT, *overrides, extra=DEFENSE)
+
+
+def members(folder: Path) -> dict[str, bytes]:
+    """The encoders of the fleet below a folder, by their stage and name."""
+    files = folder.glob("**/fleet-*/*/*.safetensors")
+    return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files}
+
+
+def test_every_encoder_of_every_seed_is_judged_once(done: tuple[Results, Path]) -> None:
+    judged = [(v.seed, v.encoder, v.task, v.classifier) for v in done[0].verdicts]
+    together = "balls + boxes"
+    assert judged == [
+        *((0, "clean", None, None), (1, "clean", None, None)),
+        *((0, "backdoored", together, None), (1, "backdoored", together, None)),
+    ]
+    places = {
+        (record.metric, record.condition.get("encoder"), record.condition.get("threshold"))
+        for record in done[0].records
+        if record.defense is not None
+    }
+    assert {("score", "clean", None), ("score", "backdoored", None), ("AUC", None, None)} <= places
+    assert {("detection_accuracy", None, None), ("scorer_accuracy", None, "own")} <= places
+    ours = [record for record in done[0].records if record.defense == "mntd_encoder"]
+    assert {record.seed for record in ours if record.condition.get("threshold") != "other seeds"} == {None}
+    (area,) = [record for record in ours if record.metric == "AUC"]
+    assert area.n == 4
+    assert area.low is not None
+
+
+def test_a_fleet_has_pairs_that_differ_and_twins_that_say_so(done: tuple[Results, Path]) -> None:
+    files = list(done[1].glob("store/fleet-*/*/*.safetensors"))
+    assert len(files) == 8
+    cards = [encoders.load(file, Run()).card for file in files]
+    assert sum(card.backdoored for card in cards) == 4
+    assert all("BACKDOORED" in file.name for file, card in zip(files, cards) if card.backdoored)
+    triggers = [str(card.origin["targets"][0]["trigger"]) for card in cards if card.backdoored]
+    assert len(set(triggers)) > 1
+    assert len(set(members(done[1]).values())) == 8
+    assert {card.origin["images"]["n"] for card in cards if not card.backdoored} == {32}
+
+
+def test_a_fleet_grows_and_its_first_members_stay(data: Path, done: tuple[Results, Path], tmp_path: Path) -> None:
+    few = ("defense.0.shadows=1",)
+    perform(scenario(data, *few), tmp_path, workers=Here())
+    small, whole = members(tmp_path), members(done[1])
+    assert len(small) == 4
+    assert small.items() <= whole.items()
+    seen = {file: file.stat().st_mtime_ns for file in tmp_path.glob("store/fleet-*/*/*.safetensors")}
+    again = perform(scenario(data), tmp_path, workers=Here())
+    assert members(tmp_path) == whole
+    assert all(file.stat().st_mtime_ns == time for file, time in seen.items())
+    assert numbers(again) == numbers(done[0]), "the number of processes changes nothing"
+
+
+def test_what_was_learned_is_kept(data: Path, done: tuple[Results, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("nothing is left to do")
+
+    monkeypatch.setattr(Workers, "run", never)
+    assert numbers(perform(scenario(data), done[1])) == numbers(done[0])
+    first = perform(scenario(data, "defense.0.subjects=1"), done[1]).verdicts
+    assert [(v.seed, v.encoder) for v in first] == [(0, "clean"), (0, "backdoored")]
+    known = {(v.seed, v.encoder): v.score for v in done[0].verdicts}
+    assert [v.score for v in first] == pytest.approx([known[0, "clean"], known[0, "backdoored"]], abs=1e-5)
+
+
+def test_a_fleet_in_a_folder_of_its_own_serves_two_scenarios(data: Path, tmp_path: Path) -> None:
+    here = f"defense.0.fleet={tmp_path / 'fleet'}"
+    quick = (here, "defense.0.shadows=1", "defense.0.validation=0", "seeds=[0]")
+    perform(scenario(data, *quick), tmp_path / "one", workers=Here())
+    held = sorted(path.name for path in (tmp_path / "fleet").iterdir())
+    perform(scenario(data, *quick, "head.0.epochs=3"), tmp_path / "two", workers=Here())
+    assert sorted(path.name for path in (tmp_path / "fleet").iterdir()) == held
+    assert not list((tmp_path / "one" / "store").glob("fleet-*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("encoder.width=8", "other encoder"),
+        ("defense.0.attack={ epochs = 2 }", "other attack"),
+        ("defense.0.share=0.4", "other images"),
+    ],
+)
+def test_a_fleet_of_another_scenario_is_refused_before_any_training(
+    data: Path, tmp_path: Path, change: str, says: str
+) -> None:
+    folder = tmp_path / "fleet"
+    folder.mkdir()
+    (folder / "fleet.json").write_text(json.dumps({"encoder": "another"}))
+    here = f"defense.0.fleet={folder}"
+    with pytest.raises(SapperError, match="made from something else") as caught:
+        perform(scenario(data, here), tmp_path / "out")
+    assert "defense[0].fleet" in str(caught.value.where)
+    assert caught.value.remedy
+    assert not (tmp_path / "out" / "store").exists()
+    (folder / "fleet.json").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workers, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            perform(scenario(data, here), tmp_path / "out")
+    before = (folder / "fleet.json").read_text()
+    with pytest.raises(SapperError, match=says):
+        perform(scenario(data, here, change), tmp_path / "out")
+    assert (folder / "fleet.json").read_text() == before
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "[1]"])
+def test_a_folder_of_something_else_is_left_alone(data: Path, tmp_path: Path, content: str | None) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "holiday.jpg").write_text("x")
+    if content is not None:
+        (folder / "fleet.json").write_text(content)
+    before = {path.name: path.read_text() for path in folder.iterdir()}
+    with pytest.raises(SapperError, match="no readable fleet") as caught:
+        perform(scenario(data, f"defense.0.fleet={folder}"), tmp_path / "out")
+    assert str(folder) in str(caught.value)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ("defense.0.share=0.1", "defense[0]: share"),
+        ("defense.0.sides=[2, 16]", "defense[0]: sides"),
+    ],
+)
+def test_too_few_images_and_triggers_that_do_not_fit_are_refused(
+    data: Path, tmp_path: Path, change: str, where: str
+) -> None:
+    with pytest.raises(SapperError) as caught:
+        perform(scenario(data, change), tmp_path / "out")
+    assert where in str(caught.value.where)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ("defense.0.pretraining={ epochz = 1 }", "defense[0].pretraining.epochz"),
+        ("defense.0.attack={ epochs = 0 }", "defense[0].attack.epochs"),
+        ("defense.0.tasks=['nothing']", "defense[0].tasks[0]"),
+        ("defense.0.shadows=0", "defense[0].shadows"),
+        ("defense.0.train_images=3", "defense[0].train_images"),
+    ],
+)
+def test_mistakes_in_the_section_are_told(data: Path, change: str, where: str) -> None:
+    with pytest.raises(SapperError) as caught:
+        scenario(data, change)
+    assert where in str(caught.value.where)
+
+
+def test_the_papers_six_are_a_preset(data: Path) -> None:
+    plan = scenario(data, "defense.0.preset=badencoder-6").defenses[0]
+    assert plan.section.subjects == 3  # type: ignore[union-attr]
+    assert plan.method.parameters.shadows == 3, "what is said goes before a preset"
+
+
+def test_the_report_and_the_tables_speak_of_encoders(done: tuple[Results, Path]) -> None:
+    results = done[0]
+    flagged = {kind: sum(v.flagged is True for v in results.verdicts if v.encoder == kind) for kind in ("clean",)}
+    told = " ".join(defenses.sentences(results))
+    assert f"mntd_encoder on encoders: Flags {flagged['clean']} of 2 clean encoders and" in told
+    assert "At a threshold from other seeds" in told
+    page = render(results)
+    assert "mntd_encoder on encoders" in page
+    assert 'id="other"' not in page
+    assert "| mntd_encoder on encoders |" in markdown.render(results)
+
+
+def test_scores_do_not_depend_on_marks_and_names(done: tuple[Results, Path]) -> None:
+    file = next(done[1].glob("store/fit-*/learned.safetensors"))
+    judge = MNTDEncoder().restore(load_tensors(file))
+    twin = encoders.load(next(done[1].glob("encoders/*BACKDOORED*.safetensors")), Run())
+    marked = judge.judge([twin], Run())[0].score
+    assert judge.judge([twin.marked(backdoored=False, origin={})], Run())[0].score == marked
+    assert torch.isfinite(torch.tensor(marked))
