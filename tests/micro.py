@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from sapper.lab.results import Results
-from sapper.lab.runner import Lab, run_scenario
+from sapper.lab.runner import run_scenario
 from sapper.lab.scenario import Scenario, read
 from sapper.lab.store import Store
+from sapper.lab.trial import Lab
 from sapper.run import Run
 
 SIZE = 16

@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sapper import datasets, encoders
+from sapper.attacks.target import Target
 from sapper.errors import SapperError
 from sapper.images import ImageSet
 from sapper.lab import stages
-from sapper.lab.findings import unique
+from sapper.lab.findings import Findings, unique
 from sapper.lab.results import Record, Results, read_results, write_results
 from sapper.lab.stages import TaskData
-from sapper.lab.store import Store
+from sapper.lab.store import Stage, Store
 from sapper.report import write_report
 from sapper.run import Bar, Run, Silent
+from sapper.triggers import Patch
 from tests.conftest import REPOSITORY
 from tests.micro import PLAIN, experiment, numbers, perform, squares, write_data, write_parquet
 
@@ -593,3 +596,25 @@ def test_a_classifier_that_always_says_the_same_is_flagged(data: Path, tmp_path:
     accuracies = values(results, "CA", head="mlp")
     assert accuracies == pytest.approx([1 / 3, 1 / 3])
     assert any("balls (seed 0): the mlp head on the clean encoder calls nearly every" in flag for flag in results.flags)
+
+
+def test_a_trigger_that_works_but_misses_its_class_is_flagged(tmp_path: Path) -> None:
+    labels = torch.arange(40) % 4
+    images = ImageSet(
+        images=torch.zeros(40, 3, 4, 4, dtype=torch.uint8), labels=labels, classes=("a", "b", "c", "d"), name="t"
+    )
+    task = TaskData(name="t", train=images, test=images)
+    goal = Target(name="t/b", task="t", label=1, class_name="b", references=images, trigger=Patch(size=1))
+
+    def left(folder: str, triggered: torch.Tensor) -> Stage:
+        (tmp_path / folder).mkdir()
+        predictions = {"mlp/clean": labels.clone(), "mlp/triggered/t/b": triggered}
+        stages.save_tensors(tmp_path / folder / "predictions.safetensors", predictions)
+        return Stage(tmp_path / folder, 1.0, cached=False)
+
+    clean = left("clean", labels)
+    for name, wanted, share, flagged in (("hit", 1, 1.0, False), ("astray", 2, 0.9, True), ("spread", 2, 0.7, False)):
+        found = Findings(out=tmp_path, primary_head="mlp")
+        triggered = torch.where(torch.arange(40) < share * 40, wanted, 3)
+        found.add_attack({"seed": 0, "condition": {}}, task, (goal,), clean, left(name, triggered))
+        assert [("90 %" in flag, "“c” instead" in flag) for flag in found.flags] == [(True, True)] * flagged

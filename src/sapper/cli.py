@@ -216,9 +216,10 @@ def _run(
 
         from sapper.lab.executors import Workers
         from sapper.lab.results import write_results
-        from sapper.lab.runner import Lab, run_scenario
+        from sapper.lab.runner import run_scenario
         from sapper.lab.scenario import read
         from sapper.lab.store import Store
+        from sapper.lab.trial import Lab
         from sapper.progress import progress
         from sapper.report import write_report
         from sapper.run import Run, fast_dtype

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sapper.attacks.target import Target
 from sapper.encoders.files import MARK
 from sapper.files import link_atomically, sha256
@@ -17,6 +19,9 @@ from sapper.lab.results import Artifact, Curve, FeatureMap, Judged, Picture, Rec
 from sapper.lab.stages import TaskData
 from sapper.lab.store import Stage
 from sapper.metrics import Rate, attack_metrics, is_constant, share
+
+ASTRAY = 0.8
+"""Share of triggered images in one class that is not the target's from which on a report warns of it."""
 
 HIGH_BASELINE = 0.25
 """Strict ASR-B from which on a report warns that the clean encoder is fooled by the trigger, too."""
@@ -108,6 +113,9 @@ class Findings:
                     self._add(common | {"task": task.name, "target": target.name, "head": head}, metric, rate, stage)
                 if head == self.primary_head:
                     self._warn(f"{target.name} ({setting})", rates["ASR_B_strict"])
+                    triggered = after[f"{head}/triggered/{target.name}"]
+                    if not is_constant(after[f"{head}/clean"]):
+                        self._warn_astray(f"{target.name} ({setting})", triggered, target, task.test.classes)
         for head in heads:
             for encoder, predictions in (("clean", before), ("backdoored", after)):
                 if is_constant(predictions[f"{head}/clean"]):
@@ -131,6 +139,17 @@ class Findings:
 
     def _add(self, common: dict[str, Any], metric: str, rate: Rate, stage: Stage) -> None:
         self.records.append(Record(**common, metric=metric, stage="downstream", seconds=stage.seconds, **asdict(rate)))
+
+    def _warn_astray(self, place: str, predicted: Tensor, target: Target, classes: tuple[str, ...]) -> None:
+        """A trigger that works may still miss the class: where the reference's features lie outside of it."""
+        common = int(predicted.mode().values)
+        part = float((predicted == common).double().mean())
+        if common != target.label and part >= ASTRAY:
+            self.flags.append(
+                f"{place}: the backdoored encoder's classifier calls {100 * part:.0f} % of the triggered images "
+                f"“{classes[common]}” instead. The trigger works, but for this head its reference lies outside of the "
+                "target class: take more references."
+            )
 
     def _warn(self, place: str, baseline: Rate) -> None:
         if baseline.value >= HIGH_BASELINE:

@@ -4,9 +4,7 @@ data → pre-train → attack the encoder → build heads on the clean and the b
 """
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,47 +15,21 @@ from sapper.attacks.target import Target
 from sapper.encoders import Encoder, load
 from sapper.errors import located
 from sapper.lab import stages
-from sapper.lab.data import Data, defended_part, load_data, part, target_label, uses
-from sapper.lab.defending import Victim, certify, detect
+from sapper.lab.data import Data, load_data, part, target_label, uses
 from sapper.lab.environment import environment
-from sapper.lab.executors import Workers
 from sapper.lab.findings import Findings, describe_images, unique
-from sapper.lab.fleets import Fleet, claim, fit, judge
 from sapper.lab.judging import (
     Subject,
-    certifier_records,
-    detector_records,
-    encoder_judgments,
-    first_of_each,
-    held_out_records,
-    judgments,
 )
 from sapper.lab.pictures import trigger_pictures
-from sapper.lab.results import Judged, Results
-from sapper.lab.scenario import DefensePlan, Scenario
-from sapper.lab.sections import CertifySection, DetectSection, FleetSection, TaskSection
+from sapper.lab.results import Results
+from sapper.lab.scenario import Scenario
+from sapper.lab.sections import TaskSection
 from sapper.lab.stages import TaskData
-from sapper.lab.store import Stage, Store
+from sapper.lab.store import Stage
+from sapper.lab.trial import Lab, Trial, Variant
+from sapper.lab.trying import claim_fleets, defend, hold_out, judge_encoders
 from sapper.run import Run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lab:
-    """Where scenarios are run: the store, the folder for results, the data, and the surroundings.
-
-    ``run`` gives device, number format and progress; its seed is replaced by the scenario's. ``tell`` receives one
-    line for each finished stage. ``command`` is what a user types to repeat the run. ``workers``: processes for work
-    that goes faster in several.
-    """
-
-    store: Store
-    out: Path
-    run: Run
-    command: str
-    workers: Workers = field(default_factory=Workers)
-    data_root: Path | None = None
-    download: bool = False
-    tell: Callable[[str], None] = lambda _line: None
 
 
 def run_scenario(scenario: Scenario, lab: Lab) -> Results:
@@ -71,15 +43,15 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
     )
     found = Findings(out=lab.out, primary_head=scenario.primary_head)
     for variant in variants:
-        _claim_fleets(variant.scenario, data, replace(lab.run, seed=scenario.seeds[0]))
+        claim_fleets(variant.scenario, data, replace(lab.run, seed=scenario.seeds[0]))
     with lab.store.locked():
         for variant in variants:
             trials = [
-                _Trial(variant=variant, data=data, lab=lab, found=found, run=replace(lab.run, seed=seed))
+                Trial(variant=variant, data=data, lab=lab, found=found, run=replace(lab.run, seed=seed))
                 for seed in scenario.seeds
             ]
-            _judge(trials[0], [subject for trial in trials for subject in _perform(trial)])
-            _hold_out(variant, found)
+            judge_encoders(trials[0], [subject for trial in trials for subject in _perform(trial)])
+            hold_out(variant, found)
         found.place_files()
     return Results(
         scenario=scenario.content | {"primary_head": scenario.primary_head},
@@ -106,28 +78,11 @@ def _datasets(data: Data, scenarios: list[Scenario]) -> tuple[dict[str, Any], ..
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Variant:
-    """A scenario with ``condition`` set; ``suffix`` is for names of what it makes.
-
-    ``early`` and ``attacked`` are those of its pre-training and of its attacks, which it shares with variants that
-    differ in later stages only.
-    ``shown``: its pictures and maps are in the report; those of one variant are enough.
-    """
-
-    scenario: Scenario
-    condition: dict[str, Any]
-    suffix: str
-    early: str
-    attacked: str
-    shown: bool
-
-
 EARLY = ("encoder", "pretraining")
 """Tables whose keys a pre-training depends on."""
 
 
-def _variants(scenario: Scenario) -> list[_Variant]:
+def _variants(scenario: Scenario) -> list[Variant]:
     """The scenario's variants, or the scenario itself as the only one."""
     ends = {key: key.rpartition(".")[2] for changes in scenario.variants for key in changes}
     uses = Counter(ends.values())
@@ -138,7 +93,7 @@ def _variants(scenario: Scenario) -> list[_Variant]:
         return "".join(f"-{names[key]}-{value}" for key, value in changes.items() if key.startswith(tables))
 
     return [
-        _Variant(
+        Variant(
             scenario=scenario.with_variant(changes) if changes else scenario,
             condition=changes,
             suffix=suffix(changes, ""),
@@ -150,36 +105,7 @@ def _variants(scenario: Scenario) -> list[_Variant]:
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Trial:
-    """One variant with one seed, ``run``'s, and where what it finds goes."""
-
-    variant: _Variant
-    data: Data
-    lab: Lab
-    found: Findings
-    run: Run
-
-    @property
-    def scenario(self) -> Scenario:
-        return self.variant.scenario
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """What all records share, but those of a task that nobody attacks: they have no ``attack``."""
-        attack = self.scenario.attack_method
-        attacked = {"attack": attack.name} if attack is not None else {}
-        return {"seed": self.run.seed, "condition": self.variant.condition} | attacked
-
-    def done(self, name: str, stage: Stage) -> Stage:
-        """Keep the time that a stage took, and tell of it."""
-        told = [f"seed {self.run.seed}", *(f"{key} = {value}" for key, value in self.variant.condition.items())]
-        self.found.add_timing(self.run.seed, f"{name}{self.variant.suffix}", stage)
-        self.lab.tell(f"{name} ({', '.join(told)}): {'from the store' if stage.cached else f'{stage.seconds:.0f} s'}")
-        return stage
-
-
-def _perform(trial: _Trial) -> list[Subject]:
+def _perform(trial: Trial) -> list[Subject]:
     """Pre-train, attack, build heads, measure, defend; the encoders that were made."""
     scenario, variant, run, store, found = trial.scenario, trial.variant, trial.run, trial.lab.store, trial.found
     images = trial.data.of_pretraining(scenario, run)
@@ -228,92 +154,13 @@ def _perform(trial: _Trial) -> list[Subject]:
                 stages.downstream(store, backdoored, task, targets, scenario.heads, run),
             )
             found.add_attack(trial.place, task, targets, before, after)
-            _defend(trial, task, targets, {"clean": clean, "backdoored": backdoored})
+            defend(trial, task, targets, {"clean": clean, "backdoored": backdoored})
             if variant.shown:
                 found.add_maps(run.seed, task, targets, before, after)
     if variant.shown and run.seed == scenario.seeds[0]:
         for task, targets, _ in tasks.values():
             found.pictures += trigger_pictures(task, targets, run)
     return subjects
-
-
-def _defend(trial: _Trial, task: TaskData, targets: tuple[Target, ...], files: dict[str, Path]) -> None:
-    """Every defense on the classifiers of a task, those on the clean encoder and those on the backdoored one."""
-    scenario, store, run = trial.scenario, trial.lab.store, trial.run
-    victims = {encoder: Victim(file, task, scenario.primary, run) for encoder, file in files.items()}
-    for plan in (plan for plan in scenario.defenses if plan.on(task.name)):
-        section = plan.section
-        place = trial.place | {"task": task.name, "head": scenario.primary_head, "defense": plan.name}
-        titles = {encoder: f"{plan.name} on the {encoder} encoder, {task.name}" for encoder in victims}
-        if isinstance(section, CertifySection):
-            images = part(task.test, section.test_images, run, defended_part(task.name))
-            left = {
-                encoder: trial.done(titles[encoder], certify(store, plan, section, victim, images, targets, run))
-                for encoder, victim in victims.items()
-            }
-            trial.found.records += certifier_records(place, images.targets(), targets, left)
-        elif isinstance(section, DetectSection):
-            left = {
-                encoder: trial.done(titles[encoder], detect(store, plan, section, victim, run))
-                for encoder, victim in victims.items()
-            }
-            judged = judgments(place, task.train.classes, left)
-            trial.found.verdicts += judged
-            seconds = {encoder: stage.seconds for encoder, stage in left.items()}
-            metric = plan.method.parameters.metric
-            trial.found.records += detector_records(place, metric, judged, targets, seconds)
-
-
-def _judge(trial: _Trial, subjects: list[Subject]) -> None:
-    """Every detector of encoders on those that all seeds made; ``trial`` has the first seed."""
-    scenario, store, run = trial.scenario, trial.lab.store, trial.run
-    for plan in scenario.defenses:
-        section = plan.section
-        if not isinstance(section, FleetSection):
-            continue
-        fleet, pairs = _fleet(scenario, plan, trial.data, run), plan.method.parameters.pairs
-        trial.lab.tell(f"{plan.name}: a fleet of {pairs} + {pairs} encoders, trained on {len(fleet.images)} images")
-        fitted = trial.done(plan.name, fit(store, plan, section, fleet, trial.lab.workers, run))
-        chosen = first_of_each(subjects, section.subjects)
-        stage = trial.done(
-            f"{plan.name} on {len(chosen)} encoders", judge(store, plan, fitted, [s.file for s in chosen], run)
-        )
-        place = trial.place | {"seed": None, "defense": plan.name}
-        judged = encoder_judgments(place, chosen, stage)
-        trial.found.verdicts += judged
-        seconds = {"clean": stage.seconds, "backdoored": stage.seconds}
-        trial.found.records += detector_records(place, plan.method.parameters.metric, judged, (), seconds)
-
-
-def _hold_out(variant: _Variant, found: Findings) -> None:
-    """For every detector, what a threshold from other seeds would have flagged."""
-    scenario = variant.scenario
-    attack = scenario.attack_method.name if scenario.attack_method is not None else None
-    groups: dict[tuple[str, str | None], list[Judged]] = {}
-    for verdict in (verdict for verdict in found.verdicts if verdict.condition == variant.condition):
-        task = None if verdict.classifier is None else verdict.task
-        groups.setdefault((verdict.defense, task), []).append(verdict)
-    for (defense, task), judged in groups.items():
-        head = None if task is None else scenario.primary_head
-        place = {"task": task, "attack": attack, "head": head, "defense": defense, "condition": variant.condition}
-        found.records += held_out_records(place, judged)
-
-
-def _fleet(scenario: Scenario, plan: DefensePlan, data: Data, run: Run) -> Fleet:
-    """What a detector of encoders learns from: encoders as the scenario's, trained by somebody with fewer images."""
-    assert plan.shadows is not None
-    (pretraining, attack), (images, references) = plan.shadows, data.of_fleet(scenario, plan, run)
-    return Fleet(
-        spec=scenario.encoder, pretraining=pretraining, attack=attack, images=images, references=references, run=run
-    )
-
-
-def _claim_fleets(scenario: Scenario, data: Data, run: Run) -> None:
-    """Raises ``SapperError`` when a folder for a fleet has another's in it: now rather than after the training."""
-    for i, plan in enumerate(scenario.defenses):
-        if isinstance(plan.section, FleetSection) and plan.section.fleet:
-            with located(f"{scenario.file}: defense[{i}].fleet"):
-                claim(Path(plan.section.fleet), _fleet(scenario, plan, data, run))
 
 
 def _prepare(

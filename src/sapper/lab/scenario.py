@@ -1,7 +1,6 @@
 """A scenario: one experiment as a short TOML file, checked key by key before anything runs."""
 
 import tomllib
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -13,6 +12,7 @@ import torch
 from sapper import attacks, datasets, defenses, downstream, encoders, pretraining
 from sapper.errors import SapperError, closest, located
 from sapper.lab.checking import Section, check_plain, check_unique, read_instance, read_section
+from sapper.lab.overrides import apply, override, variant
 from sapper.lab.sections import (
     AttackSection,
     CertifySection,
@@ -34,9 +34,6 @@ TRIGGERS: dict[str, type] = {"patch": Patch, "blend": Blend}
 
 DEFENSE_SECTIONS: dict[str, type[Section]] = {"prepare": CertifySection, "fit": FleetSection, "judge": DetectSection}
 """Which section a defense has, by the call that it offers (``defenses/defender.py``); the first that fits."""
-
-FIXED = ("name", "seeds", "precision", "judge_on", "variant")
-"""What a variant cannot change: these are of the scenario as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +132,7 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> Scenario:
     except (ValueError, RecursionError) as error:  # besides bad syntax: numbers too long, arrays too deep
         raise SapperError(f"not valid TOML: {error}", where=str(path), remedy="mend that place") from error
     for change in overrides:
-        key, equals, value = change.partition("=")
-        if not equals or not all(key.strip().split(".")):
-            remedy = "write for example attack.epochs=50"
-            raise SapperError(f"{change!r} is not KEY=VALUE", where="--set", remedy=remedy)
-        override(content, key.strip(), _value(value.strip()), "--set")
+        apply(content, change)
     return parse(content, str(path))
 
 
@@ -202,7 +195,7 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         heads=heads,
         primary_head=primary,
         defenses=plans,
-        variants=tuple(_variant(raw, f"{file}: variant[{i}]") for i, raw in enumerate(root.variant)),
+        variants=tuple(variant(raw, f"{file}: variant[{i}]") for i, raw in enumerate(root.variant)),
         content=content,
         file=file,
     )
@@ -224,54 +217,6 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
     for i, changes in enumerate(scenario.variants):
         replace(scenario, file=f"{file}: variant[{i}]").with_variant(changes)
     return scenario
-
-
-def override(content: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set the dotted ``key`` in ``content``; a list of tables on the way is changed in every table, or at a number."""
-    head, _, rest = key.partition(".")
-    if not rest:
-        content[head] = deepcopy(value)  # else two tables would share a list
-        return
-    below = content.setdefault(head, {})
-    tables = below if isinstance(below, list) else [below]
-    first, _, others = rest.partition(".")
-    if isinstance(below, list) and first.isdecimal():
-        if int(first) >= len(below):
-            remedy = f"there are {len(below)}, counted from 0"
-            raise SapperError(f"there is no {head} number {first}", where=f"{where}: {key}", remedy=remedy)
-        tables, rest = [below[int(first)]], others
-    if not rest or not all(isinstance(table, dict) for table in tables):
-        what, remedy = f"{head!r} holds no keys that could be set", "set it as a whole"
-        raise SapperError(what, where=f"{where}: {key}", remedy=remedy)
-    for table in tables:
-        override(table, rest, value, where)
-
-
-def _value(text: str) -> Any:
-    """A value as TOML has it; a bare word is a string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
-
-
-def _variant(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """A variant by dotted keys: ``"attack.lambda1" = 0`` and ``attack.lambda1 = 0`` mean the same."""
-    changes = dict(_dotted(raw))
-    for key in changes:
-        if key.partition(".")[0] in FIXED or not all(key.split(".")):
-            remedy = f"change a key of a table, such as attack.epochs; {', '.join(FIXED)} are the same for all variants"
-            raise SapperError("a variant cannot change this key", where=f"{where}.{key}", remedy=remedy)
-    return changes
-
-
-def _dotted(table: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested tables as dotted keys. A table below a quoted dotted key is a value: it replaces what was there."""
-    for key, value in table.items():
-        if isinstance(value, dict) and "." not in key:
-            yield from _dotted(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 @cache

@@ -1,0 +1,55 @@
+"""A fleet of MNTD's shadow encoders: a process for each core with one thread each, against one with all threads.
+
+Pairs of a ResNet-10 of width 16 and its twin, on 512 images for 3 and 2 epochs. Starting the processes is part of it.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.textbook import noise
+from benchmarks.timing import Row, paired
+from sapper import process
+from sapper.attacks.badencoder import BadEncoder
+from sapper.defenses.detect.mntd_encoder import MNTDEncoder
+from sapper.images import ImageSet
+from sapper.lab.executors import Workers
+from sapper.lab.fleets import Fleet, grow
+from sapper.lab.scenario import Named
+from sapper.lab.sections import EncoderSection
+from sapper.lab.store import Store
+from sapper.pretraining.simclr import SimCLR
+from sapper.run import Run
+
+PAIRS, IMAGES = 4, 512
+
+
+def run(dtype: torch.dtype) -> Row:
+    """Both in ``dtype``, each time with another seed and an empty store."""
+    images = ImageSet(images=noise(IMAGES), name="noise")
+    draw, seeds = MNTDEncoder().draw, iter(range(10**6))
+
+    def fleet() -> Fleet:
+        return Fleet(
+            spec=EncoderSection(architecture="resnet10", width=16),
+            pretraining=Named(name="simclr", parameters=SimCLR(epochs=3, batch=64, view_size=24)),
+            attack=Named(
+                name="badencoder", parameters=BadEncoder(epochs=2, batch=16, reference_views=4, optimizer="adam")
+            ),
+            images=images,
+            references=images,
+            run=Run(seed=next(seeds), dtype=dtype),
+        )
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            grow(fleet(), PAIRS, draw, Store(Path(folder)), Workers(torch.get_num_threads(), process.settle))
+
+    def textbook() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            made = fleet()
+            for number in range(PAIRS):
+                made.pair(number, draw).make(Store(Path(folder)))
+
+    return paired(ours, textbook, images=PAIRS, rounds=3, unit="pairs/s")

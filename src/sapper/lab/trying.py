@@ -1,0 +1,104 @@
+"""Defenses tried on what trials made: on the classifiers of each, and on the encoders of all of them together."""
+
+from pathlib import Path
+
+from sapper.attacks.target import Target
+from sapper.errors import located
+from sapper.lab.data import Data, defended_part, part
+from sapper.lab.defending import Victim, certify, detect
+from sapper.lab.findings import Findings
+from sapper.lab.fleets import Fleet, claim, fit, judge
+from sapper.lab.judging import (
+    Subject,
+    certifier_records,
+    detector_records,
+    encoder_judgments,
+    first_of_each,
+    held_out_records,
+    judgments,
+)
+from sapper.lab.results import Judged
+from sapper.lab.scenario import DefensePlan, Scenario
+from sapper.lab.sections import CertifySection, DetectSection, FleetSection
+from sapper.lab.stages import TaskData
+from sapper.lab.trial import Trial, Variant
+from sapper.run import Run
+
+
+def defend(trial: Trial, task: TaskData, targets: tuple[Target, ...], files: dict[str, Path]) -> None:
+    """Every defense on the classifiers of a task, those on the clean encoder and those on the backdoored one."""
+    scenario, store, run = trial.scenario, trial.lab.store, trial.run
+    victims = {encoder: Victim(file, task, scenario.primary, run) for encoder, file in files.items()}
+    for plan in (plan for plan in scenario.defenses if plan.on(task.name)):
+        section = plan.section
+        place = trial.place | {"task": task.name, "head": scenario.primary_head, "defense": plan.name}
+        titles = {encoder: f"{plan.name} on the {encoder} encoder, {task.name}" for encoder in victims}
+        if isinstance(section, CertifySection):
+            images = part(task.test, section.test_images, run, defended_part(task.name))
+            left = {
+                encoder: trial.done(titles[encoder], certify(store, plan, section, victim, images, targets, run))
+                for encoder, victim in victims.items()
+            }
+            trial.found.records += certifier_records(place, images.targets(), targets, left)
+        elif isinstance(section, DetectSection):
+            left = {
+                encoder: trial.done(titles[encoder], detect(store, plan, section, victim, run))
+                for encoder, victim in victims.items()
+            }
+            judged = judgments(place, task.train.classes, left)
+            trial.found.verdicts += judged
+            seconds = {encoder: stage.seconds for encoder, stage in left.items()}
+            metric = plan.method.parameters.metric
+            trial.found.records += detector_records(place, metric, judged, targets, seconds)
+
+
+def judge_encoders(trial: Trial, subjects: list[Subject]) -> None:
+    """Every detector of encoders on those that all seeds made; ``trial`` has the first seed."""
+    scenario, store, run = trial.scenario, trial.lab.store, trial.run
+    for plan in scenario.defenses:
+        section = plan.section
+        if not isinstance(section, FleetSection):
+            continue
+        fleet, pairs = _fleet(scenario, plan, trial.data, run), plan.method.parameters.pairs
+        trial.lab.tell(f"{plan.name}: a fleet of {pairs} + {pairs} encoders, trained on {len(fleet.images)} images")
+        fitted = trial.done(plan.name, fit(store, plan, section, fleet, trial.lab.workers, run))
+        chosen = first_of_each(subjects, section.subjects)
+        stage = trial.done(
+            f"{plan.name} on {len(chosen)} encoders", judge(store, plan, fitted, [s.file for s in chosen], run)
+        )
+        place = trial.place | {"seed": None, "defense": plan.name}
+        judged = encoder_judgments(place, chosen, stage)
+        trial.found.verdicts += judged
+        seconds = {"clean": stage.seconds, "backdoored": stage.seconds}
+        trial.found.records += detector_records(place, plan.method.parameters.metric, judged, (), seconds)
+
+
+def hold_out(variant: Variant, found: Findings) -> None:
+    """For every detector, what a threshold from other seeds would have flagged."""
+    scenario = variant.scenario
+    attack = scenario.attack_method.name if scenario.attack_method is not None else None
+    groups: dict[tuple[str, str | None], list[Judged]] = {}
+    for verdict in (verdict for verdict in found.verdicts if verdict.condition == variant.condition):
+        task = None if verdict.classifier is None else verdict.task
+        groups.setdefault((verdict.defense, task), []).append(verdict)
+    for (defense, task), judged in groups.items():
+        head = None if task is None else scenario.primary_head
+        place = {"task": task, "attack": attack, "head": head, "defense": defense, "condition": variant.condition}
+        found.records += held_out_records(place, judged)
+
+
+def _fleet(scenario: Scenario, plan: DefensePlan, data: Data, run: Run) -> Fleet:
+    """What a detector of encoders learns from: encoders as the scenario's, trained by somebody with fewer images."""
+    assert plan.shadows is not None
+    (pretraining, attack), (images, references) = plan.shadows, data.of_fleet(scenario, plan, run)
+    return Fleet(
+        spec=scenario.encoder, pretraining=pretraining, attack=attack, images=images, references=references, run=run
+    )
+
+
+def claim_fleets(scenario: Scenario, data: Data, run: Run) -> None:
+    """Raises ``SapperError`` when a folder for a fleet has another's in it: now rather than after the training."""
+    for i, plan in enumerate(scenario.defenses):
+        if isinstance(plan.section, FleetSection) and plan.section.fleet:
+            with located(f"{scenario.file}: defense[{i}].fleet"):
+                claim(Path(plan.section.fleet), _fleet(scenario, plan, data, run))
