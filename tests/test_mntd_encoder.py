@@ -89,15 +89,18 @@ def test_what_was_learned_comes_back_from_its_tensors(learned: Judge) -> None:
     assert torch.equal(scores(again, subjects), scores(learned, subjects))
 
 
-def test_answers_are_features_of_length_one_and_gradients_reach_the_queries() -> None:
-    runs = [Run(seed=2)]
-    metas = meta.MetaClassifiers.draw(runs, 4, *meta.look(IMAGES), FEATURES, 5)
-    before = metas.queries.detach().clone()
-    METHOD_ONE = replace(METHOD, shadows=2, validation=0, meta_classifiers=1, epochs=1)
-    tuned = METHOD_ONE.fit(pairs(2, seed=5), IMAGES, Run(seed=2)).metas
-    fixed = replace(METHOD_ONE, tune_queries=False).fit(pairs(2, seed=5), IMAGES, Run(seed=2)).metas
-    assert before.shape == tuned.queries.shape == (1, 4, 3, SIDE, SIDE)
-    assert not torch.equal(tuned.queries, fixed.queries)
+def test_queries_are_tuned_through_the_encoders_unless_they_shall_stay() -> None:
+    start = meta.MetaClassifiers.draw(
+        [Run(seed=2).child("meta-classifier 0")], 4, *meta.look(IMAGES), FEATURES, METHOD.hidden
+    )
+    quick = replace(METHOD, shadows=2, validation=0, meta_classifiers=1, epochs=1)
+    tuned, fixed = (
+        replace(quick, tune_queries=tune).fit(pairs(2, seed=5), IMAGES, Run(seed=2)).metas for tune in (True, False)
+    )
+    assert start.queries.shape == (1, 4, 3, SIDE, SIDE)
+    assert torch.equal(fixed.queries, start.queries)
+    assert not torch.equal(fixed.first, start.first)
+    assert ((tuned.queries - start.queries).abs() > 1e-4).flatten(1).float().mean() > 0.9
 
 
 def test_queries_begin_as_noise_that_looks_like_the_images() -> None:

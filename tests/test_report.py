@@ -20,7 +20,7 @@ from PIL import Image
 
 from sapper.errors import SapperError
 from sapper.lab.results import Artifact, Curve, FeatureMap, Picture, Record, Results
-from sapper.report import markdown, render, tables, text, write_report
+from sapper.report import figures, markdown, render, tables, text, write_report
 from sapper.report.tables import estimate, summary_rows, summary_sentences
 
 TARGETS = {"signs": "priority", "digits": "one", "objects": "cup"}
@@ -540,3 +540,12 @@ def test_markdown_has_every_number_and_the_command(results: Results) -> None:
     assert results.command in written
     lines = [line for line in written.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1, "every row has as many cells"
+
+
+def test_an_axis_of_small_numbers_has_labels_that_differ() -> None:
+    drawing = figures.scores(
+        {"clean": [-0.0061, -0.0012], "backdoored": [0.0043]}, {"clean": "c0", "backdoored": "alarm"}, 0.0, "s"
+    )
+    labels = re.findall(r">([−-]?\d[\d.]*)<", str(drawing))
+    assert len(labels) >= 3
+    assert len(set(labels)) == len(labels)

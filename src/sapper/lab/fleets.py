@@ -141,7 +141,8 @@ def fit(store: Store, plan: DefensePlan, section: FleetSection, fleet: Fleet, wo
         learned = method.fit(pairs, fleet.images, run.child(f"defense {plan.name}"))
         stages.save_tensors(folder / "learned.safetensors", learned.state_dict())
 
-    return store.stage("fit", stages.method_key(plan.method) | {"fleet": fleet.key(), "name": plan.name}, make)
+    key = stages.surroundings(run) | stages.method_key(plan.method) | {"fleet": fleet.key(), "name": plan.name}
+    return store.stage("fit", key, make)
 
 
 def judge(store: Store, plan: DefensePlan, fitted: Stage, subjects: Sequence[Path], run: Run) -> Stage:

@@ -63,13 +63,16 @@ def judge_encoders(trial: Trial, subjects: list[Subject]) -> None:
         trial.lab.tell(f"{plan.name}: a fleet of {pairs} + {pairs} encoders, trained on {len(fleet.images)} images")
         fitted = trial.done(plan.name, fit(store, plan, section, fleet, trial.lab.workers, run))
         chosen = first_of_each(subjects, section.subjects)
-        stage = trial.done(
+        left = trial.done(
             f"{plan.name} on {len(chosen)} encoders", judge(store, plan, fitted, [s.file for s in chosen], run)
         )
         place = trial.place | {"seed": None, "defense": plan.name}
-        judged = encoder_judgments(place, chosen, stage)
+        judged = encoder_judgments(place, chosen, left)
         trial.found.verdicts += judged
-        seconds = {"clean": stage.seconds, "backdoored": stage.seconds}
+        seconds = {
+            kind: sum(verdict.seconds for verdict in judged if verdict.encoder == kind)
+            for kind in ("clean", "backdoored")
+        }
         trial.found.records += detector_records(place, plan.method.parameters.metric, judged, (), seconds)
 
 

@@ -194,7 +194,7 @@ def _svg(figure: Figure, name: str) -> Markup:
     svg = re.sub(r' (xmlns(:\w+)?|version)="[^"]*"', "", svg)  # HTML needs no name spaces
     svg = re.sub(r'(?<=<svg) width="[^"]*" height="[^"]*"|font-family: [^;]*; ', "", svg)  # the style sheet's work
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)  # a hundredth of a point is fine enough
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)  # hundredths of a point will do
     for variable, placeholder in _PLACEHOLDERS.items():
         svg = svg.replace(placeholder, f"var(--{variable})")
     return Markup(svg)  # safe: made of numbers alone
