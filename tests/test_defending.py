@@ -1,6 +1,7 @@
 """Defenses in a scenario: whom they look at, what they leave, what they refuse."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,14 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from sapper import datasets
-from sapper.downstream import Classifier
+from sapper.defenses.certify.patchcleanser import PatchCleanser
+from sapper.defenses.certify.patchguard_ds import PatchGuardDS
+from sapper.defenses.defender import Defender
+from sapper.defenses.detect.mntd_classifier import MNTDClassifier
+from sapper.defenses.detect.neural_cleanse import NeuralCleanse
+from sapper.downstream import MLP, Classifier
 from sapper.errors import SapperError
-from sapper.images import to_float
+from sapper.images import ImageSet, to_float
 from sapper.lab import defending, stages
 from sapper.lab.judging import certifier_records, detector_records, held_out_records
 from sapper.lab.results import Judged, Results, read_results, write_results
@@ -456,3 +462,32 @@ def test_without_defenses_there_are_no_such_sections(defended: tuple[Results, Pa
     assert defenses.sentences(plain) == []
     assert 'id="detection"' not in render(plain)
     assert 'id="certified"' not in render(plain)
+
+
+class Pixels(torch.nn.Module):
+    """Stands in for an encoder: its features are the pixels."""
+
+    mean = torch.full((1, 3, 1, 1), 0.5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [NeuralCleanse(), MNTDClassifier(share=1.0, shadows=1, validation=0), PatchGuardDS(), PatchCleanser()],
+    ids=lambda method: type(method).__name__,
+)
+def test_a_head_of_other_classes_than_the_data_is_refused(method: Any) -> None:
+    train = ImageSet(
+        images=torch.zeros(12, 3, 4, 4, dtype=torch.uint8),
+        labels=torch.arange(12) % 4,
+        classes=tuple("abcd"),
+        name="four",
+    )
+    owner = Defender.of(Pixels(), MLP(epochs=1), train, Run())  # type: ignore[arg-type]
+    stranger = Classifier(owner.encoder, torch.nn.Linear(48, 3))
+    tried = partial(method.prepare, stranger) if hasattr(method, "prepare") else partial(method.judge, [stranger])
+    with pytest.raises(SapperError, match="knows 3 classes, four has 4") as caught:
+        tried(owner, Run())
+    assert caught.value.remedy

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from sapper.downstream import Classifier, Head, extract
 from sapper.encoders import Encoder
-from sapper.images import Change, ImageSet
+from sapper.errors import SapperError
+from sapper.images import Change, ImageSet, to_float
 from sapper.run import Run
 from sapper.triggers import Patch
 from sapper.verdicts import Certified, Verdict
@@ -43,6 +45,15 @@ class Defender:
     def blank(self) -> Tensor:
         """What masked pixels are set to, float (3,): 0 after the encoder's normalization."""
         return self.encoder.mean.flatten()
+
+    @torch.no_grad()
+    def check(self, classifiers: Sequence[Logits], run: Run) -> None:
+        """Raises ``SapperError`` when a classifier has other classes than the defender's images."""
+        image = to_float(self.train.images[:1].to(run.device))
+        for number, classifier in enumerate(classifiers):
+            if (known := classifier(image).shape[1]) != self.classes:
+                what = f"classifier {number} knows {known} classes, {self.train.name} has {self.classes}"
+                raise SapperError(what, remedy="give the images of the task that it was trained for")
 
     def build(self, run: Run) -> Classifier:
         """A classifier as this owner builds them; another seed, another head."""

@@ -51,6 +51,7 @@ class PatchCleanser:
 
     def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> "TwoRounds":
         """The classifier as it is, under masks."""
+        defender.check([classifier], run)
         return self.guard(classifier, defender.blank)
 
     def guard(self, logits: Logits, blank: Tensor) -> "TwoRounds":

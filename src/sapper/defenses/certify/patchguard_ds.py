@@ -62,6 +62,7 @@ class PatchGuardDS:
 
     def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> RobustMasking:
         """The classifier seen through bands, trained for it if that is wanted."""
+        defender.check([classifier], run)
         if self.training != "as-is":
             classifier = self._with_head(defender, run)
         if self.training == "encoder":

@@ -80,6 +80,7 @@ class MNTDClassifier:
     def judge(self, classifiers: Sequence[Classifier], defender: Defender, run: Run) -> list[Verdict]:
         """A verdict for each; evidence: ``scores``, one of each meta-classifier, and the number of ``shadows``."""
         started = time.perf_counter()
+        defender.check(classifiers, run)
         trunk, subjects = self._parts(classifiers, defender)
         sample = self._sample(defender, run)
         shadows, validation = self.fleets(defender, sample, run.child("shadows"))

@@ -81,6 +81,7 @@ class NeuralCleanse:
 
     def judge(self, classifiers: Sequence[Classifier], defender: Defender, run: Run) -> list[Verdict]:
         """A verdict for each classifier; see ``examine``."""
+        defender.check(classifiers, run)
         return [
             self.examine(classifier, defender.train, defender.classes, run.child(f"classifier {i}"))
             for i, classifier in enumerate(classifiers)
