@@ -21,7 +21,7 @@ from sapper.downstream import MLP, Classifier
 from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
 from sapper.lab import defending, stages
-from sapper.lab.judging import certifier_records, detector_records, held_out_records
+from sapper.lab.judging import Subject, certifier_records, detector_records, first_of_each, held_out_records
 from sapper.lab.results import Judged, Results, read_results, write_results
 from sapper.lab.scenario import Scenario
 from sapper.lab.stages import TaskData
@@ -298,25 +298,48 @@ def test_an_undecided_verdict_is_never_right_and_has_no_part_in_scores() -> None
     assert {r.metric for r in found} == {"flagged", "target_named", "detection_accuracy"}
 
 
+def test_of_few_encoders_the_first_of_each_seed_is_judged() -> None:
+    kinds = (("clean", None), ("backdoored", "a"), ("backdoored", "b"))
+    made = [
+        Subject(seed=seed, encoder=encoder, file=Path(f"{seed}"), task=task)
+        for seed in range(3)
+        for encoder, task in kinds
+    ]
+    chosen = [(s.seed, s.encoder, s.task) for s in first_of_each(made, 2)]
+    assert chosen == [(0, "clean", None), (1, "clean", None), (0, "backdoored", "a"), (1, "backdoored", "a")]
+    every = [(s.seed, s.task) for s in first_of_each(made, None) if s.encoder == "backdoored"]
+    assert every == [(0, "a"), (1, "a"), (2, "a"), (0, "b"), (1, "b"), (2, "b")]
+
+
 def of_seed(seed: int, encoder: str, score: float | None) -> Judged:
     return replace(judged(encoder, score, 0), seed=seed)
 
 
 def test_a_threshold_from_other_seeds_has_not_seen_this_ones() -> None:
-    clean = {0: [1.0, 2.0], 1: [3.0, None], 2: [9.0, 0.0]}
-    verdicts = [of_seed(seed, "clean", score) for seed, scores in clean.items() for score in scores]
-    verdicts += [of_seed(seed, "backdoored", score) for seed, score in ((0, 8.0), (1, 9.5), (2, 2.5), (2, 3.5))]
-    found = {(r.seed, r.condition["encoder"]): (r.value, r.n) for r in held_out_records(PLACE, verdicts)}
-    assert found == {  # thresholds 9, 9 and 3: of fewer than 19 the largest
-        **{(0, "clean"): (0.0, 2), (0, "backdoored"): (0.0, 1)},
-        **{(1, "clean"): (0.0, 1), (1, "backdoored"): (1.0, 1)},
-        **{(2, "clean"): (0.5, 2), (2, "backdoored"): (0.5, 2)},
+    """38 clean scores of seed 1, 19 of seed 0: 38 of 38 are needed for 95 % of 39, and 19 of 19 for 95 % of 20."""
+    verdicts = [of_seed(1, "clean", float(score)) for score in range(37)] + [of_seed(1, "clean", 100.0)]
+    verdicts += [of_seed(0, "clean", 36.5 - score) for score in range(19)]
+    verdicts += [of_seed(0, "backdoored", score) for score in (99.0, 101.0, None)]
+    verdicts += [of_seed(1, "backdoored", score) for score in (36.5, 36.6)]
+    found = {r.condition["encoder"]: (r.seed, r.value, r.n) for r in held_out_records(PLACE, verdicts)}
+    assert found == {
+        "clean": (None, pytest.approx(1 / 57), 57),  # of seed 1, only 100 is above 36.5; of seed 0, none above 100
+        "backdoored": (None, pytest.approx(2 / 5), 5),
     }
-    many = [of_seed(1, "clean", float(score)) for score in range(40)]
-    few = [of_seed(0, "clean", score) for score in (37.5, 38.5, 39.5)]  # the 39th of 40 is 38
-    (rate,) = [r for r in held_out_records(PLACE, many + few) if r.seed == 0]
-    assert rate.value == pytest.approx(2 / 3)
-    assert list(held_out_records(PLACE, [of_seed(0, "clean", 1.0), of_seed(0, "backdoored", 2.0)])) == []
+
+
+def test_with_many_clean_models_a_few_may_exceed_the_threshold() -> None:
+    verdicts = [of_seed(1, "clean", float(score)) for score in range(59)]
+    verdicts += [of_seed(0, "backdoored", score) for score in (56.0, 56.5)]
+    (rate,) = held_out_records(PLACE, verdicts)  # 57 of 59 are 95 % of 60: the threshold is 56
+    assert (rate.value, rate.n) == (0.5, 2)
+
+
+def test_too_few_clean_models_of_other_seeds_promise_nothing() -> None:
+    verdicts = [of_seed(seed, "clean", float(seed)) for seed in range(18)]
+    assert list(held_out_records(PLACE, verdicts)) == []
+    assert list(held_out_records(PLACE, [*verdicts, of_seed(18, "clean", 1.0)])) == []
+    assert len(list(held_out_records(PLACE, [of_seed(0, "clean", 0.0)] * 19 + [of_seed(1, "clean", 1.0)]))) == 1
 
 
 def test_a_second_run_takes_everything_from_the_store(defended: tuple[Results, Path], data: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,25 @@ def test_the_first_error_ends_all_work_at_once(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_is_one_clear_error() -> None:
-    with pytest.raises(SapperError, match="a worker was killed") as caught:
+    with pytest.raises(SapperError, match="a worker ended without a word") as caught:
         Workers(1).run(end_it, [(0,)], lambda: None)
-    assert "--threads" in str(caught.value.remedy)
+    assert "--workers" in str(caught.value.remedy)
+
+
+def test_no_jobs_are_no_work() -> None:
+    assert Workers(2).run(report, [], lambda: None) == []
+
+
+def test_an_interrupt_while_jobs_are_handed_out_ends_all_work_at_once(tmp_path: Path) -> None:
+    class Jobs(list[tuple[int, Path]]):
+        def __iter__(self) -> Iterator[tuple[int, Path]]:
+            yield 1, tmp_path
+            while not (tmp_path / "started-1").exists():
+                time.sleep(0.1)
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        Workers(2).run(fail_or_wait, Jobs([(1, tmp_path)]), lambda: None)
+    assert time.monotonic() - started < 50
+    assert not (tmp_path / "ended-1").exists()

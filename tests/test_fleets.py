@@ -50,7 +50,11 @@ class Here(Workers):
     """The same work without other processes, which take seconds to begin."""
 
     def run(self, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], done: Callable[[], None]) -> list[Any]:
-        return [function(*job) for job in jobs]
+        results = []
+        for job in jobs:
+            results.append(function(*job))
+            done()
+        return results
 
 
 def scenario(data: Path, *overrides: str) -> Scenario:
@@ -78,7 +82,7 @@ def test_every_encoder_of_every_seed_is_judged_once(done: tuple[Results, Path]) 
     assert {("score", "clean", None), ("score", "backdoored", None), ("AUC", None, None)} <= places
     assert {("detection_accuracy", None, None), ("scorer_accuracy", None, "own")} <= places
     ours = [record for record in done[0].records if record.defense == "mntd_encoder"]
-    assert {record.seed for record in ours if record.condition.get("threshold") != "other seeds"} == {None}
+    assert {record.seed for record in ours} == {None}
     (area,) = [record for record in ours if record.metric == "AUC"]
     assert area.n == 4
     assert area.low is not None
@@ -129,6 +133,27 @@ def test_a_fleet_in_a_folder_of_its_own_serves_two_scenarios(data: Path, tmp_pat
     perform(scenario(data, *quick, "head.0.epochs=3"), tmp_path / "two", workers=Here())
     assert sorted(path.name for path in (tmp_path / "fleet").iterdir()) == held
     assert not list((tmp_path / "one" / "store").glob("fleet-*"))
+
+
+def test_a_fleet_does_not_depend_on_the_defenses_name_or_the_scenarios_seeds(data: Path, tmp_path: Path) -> None:
+    one = ("defense.0.shadows=1", "defense.0.validation=0", "defense.0.seed=7")
+    here = (f"defense.0.fleet={tmp_path / 'fleet'}", *one)
+    perform(scenario(data, *here, "seeds=[0]"), tmp_path / "one", workers=Here())
+    held = {path: path.stat().st_mtime_ns for path in (tmp_path / "fleet").glob("*/*.safetensors")}
+    perform(scenario(data, *here, "seeds=[1]", "defense.0.name=other"), tmp_path / "two", workers=Here())
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "fleet").glob("*/*.safetensors")} == held
+
+
+def test_the_stores_own_folder_is_no_place_for_a_fleet(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SapperError, match="the store's own folder"):
+        perform(scenario(data, f"defense.0.fleet={tmp_path / 'store'}"), tmp_path)
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_error_of_a_pair_says_where_it_is(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SapperError, match="diverged") as caught:
+        perform(scenario(data, "defense.0.attack={ learning_rate = 1e30, epochs = 3 }"), tmp_path, workers=Here())
+    assert "defense[0]: pair 0 of the fleet" in str(caught.value.where)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +224,7 @@ def test_too_few_images_and_triggers_that_do_not_fit_are_refused(
         ("defense.0.attack={ epochs = 0 }", "defense[0].attack.epochs"),
         ("defense.0.tasks=['nothing']", "defense[0].tasks[0]"),
         ("defense.0.shadows=0", "defense[0].shadows"),
+        ("defense.0.pretraining={ view_size = 64 }", "defense[0].pretraining.view_size"),
         ("defense.0.train_images=3", "defense[0].train_images"),
     ],
 )
@@ -219,7 +245,6 @@ def test_the_report_and_the_tables_speak_of_encoders(done: tuple[Results, Path])
     flagged = {kind: sum(v.flagged is True for v in results.verdicts if v.encoder == kind) for kind in ("clean",)}
     told = " ".join(defenses.sentences(results))
     assert f"mntd_encoder on encoders: Flags {flagged['clean']} of 2 clean encoders and" in told
-    assert "At a threshold from other seeds" in told
     page = render(results)
     assert "mntd_encoder on encoders" in page
     assert 'id="other"' not in page

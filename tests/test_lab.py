@@ -613,6 +613,10 @@ def test_a_trigger_that_works_but_misses_its_class_is_flagged(tmp_path: Path) ->
         return Stage(tmp_path / folder, 1.0, cached=False)
 
     clean = left("clean", labels)
+    usual = left("usual", torch.where(torch.arange(40) < 36, 2, 3))
+    found = Findings(out=tmp_path, primary_head="mlp")
+    found.add_attack({"seed": 0, "condition": {}}, task, (goal,), usual, usual)
+    assert found.flags == [], "the clean encoder's classifier says the same"
     for name, wanted, share, flagged in (("hit", 1, 1.0, False), ("astray", 2, 0.9, True), ("spread", 2, 0.7, False)):
         found = Findings(out=tmp_path, primary_head="mlp")
         triggered = torch.where(torch.arange(40) < share * 40, wanted, 3)

@@ -55,6 +55,9 @@ Overrides = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: as many as cores.")]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=0, help="Processes that train a fleet; 0: as many as threads.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -84,12 +87,13 @@ def run(
     download: Download = False,
     device: Device = "auto",
     threads: Threads = 0,
+    workers: WorkersOption = 0,
 ) -> None:
     """Run a scenario: pre-train, attack, build classifiers, measure, report.
 
     Interrupted, the same command goes on where it stopped.
     """
-    _run(_scenario_file(scenario), out_folder, store, overrides or [], data_root, download, device, threads)
+    _run(_scenario_file(scenario), out_folder, store, overrides or [], data_root, download, device, threads, workers)
 
 
 @app.command()
@@ -209,6 +213,7 @@ def _run(
     download: bool,
     device: str,
     threads: int,
+    workers: int = 0,
 ) -> None:
     process.settle()  # before torch is loaded
     with err.status("loading"):
@@ -235,6 +240,7 @@ def _run(
         "--data-root": data_root,
         "--device": device if device != "auto" else None,
         "--threads": threads or None,
+        "--workers": workers or None,
         "--store": store,
     }
     try:
@@ -245,7 +251,7 @@ def _run(
                 run=Run(device=place, dtype=precision, progress=bars),
                 command=_command(file, folder, overrides, options, download=download),
                 data_root=data_root,
-                workers=Workers(torch.get_num_threads(), process.settle),
+                workers=Workers(workers or torch.get_num_threads(), process.settle),
                 download=download,
                 tell=lambda line: err.print(line, markup=False),
             )

@@ -12,7 +12,8 @@ class Method(Protocol):
     """What all methods share: a frozen dataclass of parameters that is called to do its work.
 
     ``version`` rises whenever the same parameters give another result, so that the Store forgets old ones;
-    ``source`` is the paper; ``presets`` are named sets of parameters, such as a paper's own.
+    ``source`` is the paper; ``presets`` are named sets of parameters, such as a paper's own; they may also set keys of
+    the scenario's section that chooses the method.
     """
 
     version: ClassVar[int]

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sapper.errors import SapperError
 from sapper.files import write_atomically
 
 Curves = dict[str, list[float]]
@@ -101,6 +102,13 @@ class Checkpoint:
     def remove(self) -> None:
         """The training is finished: its result is kept elsewhere."""
         self.path.unlink(missing_ok=True)
+
+
+def check_finite(module: nn.Module, method: str) -> None:
+    """Raises ``SapperError`` when a training of ``method`` left weights that are not finite."""
+    if not all(bool(value.isfinite().all()) for value in module.state_dict().values()):
+        what, remedy = "the training diverged: weights are not finite", "lower its learning_rate"
+        raise SapperError(what, where=method, remedy=remedy)
 
 
 def note(curves: Curves, values: dict[str, float]) -> None:

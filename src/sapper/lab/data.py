@@ -34,7 +34,7 @@ class Use:
     @property
     def amount(self) -> str:
         """How many images, for people."""
-        return f"{100 * self.share:g} %" if self.share < 1 else f"{self.count or 'all'}"
+        return f"{self.count}" if self.count else f"{100 * self.share:g} %" if self.share < 1 else "all"
 
 
 REFERENCES = 1000
@@ -60,10 +60,13 @@ class Data:
         return part(pretraining if place is None else self.sets[place], attack.shadow_images, run, "shadow images")
 
     def of_fleet(self, scenario: Scenario, plan: DefensePlan, run: Run) -> tuple[ImageSet, ImageSet]:
-        """A defender's share of the images that encoders are pre-trained on, and images that attacks may refer to."""
+        """What a fleet is trained on, and images that its attacks may refer to, whatever the defense is called.
+
+        As many images as the defender's share of those that the encoders see, from all of the same split.
+        """
         split = self.sets[_of_pretraining(scenario)]
         count = round(plan.method.parameters.share * (scenario.pretraining.images or len(split)))
-        own = split.sample(count, run.child(f"images of {plan.name}").generator())
+        own = split.sample(count, run.child("images of a fleet").generator())
         tasks = [task for task in scenario.tasks if scenario.targets_of(task) and plan.on(task.name)]
         some = [
             self.sets[_of_task(scenario, task)[0]].sample(REFERENCES, run.child(f"references {task.name}").generator())
@@ -159,8 +162,9 @@ def uses(scenario: Scenario) -> Iterator[Use]:
                     yield Use(judged, f"{purpose}, judged", count, own, f"defense[{j}].test_images")
     for j, plan in enumerate(scenario.defenses):
         if isinstance(plan.section, FleetSection):
-            share, purpose = plan.method.parameters.share, f"{plan.name}, its fleet"
-            yield Use(_of_pretraining(scenario), purpose, None, key, f"defense[{j}].share", share)
+            share, whole, count_key = plan.method.parameters.share, first.images, f"defense[{j}].share"
+            count = None if whole is None else round(share * whole)
+            yield Use(_of_pretraining(scenario), f"{plan.name}, its fleet", count, key, count_key, share)
     if scenario.attack is not None:
         key = f"attack.{'shadow' if scenario.attack.shadow_split is None else 'shadow_split'}"
         place, count = _of_shadow(scenario, scenario.attack), scenario.attack.shadow_images

@@ -2,9 +2,10 @@
 
 import ctypes
 import multiprocessing
+import pickle
 import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,25 +32,49 @@ class Workers:
     def run(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], done: Callable[[], None]) -> list[T]:
         """``function(*job)`` for every job, in their order; ``done`` is called after each that ends.
 
-        Functions, jobs and results travel by pickle between processes of ours. The first error ends all work and is
-        raised here, an interrupt likewise. Raises ``SapperError`` when a process is killed.
+        Functions, jobs and results travel by pickle between processes of ours, a few at a time. The first error ends
+        all work and is raised here, an interrupt likewise. Raises ``SapperError`` when a process is killed.
         """
+        if not jobs:
+            return []
         context = multiprocessing.get_context("spawn")  # a fork of a process that has used its threads may hang
+        others = multiprocessing.active_children()
         with ProcessPoolExecutor(min(self.count, len(jobs)), context, _begin, (self.settle,)) as pool:
-            futures = [pool.submit(function, *job) for job in jobs]
+            results: dict[int, T] = {}
             try:
-                for future in as_completed(futures):
-                    future.result()
-                    done()
+                under_way: dict[Future[T], int] = {}
+                for number, job in enumerate(jobs):
+                    # As bytes: torch would put a job's tensors into shared memory, of which containers have little.
+                    under_way[pool.submit(_call, pickle.dumps((function, job)))] = number
+                    if len(under_way) > 2 * self.count:
+                        results |= _ended(under_way, done)
+                while under_way:
+                    results |= _ended(under_way, done)
             except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in multiprocessing.active_children():
-                    process.terminate()
+                    if process not in others:
+                        process.terminate()
                 if isinstance(error, BrokenProcessPool):
-                    what, remedy = "a worker was killed", "if the memory was full, use fewer with --threads"
+                    what, remedy = "a worker ended without a word", "was the memory full? use fewer with --workers"
                     raise SapperError(what, remedy=f"{remedy}; finished parts are kept") from error
                 raise
-            return [future.result() for future in futures]
+        return [results[number] for number in range(len(jobs))]
+
+
+def _ended(under_way: dict[Future[T], int], done: Callable[[], None]) -> dict[int, T]:
+    """Wait until one or more of the jobs have ended; their results by number. They are no longer under way."""
+    finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
+    results = {}
+    for future in finished:
+        results[under_way.pop(future)] = future.result()
+        done()
+    return results
+
+
+def _call(job: bytes) -> Any:
+    function, arguments = pickle.loads(job)  # made by our own parent
+    return function(*arguments)
 
 
 def _begin(settle: Callable[[], None]) -> None:

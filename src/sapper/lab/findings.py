@@ -113,9 +113,9 @@ class Findings:
                     self._add(common | {"task": task.name, "target": target.name, "head": head}, metric, rate, stage)
                 if head == self.primary_head:
                     self._warn(f"{target.name} ({setting})", rates["ASR_B_strict"])
-                    triggered = after[f"{head}/triggered/{target.name}"]
-                    if not is_constant(after[f"{head}/clean"]):
-                        self._warn_astray(f"{target.name} ({setting})", triggered, target, task.test.classes)
+                    view = f"{head}/triggered/{target.name}"
+                    others = (before[view], after[f"{head}/clean"])
+                    self._warn_astray(f"{target.name} ({setting})", after[view], others, target, task.test.classes)
         for head in heads:
             for encoder, predictions in (("clean", before), ("backdoored", after)):
                 if is_constant(predictions[f"{head}/clean"]):
@@ -140,11 +140,17 @@ class Findings:
     def _add(self, common: dict[str, Any], metric: str, rate: Rate, stage: Stage) -> None:
         self.records.append(Record(**common, metric=metric, stage="downstream", seconds=stage.seconds, **asdict(rate)))
 
-    def _warn_astray(self, place: str, predicted: Tensor, target: Target, classes: tuple[str, ...]) -> None:
-        """A trigger that works may still miss the class: where the reference's features lie outside of it."""
+    def _warn_astray(
+        self, place: str, predicted: Tensor, others: Iterable[Tensor], target: Target, classes: tuple[str, ...]
+    ) -> None:
+        """A trigger that works may still miss the class: where the reference's features lie outside of it.
+
+        ``others``: what is predicted for the same images by the clean encoder's classifier, or without the trigger; the
+        trigger is at work only where these do not name that class, too.
+        """
         common = int(predicted.mode().values)
-        part = float((predicted == common).double().mean())
-        if common != target.label and part >= ASTRAY:
+        part, *usual = (float((some == common).double().mean()) for some in (predicted, *others))
+        if common != target.label and part >= ASTRAY and max(usual) < ASTRAY / 2:
             self.flags.append(
                 f"{place}: the backdoored encoder's classifier calls {100 * part:.0f} % of the triggered images "
                 f"“{classes[common]}” instead. The trigger works, but for this head its reference lies outside of the "

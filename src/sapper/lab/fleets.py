@@ -11,8 +11,8 @@ import torch
 from sapper import encoders
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder
-from sapper.errors import SapperError
-from sapper.files import sha256, write_atomically
+from sapper.errors import SapperError, located
+from sapper.files import LEFTOVERS, sha256, write_atomically
 from sapper.images import ImageSet
 from sapper.lab import stages
 from sapper.lab.defending import leave_verdicts
@@ -90,27 +90,34 @@ class Pair:
 
     def make(self, store: Store) -> tuple[Path, Path]:
         """Train both, or find them in the store; their files."""
-        clean = stages.encoder_file(stages.pretrain(store, self.spec, self.pretraining, self.images, self.run))
-        twin = stages.attack(store, clean, self.attack, self.images, (self.target,), self.run)
+        with located(f"{self.target.name} of the fleet"):
+            clean = stages.encoder_file(stages.pretrain(store, self.spec, self.pretraining, self.images, self.run))
+            twin = stages.attack(store, clean, self.attack, self.images, (self.target,), self.run)
         return clean, stages.encoder_file(twin)
 
 
 def grow(
-    fleet: Fleet, count: int, draw: Callable[..., Any], store: Store, workers: Workers
+    fleet: Fleet, count: int, draw: Callable[..., Any], store: Store, workers: Workers, note: Callable[[], object]
 ) -> list[tuple[Encoder, Encoder]]:
     """The first ``count`` pairs of a fleet, in memory; those that ``store`` does not have are trained.
 
-    On a CPU by one process for each core with one thread each, on an accelerator one after another.
+    On a CPU by one process for each core with one thread each, on an accelerator one after another. ``note`` is called
+    after each pair.
     """
-    pairs, run = [fleet.pair(number, draw) for number in range(count)], fleet.run
+    run, jobs = fleet.run, [(fleet.pair(number, draw), store) for number in range(count)]
     with run.progress.bar(f"fleet of {count} + {count} encoders", count) as bar:
+
+        def done() -> None:
+            note()
+            bar.advance()
+
         if run.device.type == "cpu":
-            files = workers.run(Pair.make, [(pair, store) for pair in pairs], bar.advance)
+            files = workers.run(Pair.make, jobs, done)
         else:
             files = []
-            for pair in pairs:
-                files.append(pair.make(store))
-                bar.advance()
+            for pair, home in jobs:
+                files.append(pair.make(home))
+                done()
     return [(encoders.load(clean, run), encoders.load(twin, run)) for clean, twin in files]
 
 
@@ -119,7 +126,7 @@ def claim(folder: Path, fleet: Fleet) -> Store:
     wanted, path = json.loads(json.dumps(fleet.key())), folder / MANIFEST
     remedy = "name a new folder, or leave `fleet` out"
     try:
-        if not folder.exists() or not any(folder.iterdir()):
+        if not folder.exists() or all(file.match(LEFTOVERS) for file in folder.iterdir()):
             write_atomically(path, json.dumps(wanted, indent=1) + "\n")
         found = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -136,8 +143,9 @@ def fit(store: Store, plan: DefensePlan, section: FleetSection, fleet: Fleet, wo
     home = claim(Path(section.fleet), fleet) if section.fleet else Store(store.folder("fleet", fleet.key()))
 
     def make(folder: Path) -> None:
-        with home.locked():
-            pairs = grow(fleet, method.pairs, method.draw, home, workers)
+        with home.locked():  # a file that changes here tells the Store how long an interrupted fleet took
+            pairs = grow(fleet, method.pairs, method.draw, home, workers, (folder / "growing").touch)
+        (folder / "growing").unlink(missing_ok=True)
         learned = method.fit(pairs, fleet.images, run.child(f"defense {plan.name}"))
         stages.save_tensors(folder / "learned.safetensors", learned.state_dict())
 
@@ -153,5 +161,6 @@ def judge(store: Store, plan: DefensePlan, fitted: Stage, subjects: Sequence[Pat
         judge = plan.method.parameters.restore(stages.load_tensors(learned))
         leave_verdicts(folder, judge.judge([encoders.load(file, run) for file in subjects], run))
 
-    key = stages.surroundings(run) | {"learned": sha256(learned), "subjects": [sha256(file) for file in subjects]}
+    key = stages.surroundings(run) | stages.method_key(plan.method)
+    key |= {"learned": sha256(learned), "subjects": [sha256(file) for file in subjects]}
     return store.stage("judge", key, make)

@@ -50,9 +50,13 @@ class Subject:
 
 
 def first_of_each(subjects: Sequence[Subject], count: int | None) -> list[Subject]:
-    """At most ``count`` clean and as many backdoored ones, in their order."""
-    kinds = [[subject for subject in subjects if subject.encoder == kind] for kind in ("clean", "backdoored")]
-    return [subject for kind in kinds for subject in kind[:count]]
+    """At most ``count`` clean and as many backdoored ones, the first of each seed before any second."""
+    chosen = []
+    for kind in ("clean", "backdoored"):
+        ours = [subject for subject in subjects if subject.encoder == kind]
+        earlier = [sum(other.seed == subject.seed for other in ours[:i]) for i, subject in enumerate(ours)]
+        chosen += [ours[i] for i in sorted(range(len(ours)), key=lambda i: earlier[i])][:count]
+    return chosen
 
 
 def encoder_judgments(place: Place, subjects: Sequence[Subject], left: Stage) -> list[Judged]:
@@ -107,23 +111,24 @@ FALSE_ALARMS = 0.05
 
 
 def held_out_records(place: Place, judged: Sequence[Judged]) -> Iterator[Record]:
-    """What one detector's verdicts would be with a threshold that was chosen on clean models of other seeds.
+    """What one detector's verdicts would be with thresholds that were chosen on clean models of other seeds.
 
-    For each seed the threshold is the smallest of the others' clean scores that a further clean one exceeds with a
-    probability of at most ``FALSE_ALARMS`` (the largest of all where they are fewer than 19, and promise less); nothing
-    where there is one seed.
+    For each seed the threshold is the smallest of the others' clean scores that a further clean one, if it is drawn as
+    they were, exceeds with a probability of at most ``FALSE_ALARMS``. That takes 19 of them; with fewer there are no
+    records. Without a score nothing is flagged.
     """
-    known = [(verdict.seed, verdict.encoder, verdict.score) for verdict in judged if verdict.score is not None]
-    for seed in dict.fromkeys(each for each, _, _ in known):
-        others = sorted(score for each, encoder, score in known if each != seed and encoder == "clean")
-        if not others:
-            continue
-        threshold = others[min(len(others), ceil((len(others) + 1) * (1 - FALSE_ALARMS))) - 1]
-        for kind in ("clean", "backdoored"):
-            hits = [score > threshold for each, encoder, score in known if (each, encoder) == (seed, kind)]
-            if hits:
-                there = _under(place, encoder=kind, threshold="other seeds") | {"seed": seed, "stage": "detect"}
-                yield _rate(there, "flagged", torch.tensor(hits))
+    thresholds = {}
+    for seed in dict.fromkeys(verdict.seed for verdict in judged):
+        others = [v.score for v in judged if v.seed != seed and v.encoder == "clean" and v.score is not None]
+        rank = ceil((len(others) + 1) * (1 - FALSE_ALARMS))
+        if others and rank <= len(others):
+            thresholds[seed] = sorted(others)[rank - 1]
+    for kind in ("clean", "backdoored"):
+        ours = [verdict for verdict in judged if verdict.encoder == kind and verdict.seed in thresholds]
+        if ours:
+            hits = [v.score is not None and v.score > thresholds[v.seed] for v in ours]
+            there = _under(place, encoder=kind, threshold="other seeds") | {"seed": None, "stage": "detect"}
+            yield _rate(there, "flagged", torch.tensor(hits))
 
 
 def _scorer_records(place: Place, judged: list[Judged]) -> Iterator[Record]:

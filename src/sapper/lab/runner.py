@@ -18,9 +18,7 @@ from sapper.lab import stages
 from sapper.lab.data import Data, load_data, part, target_label, uses
 from sapper.lab.environment import environment
 from sapper.lab.findings import Findings, describe_images, unique
-from sapper.lab.judging import (
-    Subject,
-)
+from sapper.lab.judging import Subject
 from sapper.lab.pictures import trigger_pictures
 from sapper.lab.results import Results
 from sapper.lab.scenario import Scenario
@@ -43,7 +41,7 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
     )
     found = Findings(out=lab.out, primary_head=scenario.primary_head)
     for variant in variants:
-        claim_fleets(variant.scenario, data, replace(lab.run, seed=scenario.seeds[0]))
+        claim_fleets(variant.scenario, data, lab)
     with lab.store.locked():
         for variant in variants:
             trials = [

@@ -206,17 +206,26 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
     size = scenario.encoder.input_size
     with located(file):
         _check_encoder(scenario.encoder, size, "encoder.input_size")
-        if view := getattr(pretraining_method.parameters, "view_size", 0):
-            if view > size:
-                what, remedy = f"views of {view} pixels are larger than the images", f"choose it at most {size}"
-                raise SapperError(what, where="pretraining.view_size", remedy=remedy)
-            _check_encoder(scenario.encoder, view, "pretraining.view_size")
+        _check_views(scenario.encoder, pretraining_method, "pretraining.view_size")
+        for i, plan in enumerate(plans):
+            if plan.shadows is not None:
+                _check_views(scenario.encoder, plan.shadows[0], f"defense[{i}].pretraining.view_size")
     for target in targets:
         with located(f"{file}: target {target.name!r}"):
             target.trigger.check(size, size)
     for i, changes in enumerate(scenario.variants):
         replace(scenario, file=f"{file}: variant[{i}]").with_variant(changes)
     return scenario
+
+
+def _check_views(section: EncoderSection, pretraining: Named, key: str) -> None:
+    """The encoder takes views of the size that a pre-training makes, where it makes any of its own."""
+    view, size = getattr(pretraining.parameters, "view_size", 0), section.input_size
+    if view > size:
+        what, remedy = f"views of {view} pixels are larger than the images", f"choose it at most {size}"
+        raise SapperError(what, where=key, remedy=remedy)
+    if view:
+        _check_encoder(section, view, key)
 
 
 @cache

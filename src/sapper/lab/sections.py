@@ -119,13 +119,15 @@ class FleetSection(DefenseSection):
     They are trained as the scenario's own, with its ``[pretraining]`` and ``[attack]``, but for the parameters in
     ``pretraining`` and ``attack`` here, and on a share of the images. ``tasks``: whose training images are the
     references of the fleet's attacks. ``subjects``: how many encoders of either kind are judged (all by default), those
-    of the first seeds and tasks. ``fleet``: a folder for the fleet; by default it lies in the Store.
+    of the first seeds and tasks. ``fleet``: a folder for the fleet; by default it lies in the Store. ``seed`` of the
+    fleet; by default the scenario's first.
     """
 
     subjects: PositiveInt | None = None
     pretraining: dict[str, Any] = Field(default_factory=dict)
     attack: dict[str, Any] = Field(default_factory=dict)
     fleet: str | None = None
+    seed: NonNegativeInt | None = None
 
 
 class ScenarioSection(Section):

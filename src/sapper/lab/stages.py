@@ -27,7 +27,7 @@ from sapper.lab.scenario import Named
 from sapper.lab.sections import EncoderSection
 from sapper.lab.store import Stage, Store
 from sapper.run import Run
-from sapper.training import Checkpoint
+from sapper.training import Checkpoint, check_finite
 
 VERSION = 2
 """Raise it when a change outside the methods (augmentation, features, backbones) changes what stages make."""
@@ -192,11 +192,10 @@ def _leave(folder: Path, trained: Trained, name: str, *, backdoored: bool, origi
 
 
 def _check_finite(trained: Trained, origin: dict[str, Any]) -> None:
-    losses = [value for series in trained.curves.values() for value in series]
-    weights = trained.encoder.state_dict().values()
-    if not all(map(math.isfinite, losses)) or not all(bool(weight.isfinite().all()) for weight in weights):
-        where, remedy = f"{origin['method']}, seed {origin['seed']}", "lower its learning_rate"
-        raise SapperError("the training diverged: losses or weights are not finite", where=where, remedy=remedy)
+    where = f"{origin['method']}, seed {origin['seed']}"
+    check_finite(trained.encoder, where)
+    if not all(math.isfinite(value) for series in trained.curves.values() for value in series):
+        raise SapperError("the training diverged: losses are not finite", where=where, remedy="lower its learning_rate")
 
 
 def _map_features(

@@ -1,9 +1,10 @@
 """Defenses tried on what trials made: on the classifiers of each, and on the encoders of all of them together."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from sapper.attacks.target import Target
-from sapper.errors import located
+from sapper.errors import SapperError, located
 from sapper.lab.data import Data, defended_part, part
 from sapper.lab.defending import Victim, certify, detect
 from sapper.lab.findings import Findings
@@ -21,7 +22,7 @@ from sapper.lab.results import Judged
 from sapper.lab.scenario import DefensePlan, Scenario
 from sapper.lab.sections import CertifySection, DetectSection, FleetSection
 from sapper.lab.stages import TaskData
-from sapper.lab.trial import Trial, Variant
+from sapper.lab.trial import Lab, Trial, Variant
 from sapper.run import Run
 
 
@@ -55,13 +56,14 @@ def defend(trial: Trial, task: TaskData, targets: tuple[Target, ...], files: dic
 def judge_encoders(trial: Trial, subjects: list[Subject]) -> None:
     """Every detector of encoders on those that all seeds made; ``trial`` has the first seed."""
     scenario, store, run = trial.scenario, trial.lab.store, trial.run
-    for plan in scenario.defenses:
+    for i, plan in enumerate(scenario.defenses):
         section = plan.section
         if not isinstance(section, FleetSection):
             continue
-        fleet, pairs = _fleet(scenario, plan, trial.data, run), plan.method.parameters.pairs
+        fleet, pairs = _fleet(scenario, plan, section, trial.data, run), plan.method.parameters.pairs
         trial.lab.tell(f"{plan.name}: a fleet of {pairs} + {pairs} encoders, trained on {len(fleet.images)} images")
-        fitted = trial.done(plan.name, fit(store, plan, section, fleet, trial.lab.workers, run))
+        with located(f"{scenario.file}: defense[{i}]"):
+            fitted = trial.done(plan.name, fit(store, plan, section, fleet, trial.lab.workers, run))
         chosen = first_of_each(subjects, section.subjects)
         left = trial.done(
             f"{plan.name} on {len(chosen)} encoders", judge(store, plan, fitted, [s.file for s in chosen], run)
@@ -90,18 +92,24 @@ def hold_out(variant: Variant, found: Findings) -> None:
         found.records += held_out_records(place, judged)
 
 
-def _fleet(scenario: Scenario, plan: DefensePlan, data: Data, run: Run) -> Fleet:
-    """What a detector of encoders learns from: encoders as the scenario's, trained by somebody with fewer images."""
-    assert plan.shadows is not None
-    (pretraining, attack), (images, references) = plan.shadows, data.of_fleet(scenario, plan, run)
-    return Fleet(
-        spec=scenario.encoder, pretraining=pretraining, attack=attack, images=images, references=references, run=run
-    )
-
-
-def claim_fleets(scenario: Scenario, data: Data, run: Run) -> None:
-    """Raises ``SapperError`` when a folder for a fleet has another's in it: now rather than after the training."""
+def claim_fleets(scenario: Scenario, data: Data, lab: Lab) -> None:
+    """Raises ``SapperError`` when a folder for a fleet has something else in it: now rather than after the training."""
     for i, plan in enumerate(scenario.defenses):
         if isinstance(plan.section, FleetSection) and plan.section.fleet:
             with located(f"{scenario.file}: defense[{i}].fleet"):
-                claim(Path(plan.section.fleet), _fleet(scenario, plan, data, run))
+                folder = Path(plan.section.fleet)
+                if folder.resolve() == lab.store.root.resolve():
+                    what, remedy = "this is the store's own folder", "name another one, or leave `fleet` out"
+                    raise SapperError(what, where=str(folder), remedy=remedy)
+                claim(folder, _fleet(scenario, plan, plan.section, data, lab.run))
+
+
+def _fleet(scenario: Scenario, plan: DefensePlan, section: FleetSection, data: Data, run: Run) -> Fleet:
+    """What a detector of encoders learns from: encoders as the scenario's, trained by somebody with fewer images."""
+    assert plan.shadows is not None
+    (pretraining, attack), seed = plan.shadows, scenario.seeds[0] if section.seed is None else section.seed
+    seeded = replace(run, seed=seed)
+    images, references = data.of_fleet(scenario, plan, seeded)
+    return Fleet(
+        spec=scenario.encoder, pretraining=pretraining, attack=attack, images=images, references=references, run=seeded
+    )

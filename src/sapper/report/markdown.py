@@ -4,6 +4,11 @@ from sapper.lab.results import Results
 from sapper.report import defenses, tables, text
 from sapper.report.tables import LABELS, METRICS, SummaryRow, Table
 
+DETECTION_NOTE = (
+    "Rates in %; 95 % intervals of one seed over the judged models, as if these were independent samples, or over the "
+    "seeds where there are several."
+)
+
 SURROUNDINGS = ("processor", "device", "threads", "number format", "torch")
 """What of the environment stands under the table."""
 
@@ -17,6 +22,7 @@ def render(results: Results) -> str:
     names = ["task → target", "head", *(LABELS.get(metric, metric) for metric in METRICS)]
     environment = ", ".join(f"{key} {results.environment[key]}" for key in SURROUNDINGS if key in results.environment)
     seconds = sum(item.get("seconds") or 0 for item in results.timings)
+    certified = [item.estimate for item in tables.measurements(results) if defenses.is_certified(item)]
     estimates = [estimate for row in rows for estimate in row.estimates.values()]
     lines = [
         f"`{results.command}`",
@@ -27,8 +33,10 @@ def render(results: Results) -> str:
         "",
         f"In %; 95 % intervals {tables.interval_note(estimates)}. Seeds {text.listing(results.scenario['seeds'])}; "
         f"{text.duration(seconds)} of computation; {environment}.",
-        *_plain_table(defenses.detection_table(results)),
-        *_plain_table(defenses.certification_table(results)),
+        *_plain_table(defenses.detection_table(results), DETECTION_NOTE),
+        *_plain_table(
+            defenses.certification_table(results), f"In %; 95 % intervals {tables.interval_note(certified)}."
+        ),
         *(f"\nNote: {flag}" for flag in results.flags),
     ]
     return "\n".join(lines) + "\n"
@@ -46,9 +54,10 @@ def _cell(row: SummaryRow, metric: str) -> str:
     return defenses.shown(row.estimates.get(metric)) or text.NOTHING
 
 
-def _plain_table(table: Table | None) -> list[str]:
-    """Any table, with an empty line above; nothing for none."""
+def _plain_table(table: Table | None, note: str) -> list[str]:
+    """Any table, with an empty line above and a note below; nothing for none."""
     if table is None:
         return []
     rows = [[cell.text for cell in row] for row in table.rows]
-    return ["", *(f"| {' | '.join(cells)} |" for cells in (table.columns, ["---"] * len(table.columns), *rows))]
+    lines = [f"| {' | '.join(cells)} |" for cells in (table.columns, ["---"] * len(table.columns), *rows)]
+    return ["", *lines, "", note]

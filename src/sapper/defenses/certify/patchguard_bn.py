@@ -34,7 +34,7 @@ from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
 from sapper.images import Change, to_float
 from sapper.run import Run
-from sapper.training import set_learning_rate, shuffled, warm_cosine
+from sapper.training import check_finite, set_learning_rate, shuffled, warm_cosine
 
 RECEPTIVE, STRIDE = 9, 2
 """r and s of ``Bag``."""
@@ -95,6 +95,7 @@ class PatchGuardBN:
                         loss.backward()
                         optimizer.step()
                     bar.advance()
+        check_finite(net, "patchguard_bn")
         return net.eval().requires_grad_(False)
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:

@@ -31,9 +31,10 @@ from torch import Tensor
 from sapper.defenses.certify.masking import RobustMasking, column_windows
 from sapper.defenses.defender import Defender, Logits
 from sapper.downstream import Classifier, extract
+from sapper.errors import SapperError
 from sapper.images import Change, to_float
 from sapper.run import Run
-from sapper.training import set_learning_rate, shuffled, steps_per_epoch, warm_cosine
+from sapper.training import check_finite, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,9 @@ class PatchGuardDS:
 
     def _fine_tuned(self, classifier: Classifier, defender: Defender, run: Run) -> Classifier:
         """A copy of the classifier, all of it trained on random bands; the owner's encoder stays as it is."""
+        if not any(True for _ in classifier.head.parameters()):
+            what, remedy = "a head without weights knows the encoder as it was", "make an mlp or linear head primary"
+            raise SapperError(what, where="patchguard_ds.training", remedy=remedy)
         tuned = deepcopy(classifier).requires_grad_(True).train()
         images, labels = defender.train.images.to(run.device), defender.train.targets().to(run.device)
         optimizer = torch.optim.Adam(tuned.parameters(), lr=self.learning_rate, fused=True)
@@ -134,4 +138,5 @@ class PatchGuardDS:
                     optimizer.step()
                     bar.advance()
                 bar.advance(0, f"loss {float(loss.detach()):.3f}")
+        check_finite(tuned, "patchguard_ds")
         return tuned.eval().requires_grad_(False)
