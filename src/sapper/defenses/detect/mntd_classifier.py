@@ -63,7 +63,7 @@ class MNTDClassifier:
     tune_queries: bool = True
     one_class: bool = False
 
-    version: ClassVar[int] = 10 + MLP.version  # shadows are its heads
+    version: ClassVar[int] = 20 + MLP.version  # shadows are its heads
     metric: ClassVar[str] = "score"
     source: ClassVar[str] = "Xu et al., IEEE S&P 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -81,7 +81,7 @@ class MNTDClassifier:
         """A verdict for each; evidence: ``scores``, one of each meta-classifier, and the number of ``shadows``."""
         started = time.perf_counter()
         defender.check(classifiers, run)
-        trunk, subjects = self._parts(classifiers, defender)
+        trunk, subjects = self._parts(classifiers, defender, run)
         sample = self._sample(defender, run)
         shadows, validation = self.fleets(defender, sample, run.child("shadows"))
         runs = [run.child(f"meta-classifier {i}") for i in range(self.meta_classifiers)]
@@ -106,14 +106,22 @@ class MNTDClassifier:
             for each in scores
         ]
 
-    def _parts(self, classifiers: Sequence[Classifier], defender: Defender) -> tuple[meta.Model, list[meta.Model]]:
+    def _parts(
+        self, classifiers: Sequence[Classifier], defender: Defender, run: Run
+    ) -> tuple[meta.Model, list[meta.Model]]:
         """What subjects and shadows have in common, and what is the subjects' own; none of it with dropout."""
         defender.encoder.eval()
         for classifier in classifiers:
             classifier.eval()
         if self.shadows_of == "cnn":
             return nn.Identity(), list(classifiers)
-        return lambda images: F.normalize(defender.encoder(images), dim=1), [each.head for each in classifiers]
+
+        def trunk(images: Tensor) -> Tensor:
+            with run.autocast():
+                features = defender.encoder(images)
+            return F.normalize(features.float(), dim=1)
+
+        return trunk, [each.head for each in classifiers]
 
     def fleets(self, defender: Defender, sample: ImageSet, run: Run) -> tuple[meta.Fleet, meta.Fleet | None]:
         """Shadows to learn from, and others to choose the epoch by. Each has its own seed, whatever their number."""
