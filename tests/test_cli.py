@@ -382,6 +382,7 @@ def test_methods_shows_one_with_its_description(sapper: Sapper) -> None:
     assert end.out.startswith("badencoder")
     assert "lambda1 = 1.0" in end.out
     assert "reference_views" in end.out
+    assert "Threat model: the attacker fine-tunes a clean encoder" in " ".join(end.out.split())
     assert 'preset = "paper"' in end.out
     assert "simclr" not in end.out
 

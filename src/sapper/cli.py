@@ -158,14 +158,16 @@ def methods(
 
 
 def _method_printer(kind: str, name: str, cls: type, *, whole: bool) -> Callable[[], None]:
-    """Prints a method with its parameters; its first line of documentation, or the ``whole``."""
+    """Prints a method with its parameters; its first line of documentation, or the ``whole`` and that of its file."""
     from sapper.methods import parameters
 
     def show() -> None:
         source = getattr(cls, "source", "")
         out.print(f"[bold]{name}[/bold]  [dim]{kind}{' · ' + escape(source) if source else ''}[/dim]")
         text = cleandoc(cls.__doc__ or "")
-        out.print(Padding.indent(Text(text if whole else text.partition("\n\n")[0]), 2))
+        if whole and kind in OF_A_FILE:
+            text = f"{cleandoc(sys.modules[cls.__module__].__doc__ or '')}\n\n{text}"
+        out.print(Padding.indent(Text(_flowing(text) if whole else text.partition("\n\n")[0]), 2))
         for parameter in parameters(cls):
             out.print(f"    {parameter.name} = {escape(parameter.default)}")
         for preset, values in getattr(cls, "presets", {}).items():
@@ -174,6 +176,16 @@ def _method_printer(kind: str, name: str, cls: type, *, whole: bool) -> Callable
         out.print()
 
     return show
+
+
+OF_A_FILE = ("pretraining", "attacks", "defenses")
+"""Kinds whose methods have a file each, with threat model, objective and source in its documentation."""
+
+
+def _flowing(text: str) -> str:
+    """Paragraphs as one line each, for the terminal to break; formulas and tables, which are indented, as they are."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(part if "\n " in f"\n{part}" else part.replace("\n", " ") for part in paragraphs)
 
 
 def _dataset_printer(info: Any) -> Callable[[], None]:
