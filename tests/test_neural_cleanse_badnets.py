@@ -45,11 +45,11 @@ def network() -> nn.Module:
 
 
 def classifier(train: ImageSet, seed: int, target: int | None) -> nn.Module:
-    """Trained on clean images, or with a tenth of them stamped and relabeled (BadNets)."""
+    """Trained on clean images, or with a fifth of them stamped and relabeled (BadNets)."""
     run = Run(seed=seed)
     images, labels = to_float(train.images), train.targets().clone()
     if target is not None:
-        rows = torch.randperm(len(images), generator=run.child("poison").generator())[: len(images) // 10]
+        rows = torch.randperm(len(images), generator=run.child("poison").generator())[: len(images) // 5]
         images[rows], labels[rows] = TRIGGER(images[rows]), target
     with run.seeded():
         net = network()
