@@ -41,9 +41,11 @@ def test_listing_what_there_is_never_imports_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_nothing_in_the_package_unpickles() -> None:
+def test_nothing_in_the_package_unpickles_what_comes_from_outside() -> None:
+    """The executors hand jobs from a process of ours to another, and nothing else."""
+    between_our_processes = REPOSITORY / "src" / "sapper" / "lab" / "executors.py"
     for path in (REPOSITORY / "src").rglob("*.py"):
         code = path.read_text(encoding="utf-8")
         assert "torch.load(" not in code, path
-        assert "import pickle" not in code, path
+        assert "import pickle" not in code or path == between_our_processes, path
         assert "allow_pickle=True" not in code, path
