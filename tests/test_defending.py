@@ -129,6 +129,11 @@ def test_meta_classifiers_are_told_one_by_one(defended: tuple[Results, Path]) ->
         for metric, expected in (("scorer_accuracy", accuracies.mean()), ("scorer_accuracy_sd", accuracies.std())):
             (record,) = records(defended[0], metric, condition={"threshold": threshold})
             assert record.value == pytest.approx(expected)
+    for shadows in ("on its own shadows", "on others"):
+        kinds = ("clean", "backdoored")
+        told = [next(v.evidence["learned"][f"AUC {shadows}"] for v in ours if v.encoder == kind) for kind in kinds]
+        (record,) = records(defended[0], "shadow_AUC", condition={"shadows": shadows})
+        assert (record.value, record.n) == (pytest.approx(np.mean(told)), 8)
     areas = [roc_auc_score(truth, each) for each in scores.T]
     assert records(defended[0], "scorer_AUC")[0].value == pytest.approx(np.mean(areas))
     assert records(defended[0], "scorer_AUC_sd")[0].value == pytest.approx(np.std(areas))

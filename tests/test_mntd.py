@@ -148,8 +148,10 @@ def test_the_epoch_of_the_best_validation_auc_is_kept() -> None:
             torch.tensor([auc(each[validation.backdoored], each[~validation.backdoored]) for each in scores.T])
         )
     chosen = start(runs)
-    meta.train(chosen, trunk, shadows, validation, replace(SETTINGS, epochs=5), runs)
+    learned = meta.train(chosen, trunk, shadows, validation, replace(SETTINGS, epochs=5), runs)
     assert torch.equal(areas_on(validation, chosen), torch.stack(areas).amax(0))
+    assert learned["AUC on others"] == areas_on(validation, chosen).tolist()
+    assert learned["AUC on its own shadows"] == areas_on(shadows, chosen).tolist()
     assert len({int(column.argmax()) for column in torch.stack(areas).T}) > 1, "else this says nothing"
 
 

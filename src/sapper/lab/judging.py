@@ -140,6 +140,15 @@ def _scorer_records(place: Place, judged: list[Judged]) -> Iterator[Record]:
         ((scores > threshold) == backdoored.unsqueeze(1)).double().mean(0)
         for threshold in (own, scores.quantile(0.5, dim=0))
     )
+    for name in judged[0].evidence.get("learned", {}):
+        # MNTD learns once for all encoders, or once for each of the two that classifiers stand on.
+        told = dict.fromkeys(tuple(verdict.evidence["learned"][name]) for verdict in judged)
+        there, known = (
+            _under(place, shadows=name.removeprefix("AUC ")),
+            torch.tensor([a for some in told for a in some]),
+        )
+        yield Record(**there, metric="shadow_AUC", value=float(known.mean()), n=len(known))
+        yield Record(**there, metric="shadow_AUC_sd", value=float(known.std(correction=0)), n=len(known))
     areas = torch.tensor([auc(each[backdoored], each[~backdoored]) for each in scores.T])
     for metric, there, values in (
         ("scorer_accuracy", _under(place, threshold="own"), at_own),

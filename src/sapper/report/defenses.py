@@ -88,6 +88,8 @@ SCORERS = {
     "accuracy at the own threshold": ("scorer_accuracy", {"threshold": "own"}),
     "accuracy at the median": ("scorer_accuracy", {"threshold": "median"}),
     "AUC": ("scorer_AUC", {}),
+    "AUC on the shadows that it learned from": ("shadow_AUC", {"shadows": "on its own shadows"}),
+    "AUC on shadows set apart": ("shadow_AUC", {"shadows": "on others"}),
 }
 """What is told of the single scorers that a detector has several of."""
 
@@ -177,7 +179,7 @@ def _certified_groups(results: Results) -> dict[str, list[Measurement]]:
     return groups
 
 
-PLACES = ("task", "target", "attack", "head", "encoder", "patch", "threshold")
+PLACES = ("task", "target", "attack", "head", "encoder", "patch", "threshold", "shadows")
 
 
 def is_certified(item: Measurement) -> bool:

@@ -29,6 +29,11 @@ from sapper.run import Run
 
 Model = Callable[[Tensor], Tensor]
 
+Learned = dict[str, list[float]]
+"""Each meta-classifier's AUC on shadows: ``AUC on its own shadows`` and, where there are any, ``AUC on others``."""
+
+TRAINED, APART = "on its own shadows", "on others"
+
 OUTLIERS = 0.1
 """v, the share of clean models that a one-class meta-classifier may call backdoored."""
 
@@ -117,11 +122,12 @@ def train(
     validation: Fleet | None,
     settings: Training,
     runs: Sequence[Run],
-) -> None:
+) -> Learned:
     """Fit the meta-classifiers to the shadows, one shadow in each step.
 
     ``trunk`` is what all models have in common: model f is ``models[i](trunk(x))``. With ``validation`` each
-    meta-classifier is left as it was after the epoch of its best AUC there.
+    meta-classifier is left as it was after the epoch of its best AUC there. How well it then tells either fleet's clean
+    models from the backdoored ones comes back.
     """
     metas.queries.requires_grad_(settings.tune_queries)
     optimizer = torch.optim.Adam([p for p in metas.parameters() if p.requires_grad], lr=settings.learning_rate)
@@ -149,13 +155,18 @@ def train(
                     metas.radius = torch.stack(seen).quantile(OUTLIERS, dim=0)
                 bar.advance(1, f"epoch {epoch + 1} of {settings.epochs}")
             if validation is not None:
-                areas = _areas(metas, trunk, validation)
+                areas = _areas(metas, trunk, validation, one_class=settings.one_class)
                 better, best = areas > best, torch.maximum(areas, best)
                 for old, new in zip(kept, metas.parameters()):
                     old[better] = new.detach()[better]
     if validation is not None:
         for value, old in zip(metas.parameters(), kept):
             value.data.copy_(old)
+    return {
+        f"AUC {place}": _areas(metas, trunk, fleet, one_class=settings.one_class).tolist()
+        for place, fleet in ((TRAINED, shadows), (APART, validation))
+        if fleet is not None and 0 < int(fleet.backdoored.sum()) < len(fleet.models)
+    }
 
 
 def binary_loss(metas: MetaClassifiers, answers: Tensor, wanted: Tensor) -> Tensor:
@@ -187,7 +198,7 @@ def _answers(common: Sequence[Tensor], models: Sequence[Model]) -> Tensor:
     return torch.stack([model(queries).float().flatten() for queries, model in zip(common, models)])
 
 
-def _areas(metas: MetaClassifiers, trunk: Model, fleet: Fleet) -> Tensor:
+def _areas(metas: MetaClassifiers, trunk: Model, fleet: Fleet, *, one_class: bool) -> Tensor:
     """Each meta-classifier's AUC on a fleet, float (M,)."""
-    scores = ask(metas, trunk, fleet.models, one_class=False).cpu()
+    scores = ask(metas, trunk, fleet.models, one_class=one_class).cpu()
     return torch.tensor([auc(each[fleet.backdoored], each[~fleet.backdoored]) for each in scores.T])

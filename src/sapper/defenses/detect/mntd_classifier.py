@@ -63,7 +63,7 @@ class MNTDClassifier:
     tune_queries: bool = True
     one_class: bool = False
 
-    version: ClassVar[int] = 20 + MLP.version  # shadows are its heads
+    version: ClassVar[int] = 30 + MLP.version  # shadows are its heads
     metric: ClassVar[str] = "score"
     source: ClassVar[str] = "Xu et al., IEEE S&P 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -78,7 +78,10 @@ class MNTDClassifier:
             raise SapperError(what, where="share", remedy="take a larger share, or give the defender more images")
 
     def judge(self, classifiers: Sequence[Classifier], defender: Defender, run: Run) -> list[Verdict]:
-        """A verdict for each; evidence: ``scores``, one of each meta-classifier, and the number of ``shadows``."""
+        """A verdict for each.
+
+        Evidence: ``scores``, one of each meta-classifier; the number of ``shadows``; ``learned``, see ``meta.Learned``.
+        """
         started = time.perf_counter()
         defender.check(classifiers, run)
         trunk, subjects = self._parts(classifiers, defender, run)
@@ -93,14 +96,14 @@ class MNTDClassifier:
             tune_queries=self.tune_queries,
             one_class=self.one_class,
         )
-        meta.train(metas, trunk, shadows, validation, settings, runs)
+        learned = meta.train(metas, trunk, shadows, validation, settings, runs)
         scores = meta.ask(metas, trunk, subjects, one_class=self.one_class).cpu()
         return [
             Verdict(
                 score=float(each.mean()),
                 threshold=0.0,
                 flagged=bool(each.mean() > 0),
-                evidence={"scores": each.tolist(), "shadows": len(shadows.models)},
+                evidence={"scores": each.tolist(), "shadows": len(shadows.models), "learned": learned},
                 seconds=(time.perf_counter() - started) / len(subjects),
             )
             for each in scores

@@ -61,7 +61,7 @@ class MNTDEncoder:
     learning_rate: PositiveFloat = 1e-3
     tune_queries: bool = True
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     metric: ClassVar[str] = "score"
     source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022; Xu et al., IEEE S&P 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"badencoder": {}, "badencoder-6": {"subjects": 3}}
@@ -109,26 +109,28 @@ class MNTDEncoder:
         settings = meta.Training(
             epochs=self.epochs, learning_rate=self.learning_rate, tune_queries=self.tune_queries, one_class=False
         )
-        meta.train(metas, torch.nn.Identity(), shadows, apart, settings, runs)
-        return Judge(metas)
+        learned = meta.train(metas, torch.nn.Identity(), shadows, apart, settings, runs)
+        return Judge(metas, learned)
 
     def restore(self, state: Mapping[str, Tensor]) -> "Judge":
         """What ``fit`` learned, from the tensors of ``Judge.state_dict``."""
-        return Judge(meta.MetaClassifiers(**state))
+        learned = {name: value.tolist() for name, value in state.items() if name.startswith("AUC ")}
+        return Judge(meta.MetaClassifiers(**{name: state[name] for name in state.keys() - learned.keys()}), learned)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Trained meta-classifiers: queries and weights."""
+    """Trained meta-classifiers: queries and weights, and how well they tell shadows."""
 
     metas: meta.MetaClassifiers
+    learned: meta.Learned
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that was learned, by name."""
-        return self.metas.state_dict()
+        return self.metas.state_dict() | {name: torch.tensor(areas) for name, areas in self.learned.items()}
 
     def judge(self, encoders: Sequence[Encoder], run: Run) -> list[Verdict]:
-        """A verdict for each encoder; evidence: ``scores``, one of each meta-classifier."""
+        """A verdict for each encoder; evidence: ``scores``, one of each meta-classifier, and ``learned``."""
         started = time.perf_counter()
         metas = self.metas.to(run.device)
         models = [_answering(encoder, run) for encoder in encoders]
@@ -139,7 +141,7 @@ class Judge:
                 score=float(each.mean()),
                 threshold=0.0,
                 flagged=bool(each.mean() > 0),
-                evidence={"scores": each.tolist()},
+                evidence={"scores": each.tolist(), "learned": self.learned},
                 seconds=seconds,
             )
             for each in scores
