@@ -142,11 +142,9 @@ def _scorer_records(place: Place, judged: list[Judged]) -> Iterator[Record]:
     )
     for name in judged[0].evidence.get("learned", {}):
         # MNTD learns once for all encoders, or once for each of the two that classifiers stand on.
-        told = dict.fromkeys(tuple(verdict.evidence["learned"][name]) for verdict in judged)
-        there, known = (
-            _under(place, shadows=name.removeprefix("AUC ")),
-            torch.tensor([a for some in told for a in some]),
-        )
+        once = {v.encoder if v.classifier is not None else "": v.evidence["learned"][name] for v in judged}
+        known = torch.tensor([area for areas in once.values() for area in areas])
+        there = _under(place, shadows=name.removeprefix("AUC "))
         yield Record(**there, metric="shadow_AUC", value=float(known.mean()), n=len(known))
         yield Record(**there, metric="shadow_AUC_sd", value=float(known.std(correction=0)), n=len(known))
     areas = torch.tensor([auc(each[backdoored], each[~backdoored]) for each in scores.T])
