@@ -44,7 +44,14 @@ def run(dtype: torch.dtype) -> Row:
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            grow(fleet(), PAIRS, draw, Store(Path(folder)), Workers(torch.get_num_threads(), process.settle))
+            grow(
+                fleet(),
+                PAIRS,
+                draw,
+                Store(Path(folder)),
+                Workers(torch.get_num_threads(), process.settle),
+                lambda: None,
+            )
 
     def textbook() -> None:
         with tempfile.TemporaryDirectory() as folder:
