@@ -1,6 +1,7 @@
 """Defenses by what they answer; one method, one file.
 
-Detect: is this classifier backdoored? ``judge(classifiers, defender, run) → list[Verdict]``.
+Detect: is this classifier backdoored? ``judge(classifiers, defender, run) → list[Verdict]``. Is this encoder?
+``fit(fleet, images, run) → EncoderJudge``, whose ``judge(encoders, run)`` answers.
 Certify: which predictions can no patch change? ``prepare(classifier, defender, run) → Guarded``, which predicts and
 certifies. ``defender.py`` has the contracts.
 """

@@ -79,10 +79,9 @@ def detector_records(
 ) -> Iterator[Record]:
     """Median score and flags on either encoder, then how well the two are told apart; ``metric`` is the score's name.
 
-    ``seconds``: how long the verdicts on either encoder took.
-
-    A verdict without a score is neither in the median nor in the AUC, and never right. ``target_named``: how often the
-    suspect, where a detector names one, is the class of one of the ``targets``, whether flagged or not.
+    ``seconds``: how long the verdicts on either encoder took. A verdict without a score is neither in the median nor in
+    the AUC, and never right. ``target_named``: how often the suspect, where a detector names one, is the class of one
+    of the ``targets``, whether flagged or not.
     """
     scores = {}
     for encoder, spent in seconds.items():
