@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sapper.defenses.certify.patchguard_bn import Bag, PatchGuardBN, window
-from sapper.images import to_float
+from sapper.defenses.certify.patchguard_bn import Bag, PatchGuardBN, local_evidence, window
+from sapper.defenses.defender import Defender
+from sapper.images import ImageSet, to_float
 from sapper.run import Run
 
 RUN = Run(seed=1)
@@ -79,18 +80,40 @@ def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.where(spots, colored, noise), labels
 
 
-@pytest.fixture(scope="module")
-def trained() -> Bag:
-    from sapper.defenses.defender import Defender
-    from sapper.images import ImageSet
-
+def learn(patch: int) -> Bag:
     images, labels = pictures(96, seed=0)
     encoder = torch.nn.Module()
     encoder.mean, encoder.std = torch.full((1, 3, 1, 1), 0.5), torch.full((1, 3, 1, 1), 0.25)
     train = ImageSet(images=images, labels=labels, classes=("r", "g", "b"), name="spots")
     owner = Defender(encoder, None, train, torch.empty(0))  # type: ignore[arg-type]
-    method = PatchGuardBN(width=4, epochs=8, batch=16, learning_rate=0.01, patch=2)
+    method = PatchGuardBN(width=4, epochs=8, batch=16, learning_rate=0.01, patch=patch)
     return method.train(owner, RUN)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Bag:
+    return learn(patch=2)
+
+
+@given(seed=st.integers(0, 1000), shift=st.floats(-40, 40))
+def test_losing_a_window_never_pays(seed: int, shift: float) -> None:
+    """With scores in place of evidence it does: a network that makes all of them negative then leaves none."""
+    generator = torch.Generator().manual_seed(seed)
+    scores, labels = shift + torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([0, 1, 2, 0])
+    evidence = local_evidence(scores)
+    robust, plain = (PatchGuardBN(patch=2, provable=provable).loss(evidence, labels) for provable in (True, False))
+    assert robust >= plain - 1e-6
+
+
+def test_evidence_is_left_where_windows_are_large() -> None:
+    """A patch of 10 takes 81 of 256 places."""
+    images, labels = pictures(60, seed=6)
+    guarded = PatchGuardBN(patch=10).guard(learn(patch=10), (32, 32))
+    assert float((guarded.predict(images, RUN) == labels).float().mean()) > 0.8
+    evidence = guarded.evidence(images, RUN)
+    own = evidence[torch.arange(60), :, labels].mean(1)
+    others = (evidence.sum(2).mean(1) - own) / 2
+    assert bool((own > 2 * others).all())
 
 
 def test_what_it_learned_is_certified_and_no_patch_that_is_tried_changes_it(
@@ -118,5 +141,6 @@ def test_evidence_is_never_negative_and_lies_row_by_row() -> None:
     evidence = guarded.evidence(images, RUN)
     assert guarded.windows(1).shape[1] == evidence.shape[1] == 16 * 16
     with torch.no_grad():
-        scores = bag()(to_float(images)).clamp_min(0)
-    torch.testing.assert_close(evidence.view(4, 16, 16, 3), scores.permute(0, 2, 3, 1))
+        expected = (1 + bag()(to_float(images)).exp()).log()
+    assert float(evidence.min()) >= 0
+    torch.testing.assert_close(evidence.view(4, 16, 16, 3), expected.permute(0, 2, 3, 1))

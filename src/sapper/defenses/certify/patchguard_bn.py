@@ -4,20 +4,22 @@ Threat model: one patch of at most p×p pixels, anywhere, different for each ima
 
 A network in the manner of BagNet gives class scores at every place of a map, each from a few pixels only: here from
 r×r of them, r = 9, at every s-th pixel, s = 2. A patch touches at most ⌈(p + r − 1) / s⌉ places along each axis, a
-window of the map. The scores, negative ones cut to 0, are the local evidence that ``masking`` aggregates and
+window of the map. The scores s become local evidence u = log(1 + exp s) ≥ 0, which ``masking`` aggregates and
 certifies.
 
 Training takes away from the true class its strongest window before the mean ("provable adversarial training"), so that
 the network learns to find evidence in many places:
 
-    minimize  CE( (Σ_i s(i) − e_y · max_w Σ_{i ∈ w} s_y(i)) / P, y )        s: the scores, not cut
+    minimize  CE( (Σ_i u(i) − e_y · max_w Σ_{i ∈ w} u_y(i)) / P, y )
 
 The encoder and its backdoor are not used: this is what an owner pays who gives both up.
 
 Source: Xiang et al., "PatchGuard", USENIX Security 2021, and the authors' ``mask_bn.py`` and ``nets/bagnet.py``: the
 BagNet of Brendel and Bethge, ICLR 2019, on CIFAR-10 images scaled up to 192 pixels, pre-trained on ImageNet, 20 epochs
-of SGD, windows of 6 places. Ours is small enough to be trained from scratch on images of 32 pixels, with Adam and a
-rate that falls to zero; the training window is that of ``patch``.
+of SGD, windows of 6 places, negative scores cut to 0 afterwards. Ours is small enough to be trained from scratch on
+images of 32 pixels, with Adam and a rate that falls to zero; the training window is that of ``patch``. The smooth
+evidence is ours, too: trained on scores as they are, a network may make all of them negative, since a window of
+negative scores is then gladly lost, and nothing is left after the cut; trained on scores that are cut, they may die.
 """
 
 from dataclasses import dataclass
@@ -57,7 +59,7 @@ class PatchGuardBN:
     learning_rate: PositiveFloat = 2e-3
     provable: bool = True
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     uses_encoder: ClassVar[bool] = False
     source: ClassVar[str] = "Xiang et al., USENIX Security 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -90,7 +92,7 @@ class PatchGuardBN:
                         rows = rows.to(run.device)
                         with run.autocast():
                             scores = net(to_float(images[rows]))
-                        loss = self.loss(scores.float(), labels[rows])
+                        loss = self.loss(local_evidence(scores), labels[rows])
                         optimizer.zero_grad(set_to_none=True)
                         loss.backward()
                         optimizer.step()
@@ -98,30 +100,32 @@ class PatchGuardBN:
         check_finite(net, "patchguard_bn")
         return net.eval().requires_grad_(False)
 
-    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The training loss from scores (N, K, h, w) and int64 labels (N,).
-
-        Cut to 0 here, too, scores that are all negative could never recover: some trainings ended with no evidence.
-        """
-        total = scores.sum((2, 3))
+    def loss(self, evidence: Tensor, labels: Tensor) -> Tensor:
+        """The training loss from evidence (N, K, h, w) ≥ 0 and int64 labels (N,)."""
+        total = evidence.sum((2, 3))
         if self.provable:
-            true = scores[torch.arange(len(labels)), labels].unsqueeze(1)
-            sides = [min(window(self.patch), side) for side in scores.shape[2:]]
+            true = evidence[torch.arange(len(labels)), labels].unsqueeze(1)
+            sides = [min(window(self.patch), side) for side in evidence.shape[2:]]
             strongest = (F.avg_pool2d(true, sides, stride=1) * sides[0] * sides[1]).amax((1, 2, 3))
             total = total - F.one_hot(labels, total.shape[1]) * strongest.unsqueeze(1)
-        return F.cross_entropy(total / scores[0, 0].numel(), labels)
+        return F.cross_entropy(total / evidence[0, 0].numel(), labels)
+
+
+def local_evidence(scores: Tensor) -> Tensor:
+    """u of the scores s, float32 of the same shape, above 0."""
+    return F.softplus(scores.float())
 
 
 @torch.no_grad()
 def _evidence(net: "Bag", images: Tensor, run: Run, change: Change | None = None) -> Tensor:
-    """Scores at every place, negative ones cut to 0: float (N, h·w, K), of uint8 images (N, 3, H, W)."""
+    """Evidence at every place, float (N, h·w, K) ≥ 0, of uint8 images (N, 3, H, W)."""
     maps = []
     with run.progress.bar("local evidence (Mask-BN)", len(images)) as bar:
         for chunk in images.split(256):
             pixels = to_float(chunk.to(run.device))
             with run.autocast():
                 scores = net(pixels if change is None else change(pixels))
-            maps.append(scores.float().clamp_min(0).flatten(2).transpose(1, 2))
+            maps.append(local_evidence(scores).flatten(2).transpose(1, 2))
             bar.advance(len(chunk))
     return torch.cat(maps)
 
