@@ -1,5 +1,6 @@
 """What the house promises and no linter checks."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,10 +43,11 @@ def test_listing_what_there_is_never_imports_torch(module: str) -> None:
 
 
 def test_nothing_in_the_package_unpickles_what_comes_from_outside() -> None:
-    """The executors hand jobs from a process of ours to another, and nothing else."""
+    """The executors hand jobs from a process of ours to another; and one program opens foreign files, locked in."""
     between_our_processes = REPOSITORY / "src" / "sapper" / "lab" / "executors.py"
+    locked_in = REPOSITORY / "src" / "sapper" / "sandbox" / "inside.py"
     for path in (REPOSITORY / "src").rglob("*.py"):
         code = path.read_text(encoding="utf-8")
-        assert "torch.load(" not in code, path
-        assert "import pickle" not in code or path == between_our_processes, path
+        assert "torch.load(" not in code or path == locked_in, path
+        assert not re.search(r"^import pickle$", code, re.MULTILINE) or path == between_our_processes, path
         assert "allow_pickle=True" not in code, path

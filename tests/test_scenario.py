@@ -411,7 +411,7 @@ def test_the_same_variant_twice_is_refused(file: Path) -> None:
 
 
 def test_an_encoder_that_takes_other_images_is_refused(file: Path) -> None:
-    edit = 'architecture = "timm:vit_tiny_patch16_224"\nstem = "imagenet"'
+    edit = 'architecture = "torchvision:vit_b_16"\nstem = "imagenet"'
     error = refused(file, changed("width = 8", edit))
     assert f"{file}: encoder.input_size" in str(error)
     assert "224" in str(error)

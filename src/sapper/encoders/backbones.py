@@ -1,5 +1,7 @@
 """Backbones from torchvision and timm, with the stem that small images need."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +18,21 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, in
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What images a model is made for: their ``size``, and ``mean`` and ``std`` per channel for images in [0, 1]."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 def build(
@@ -35,15 +49,17 @@ def build(
 
     The default is BadEncoder's (``models/simclr_model.py``): ResNet-18, a 3×3 first convolution with stride 1, no
     max-pooling, 512 features, CIFAR-10's normalization as the authors' code has it. ``architecture`` is a key of
-    ``ARCHITECTURES``, or ``timm:NAME``. ``width`` is the number of channels after the stem (64 in the papers, less
-    for CPUs; timm's models have their own); the features are 8 times as many, 32 times with bottleneck blocks.
-    ``stem="imagenet"`` keeps the 7×7 convolution with stride 2 and the max-pooling.
+    ``ARCHITECTURES``, or ``timm:NAME``, ``torchvision:NAME`` or ``open_clip:NAME`` (its image tower). ``width`` is the
+    number of channels after the stem (64 in the papers, less for CPUs; models by name have their own); the features are
+    8 times as many, 32 times with bottleneck blocks. ``stem="imagenet"`` keeps the 7×7 convolution with stride 2 and
+    the max-pooling, and any model's own stem.
 
     Raises ``SapperError`` for an unknown architecture, or one whose stem cannot be changed.
     """
     with run.seeded():
-        if architecture.startswith("timm:"):
-            backbone, features = _timm(architecture.removeprefix("timm:"), stem)
+        scheme, _, name = architecture.partition(":")
+        if scheme in BY_NAME:
+            backbone, features = BY_NAME[scheme](name, stem, input_size)
         else:
             backbone, features = _resnet(architecture, width, stem)
         _replace_narrow_shortcuts(backbone)
@@ -54,7 +70,7 @@ def build(
 def _resnet(architecture: str, width: int, stem: Stem) -> tuple[nn.Module, int]:
     """torchvision's ResNet of any width, without its classifier."""
     if architecture not in ARCHITECTURES:
-        remedy = f"{closest(architecture, list(ARCHITECTURES))}, or timm:NAME"
+        remedy = f"{closest(architecture, list(ARCHITECTURES))}, or {', '.join(f'{name}:NAME' for name in BY_NAME)}"
         raise SapperError(f"unknown architecture {architecture!r}", where="encoder.architecture", remedy=remedy)
     block, layers = ARCHITECTURES[architecture]
     net = ResNet(block, list(layers))
@@ -73,20 +89,103 @@ def _resnet(architecture: str, width: int, stem: Stem) -> tuple[nn.Module, int]:
     return net, 8 * width * block.expansion
 
 
-def _timm(name: str, stem: Stem) -> tuple[nn.Module, int]:
+def _timm(name: str, stem: Stem, size: int) -> tuple[nn.Module, int]:
     """A model of timm's by name, untrained and without its classifier."""
     import timm
 
     if name not in timm.list_models():
         where, remedy = "encoder.architecture", closest(name, timm.list_models())
         raise SapperError(f"timm has no model {name!r}", where=where, remedy=remedy)
-    net: Any = timm.create_model(name, num_classes=0)
+    config = timm.get_pretrained_cfg(name)
+    fixed = config is not None and config.fixed_input_size  # transformers, whose positions are as many as patches
+    arguments: dict[str, Any] = {"img_size": size} if fixed else {}
+    net: Any = timm.create_model(name, num_classes=0, **arguments)
+    _exchange_stem(net, name, stem)
+    return net, net.head_hidden_size  # num_features is the width before a convolution that some models have last
+
+
+def _torchvision(name: str, stem: Stem, _size: int) -> tuple[nn.Module, int]:
+    """A model of torchvision's by name, untrained: what its last linear layer takes are the features."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        remedy = closest(name, known)
+        raise SapperError(f"torchvision has no model {name!r}", where="encoder.architecture", remedy=remedy)
+    slow = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # not to be warned of it
+    net: Any = models.get_model(name, **slow)
+    layers = [(place, layer) for place, layer in net.named_modules() if isinstance(layer, nn.Linear)]
+    if not layers or layers[-1][1].out_features != 1000:
+        remedy = f"take timm:{name}"
+        raise SapperError(f"{name} does not end in a linear layer", where="encoder.architecture", remedy=remedy)
+    place, last = layers[-1]
+    parent, _, child = place.rpartition(".")
+    setattr(net.get_submodule(parent), child, nn.Identity())
+    _exchange_stem(net, name, stem)
+    return net, last.in_features
+
+
+def _open_clip(name: str, stem: Stem, _size: int) -> tuple[nn.Module, int]:
+    """The image tower of a model of open_clip's by name, untrained."""
+    open_clip = import_open_clip()
+    if name not in open_clip.list_models():
+        remedy = closest(name, open_clip.list_models())
+        raise SapperError(f"open_clip has no model {name!r}", where="encoder.architecture", remedy=remedy)
+    if stem == "cifar":
+        remedy = 'say stem = "imagenet" and an input_size that the model is made for'
+        raise SapperError(f"{name} has no ResNet stem to exchange", where="encoder.stem", remedy=remedy)
+    tower = open_clip.create_model(name, load_weights=False).visual
+    return tower, open_clip.get_model_config(name)["embed_dim"]
+
+
+BY_NAME: dict[str, Callable[[str, Stem, int], tuple[nn.Module, int]]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "open_clip": _open_clip,
+}
+"""Libraries of models: ``timm:NAME`` and so on."""
+
+
+def import_open_clip() -> Any:
+    """The library open_clip. Raises ``SapperError`` when it is not installed."""
+    try:
+        import open_clip
+    except ImportError as error:
+        remedy = "install it: pip install 'sapper[clip]'"
+        raise SapperError("open_clip is not installed", where="open_clip:", remedy=remedy) from error
+    return open_clip
+
+
+def own_pixels(architecture: str, stem: Stem = "imagenet") -> Pixels:
+    """The images that a model by name is made for, by its library's configuration; ResNets of ours by their stem."""
+    scheme, _, name = architecture.partition(":")
+    if scheme == "timm":
+        import timm
+
+        if name not in timm.list_models():
+            raise SapperError(f"timm has no model {name!r}", remedy=closest(name, timm.list_models()))
+        config: Any = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+        return Pixels(config.input_size[-1], tuple(config.mean), tuple(config.std))
+    if scheme == "torchvision":
+        from torchvision import models
+
+        seen = models.get_model_weights(name).DEFAULT.transforms()
+        return Pixels(seen.crop_size[0], tuple(seen.mean), tuple(seen.std))
+    if scheme == "open_clip":
+        open_clip = import_open_clip()
+        size = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
+        return Pixels(size, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    if stem == "cifar":
+        return Pixels(32, CIFAR_MEAN, CIFAR_STD)
+    return Pixels(224, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _exchange_stem(net: Any, name: str, stem: Stem) -> None:
     if stem == "cifar":
         if not (isinstance(getattr(net, "conv1", None), nn.Conv2d) and hasattr(net, "maxpool")):
             remedy = 'say stem = "imagenet" and an input_size that the model is made for'
             raise SapperError(f"{name} has no ResNet stem to exchange", where="encoder.stem", remedy=remedy)
         _use_cifar_stem(net, net.conv1.out_channels)
-    return net, net.head_hidden_size  # num_features is the width before a convolution that some models have last
 
 
 class _NarrowShortcut(nn.Conv2d):

@@ -3,20 +3,21 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
 from sapper.encoders.backbones import build
 from sapper.encoders.encoder import Card, Encoder
+from sapper.encoders.sources import read
 from sapper.errors import SapperError
 from sapper.files import write_atomically
 from sapper.run import Run
 
 MARK = "BACKDOORED"
+CARD = "sapper.card"
+"""The key of the card in a file's metadata."""
 _CARD = TypeAdapter(Card)
 
 
@@ -35,7 +36,7 @@ def save(encoder: Encoder, path: Path) -> None:
         remedy = f"put {MARK} into the file name"
         raise SapperError("a backdoored encoder must say so in its file name", where=str(path), remedy=remedy)
     # One entry only: safetensors writes several in a random order, and equal encoders must be equal files.
-    metadata = {"sapper.card": json.dumps(asdict(encoder.card))}
+    metadata = {CARD: json.dumps(asdict(encoder.card))}
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
@@ -44,9 +45,23 @@ def load(path: Path, run: Run) -> Encoder:
     """The encoder in ``path``, in ``eval`` mode on the run's device.
 
     Raises ``SapperError`` when the file is missing, damaged, not one of ours, or its weights are not finite or do
-    not fit its card.
+    not fit its card. Files of others are for ``open``.
     """
-    card, tensors = _read(path)
+    weights = read(path)
+    if CARD not in weights.metadata:
+        remedy = "give an encoder that sapper saved"
+        raise SapperError("the metadata has no card of an encoder", where=str(path), remedy=remedy)
+    return restore(weights.tensors, weights.metadata[CARD], run, str(path))
+
+
+def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: str) -> Encoder:
+    """The encoder that ``save`` wrote as these tensors and this card (JSON)."""
+    try:
+        card = _CARD.validate_json(card_text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = f"{where}: card.{'.'.join(str(part) for part in first['loc'])}"
+        raise SapperError(first["msg"], where=key) from error
     encoder = build(
         run,
         architecture=card.architecture,
@@ -56,29 +71,9 @@ def load(path: Path, run: Run) -> Encoder:
         mean=card.mean,
         std=card.std,
     )
-    broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise SapperError(f"weights are not finite: {', '.join(broken[:3])}", where=str(path))
     try:
         encoder.load_state_dict(tensors)
     except RuntimeError as error:
-        raise SapperError(f"the weights do not fit the card: {str(error)[:300]}", where=str(path)) from error
+        raise SapperError(f"the weights do not fit the card: {str(error)[:300]}", where=where) from error
     encoder.card = card
     return encoder.eval()
-
-
-def _read(path: Path) -> tuple[Card, dict[str, torch.Tensor]]:
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata: dict[str, Any] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return _CARD.validate_json(metadata["sapper.card"]), tensors
-    except (safetensors.SafetensorError, OSError) as error:
-        raise SapperError(f"not a readable safetensors file: {error}", where=str(path)) from error
-    except KeyError as error:
-        remedy = "give an encoder that sapper saved"
-        raise SapperError("the metadata has no card of an encoder", where=str(path), remedy=remedy) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = f"{path}: card.{'.'.join(str(part) for part in first['loc'])}"
-        raise SapperError(first["msg"], where=where) from error

@@ -1,0 +1,142 @@
+"""Opening encoders of others by name: ``open("timm:resnet50")``, ``open("checkpoint.pth")`` and so on."""
+
+import importlib
+import re
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sapper.encoders import files, sources
+from sapper.encoders.encoder import Card, Encoder
+from sapper.encoders.schemes import SCHEMES, Found, Opening, about, recognized
+from sapper.errors import SapperError, closest, located
+from sapper.run import Run
+
+CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""``package.module:factory``."""
+
+SAID = "as was said"
+
+
+def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
+    """The encoder that ``uri`` names, in ``eval`` mode on the run's device, without a classifier.
+
+    ========================  ==========================================================================================
+    ``timm:NAME``             with the weights that timm publishes; ``NAME`` may end with a tag, ``.a1_in1k``
+    ``torchvision:NAME``      or ``torchvision:NAME/WEIGHTS``, as ``resnet50/IMAGENET1K_V1``
+    ``open_clip:NAME/TAG``    the image tower, as ``RN50/openai``; needs the extra ``clip``
+    ``hf-hub:ORG/MODEL``      and ``@REVISION``: timm's and open_clip's repositories, or a file of weights
+    a path                    ``.safetensors``, or a state dict in ``.pt``, ``.pth``, ``.ckpt``; see ``layouts``
+    ``package.module:name``   your own function without arguments, only with ``trust_code``
+    ========================  ==========================================================================================
+
+    The card's ``origin`` says what was opened: ``opened`` (the URI), ``normalization`` (where mean, standard deviation
+    and size are from), and for files ``file``, ``sha256`` and ``layout``. Raises ``SapperError`` when something is not
+    there, does not fit, or must not be opened.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if uri and (Path(uri).exists() or Path(uri).is_symlink()):
+        found = _open_file(Path(uri), run, opening)
+    elif colon and scheme in SCHEMES:
+        with located(uri):
+            found = SCHEMES[scheme](rest, run, opening)
+    elif CODE.fullmatch(uri) and _is_module(scheme):
+        found = _open_code(uri, opening)
+    else:
+        raise _unknown(uri)
+    encoder = _as_said(found, opening)
+    _try(encoder, uri)
+    origin = encoder.card.origin | {"opened": uri, **found.about}
+    said = any(value is not None for value in (opening.mean, opening.std, opening.size))
+    origin["normalization"] = SAID if said else found.normalization
+    encoder.card = replace(encoder.card, origin=origin)
+    return encoder.to(run.device).eval()
+
+
+def _is_module(name: str) -> bool:
+    """Whether there is code of that name, without running any."""
+    package = name.partition(".")[0]
+    return Path(package).is_dir() or Path(f"{package}.py").is_file() or find_spec(package) is not None
+
+
+def _unknown(uri: str) -> SapperError:
+    scheme, colon, _ = uri.partition(":")
+    if colon and "/" not in scheme:
+        remedy = closest(scheme, [*SCHEMES]) + ", or a path, or package.module:factory"
+        return SapperError(f"there is no scheme {scheme!r}", where=uri, remedy=remedy)
+    here = Path(uri).parent
+    names = [path.name for path in here.iterdir() if path.is_file()] if here.is_dir() else []
+    near = closest(Path(uri).name, names) if names else f"{here} is no folder"
+    remedy = f"{near}; models by name: {', '.join(f'{name}:NAME' for name in SCHEMES)}"
+    return SapperError("there is no such file", where=uri, remedy=remedy)
+
+
+def _as_said(found: Found, opening: Opening) -> Encoder:
+    """The encoder with the normalization that the user gave, where one was given."""
+    encoder, card = found.encoder, found.encoder.card
+    said = replace(
+        card,
+        mean=opening.mean or card.mean,
+        std=opening.std or card.std,
+        input_size=opening.size or card.input_size,
+    )
+    return Encoder(encoder.backbone, said, encoder.feature_size).eval()
+
+
+@torch.no_grad()
+def _try(encoder: Encoder, where: str) -> None:
+    """Show it two images: what comes out must be features (N, D) and finite."""
+    size = encoder.card.input_size
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    try:
+        features = encoder(images.to(device))
+    except Exception as error:
+        what = f"it does not take images of {size}×{size} pixels: {str(error).splitlines()[0][:200]}"
+        raise SapperError(what, where=where, remedy="say the size with --size") from error
+    shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+    if not isinstance(features, Tensor) or shape != (2, encoder.feature_size):
+        what = f"it gives {shape} for two images; an encoder gives (2, features)"
+        raise SapperError(what, where=where, remedy="give the model without its classifier, after pooling")
+    if not features.isfinite().all():
+        raise SapperError("its features are not finite", where=where, remedy="say mean and standard deviation")
+
+
+def _open_file(path: Path, run: Run, opening: Opening) -> Found:
+    """Weights on disk: one of ours, or of others, whose backbone is recognized or said."""
+    weights = sources.read(path, allow_weak_sandbox=opening.allow_weak_sandbox)
+    if files.CARD in weights.metadata and opening.architecture is None:
+        encoder = files.restore(weights.tensors, weights.metadata[files.CARD], run, str(path))
+        return Found(encoder, "from its card", about(weights, "sapper's own"))
+    return recognized(weights, run, opening, str(path))
+
+
+def _open_code(uri: str, opening: Opening) -> Found:
+    """The user's own function."""
+    if not opening.trust_code:
+        remedy = "read that code, then add --trust-code; or give a file of weights"
+        raise SapperError("this runs code from your machine", where=uri, remedy=remedy)
+    module, _, name = uri.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # a command does not look there by itself
+    try:
+        made = getattr(importlib.import_module(module), name)()
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise SapperError(what, where=uri, remedy="call the function by itself to see where it fails") from error
+    finally:
+        sys.path.remove(here)
+    if isinstance(made, Encoder):
+        return Found(made, "from its card", {"layout": "your code"})
+    if not isinstance(made, nn.Module):
+        raise SapperError(f"it returns {type(made).__name__}", where=uri, remedy="return an nn.Module")
+    if opening.size is None:
+        raise SapperError("the size of images is not known", where=uri, remedy="say it with --size")
+    card = Card(architecture=uri, stem="imagenet", input_size=opening.size, mean=(0, 0, 0), std=(1, 1, 1))
+    with torch.no_grad():
+        features = made.eval()(torch.zeros(1, 3, opening.size, opening.size))
+    return Found(Encoder(made, card, features.shape[-1]), "none: images in [0, 1]", {"layout": "your code"})
