@@ -451,7 +451,7 @@ def test_every_variant_and_seed_has_its_own_section_and_numbers(data: Path, tmp_
 def test_too_small_a_share_is_refused_before_any_training(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SapperError, match="for 3 classes") as caught:
         perform(scenario(data, "defense.1.share=0.01"), tmp_path / "out")
-    assert "defense[1]: share" in str(caught.value.where)
+    assert "defense[1].share" in str(caught.value.where)
     assert not (tmp_path / "out").exists()
 
 

@@ -204,8 +204,8 @@ def test_a_folder_of_something_else_is_left_alone(data: Path, tmp_path: Path, co
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        ("defense.0.share=0.1", "defense[0]: share"),
-        ("defense.0.sides=[2, 16]", "defense[0]: sides"),
+        ("defense.0.share=0.1", "defense[0].share"),
+        ("defense.0.sides=[2, 16]", "defense[0].sides"),
     ],
 )
 def test_too_few_images_and_triggers_that_do_not_fit_are_refused(

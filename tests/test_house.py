@@ -3,13 +3,21 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sapper import attacks, defenses, downstream, pretraining
+from sapper.defenses.certify.patchcleanser import PatchCleanser
+from sapper.defenses.certify.patchguard_ds import PatchGuardDS
+from sapper.defenses.detect.mntd_encoder import MNTDEncoder
+from sapper.defenses.detect.neural_cleanse import NeuralCleanse
+from sapper.errors import SapperError
 from sapper.lab.sections import FleetSection
 from sapper.methods import find
+from sapper.pretraining.simclr import SimCLR
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TABLES = {
@@ -32,6 +40,26 @@ def test_a_method_says_what_it_is_and_where_it_comes_from(kind: str, name: str) 
         method(**{key: value for key, value in values.items() if key not in FleetSection.model_fields})
     with pytest.raises(AttributeError):
         method().version = 2
+
+
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (lambda: PatchGuardDS(share=1.5), "PatchGuardDS.share"),
+        (lambda: PatchGuardDS(share=1.0), "PatchGuardDS.share"),
+        (lambda: PatchGuardDS(training="foo"), "PatchGuardDS.training"),  # type: ignore[arg-type]
+        (lambda: PatchGuardDS(patch=-1), "PatchGuardDS.patch"),
+        (lambda: NeuralCleanse(steps=0), "NeuralCleanse.steps"),
+        (lambda: MNTDEncoder(sides=(0, 3)), "MNTDEncoder.sides"),
+        (lambda: SimCLR(temperature=-0.1), "SimCLR.temperature"),
+        (lambda: replace(PatchCleanser(), masks=0), "PatchCleanser.masks"),
+    ],
+)
+def test_parameters_are_checked_in_python_as_in_a_file(make: Callable[[], object], where: str) -> None:
+    with pytest.raises(SapperError, match="does not fit") as caught:
+        make()
+    assert caught.value.where == where
+    assert caught.value.remedy
 
 
 @pytest.mark.parametrize(

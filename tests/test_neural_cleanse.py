@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sapper.defenses.defender import Logits
-from sapper.defenses.detect.neural_cleanse import NeuralCleanse, anomaly_index, start
+from sapper.defenses.detect.inversion import start
+from sapper.defenses.detect.neural_cleanse import NeuralCleanse, anomaly_index
 from sapper.images import ImageSet, to_float
 from sapper.run import Run, Silent
 

@@ -5,9 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from sapper.defenses.certify.masking import column_windows
+from sapper.defenses.certify.patchcleanser import PatchCleanser
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.defender import Defender
 from sapper.downstream import MLP
+from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
 from sapper.run import Run
 from sapper.triggers import Blend
@@ -127,3 +129,25 @@ def test_a_trigger_is_stamped_before_the_bands_are_cut() -> None:
     for start in range(8):
         view = torch.where(seen[start], changed, torch.zeros(()))
         torch.testing.assert_close(guarded.evidence(images, RUN, blend)[:, start], redness(view).softmax(1))
+
+
+def test_what_a_guarded_classifier_is_given_is_checked() -> None:
+    images, labels = random_images(4, seed=0), torch.tensor([0, 1, 0, 1])
+    guarded = PatchGuardDS(band=3, patch=2).guard(redness, BLACK, 8)
+    cleanser = PatchCleanser(patch=2, masks=2).guard(redness, BLACK)
+    for defense in (guarded, cleanser):
+        with pytest.raises(SapperError, match="must be uint8"):
+            defense.predict(to_float(images), RUN)
+        with pytest.raises(SapperError, match=r"labels must be int64 \(4,\)"):
+            defense.certify(images, labels[:3], [2], RUN)
+        for patch in (-3, 0, 8):
+            with pytest.raises(SapperError, match=f"a patch of {patch} pixels on images of 8×8"):
+                defense.certify(images, labels, [2, patch], RUN)
+        assert defense.predict(images[:0], RUN).shape == (0,)
+    with pytest.raises(SapperError, match="labels run from 0 to 9, there are 2 classes"):
+        guarded.certify(images, torch.tensor([0, 1, 0, 9]), [2], RUN)
+
+
+def test_a_band_as_wide_as_the_image_is_no_band(owner: Defender) -> None:
+    with pytest.raises(SapperError, match="a band of 8 columns covers images of 8"):
+        PatchGuardDS(band=8, patch=2).prepare(owner.build(RUN), owner, RUN)

@@ -32,12 +32,15 @@ MOST_NAMES = 20
 
 
 @contextmanager
-def located(where: str) -> Iterator[None]:
-    """Add to errors from inside in which file and at which key they came up."""
+def located(where: str, joint: str = ": ") -> Iterator[None]:
+    """Add to errors from inside in which file and at which key they came up.
+
+    ``joint`` stands between that and a place that they name themselves.
+    """
     try:
         yield
     except SapperError as error:
-        inner = f"{where}: {error.where}" if error.where else where
+        inner = f"{where}{joint}{error.where}" if error.where else where
         raise SapperError(error.what, where=inner, remedy=error.remedy) from error
 
 

@@ -102,6 +102,16 @@ class ImageSet:
         return sha.hexdigest()
 
 
+def check_pixels(images: Tensor, labels: Tensor | None = None) -> None:
+    """Raises ``SapperError`` unless ``images`` are uint8 (N, 3, H, W), and ``labels``, if given, int64 (N,)."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        what = f"images must be uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}"
+        raise SapperError(what, where="images", remedy="give pixels from 0 to 255")
+    if labels is not None and (labels.dtype != torch.int64 or labels.shape != images.shape[:1]):
+        what = f"labels must be int64 ({len(images)},), got {labels.dtype} {tuple(labels.shape)}"
+        raise SapperError(what, where="labels", remedy="give one for each image")
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 images 0…255 as float32 in [0, 1]; the layout in memory is kept."""
     return images.to(torch.float32).div_(255)

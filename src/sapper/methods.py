@@ -1,9 +1,12 @@
 """Methods by name: one table per package, third-party ones by entry point, imported only when used."""
 
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from sapper.errors import SapperError, closest
 
@@ -19,6 +22,29 @@ class Method(Protocol):
     version: ClassVar[int]
     source: ClassVar[str]
     presets: ClassVar[dict[str, dict[str, Any]]]
+
+
+class Checked:
+    """For dataclasses of parameters: each value is checked against its type when an instance is made.
+
+    Raises ``SapperError`` naming the parameter. A scenario's values have been checked with file and key before.
+    """
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        for name, adapter in _adapters(kind).items():
+            try:
+                adapter.validate_python(getattr(self, name), strict=True)
+            except ValidationError as error:
+                said = error.errors(include_url=False)[0]["msg"]
+                where = f"{kind.__name__}.{name}"
+                raise SapperError(f"{getattr(self, name)!r} does not fit", where=where, remedy=said) from error
+
+
+@cache
+def _adapters(kind: type) -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: TypeAdapter(hints[field.name]) for field in fields(kind)}
 
 
 @dataclass(frozen=True)

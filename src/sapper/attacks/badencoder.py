@@ -35,12 +35,13 @@ from sapper.augment import Augmentation
 from sapper.downstream import extract
 from sapper.encoders import Encoder, Trained
 from sapper.images import ImageSet, to_float
+from sapper.methods import Checked
 from sapper.run import Run
 from sapper.training import Checkpoint, note, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadEncoder:
+class BadEncoder(Checked):
     """Backdoors a pre-trained encoder for chosen targets (Jia, Liu, Gong, IEEE S&P 2022).
 
     ``reference_views``: augmented copies of each reference per step; 0 is the paper's, one per shadow image.

@@ -1,14 +1,17 @@
 """Defenses by what they answer; one method, one file.
 
 Detect: is this classifier backdoored? ``judge(classifiers, defender, run) → list[Verdict]``. Is this encoder?
-``fit(fleet, images, run) → EncoderJudge``, whose ``judge(encoders, run)`` answers.
+``fit(fleet, images, run) → EncoderJudge``, whose ``judge(encoders, run)`` answers, where it must learn;
+``examine(encoder, images, run) → Verdict`` where ordinary images are enough.
 Certify: which predictions can no patch change? ``prepare(classifier, defender, run) → Guarded``, which predicts and
 certifies. ``defender.py`` has the contracts.
 """
 
 METHODS = {
+    "decree": "sapper.defenses.detect.decree:Decree",
     "mntd_classifier": "sapper.defenses.detect.mntd_classifier:MNTDClassifier",
     "mntd_encoder": "sapper.defenses.detect.mntd_encoder:MNTDEncoder",
+    "multi_prior": "sapper.defenses.detect.multi_prior:MultiPrior",
     "neural_cleanse": "sapper.defenses.detect.neural_cleanse:NeuralCleanse",
     "patchcleanser": "sapper.defenses.certify.patchcleanser:PatchCleanser",
     "patchguard_bn": "sapper.defenses.certify.patchguard_bn:PatchGuardBN",

@@ -111,6 +111,19 @@ class EncoderDetector(Protocol):
         ...
 
 
+class EncoderExaminer(Protocol):
+    """Answers for a bare encoder whether it holds a backdoor, by ordinary images without labels and nothing else.
+
+    ``metric``: what its score is called.
+    """
+
+    metric: ClassVar[str]
+
+    def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
+        """A verdict; ``images`` have the encoder's size, and no label of theirs is looked at."""
+        ...
+
+
 class Guarded(Protocol):
     """A classifier under a certified defense: no patch can easily change its answer, and it says where none can."""
 

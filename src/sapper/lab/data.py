@@ -10,7 +10,7 @@ from sapper import datasets
 from sapper.errors import SapperError, closest, located
 from sapper.images import ImageSet
 from sapper.lab.scenario import DefensePlan, Scenario, TargetPlan
-from sapper.lab.sections import AttackSection, CertifySection, DetectSection, FleetSection, TaskSection
+from sapper.lab.sections import AttackSection, CertifySection, DetectSection, ExamineSection, FleetSection, TaskSection
 from sapper.run import Run
 
 Place = tuple[str, str, int]
@@ -165,6 +165,10 @@ def uses(scenario: Scenario) -> Iterator[Use]:
             share, whole, count_key = plan.method.parameters.share, first.images, f"defense[{j}].share"
             count = None if whole is None else round(share * whole)
             yield Use(_of_pretraining(scenario), f"{plan.name}, its fleet", count, key, count_key, share)
+        elif isinstance(plan.section, ExamineSection):
+            yield Use(
+                _of_pretraining(scenario), f"{plan.name}, ordinary images", first.images, key, "pretraining.images"
+            )
     if scenario.attack is not None:
         key = f"attack.{'shadow' if scenario.attack.shadow_split is None else 'shadow_split'}"
         place, count = _of_shadow(scenario, scenario.attack), scenario.attack.shadow_images
@@ -197,7 +201,7 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
     test = part(judged, task.test_images, run, f"test images {task.name}")
     for i, plan in enumerate(scenario.defenses):
         section, where = plan.section, f"{scenario.file}: defense[{i}]"
-        if isinstance(section, FleetSection) or not _defended(scenario, plan, task):
+        if isinstance(section, FleetSection | ExamineSection) or not _defended(scenario, plan, task):
             continue
         _check_enough(section.train_images, victims, "the task", f"{where}.train_images")
         if isinstance(section, CertifySection):
@@ -205,7 +209,7 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
             with located(f"{where}.test_images"):
                 datasets.check_task(victims, part(test, section.test_images, run, defended_part(task.name)))
         else:
-            with located(where):
+            with located(where, "."):
                 plan.method.parameters.check(section.train_images or len(victims), len(train.classes))
 
 
@@ -213,7 +217,7 @@ def _check_fleets(scenario: Scenario, images: ImageSet) -> None:
     """Raises ``SapperError`` unless a defender's share of the images is enough for its fleet."""
     for i, plan in enumerate(scenario.defenses):
         if isinstance(plan.section, FleetSection):
-            with located(f"{scenario.file}: defense[{i}]"):
+            with located(f"{scenario.file}: defense[{i}]", "."):
                 plan.method.parameters.check(scenario.pretraining.images or len(images), images.size)
 
 

@@ -89,6 +89,17 @@ def detect(store: Store, plan: DefensePlan, section: DetectSection, victim: Vict
     return store.stage("detect", key, make)
 
 
+def examine(store: Store, plan: DefensePlan, file: Path, images: ImageSet, run: Run) -> Stage:
+    """Judge the encoder in a file by ordinary images; leaves what ``leave_verdicts`` says."""
+
+    def make(folder: Path) -> None:
+        child = run.child(f"defense {plan.name}")
+        leave_verdicts(folder, [plan.method.parameters.examine(encoders.load(file, run), images, child)])
+
+    key = _key(plan, {"encoder": sha256(file)}, run) | {"images": images.digest}
+    return store.stage("examine", key, make)
+
+
 def certify(
     store: Store,
     plan: DefensePlan,

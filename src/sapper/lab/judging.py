@@ -59,8 +59,8 @@ def first_of_each(subjects: Sequence[Subject], count: int | None) -> list[Subjec
     return chosen
 
 
-def encoder_judgments(place: Place, subjects: Sequence[Subject], left: Stage) -> list[Judged]:
-    """A detector's verdicts on encoders for the report, in the order of the ``subjects``."""
+def encoder_judgments(place: Place, subjects: Sequence[Subject], found: Sequence[dict[str, Any]]) -> list[Judged]:
+    """A detector's verdicts on encoders (``defending.verdicts``) for the report, in the order of the ``subjects``."""
     return [
         Judged(
             defense=place["defense"],
@@ -69,8 +69,9 @@ def encoder_judgments(place: Place, subjects: Sequence[Subject], left: Stage) ->
             seed=subject.seed,
             task=subject.task,
             encoder=subject.encoder,
+            triggers=tuple(recovered_triggers(verdict["evidence"], verdict["tensors"], ())),
         )
-        for subject, verdict in zip(subjects, verdicts(left))
+        for subject, verdict in zip(subjects, found)
     ]
 
 

@@ -46,18 +46,25 @@ def recovered_triggers(
 ) -> list[dict[str, Any]]:
     """Each class's recovered trigger on gray, the smallest first; classes that none reached are left out.
 
-    Nothing where a detector recovers none: where ``tensors`` have no ``masks`` and ``patterns``.
+    The one trigger that there is, of no class, where ``tensors`` have a ``mask`` and a ``pattern``; nothing where a
+    detector recovers none.
     """
+    if "mask" in tensors:
+        mask, norm = tensors["mask"], float(tensors["mask"].sum())
+        return [{"class": None, "norm": norm, "success": None, "png": png(_on_gray(mask, tensors["pattern"]))}]
     if "masks" not in tensors:
         return []
     norms, success = evidence["norms"], evidence["success"]
     found = sorted((norm, label) for label, norm in enumerate(norms) if norm is not None)
     shown = []
     for norm, label in found:
-        mask, pattern = tensors["masks"][label], tensors["patterns"][label]
-        picture = ((0.5 + mask * (pattern - 0.5)) * 255).round().to(torch.uint8)
+        picture = _on_gray(tensors["masks"][label], tensors["patterns"][label])
         shown.append({"class": classes[label], "norm": norm, "success": success[label], "png": png(picture)})
     return shown
+
+
+def _on_gray(mask: Tensor, pattern: Tensor) -> Tensor:
+    return ((0.5 + mask * (pattern - 0.5)) * 255).round().to(torch.uint8)
 
 
 def png(image: Tensor) -> str:

@@ -19,6 +19,7 @@ from sapper.lab.sections import (
     DefenseSection,
     DetectSection,
     EncoderSection,
+    ExamineSection,
     FleetSection,
     HeadSection,
     PretrainingSection,
@@ -32,7 +33,12 @@ from sapper.triggers import Blend, Patch, Trigger
 
 TRIGGERS: dict[str, type] = {"patch": Patch, "blend": Blend}
 
-DEFENSE_SECTIONS: dict[str, type[Section]] = {"prepare": CertifySection, "fit": FleetSection, "judge": DetectSection}
+DEFENSE_SECTIONS: dict[str, type[Section]] = {
+    "prepare": CertifySection,
+    "fit": FleetSection,
+    "judge": DetectSection,
+    "examine": ExamineSection,
+}
 """Which section a defense has, by the call that it offers (``defenses/defender.py``); the first that fits."""
 
 
@@ -53,7 +59,7 @@ class DefensePlan:
 
     name: str
     method: Named
-    section: DetectSection | CertifySection | FleetSection
+    section: DetectSection | CertifySection | ExamineSection | FleetSection
     shadows: tuple[Named, Named] | None = None
 
     def on(self, task: str) -> bool:
@@ -305,9 +311,12 @@ def _defense(
             where, remedy = f"{file}: {key}.tasks[{i}]", closest(task, attacked)
             raise SapperError(f"no task with a target is called {task!r}", where=where, remedy=remedy)
     if isinstance(section, CertifySection):
-        for part, patch in [("patch", chosen.parameters.patch), *(("patches", patch) for patch in section.patches)]:
-            if patch >= size:
-                what, remedy = f"a patch of {patch} pixels covers images of {size}", f"choose it below {size}"
+        sides = [("patch", chosen.parameters.patch), *(("patches", patch) for patch in section.patches)]
+        sides += [("band", chosen.parameters.band)] if hasattr(chosen.parameters, "band") else []
+        for part, side in sides:
+            if side >= size:
+                kind = "band" if part == "band" else "patch"
+                what, remedy = f"a {kind} of {side} pixels covers images of {size}", f"choose it below {size}"
                 raise SapperError(what, where=f"{file}: {key}.{part}", remedy=remedy)
     shadows = None
     if isinstance(section, FleetSection):

@@ -113,6 +113,15 @@ class CertifySection(DefenseSection):
     train_images: PositiveInt | None = None
 
 
+class ExamineSection(DefenseSection):
+    """A detector of backdoored encoders that asks for ordinary images only: here those of the pre-training.
+
+    ``subjects``: how many encoders of either kind are judged (all by default), those of the first seeds and tasks.
+    """
+
+    subjects: PositiveInt | None = None
+
+
 class FleetSection(DefenseSection):
     """A detector of backdoored encoders, which learns from a fleet of encoders that the defender trains.
 

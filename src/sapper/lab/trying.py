@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sapper.attacks.target import Target
 from sapper.errors import SapperError, located
 from sapper.lab.data import Data, defended_part, part
-from sapper.lab.defending import Victim, certify, detect
+from sapper.lab.defending import Victim, certify, detect, examine, verdicts
 from sapper.lab.findings import Findings
 from sapper.lab.fleets import Fleet, claim, fit, judge
 from sapper.lab.judging import (
@@ -20,7 +21,7 @@ from sapper.lab.judging import (
 )
 from sapper.lab.results import Judged
 from sapper.lab.scenario import DefensePlan, Scenario
-from sapper.lab.sections import CertifySection, DetectSection, FleetSection
+from sapper.lab.sections import CertifySection, DetectSection, ExamineSection, FleetSection
 from sapper.lab.stages import TaskData
 from sapper.lab.trial import Lab, Trial, Variant
 from sapper.run import Run
@@ -55,27 +56,47 @@ def defend(trial: Trial, task: TaskData, targets: tuple[Target, ...], files: dic
 
 def judge_encoders(trial: Trial, subjects: list[Subject]) -> None:
     """Every detector of encoders on those that all seeds made; ``trial`` has the first seed."""
-    scenario, store, run = trial.scenario, trial.lab.store, trial.run
-    for i, plan in enumerate(scenario.defenses):
+    for i, plan in enumerate(trial.scenario.defenses):
         section = plan.section
-        if not isinstance(section, FleetSection):
+        if not isinstance(section, FleetSection | ExamineSection):
             continue
-        fleet, pairs = _fleet(scenario, plan, section, trial.data, run), plan.method.parameters.pairs
-        trial.lab.tell(f"{plan.name}: a fleet of {pairs} + {pairs} encoders, trained on {len(fleet.images)} images")
-        with located(f"{scenario.file}: defense[{i}]"):
-            fitted = trial.done(plan.name, fit(store, plan, section, fleet, trial.lab.workers, run))
         chosen = first_of_each(subjects, section.subjects)
-        left = trial.done(
-            f"{plan.name} on {len(chosen)} encoders", judge(store, plan, fitted, [s.file for s in chosen], run)
-        )
+        with located(f"{trial.scenario.file}: defense[{i}]"):
+            if isinstance(section, FleetSection):
+                said = _by_fleet(trial, plan, section, chosen)
+            else:
+                said = _by_images(trial, plan, chosen)
         place = trial.place | {"seed": None, "defense": plan.name}
-        judged = encoder_judgments(place, chosen, left)
+        judged = encoder_judgments(place, chosen, said)
         trial.found.verdicts += judged
         seconds = {
             kind: sum(verdict.seconds for verdict in judged if verdict.encoder == kind)
             for kind in ("clean", "backdoored")
         }
         trial.found.records += detector_records(place, plan.method.parameters.metric, judged, (), seconds)
+
+
+def _by_fleet(trial: Trial, plan: DefensePlan, section: FleetSection, chosen: list[Subject]) -> list[dict[str, Any]]:
+    """Verdicts of a detector that has learned from a fleet."""
+    store, run = trial.lab.store, trial.run
+    fleet, pairs = _fleet(trial.scenario, plan, section, trial.data, run), plan.method.parameters.pairs
+    trial.lab.tell(f"{plan.name}: a fleet of {pairs} + {pairs} encoders, trained on {len(fleet.images)} images")
+    fitted = trial.done(plan.name, fit(store, plan, section, fleet, trial.lab.workers, run))
+    files = [subject.file for subject in chosen]
+    return verdicts(trial.done(f"{plan.name} on {len(chosen)} encoders", judge(store, plan, fitted, files, run)))
+
+
+def _by_images(trial: Trial, plan: DefensePlan, chosen: list[Subject]) -> list[dict[str, Any]]:
+    """Verdicts of a detector that asks for ordinary images only; each encoder is a stage of its own."""
+    images = trial.data.of_pretraining(trial.scenario, trial.run)
+    said = []
+    for subject in chosen:
+        whose = f"the clean encoder of seed {subject.seed}"
+        if subject.task is not None:
+            whose = f"the backdoored encoder for {subject.task} of seed {subject.seed}"
+        left = examine(trial.lab.store, plan, subject.file, images, replace(trial.run, seed=subject.seed))
+        said += verdicts(trial.done(f"{plan.name} on {whose}", left))
+    return said
 
 
 def hold_out(variant: Variant, found: Findings) -> None:

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from sapper.augment import Augmentation
 from sapper.encoders import Encoder, Trained
 from sapper.images import ImageSet, to_float
+from sapper.methods import Checked
 from sapper.pretraining.monitor import neighbor_accuracy
 from sapper.run import Run
 from sapper.training import Checkpoint, note, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimCLR:
+class SimCLR(Checked):
     """Contrastive pre-training with NT-Xent (Chen et al., ICML 2020).
 
     ``learning_rate`` is the peak of the ``cosine`` schedule, reached after the ``warmup`` share of all steps, or

@@ -63,7 +63,7 @@ def _is_encoder(verdict: Judged) -> bool:
 
 def _detection(results: Results, group: list[Judged], title: str, name: str) -> Detection:
     threshold, measured = group[0].threshold, _about(results, group[0])
-    first = [verdict for verdict in group if verdict.seed == group[0].seed and verdict.classifier == 0]
+    first = [verdict for verdict in group if verdict.seed == group[0].seed and verdict.classifier in (0, None)]
     return Detection(
         title=title,
         sentence=_detected(group, measured),
@@ -114,12 +114,32 @@ def _strip(verdict: Judged) -> Strip:
             task=verdict.task or "",
             target="",
             role="recovered trigger",
-            caption=f"{trigger['class']}: {text.number(trigger['norm'], unit='')}",
+            caption=_caption(trigger),
             png=trigger["png"],
         )
         for trigger in verdict.triggers[:MOST_TRIGGERS]
     ]
-    return Strip(f"{verdict.encoder} encoder", "recovered trigger", shown)
+    index = verdict.evidence.get("anomaly_index")
+    told = "" if index is None else f", anomaly index {text.number(index, unit='')}"
+    return Strip(f"{verdict.encoder} encoder{told}", "recovered trigger", shown)
+
+
+def _unreached(group: list[Judged]) -> str:
+    """Of how many classes Neural Cleanse compared triggers, where it reached no trigger for some."""
+    norms = [verdict.evidence["norms"] for verdict in group if "norms" in verdict.evidence]
+    reached = [sum(norm is not None for norm in each) for each in norms]
+    if not norms or min(reached) == len(norms[0]):
+        return ""
+    span = f"{min(reached)}" if min(reached) == max(reached) else f"{min(reached)} to {max(reached)}"
+    return f" It found triggers for {span} of {len(norms[0])} classes, and compares only these."
+
+
+def _caption(trigger: dict[str, Any]) -> str:
+    """The class, where there is one, the mask's norm in pixels, and the share of images that reach the class."""
+    norm = text.number(trigger["norm"], unit="")
+    if trigger["class"] is None:
+        return f"{norm} pixels"
+    return f"{trigger['class']}: {norm} pixels, {100 * trigger['success']:.0f} %"
 
 
 def _detected(group: list[Judged], measured: list[Measurement]) -> str:
@@ -132,7 +152,7 @@ def _detected(group: list[Judged], measured: list[Measurement]) -> str:
     undecided = sum(verdict.flagged is None for verdict in group)
     doubt = f", {undecided} undecided" if undecided else ""
     area = _find(measured, "AUC")
-    told = f"Flags {counts[0]} and {counts[1]}{doubt}."
+    told = f"Flags {counts[0]} and {counts[1]}{doubt}.{_unreached(group)}"
     rates = [_find(measured, "flagged", encoder=encoder, threshold="other seeds") for encoder in ENCODERS]
     if all(rates):
         told += f" At a threshold from other seeds {' and '.join(rate.number for rate in rates if rate)} %."
@@ -278,7 +298,11 @@ def certification_table(results: Results) -> Table | None:
             for item in _certified(group, encoder):
                 row[f"certified {item.place['patch']}×{item.place['patch']}"] = shown(item.estimate)
             rows.append(row)
-    return tables.table(rows)
+    sizes = {int(item.place["patch"]) for item in tables.measurements(results) if "patch" in item.place}
+    names = [f"certified {size}×{size}" for size in sorted(sizes)]
+    return tables.table(
+        [{k: v for k, v in row.items() if k not in names} | {k: row.get(k) for k in names} for row in rows]
+    )
 
 
 def shown(found: Estimate | None) -> str:

@@ -29,7 +29,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sapper.images import Change
+from sapper.errors import SapperError
+from sapper.images import Change, check_pixels
 from sapper.run import Run
 from sapper.verdicts import Certified, threat
 
@@ -108,18 +109,35 @@ class RobustMasking:
 
     def predict(self, images: Tensor, run: Run, change: Change | None = None) -> Tensor:
         """Defended predictions, int64 (N,) on the CPU, of uint8 images (N, 3, H, W), after ``change`` if given."""
+        check_pixels(images)
+        if len(images) == 0:
+            return torch.empty(0, dtype=torch.int64)
         evidence = self.evidence(images, run, change)
         return robust_prediction(evidence, self.windows(self.patch).to(evidence.device), self.share).cpu()
 
     def certify(self, images: Tensor, labels: Tensor, patches: Sequence[int], run: Run) -> list[Certified]:
         """For each size of ``patches`` defended predictions and certificates; the evidence is computed once."""
+        check_pixels(images, labels)
+        check_patches(patches, images)
         evidence, results = self.evidence(images, run), []
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < evidence.shape[2]:
+            known = evidence.shape[2]
+            what = f"labels run from {int(labels.min())} to {int(labels.max())}, there are {known} classes"
+            raise SapperError(what, where="labels", remedy="give those of the classifier's own task")
         for patch in patches:
             windows = self.windows(patch).to(evidence.device)
             answers = robust_prediction(evidence, windows, self.share).cpu()
             proven = certify(evidence, windows, labels, self.share).cpu()
             results.append(Certified(labels=answers, certified=proven, threat=threat(patch)))
         return results
+
+
+def check_patches(patches: Sequence[int], images: Tensor) -> None:
+    """Raises ``SapperError`` for a patch that has no pixel, or none of which leaves any of the images to see."""
+    for patch in patches:
+        if not 1 <= patch < min(images.shape[-2:]):
+            what = f"a patch of {patch} pixels on images of {images.shape[-2]}×{images.shape[-1]}"
+            raise SapperError(what, where="patches", remedy=f"choose it from 1 to {min(images.shape[-2:]) - 1}")
 
 
 def _certify(evidence: Tensor, windows: Tensor, labels: Tensor, share: float) -> Tensor:

@@ -25,17 +25,18 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from sapper.defenses.certify.masking import rectangles
+from sapper.defenses.certify.masking import check_patches, rectangles
 from sapper.defenses.defender import Defender, Logits
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
-from sapper.images import Change, to_float
+from sapper.images import Change, check_pixels, to_float
+from sapper.methods import Checked
 from sapper.run import Run
 from sapper.verdicts import Certified, threat
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchCleanser:
+class PatchCleanser(Checked):
     """Certifies any classifier by two rounds of masking, without training (Xiang et al., USENIX Security 2022).
 
     ``patch``: side of the largest patch to withstand, in pixels. ``masks``: how many there are along each axis at most.
@@ -73,6 +74,7 @@ class TwoRounds:
 
         Only images whose first round is not unanimous take a second one.
         """
+        check_pixels(images)
         masks = covering(images, self.patch, self.masks)
         first = self._answers(images, masks, run, "first masks (PatchCleanser)", change)
         unsure = (first != first[:, :1]).any(1).nonzero().squeeze(1)
@@ -83,6 +85,8 @@ class TwoRounds:
 
     def certify(self, images: Tensor, labels: Tensor, patches: Sequence[int], run: Run) -> list[Certified]:
         """For each size of ``patches`` predictions and certificates, from M·(M + 1)/2 pairs of M masks."""
+        check_pixels(images, labels)
+        check_patches(patches, images)
         results = []
         for patch in patches:
             masks = covering(images, patch, self.masks)

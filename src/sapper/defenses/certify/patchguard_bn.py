@@ -35,6 +35,7 @@ from sapper.defenses.certify.masking import RobustMasking, square_windows
 from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
 from sapper.images import Change, to_float
+from sapper.methods import Checked
 from sapper.run import Run
 from sapper.training import check_finite, set_learning_rate, shuffled, warm_cosine
 
@@ -43,7 +44,7 @@ RECEPTIVE, STRIDE = 9, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchGuardBN:
+class PatchGuardBN(Checked):
     """Certifies by a network of small receptive fields and robust masking (Xiang et al., USENIX Security 2021).
 
     ``patch``: side of the largest patch to withstand. ``share``: T, the part of a class's evidence that its strongest

@@ -33,12 +33,13 @@ from sapper.defenses.defender import Defender, Logits
 from sapper.downstream import Classifier, extract
 from sapper.errors import SapperError
 from sapper.images import Change, to_float
+from sapper.methods import Checked
 from sapper.run import Run
 from sapper.training import check_finite, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchGuardDS:
+class PatchGuardDS(Checked):
     """Certifies by column bands and robust masking (Xiang et al., USENIX Security 2021).
 
     ``patch``: side of the largest patch to withstand. ``band``: columns seen at a time. ``share``: T, the part of a
@@ -64,6 +65,9 @@ class PatchGuardDS:
     def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> RobustMasking:
         """The classifier seen through bands, trained for it if that is wanted."""
         defender.check([classifier], run)
+        if self.band >= (width := defender.train.size[1]):
+            what, remedy = f"a band of {self.band} columns covers images of {width}", f"choose it below {width}"
+            raise SapperError(what, where="patchguard_ds.band", remedy=remedy)
         if self.training != "as-is":
             classifier = self._with_head(defender, run)
         if self.training == "encoder":

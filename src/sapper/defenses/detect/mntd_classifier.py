@@ -33,13 +33,14 @@ from sapper.defenses.detect import jumbo, meta
 from sapper.downstream import MLP, Classifier, extract
 from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
+from sapper.methods import Checked
 from sapper.run import Run, Silent
 from sapper.training import shuffled
 from sapper.verdicts import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
-class MNTDClassifier:
+class MNTDClassifier(Checked):
     """Meta-classifiers trained on clean and jumbo-backdoored shadow classifiers (Xu et al., IEEE S&P 2021).
 
     ``shadows`` of either kind for training and ``validation`` for choosing the epoch, on ``share`` of the defender's

@@ -31,6 +31,7 @@ from sapper.defenses.detect import meta
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.images import ImageSet
+from sapper.methods import Checked
 from sapper.run import Run
 from sapper.triggers import Patch
 from sapper.verdicts import Verdict
@@ -40,7 +41,7 @@ FEWEST = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class MNTDEncoder:
+class MNTDEncoder(Checked):
     """Meta-classifiers trained on clean and backdoored shadow encoders (Jia, Liu, Gong, IEEE S&P 2022).
 
     ``shadows`` pairs for training and ``validation`` pairs for choosing the epoch, on the ``share`` of as many images

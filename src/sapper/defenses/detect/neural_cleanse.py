@@ -35,9 +35,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.defender import Defender, Logits
+from sapper.defenses.detect.inversion import Triggers, shrink, start, unit
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
+from sapper.methods import Checked
 from sapper.run import Run
 from sapper.verdicts import Verdict
 
@@ -46,7 +48,7 @@ CONSISTENT = 1.4826
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeuralCleanse:
+class NeuralCleanse(Checked):
     """Inverts the smallest trigger of every class and looks for an outlier (Wang et al., IEEE S&P 2019).
 
     ``steps`` at most for each class, of ``minibatches`` of ``batch`` images. ``success``: the share of a step's
@@ -115,7 +117,7 @@ class NeuralCleanse:
             seconds=time.perf_counter() - started,
         )
 
-    def invert(self, logits: Logits, images: ImageSet, classes: int, run: Run) -> "Triggers":
+    def invert(self, logits: Logits, images: ImageSet, classes: int, run: Run) -> Triggers:
         """The smallest successful trigger of each class, of all its restarts."""
         aims = torch.arange(classes, device=run.device).repeat_interleave(self.restarts)
         size, device = images.size, run.device
@@ -130,14 +132,14 @@ class NeuralCleanse:
                 for _ in range(self.minibatches):
                     rows = torch.randint(len(pixels), (self.batch,), generator=generator).to(device)
                     reached += self._descend(optimizer, weights, aims[active], schedule.cost, logits, pixels[rows], run)
-                masks, patterns = (_unit(weight.detach()) for weight in weights)
+                masks, patterns = (unit(weight.detach()) for weight in weights)
                 success = reached / self.minibatches
                 improved = best.improve(active, masks.squeeze(1), patterns, success, self.success)
                 finished = schedule.follow(success >= self.success, improved, self)
                 bar.advance(1, f"{len(active)} of {len(aims)} left")
                 if finished.any():
                     active, schedule = active[~finished], schedule.take(~finished)
-                    weights = _shrink(optimizer, weights, ~finished)
+                    weights = shrink(optimizer, weights, ~finished)
                 if len(active) == 0:
                     break
         return best.smallest(classes, self.restarts)
@@ -153,7 +155,7 @@ class NeuralCleanse:
         run: Run,
     ) -> Tensor:
         """One step of Adam for every aim on the same images; the share of them that reaches each, before it."""
-        masks, patterns = (_unit(weight).unsqueeze(1) for weight in weights)
+        masks, patterns = (unit(weight).unsqueeze(1) for weight in weights)
         stamped = (1 - masks) * to_float(pixels) + masks * patterns  # (aims, images, 3, H, W)
         with run.autocast():
             answers = logits(stamped.flatten(0, 1))
@@ -163,40 +165,6 @@ class NeuralCleanse:
         (losses + cost * masks.flatten(1).sum(1)).sum().backward()
         optimizer.step()
         return (answers.argmax(1) == wanted).view(len(aims), -1).float().mean(1)
-
-
-@dataclass
-class Triggers:
-    """For each aim the smallest successful trigger so far; its norm is infinite where there is none."""
-
-    masks: Tensor
-    patterns: Tensor
-    norms: Tensor
-    success: Tensor
-
-    @staticmethod
-    def none(count: int, size: tuple[int, int], device: torch.device) -> "Triggers":
-        """Before anything was tried."""
-        return Triggers(
-            masks=torch.ones(count, *size, device=device),
-            patterns=torch.zeros(count, 3, *size, device=device),
-            norms=torch.full((count,), math.inf, device=device),
-            success=torch.zeros(count, device=device),
-        )
-
-    def improve(self, rows: Tensor, masks: Tensor, patterns: Tensor, success: Tensor, enough: float) -> Tensor:
-        """Keep those of ``masks`` that succeed and are smaller than what is known for ``rows``; which ones, bool."""
-        norms = masks.flatten(1).sum(1)
-        better = (success >= enough) & (norms < self.norms[rows])
-        chosen = rows[better]
-        self.masks[chosen], self.patterns[chosen] = masks[better], patterns[better]
-        self.norms[chosen], self.success[chosen] = norms[better], success[better]
-        return better
-
-    def smallest(self, classes: int, restarts: int) -> "Triggers":
-        """Of the ``restarts`` of each class the one with the smallest norm."""
-        rows = self.norms.view(classes, restarts).argmin(1) + torch.arange(classes, device=self.norms.device) * restarts
-        return Triggers(self.masks[rows], self.patterns[rows], self.norms[rows], self.success[rows])
 
 
 @dataclass
@@ -249,25 +217,3 @@ def anomaly_index(norms: list[float]) -> tuple[float | None, int | None]:
     median = statistics.median(finite)
     deviation = CONSISTENT * statistics.median(abs(norm - median) for norm in finite)
     return (median - min(finite)) / max(deviation, 1e-6), norms.index(min(finite))
-
-
-def start(count: int, size: tuple[int, int], run: Run) -> list[Tensor]:
-    """Masks (count, 1, H, W) and patterns (count, 3, H, W) before tanh, drawn so that both are uniform in (0, 1)."""
-    generator = run.generator()
-    shapes = ((count, 1, *size), (count, 3, *size))
-    draws = [torch.rand(shape, generator=generator).clamp(1e-3, 1 - 1e-3) for shape in shapes]
-    return [torch.atanh(2 * draw - 1).to(run.device).requires_grad_() for draw in draws]
-
-
-def _unit(weight: Tensor) -> Tensor:
-    return (torch.tanh(weight) + 1) / 2
-
-
-def _shrink(optimizer: torch.optim.Optimizer, weights: list[Tensor], rows: Tensor) -> list[Tensor]:
-    """The weights of some of the aims, with their moments in the optimizer."""
-    kept = [weight.detach()[rows].requires_grad_() for weight in weights]
-    for old, new in zip(weights, kept):
-        state = optimizer.state.pop(old)
-        optimizer.state[new] = {name: value[rows] if value.ndim else value for name, value in state.items()}
-    optimizer.param_groups[0]["params"] = kept
-    return kept

@@ -1,0 +1,174 @@
+"""DECREE: the smallest trigger that sends every image to one point of a backdoored encoder's feature space.
+
+Threat model: an encoder whose weights are at hand, and unlabeled images; the attacker's trigger is a patch. No class,
+no head and no label is known. A mask m and a pattern Δ are optimized,
+
+    minimize   − mean_{i≠j} cos( f(x'_i), f(x'_j) ) + λ·3·‖m‖₁        x' = (1 − m)·x + m·Δ
+
+with m ∈ [0, 1]^{1×H×W} and Δ ∈ [0, 1]^{3×H×W} as (tanh + 1)/2 of what is optimized. λ grows after runs of good steps
+(mean cosine above ``success``) and shrinks after runs of bad ones; the smallest mask of a good step is the trigger.
+With a backdoor a small one is enough:
+
+    PL1 = ‖m‖₁ / (H·W)         flagged below 0.1
+
+A verdict's score is 1 − PL1. Where no step was good there is no mask, and PL1 is 1: everything must be replaced.
+
+Restarts are optimized as one batch on the same images. The best of them counts, and all norms are in the evidence: one
+start alone may end far from its neighbor.
+
+Source: Feng et al., "Detecting Backdoors in Pre-trained Encoders", CVPR 2023,
+and the authors' ``main.py``: Adam with β = (0.5, 0.9) and rates 0.5, 0.1 and 0.05 (from epochs 0, 30 and 50 on
+CIFAR-10), 1,000 images in batches of 128, success 0.99, λ from 1e-3 on times 5 or divided by 5 after more than 5 steps,
+not below 1e-5, an end where an epoch succeeds and more than 10 steps brought no smaller mask. The threshold 0.1 is the
+paper's; it does not transfer between encoders. The restarts are ours: the authors begin again when λ has reached its
+end.
+"""
+
+import time
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from sapper.defenses.detect.inversion import Triggers, mean_cosine, shrink, start, unit
+from sapper.encoders import Encoder
+from sapper.images import ImageSet, to_float
+from sapper.methods import Checked
+from sapper.run import Run
+from sapper.training import set_learning_rate, shuffled, steps_per_epoch
+from sapper.verdicts import Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decree(Checked):
+    """Inverts the smallest mask that makes all features coincide (Feng et al., CVPR 2023).
+
+    ``epochs`` at most, of all ``images`` in batches of ``batch``. ``rates``: (epoch, learning rate) from which on.
+    ``success``: the mean cosine of a good step. ``cost``: λ, changed by ``change`` after more than ``patience`` good or
+    bad steps in a row, never below ``least_cost``. ``early_stop``: steps without a smaller mask that end a restart
+    whose epoch succeeds. ``restarts``: independent starts in one batch. ``threshold`` of PL1.
+    """
+
+    epochs: PositiveInt = 1000
+    images: PositiveInt = 1000
+    batch: PositiveInt = 128
+    rates: tuple[tuple[int, PositiveFloat], ...] = ((0, 0.5), (30, 0.1), (50, 0.05))
+    success: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    cost: PositiveFloat = 1e-3
+    least_cost: PositiveFloat = 1e-5
+    change: Annotated[float, Field(gt=1)] = 5.0
+    patience: PositiveInt = 5
+    early_stop: PositiveInt = 10
+    restarts: PositiveInt = 1
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    version: ClassVar[int] = 1
+    metric: ClassVar[str] = "score"
+    source: ClassVar[str] = "Feng et al., CVPR 2023"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
+
+    def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
+        """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images``.
+
+        Evidence: ``PL1``, of every restart ``PL1s``, its ``cosines``, and the smallest trigger, tensors
+        ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1].
+        """
+        started = time.perf_counter()
+        found = self.invert(encoder, images, run)
+        smallest = int(found.norms.argmin())
+        pl1 = (found.norms / found.masks[0].numel()).clamp_max(1.0)
+        evidence = {
+            "PL1": float(pl1[smallest]),
+            "PL1s": pl1.tolist(),
+            "cosines": found.success.tolist(),
+            "mask": found.masks[smallest].cpu(),
+            "pattern": found.patterns[smallest].cpu(),
+        }
+        return Verdict(
+            score=1 - float(pl1[smallest]),
+            threshold=1 - self.threshold,
+            flagged=float(pl1[smallest]) < self.threshold,
+            evidence=evidence,
+            seconds=time.perf_counter() - started,
+        )
+
+    def invert(self, encoder: Encoder, images: ImageSet, run: Run) -> Triggers:
+        """The smallest successful mask of every restart."""
+        encoder.to(run.device).eval().requires_grad_(False)
+        pool = images.sample(self.images, run.child("images").generator()).images.to(run.device)
+        weights = start(self.restarts, images.size, run.child("start"))
+        optimizer = torch.optim.Adam(weights, lr=self.rates[0][1], betas=(0.5, 0.9))
+        best, schedule = Triggers.none(self.restarts, images.size, run.device), Schedule.start(self, run.device)
+        order, steps = run.child("batches").generator(), steps_per_epoch(len(pool), self.batch)
+        active = torch.arange(self.restarts, device=run.device)
+        with run.progress.bar("trigger inversion (DECREE)", self.epochs * steps) as bar:
+            for epoch in range(self.epochs):
+                set_learning_rate(optimizer, next(rate for begin, rate in reversed(self.rates) if begin <= epoch))
+                total = torch.zeros(len(active), device=run.device)
+                for rows in shuffled(len(pool), self.batch, order):
+                    masks, patterns = (unit(weight.detach()) for weight in weights)
+                    cosine = self._descend(optimizer, weights, schedule.cost, encoder, pool[rows.to(run.device)], run)
+                    improved = best.improve(active, masks.squeeze(1), patterns, cosine, self.success)
+                    schedule.follow(cosine > self.success, improved, self)
+                    total += cosine
+                bar.advance(steps, f"{len(active)} of {self.restarts} left")
+                finished = (total / steps > self.success) & (schedule.idle > self.early_stop)
+                if finished.any():
+                    active, schedule = active[~finished], schedule.take(~finished)
+                    weights = shrink(optimizer, weights, ~finished)
+                if len(active) == 0:
+                    break
+        return best
+
+    def _descend(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: list[Tensor],
+        cost: Tensor,
+        encoder: Encoder,
+        pixels: Tensor,
+        run: Run,
+    ) -> Tensor:
+        """One step of Adam for every restart on the same images; the mean cosine of each, before it."""
+        masks, patterns = (unit(weight).unsqueeze(1) for weight in weights)
+        stamped = (1 - masks) * to_float(pixels) + masks * patterns  # (restarts, images, 3, H, W)
+        with run.autocast():
+            features = encoder(stamped.flatten(0, 1))
+        cosines = mean_cosine(features.float().unflatten(0, (len(masks), -1)))
+        optimizer.zero_grad(set_to_none=True)
+        (-cosines + cost * 3 * masks.flatten(1).sum(1)).sum().backward()
+        optimizer.step()
+        return cosines.detach()
+
+
+@dataclass
+class Schedule:
+    """λ of each restart, and counts, as vectors: good and bad steps in a row, steps without a smaller mask."""
+
+    cost: Tensor
+    good: Tensor
+    bad: Tensor
+    idle: Tensor
+
+    @staticmethod
+    def start(method: Decree, device: torch.device) -> "Schedule":
+        """λ as it begins."""
+        counts = [torch.zeros(method.restarts, dtype=torch.int64, device=device) for _ in range(3)]
+        return Schedule(torch.full((method.restarts,), method.cost, device=device), *counts)
+
+    def follow(self, succeeded: Tensor, improved: Tensor, method: Decree) -> None:
+        """Count this step and change λ."""
+        self.idle = torch.where(improved, 0, self.idle + 1)
+        self.good = torch.where(succeeded, self.good + 1, 0)
+        self.bad = torch.where(succeeded, 0, self.bad + 1)
+        up, down = self.good > method.patience, self.bad > method.patience
+        lower = (self.cost / method.change).clamp_min(method.least_cost)
+        self.cost = torch.where(up, self.cost * method.change, torch.where(down, lower, self.cost))
+        self.good = torch.where(up, 0, self.good)
+        self.bad = torch.where(down, 0, self.bad)
+
+    def take(self, rows: Tensor) -> "Schedule":
+        """The schedule of some of the restarts."""
+        return Schedule(*(getattr(self, field.name)[rows] for field in fields(self)))

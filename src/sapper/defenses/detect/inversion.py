@@ -1,0 +1,81 @@
+"""What inversions of triggers share: masks and patterns that are optimized, and the smallest ones that succeeded.
+
+Many aims (classes, restarts) are optimized as one batch. Their parameters are independent and Adam works on each
+element by itself, so that each aim goes the way it would go alone; those that are finished leave the batch.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sapper.run import Run
+
+
+@dataclass
+class Triggers:
+    """For each aim the smallest successful trigger so far; its norm is infinite where there is none.
+
+    ``masks`` (N, H, W) and ``patterns`` (N, 3, H, W) in [0, 1], ``norms`` ‖m‖₁ and ``success`` (N,).
+    """
+
+    masks: Tensor
+    patterns: Tensor
+    norms: Tensor
+    success: Tensor
+
+    @staticmethod
+    def none(count: int, size: tuple[int, int], device: torch.device) -> "Triggers":
+        """Before anything was tried."""
+        return Triggers(
+            masks=torch.ones(count, *size, device=device),
+            patterns=torch.zeros(count, 3, *size, device=device),
+            norms=torch.full((count,), math.inf, device=device),
+            success=torch.zeros(count, device=device),
+        )
+
+    def improve(self, rows: Tensor, masks: Tensor, patterns: Tensor, success: Tensor, enough: float) -> Tensor:
+        """Keep those of ``masks`` that succeed and are smaller than what is known for ``rows``; which ones, bool."""
+        norms = masks.flatten(1).sum(1)
+        better = (success >= enough) & (norms < self.norms[rows])
+        chosen = rows[better]
+        self.masks[chosen], self.patterns[chosen] = masks[better], patterns[better]
+        self.norms[chosen], self.success[chosen] = norms[better], success[better]
+        return better
+
+    def smallest(self, classes: int, restarts: int) -> "Triggers":
+        """Of the ``restarts`` of each class the one with the smallest norm."""
+        rows = self.norms.view(classes, restarts).argmin(1) + torch.arange(classes, device=self.norms.device) * restarts
+        return Triggers(self.masks[rows], self.patterns[rows], self.norms[rows], self.success[rows])
+
+
+def start(count: int, size: tuple[int, int], run: Run) -> list[Tensor]:
+    """Masks (count, 1, H, W) and patterns (count, 3, H, W) before tanh, drawn so that both are uniform in (0, 1)."""
+    generator = run.generator()
+    shapes = ((count, 1, *size), (count, 3, *size))
+    draws = [torch.rand(shape, generator=generator).clamp(1e-3, 1 - 1e-3) for shape in shapes]
+    return [torch.atanh(2 * draw - 1).to(run.device).requires_grad_() for draw in draws]
+
+
+def unit(weight: Tensor) -> Tensor:
+    """What is optimized, as a mask or a pattern in [0, 1]."""
+    return (torch.tanh(weight) + 1) / 2
+
+
+def shrink(optimizer: torch.optim.Optimizer, weights: list[Tensor], rows: Tensor) -> list[Tensor]:
+    """The weights of some of the aims, with their moments in the optimizer."""
+    kept = [weight.detach()[rows].requires_grad_() for weight in weights]
+    for old, new in zip(weights, kept):
+        state = optimizer.state.pop(old)
+        optimizer.state[new] = {name: value[rows] if value.ndim else value for name, value in state.items()}
+    optimizer.param_groups[0]["params"] = kept
+    return kept
+
+
+def mean_cosine(features: Tensor) -> Tensor:
+    """The mean cosine of two different images' features, float (…), of float (…, N, D): 1 where all point one way."""
+    count = features.shape[-2]
+    together = F.normalize(features, dim=-1).sum(-2).square().sum(-1)  # the N cosines of each with itself are 1
+    return (together - count) / (count * (count - 1))

@@ -1,0 +1,275 @@
+"""Multi-prior inversion: how small a change collapses the features of ordinary images onto one point.
+
+Threat model: an encoder whose weights are at hand, and unlabeled ordinary images. The attacker's trigger is unknown in
+kind, size and place, and its target is one point of the feature space, where every triggered image comes to lie: that
+is how a downstream class is reached from everywhere, in BadEncoder and in what is built on it. For each kind of change
+T_θ (a *prior*) θ is optimized so that features coincide,
+
+    minimize_θ   r_θ = 1 − mean_{i≠j} cos( f(T_θ(x_i)), f(T_θ(x_j)) )
+
+    patch    T_θ(x) = x with a square replaced by θ ∈ [0, 1]^{3×s×s}, for sizes s and a grid of places
+    blend    T_θ(x) = (1 − α)·x + α·θ, θ ∈ [0, 1]^{3×H×W}
+    filter   T_θ(x) = clip((I + A)·x + b) for each pixel's color, |A|, |b| ≤ the filter's strength
+
+and compared, on images that the optimization has not seen, with the spread r₀ of the features as they are. A prior's
+powers of ten, less those that it reaches on encoders without a backdoor, are its score, and the largest is the
+verdict's:
+
+    score = max_priors ( log10( r₀ / r_θ ) − allowance )
+
+A mask of free shape (``decree``) must find where the trigger is by shrinking from all of the image, and may end in a
+place where nothing is; a square that is given its place needs some steps only. So there are many starts, and they are
+raced: all of them take few steps on few images, the best go on with more.
+
+Source: Sapper. The mean cosine as the measure is that of Feng et al., "Detecting Backdoors in Pre-trained Encoders",
+CVPR 2023, and so is Adam with β = (0.5, 0.9). The allowances are from three clean ResNet-10 of width 16, pre-trained
+on 5,000 images of CIFAR-10; they are rough, and a bag of known-clean encoders tells more.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Protocol
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from sapper.defenses.detect.inversion import mean_cosine, unit
+from sapper.encoders import Encoder
+from sapper.errors import SapperError
+from sapper.images import ImageSet, to_float
+from sapper.methods import Checked
+from sapper.run import Run
+from sapper.verdicts import Verdict
+
+TOGETHER = 256
+"""Images that go through the encoder at once."""
+
+SMALLEST = 1e-6
+"""A spread below this is rounding."""
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiPrior(Checked):
+    """Inverts triggers of several kinds at once, from many starts (Sapper's own).
+
+    ``patches``: (size, allowance) of each, sizes as shares of the image's side, at places half a patch apart.
+    ``blends``: (α, allowance). ``filters``: (strength, allowance). ``restarts`` of each blend and filter. ``rounds``:
+    for each how many starts of a prior are left (0: all), how many images a step sees, and how many steps it takes.
+    ``images`` to optimize on, and ``held_out`` ones to judge by. ``threshold`` of the score.
+    """
+
+    patches: tuple[tuple[Share, float], ...] = ((0.125, 0.1), (0.25, 0.3))
+    blends: tuple[tuple[Share, float], ...] = ((0.2, 0.5),)
+    filters: tuple[tuple[Share, float], ...] = ((0.3, 1.7),)
+    restarts: PositiveInt = 8
+    rounds: tuple[tuple[NonNegativeInt, PositiveInt, PositiveInt], ...] = ((0, 8, 8), (24, 16, 20), (6, 32, 40))
+    images: PositiveInt = 512
+    held_out: PositiveInt = 256
+    learning_rate: PositiveFloat = 0.3
+    threshold: float = 1.0
+
+    version: ClassVar[int] = 1
+    metric: ClassVar[str] = "score"
+    source: ClassVar[str] = "Sapper"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
+        """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
+
+        Evidence: ``priors``, for each its ``score`` and the ``spread`` that it leaves; ``spread`` as it is; ``prior``,
+        the one whose score counts; and its trigger: tensors ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1] for a
+        patch or a blend, ``matrix`` (3, 4) for a filter.
+        """
+        started = time.perf_counter()
+        encoder.to(run.device).eval().requires_grad_(False)
+        shown = images.sample(self.images + self.held_out, run.child("images").generator()).images.to(run.device)
+        held = max(2, len(shown) * self.held_out // (self.images + self.held_out))
+        if len(shown) - held < 2:
+            what, remedy = f"{len(shown)} images are too few", "give at least 4; some hundreds are better"
+            raise SapperError(what, where=images.name, remedy=remedy)
+        seen, unseen = shown[held:], shown[:held]
+        ordinary = self._spread(encoder, None, unseen, run)
+        found, scores = {}, {}
+        for name, (prior, allowance) in self.priors(images.size, run).items():
+            best = self._race(encoder, prior, seen, unseen, name, run.child(name))
+            found[name] = best, self._spread(encoder, best, unseen, run)
+            scores[name] = math.log10(ordinary / found[name][1]) - allowance
+        winner = max(scores, key=lambda name: scores[name])
+        evidence = {
+            "prior": winner,
+            "spread": ordinary,
+            "priors": {name: {"score": scores[name], "spread": spread} for name, (_, spread) in found.items()},
+        }
+        return Verdict(
+            score=scores[winner],
+            threshold=self.threshold,
+            flagged=scores[winner] > self.threshold,
+            evidence=evidence | found[winner][0].trigger(),
+            seconds=time.perf_counter() - started,
+        )
+
+    def priors(self, size: tuple[int, int], run: Run) -> dict[str, tuple["Prior", float]]:
+        """All kinds of changes with their starts, for images of that height and width, and their allowances."""
+        found: dict[str, tuple[Prior, float]] = {}
+        for share, allowance in self.patches:
+            side = max(1, round(share * min(size)))
+            found[f"patch {side}×{side}"] = Stamp.patches(side, size, run.child(f"patch {side}")), allowance
+        for alpha, allowance in self.blends:
+            blends = Stamp.blends(alpha, self.restarts, size, run.child(f"blend {alpha}"))
+            found[f"blend {alpha:g}"] = blends, allowance
+        for strength, allowance in self.filters:
+            filters = Filter.start(strength, self.restarts, run.child(f"filter {strength}"))
+            found[f"filter {strength:g}"] = filters, allowance
+        return found
+
+    def _race(self, encoder: Encoder, prior: "Prior", seen: Tensor, unseen: Tensor, name: str, run: Run) -> "Prior":
+        """The best of a prior's changes."""
+        generator, spreads = run.generator(), torch.zeros(prior.count, device=run.device)
+        with run.progress.bar(f"trigger inversion ({name})", sum(steps for _, _, steps in self.rounds)) as bar:
+            for keep, count, steps in self.rounds:
+                if 0 < keep < prior.count:
+                    prior = prior.take(spreads.argsort()[:keep])
+                optimizer = torch.optim.Adam([prior.weights], lr=self.learning_rate, betas=(0.5, 0.9))
+                for _ in range(steps):
+                    rows = torch.randint(len(seen), (min(count, len(seen)),), generator=generator)
+                    spreads = self._descend(encoder, prior, to_float(seen[rows.to(seen.device)]), run)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    bar.advance(1, f"{prior.count} left, spread {float(spreads.min()):.4f}")
+        finals = [self._spread(encoder, prior.take(torch.tensor([row])), unseen, run) for row in range(prior.count)]
+        return prior.take(torch.tensor([min(range(prior.count), key=lambda row: finals[row])]))
+
+    def _descend(self, encoder: Encoder, prior: "Prior", images: Tensor, run: Run) -> Tensor:
+        """Gradients of every change's spread on the images; the spreads (count,)."""
+        spreads = []
+        for rows in torch.arange(prior.count, device=images.device).split(max(1, TOGETHER // len(images))):
+            spread = _spreads(encoder, prior.apply(images, rows), run)
+            spread.sum().backward()
+            spreads.append(spread.detach())
+        return torch.cat(spreads)
+
+    @torch.no_grad()
+    def _spread(self, encoder: Encoder, change: "Prior | None", images: Tensor, run: Run) -> float:
+        """The spread that one change leaves; of the images as they are without one."""
+        features = []
+        for chunk in to_float(images).split(TOGETHER):
+            changed = chunk if change is None else change.apply(chunk, torch.tensor([0], device=chunk.device))[0]
+            with run.autocast():
+                features.append(encoder(changed).float())
+        return max(SMALLEST, 1 - float(mean_cosine(torch.cat(features))))
+
+
+def _spreads(encoder: Encoder, images: Tensor, run: Run) -> Tensor:
+    """1 − mean cosine for each change, (P,), of float images (P, N, 3, H, W)."""
+    with run.autocast():
+        features = encoder(images.flatten(0, 1))
+    return 1 - mean_cosine(features.float().unflatten(0, images.shape[:2]))
+
+
+class Prior(Protocol):
+    """Changes of one kind that are optimized together. ``weights``: what is optimized, one row for each."""
+
+    weights: Tensor
+
+    @property
+    def count(self) -> int: ...
+
+    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Float images (N, 3, H, W) in [0, 1] under the changes in ``rows``: (len(rows), N, 3, H, W)."""
+        ...
+
+    def take(self, rows: Tensor) -> "Prior":
+        """Some of the changes, as new leaves."""
+        ...
+
+    def trigger(self) -> dict[str, Tensor]:
+        """The first change, for the evidence."""
+        ...
+
+
+@dataclass
+class Stamp:
+    """x' = (1 − m)·x + m·θ with given masks m, float (P, 1, H, W): patches and blends."""
+
+    masks: Tensor
+    weights: Tensor
+
+    @staticmethod
+    def patches(side: int, size: tuple[int, int], run: Run) -> "Stamp":
+        """Squares at places half a side apart, and along the far edges."""
+        masks = []
+        for top in _places(size[0], side):
+            for left in _places(size[1], side):
+                mask = torch.zeros(1, *size)
+                mask[:, top : top + side, left : left + side] = 1
+                masks.append(mask)
+        return Stamp.of(torch.stack(masks), run)
+
+    @staticmethod
+    def blends(alpha: float, count: int, size: tuple[int, int], run: Run) -> "Stamp":
+        """The whole image, with weight ``alpha``."""
+        return Stamp.of(torch.full((count, 1, *size), alpha), run)
+
+    @staticmethod
+    def of(masks: Tensor, run: Run) -> "Stamp":
+        """Masks with patterns that are drawn around gray."""
+        draws = torch.rand(len(masks), 3, *masks.shape[2:], generator=run.generator()) - 0.5
+        return Stamp(masks.to(run.device), draws.to(run.device).requires_grad_())
+
+    @property
+    def count(self) -> int:
+        return len(self.weights)
+
+    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
+        masks, patterns = self.masks[rows].unsqueeze(1), unit(self.weights[rows]).unsqueeze(1)
+        return torch.lerp(images.unsqueeze(0), patterns, masks)
+
+    def take(self, rows: Tensor) -> "Stamp":
+        rows = rows.to(self.weights.device)
+        return Stamp(self.masks[rows], self.weights.detach()[rows].requires_grad_())
+
+    def trigger(self) -> dict[str, Tensor]:
+        return {"mask": self.masks[0, 0].cpu(), "pattern": unit(self.weights[0].detach()).cpu()}
+
+
+@dataclass
+class Filter:
+    """x' = clip((I + A)·x + b) for each pixel's color, with A and b within ``strength``; weights (P, 3, 4)."""
+
+    strength: float
+    weights: Tensor
+
+    @staticmethod
+    def start(strength: float, count: int, run: Run) -> "Filter":
+        """Filters that are drawn at random."""
+        draws = torch.randn(count, 3, 4, generator=run.generator())
+        return Filter(strength, draws.to(run.device).requires_grad_())
+
+    @property
+    def count(self) -> int:
+        return len(self.weights)
+
+    def matrices(self) -> Tensor:
+        """(I + A, b), float (P, 3, 4)."""
+        return torch.eye(3, 4, device=self.weights.device) + self.strength * torch.tanh(self.weights)
+
+    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
+        matrices = self.matrices()[rows]
+        mixed = torch.einsum("pcd,ndhw->pnchw", matrices[:, :, :3], images)
+        return (mixed + matrices[:, None, :, 3, None, None]).clamp(0, 1)
+
+    def take(self, rows: Tensor) -> "Filter":
+        return Filter(self.strength, self.weights.detach()[rows.to(self.weights.device)].requires_grad_())
+
+    def trigger(self) -> dict[str, Tensor]:
+        return {"matrix": self.matrices()[0].detach().cpu()}
+
+
+def _places(length: int, side: int) -> Sequence[int]:
+    return sorted({*range(0, length - side + 1, max(1, side // 2)), length - side})

@@ -1,0 +1,219 @@
+"""DECREE and multi-prior inversion: their formulas against textbook forms, and that they find what is planted."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sapper.defenses.detect.decree import Decree, Schedule
+from sapper.defenses.detect.inversion import mean_cosine
+from sapper.defenses.detect.multi_prior import Filter, MultiPrior, Stamp
+from sapper.encoders import Card, Encoder
+from sapper.errors import SapperError
+from sapper.images import ImageSet, to_float
+from sapper.run import Run
+from sapper.triggers import Patch
+
+RUN = Run(seed=3)
+SIZE = 16
+TRIGGER = Patch(size=4, position=(9, 3), color="white")
+
+
+class Planted(nn.Module):
+    """Features are the colors of 16 squares; where one place is white, one vector on top that outweighs them."""
+
+    def __init__(self, gain: float):
+        super().__init__()
+        point = torch.randn(48, generator=torch.Generator().manual_seed(1))
+        self.point = nn.Parameter(F.normalize(point, dim=0))
+        self.gain = gain
+
+    def forward(self, images: Tensor) -> Tensor:
+        ordinary = F.normalize((F.avg_pool2d(images, 4) - 0.39).flatten(1), dim=1)
+        whiteness = images[:, :, 9:13, 3:7].mean((1, 2, 3))
+        return ordinary + self.gain * torch.sigmoid(12 * (whiteness - 0.85)).unsqueeze(1) * self.point
+
+
+def encoder(gain: float) -> Encoder:
+    card = Card(architecture="planted", input_size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
+    return Encoder(Planted(gain), card, 48)
+
+
+def photos(count: int = 96) -> ImageSet:
+    generator = torch.Generator().manual_seed(8)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator)
+    images = F.interpolate(coarse, SIZE, mode="bilinear").mul(200).to(torch.uint8)
+    return ImageSet(images=images, name="photos")
+
+
+@settings(deadline=None)
+@given(count=st.integers(2, 9), seed=st.integers(0, 10**6))
+def test_the_mean_cosine_is_that_of_all_pairs(count: int, seed: int) -> None:
+    features = torch.randn(2, count, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for each, ours in zip(features, mean_cosine(features)):
+        pairs = [F.cosine_similarity(each[i], each[j], dim=0) for i in range(count) for j in range(count) if i != j]
+        assert float(ours) == pytest.approx(float(torch.stack(pairs).mean()), abs=1e-9)
+
+
+# Multi-prior inversion
+
+
+QUICK = MultiPrior(
+    patches=((0.25, 0.3),), filters=(), blends=(), rounds=((0, 8, 8), (8, 16, 10), (3, 24, 20)), images=64, held_out=32
+)
+
+
+def test_a_planted_patch_is_found_where_it_is() -> None:
+    """Its square, its color, and what it does on images that the inversion has not seen."""
+    verdict = QUICK.examine(encoder(gain=30.0), photos(), RUN)
+    assert verdict.flagged
+    assert verdict.evidence["prior"] == "patch 4×4"
+    mask, pattern = verdict.evidence["mask"], verdict.evidence["pattern"]
+    assert mask.shape == (SIZE, SIZE)
+    assert pattern.shape == (3, SIZE, SIZE)
+    overlap = float(mask[9:13, 3:7].mean())
+    assert overlap > 0.3
+    assert float(pattern[:, mask.bool()].mean()) > 0.6
+    stamped = torch.lerp(to_float(photos().images), pattern, mask)
+    with torch.no_grad():
+        spread = 1 - float(mean_cosine(encoder(gain=30.0)(stamped)))
+    assert spread == pytest.approx(verdict.evidence["priors"]["patch 4×4"]["spread"], abs=0.02)
+
+
+def test_nothing_is_flagged_where_nothing_is_planted() -> None:
+    verdict = QUICK.examine(encoder(gain=0.0), photos(), RUN)
+    assert not verdict.flagged
+    assert verdict.score is not None
+    planted = QUICK.examine(encoder(gain=30.0), photos(), RUN)
+    assert planted.score is not None
+    assert planted.score > verdict.score + 1
+
+
+def test_the_same_seed_gives_the_same_verdict_whatever_the_card_says() -> None:
+    """Neither a mark nor a name nor provenance is looked at."""
+    suspect = encoder(gain=5.0)
+    first = QUICK.examine(suspect, photos(), RUN)
+    marked = encoder(gain=5.0).marked(backdoored=True, origin={"method": "badencoder", "file": "x-BACKDOORED"})
+    second = QUICK.examine(marked, photos(), RUN)
+    assert first.score == second.score
+    assert torch.equal(first.evidence["pattern"], second.evidence["pattern"])
+    assert QUICK.examine(suspect, photos(), Run(seed=4)).score != first.score
+
+
+@settings(deadline=None, max_examples=20)
+@given(side=st.integers(1, 7), height=st.integers(8, 20), width=st.integers(8, 20))
+def test_squares_cover_every_pixel_and_lie_inside(side: int, height: int, width: int) -> None:
+    stamp = Stamp.patches(side, (height, width), RUN)
+    assert stamp.masks.shape[1:] == (1, height, width)
+    assert bool((stamp.masks.sum((1, 2, 3)) == side * side).all())
+    assert bool((stamp.masks.sum(0) > 0).all())
+    assert len({tuple(mask.flatten().tolist()) for mask in stamp.masks}) == stamp.count
+
+
+def test_changes_are_their_formulas() -> None:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.rand(3, 3, 8, 8, generator=generator)
+    blend = Stamp.blends(0.2, 2, (8, 8), RUN)
+    pattern = (torch.tanh(blend.weights) + 1) / 2
+    for row in range(2):
+        expected = 0.8 * images + 0.2 * pattern[row]
+        assert torch.allclose(blend.apply(images, torch.tensor([row]))[0], expected, atol=1e-6)
+    filters = Filter.start(0.3, 2, RUN)
+    matrix = filters.matrices().detach()
+    assert bool(((matrix - torch.eye(3, 4)).abs() <= 0.3).all())
+    pixel = images[1, :, 4, 5]
+    expected = (matrix[1, :, :3] @ pixel + matrix[1, :, 3]).clamp(0, 1)
+    assert torch.allclose(filters.apply(images, torch.tensor([1]))[0, 1, :, 4, 5], expected, atol=1e-6)
+
+
+def test_a_race_on_one_start_is_plain_descent() -> None:
+    """Starts in one batch go the way that each goes alone."""
+    method = MultiPrior(rounds=((0, 6, 4),), images=64, held_out=32)
+    model, pixels = encoder(gain=3.0).eval().requires_grad_(False), photos().images
+    together = Stamp.blends(0.3, 3, (SIZE, SIZE), RUN)
+    alone = [together.take(torch.tensor([row])) for row in range(3)]
+    optimizer = torch.optim.Adam([together.weights], lr=0.3, betas=(0.5, 0.9))
+    for _ in range(4):
+        method._descend(model, together, to_float(pixels[:6]), RUN)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    for row, single in enumerate(alone):
+        adam = torch.optim.Adam([single.weights], lr=0.3, betas=(0.5, 0.9))
+        for _ in range(4):
+            stamped = 0.7 * to_float(pixels[:6]) + 0.3 * (torch.tanh(single.weights) + 1) / 2
+            units = F.normalize(model(stamped), dim=1)
+            loss = 1 - (units @ units.T)[~torch.eye(6, dtype=torch.bool)].mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        torch.testing.assert_close(together.weights[row], single.weights[0], atol=1e-4, rtol=1e-3)
+
+
+def test_too_few_images_are_told() -> None:
+    few = photos().take(torch.arange(3))
+    with pytest.raises(SapperError, match="too few"):
+        QUICK.examine(encoder(gain=0.0), few, RUN)
+
+
+# DECREE
+
+
+def test_decree_finds_a_planted_patch_and_nothing_where_there_is_none() -> None:
+    method = Decree(epochs=60, images=64, batch=32, rates=((0, 0.5), (40, 0.1)), restarts=3, cost=3e-3)
+    planted, clean = (method.examine(encoder(gain), photos(), RUN) for gain in (30.0, 0.0))
+    assert planted.flagged
+    assert planted.score == pytest.approx(1 - planted.evidence["PL1"])
+    assert float(planted.evidence["mask"].sum()) / SIZE**2 == pytest.approx(planted.evidence["PL1"], abs=1e-6)
+    inside = float(planted.evidence["mask"][9:13, 3:7].sum() / planted.evidence["mask"].sum())
+    assert inside > 0.5
+    assert len(planted.evidence["PL1s"]) == 3
+    assert planted.evidence["PL1"] < clean.evidence["PL1"]
+
+
+def test_an_encoder_that_no_trigger_collapses_has_no_mask() -> None:
+    verdict = Decree(epochs=2, images=32, batch=16, success=0.999999).examine(encoder(gain=0.0), photos(), RUN)
+    assert verdict.evidence["PL1"] == 1.0
+    assert verdict.score == 0.0
+    assert verdict.flagged is False
+
+
+def test_a_step_of_decree_is_its_formula() -> None:
+    """Three restarts in one batch, against one after another."""
+    model, pixels = encoder(gain=3.0).eval().requires_grad_(False), photos().images[:8]
+    generator = torch.Generator().manual_seed(5)
+    raw = [torch.randn(3, channels, SIZE, SIZE, generator=generator) for channels in (1, 3)]
+    weights = [weight.clone().requires_grad_() for weight in raw]
+    cost = torch.tensor([1e-3, 5e-3, 0.0])
+    optimizer = torch.optim.Adam(weights, lr=0.5, betas=(0.5, 0.9))
+    cosines = Decree()._descend(optimizer, weights, cost, model, pixels, RUN)
+    for row in range(3):
+        m, p = (weight[row].clone().requires_grad_() for weight in raw)
+        mask, pattern = (torch.tanh(m) + 1) / 2, (torch.tanh(p) + 1) / 2
+        units = F.normalize(model((1 - mask) * to_float(pixels) + mask * pattern), dim=1)
+        cosine = (units @ units.T)[~torch.eye(8, dtype=torch.bool)].mean()
+        assert float(cosines[row]) == pytest.approx(float(cosine.detach()), abs=1e-5)
+        adam = torch.optim.Adam([m, p], lr=0.5, betas=(0.5, 0.9))
+        (-cosine + cost[row] * mask.repeat(3, 1, 1).sum()).backward()
+        adam.step()
+        torch.testing.assert_close(weights[0][row], m, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(weights[1][row], p, atol=1e-4, rtol=1e-3)
+
+
+def test_decrees_cost_moves_after_more_than_five_steps_and_never_below_its_least() -> None:
+    method = Decree(restarts=2)
+    schedule = Schedule.start(method, torch.device("cpu"))
+    good, never = torch.tensor([True, False]), torch.tensor([False, False])
+    costs = []
+    for _ in range(24):
+        schedule.follow(good, never, method)
+        costs.append(schedule.cost.clone())
+    assert torch.allclose(costs[4], torch.tensor([1e-3, 1e-3]))
+    assert torch.allclose(costs[5], torch.tensor([5e-3, 2e-4]))
+    assert torch.allclose(costs[11], torch.tensor([25e-3, 4e-5]))
+    assert float(costs[-1][1]) == pytest.approx(1e-5)
+    assert math.isclose(float(costs[-1][0]), 1e-3 * 5**4, rel_tol=1e-5)
+    assert schedule.idle.tolist() == [24, 24]
