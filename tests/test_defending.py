@@ -483,6 +483,32 @@ def test_the_report_shows_verdicts_triggers_and_certificates(defended: tuple[Res
     assert f"{100 * record.value:.1f} % for 4×4" in told
 
 
+def test_what_a_detector_did_not_decide_or_compare_is_told(defended: tuple[Results, Path]) -> None:
+    cleanse = [v for v in defended[0].verdicts if v.defense == "neural_cleanse"]
+    norms = [[1.0, None, 2.0], [1.0, 3.0, 2.0]]
+    partly = [replace(v, score=1.0, flagged=False, evidence={"norms": norms[i % 2]}) for i, v in enumerate(cleanse)]
+    results = replace(defended[0], verdicts=(*partly[:-1], replace(partly[-1], score=None, flagged=None)))
+    (told,) = (line for line in defenses.sentences(results) if line.startswith("neural_cleanse"))
+    assert "It found triggers for 2 to 3 of 3 classes, and compares only these." in told
+    assert "1 undecided" in told
+    table = defenses.detection_table(results)
+    assert table is not None
+    assert "undecided" in table.columns
+    assert f"1 of {len(partly)}" in str(table.rows)
+    whole = replace(defended[0], verdicts=tuple(replace(v, evidence={"norms": norms[1]}) for v in cleanse))
+    assert "compares only" not in " ".join(defenses.sentences(whole))
+
+
+def test_sizes_are_columns_in_their_order(defended: tuple[Results, Path]) -> None:
+    """Whichever defense certifies for which of them."""
+    table = defenses.certification_table(defended[0])
+    assert table is not None
+    sizes = [int(heading.partition("×")[2]) for heading in table.columns if "×" in heading]
+    assert sizes == sorted(sizes)
+    assert len(sizes) > 2
+    assert len({len(row) for row in table.rows}) == 1
+
+
 def test_without_defenses_there_are_no_such_sections(defended: tuple[Results, Path]) -> None:
     plain = replace(
         defended[0], verdicts=(), records=tuple(record for record in defended[0].records if record.defense is None)

@@ -276,6 +276,8 @@ def detection_table(results: Results) -> Table | None:
             row[f"flagged at a threshold from other seeds, {encoder}"] = shown(
                 _find(measured, "flagged", encoder=encoder, threshold="other seeds")
             )
+        undecided = sum(verdict.flagged is None for verdict in group)
+        row["undecided"] = f"{undecided} of {len(group)}" if undecided else ""
         row["AUC"] = shown(_find(measured, "AUC"))
         for name, (metric, place) in SCORERS.items():
             mean, deviation = _find(measured, metric, **place), _find(measured, f"{metric}_sd", **place)
