@@ -102,12 +102,16 @@ def test_a_fleet_has_pairs_that_differ_and_twins_that_say_so(done: tuple[Results
 
 def test_a_fleet_grows_and_its_first_members_stay(data: Path, done: tuple[Results, Path], tmp_path: Path) -> None:
     few = ("defense.0.shadows=1",)
-    perform(scenario(data, *few), tmp_path, workers=Here())
+    told: list[str] = []
+    perform(scenario(data, *few), tmp_path, workers=Here(), tell=told.append)
     small, whole = members(tmp_path), members(done[1])
     assert len(small) == 4
     assert small.items() <= whole.items()
     seen = {file: file.stat().st_mtime_ns for file in tmp_path.glob("store/fleet-*/*/*.safetensors")}
-    again = perform(scenario(data), tmp_path, workers=Here())
+    again = perform(scenario(data), tmp_path, workers=Here(), tell=told.append)
+    sizes = [line.split(": ")[1] for line in told if "a fleet of" in line]
+    fewer, more = "a fleet of 2 + 2 encoders, trained on 32 images", "a fleet of 4 + 4 encoders, trained on 32 images"
+    assert sizes == [fewer, f"{more}, 2 + 2 of them are there"]
     assert members(tmp_path) == whole
     assert all(file.stat().st_mtime_ns == time for file, time in seen.items())
     assert numbers(again) == numbers(done[0]), "the number of processes changes nothing"

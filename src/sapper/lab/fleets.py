@@ -137,14 +137,24 @@ def claim(folder: Path, fleet: Fleet) -> Store:
     return Store(folder)
 
 
+def home(store: Store, section: FleetSection, fleet: Fleet) -> Store:
+    """Where a fleet's members lie: in the folder that the section names, or in one of the store's."""
+    return claim(Path(section.fleet), fleet) if section.fleet else Store(store.folder("fleet", fleet.key()))
+
+
+def twins(place: Store) -> int:
+    """How many backdoored members are there already."""
+    return sum(1 for _ in place.root.glob("attack-*"))
+
+
 def fit(store: Store, plan: DefensePlan, section: FleetSection, fleet: Fleet, workers: Workers, run: Run) -> Stage:
     """Grow the fleet and learn from it; leaves ``learned.safetensors``."""
     method = plan.method.parameters
-    home = claim(Path(section.fleet), fleet) if section.fleet else Store(store.folder("fleet", fleet.key()))
+    place = home(store, section, fleet)
 
     def make(folder: Path) -> None:
-        with home.locked():  # a file that changes here tells the Store how long an interrupted fleet took
-            pairs = grow(fleet, method.pairs, method.draw, home, workers, (folder / "growing").touch)
+        with place.locked():  # a file that changes here tells the Store how long an interrupted fleet took
+            pairs = grow(fleet, method.pairs, method.draw, place, workers, (folder / "growing").touch)
         (folder / "growing").unlink(missing_ok=True)
         learned = method.fit(pairs, fleet.images, run.child(f"defense {plan.name}"))
         stages.save_tensors(folder / "learned.safetensors", learned.state_dict())

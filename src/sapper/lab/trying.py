@@ -9,7 +9,7 @@ from sapper.errors import SapperError, located
 from sapper.lab.data import Data, defended_part, part
 from sapper.lab.defending import Victim, certify, detect, examine, verdicts
 from sapper.lab.findings import Findings
-from sapper.lab.fleets import Fleet, claim, fit, judge
+from sapper.lab.fleets import Fleet, claim, fit, home, judge, twins
 from sapper.lab.judging import (
     Subject,
     certifier_records,
@@ -80,7 +80,9 @@ def _by_fleet(trial: Trial, plan: DefensePlan, section: FleetSection, chosen: li
     """Verdicts of a detector that has learned from a fleet."""
     store, run = trial.lab.store, trial.run
     fleet, pairs = _fleet(trial.scenario, plan, section, trial.data, run), plan.method.parameters.pairs
-    trial.lab.tell(f"{plan.name}: a fleet of {pairs} + {pairs} encoders, trained on {len(fleet.images)} images")
+    there = min(pairs, twins(home(store, section, fleet)))
+    known = f", {there} + {there} of them are there" if there else ""
+    trial.lab.tell(f"{plan.name}: a fleet of {pairs} + {pairs} encoders, trained on {len(fleet.images)} images{known}")
     fitted = trial.done(plan.name, fit(store, plan, section, fleet, trial.lab.workers, run))
     files = [subject.file for subject in chosen]
     return verdicts(trial.done(f"{plan.name} on {len(chosen)} encoders", judge(store, plan, fitted, files, run)))
