@@ -109,6 +109,7 @@ def flat(content: Any, path: tuple[str, ...] = ()) -> State:
     return {name: value for key, each in inner for name, value in flat(each, (*path, key)).items()}
 
 
+@pytest.mark.usefixtures("sandbox_holds")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_backbone_is_found_in_its_layout(name: str, tmp_path: Path) -> None:
     """What comes out computes the same features as what went in, for SimCLR, MoCo, BYOL and others."""
@@ -295,6 +296,7 @@ CONFIG = {
 }
 
 
+@pytest.mark.usefixtures("sandbox_holds")
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_repository_of_the_hub_with_its_own_configuration(pickled: bool, hub: Path, tmp_path: Path) -> None:
     net = timm_model("resnet10t", num_classes=7)
@@ -377,6 +379,7 @@ def test_a_model_of_timms(hub: Path) -> None:
         encoders.open("timm:resnet10tt", RUN)
 
 
+@pytest.mark.usefixtures("sandbox_holds")
 def test_a_model_of_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with torch.random.fork_rng():

@@ -23,6 +23,7 @@ from tests import hostile
 ZIPPED = ("STACK_GLOBAL", "INST", "BUILD", "getattr", "reduce, protocol 2")
 
 
+@pytest.mark.usefixtures("sandbox_holds")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_weights_come_through_bit_by_bit(tmp_path: Path, zipped: bool) -> None:
     generator = torch.Generator().manual_seed(5)
@@ -121,7 +122,8 @@ REASONS = {
 
 
 @pytest.fixture(scope="module")
-def reasons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def reasons(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    request.getfixturevalue("sandbox_holds")
     return attempt_all(list(REASONS), tmp_path_factory.mktemp("hostile"))
 
 
@@ -138,7 +140,8 @@ def test_the_corpus_is_large() -> None:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    request.getfixturevalue("sandbox_holds")
     return attempt_all(CORPUS, tmp_path_factory.mktemp("corpus"))
 
 
@@ -202,6 +205,7 @@ print(done)
 """
 
 
+@pytest.mark.usefixtures("sandbox_holds")
 def test_a_locked_process_can_do_nothing_but_compute() -> None:
     said = subprocess.run([sys.executable, "-c", LOCKED], capture_output=True, text=True, check=True, timeout=60)
     assert said.stdout == "[]\n"
