@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from sapper import encoders
-from sapper.encoders import Encoder, Opening, layouts
+from sapper.encoders import Encoder, Opening, layouts, schemes, sources
 from sapper.errors import SapperError
 from sapper.run import Run
 
@@ -226,6 +226,47 @@ def test_files_that_hold_no_encoder(content: Any, message: str, tmp_path: Path) 
     safetensors.torch.save_file(flat(content), path)
     with pytest.raises(SapperError, match=message):
         encoders.open(str(path), RUN)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"0.weight": torch.ones(4, 3, 3, 3), "layer1.0.conv1.weight": torch.ones(4, 4, 3, 3)},
+        {"conv1.weight": torch.ones(()), "0.weight": torch.ones(4, 3, 3, 3), "layer1.0.conv1.weight": torch.ones(1)},
+        {
+            "patch_embed.proj.weight": torch.ones(192, 3, 16, 16),
+            "blocks.0.attn.qkv.weight": torch.ones(1),
+            "pos_embed": torch.ones(3),
+        },
+        {f"layer{i}.{j}.conv1.weight": torch.ones(1) for i in range(1, 5) for j in range(2)}
+        | {"conv1.weight": torch.ones(9000, 3, 3, 3), "layer1.0.conv2.weight": torch.ones(1).expand(9000, 9000, 1, 1)},
+    ],
+)
+def test_half_a_backbone_is_refused_before_anything_is_built(state: State) -> None:
+    """The last names a network of terabytes."""
+    weights = sources.Weights(tensors=state, path=Path("x.safetensors"), metadata={})
+    with pytest.raises(SapperError):
+        schemes.recognized(weights, RUN, Opening(), "x")
+
+
+@pytest.mark.parametrize("width", [0, -3, 8, 10**5, 10**12])
+def test_a_card_cannot_ask_for_another_network_than_the_files(width: int, tmp_path: Path) -> None:
+    path = tmp_path / "card.safetensors"
+    encoders.save(made(), path)
+    with safetensors.safe_open(path, "pt") as file:
+        card = json.loads(file.metadata()["sapper.card"]) | {"width": width}
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, {"sapper.card": json.dumps(card)})
+    with pytest.raises(SapperError, match=r"do not fit the card|there is no resnet10"):
+        encoders.open(str(path), RUN)
+
+
+@pytest.mark.parametrize("architecture", ["torchvision:resnet1", "timm:nothing", "open_clip:RN5", "other:thing"])
+def test_an_architecture_that_nobody_has_is_told(architecture: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(flat(made().backbone.state_dict()), path)
+    with pytest.raises(SapperError, match=r"has no model|unknown architecture") as caught:
+        encoders.open(str(path), RUN, Opening(architecture=architecture))
+    assert caught.value.remedy
 
 
 def test_counters_that_old_files_lack_begin_at_zero(tmp_path: Path) -> None:

@@ -89,13 +89,25 @@ def _resnet(architecture: str, width: int, stem: Stem) -> tuple[nn.Module, int]:
     return net, 8 * width * block.expansion
 
 
+def blueprint(architecture: str, width: int, stem: Stem) -> dict[str, Tensor]:
+    """The state dict of a ResNet of ours without memory for it: what a foreign file asks for, before it is built.
+
+    Raises ``SapperError`` for a size that no network has.
+    """
+    try:
+        if width < 1:
+            raise ValueError(width)
+        with torch.device("meta"):
+            return _resnet(architecture, width, stem)[0].state_dict()
+    except (RuntimeError, ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise SapperError(f"there is no {architecture} of width {width}", remedy="get another copy") from error
+
+
 def _timm(name: str, stem: Stem, size: int) -> tuple[nn.Module, int]:
     """A model of timm's by name, untrained and without its classifier."""
     import timm
 
-    if name not in timm.list_models():
-        where, remedy = "encoder.architecture", closest(name, timm.list_models())
-        raise SapperError(f"timm has no model {name!r}", where=where, remedy=remedy)
+    check_known("timm", name, timm.list_models())
     config = timm.get_pretrained_cfg(name)
     fixed = config is not None and config.fixed_input_size  # transformers, whose positions are as many as patches
     arguments: dict[str, Any] = {"img_size": size} if fixed else {}
@@ -108,10 +120,7 @@ def _torchvision(name: str, stem: Stem, _size: int) -> tuple[nn.Module, int]:
     """A model of torchvision's by name, untrained: what its last linear layer takes are the features."""
     from torchvision import models
 
-    known = models.list_models(module=models)
-    if name not in known:
-        remedy = closest(name, known)
-        raise SapperError(f"torchvision has no model {name!r}", where="encoder.architecture", remedy=remedy)
+    check_known("torchvision", name, models.list_models(module=models))
     slow = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # not to be warned of it
     net: Any = models.get_model(name, **slow)
     layers = [(place, layer) for place, layer in net.named_modules() if isinstance(layer, nn.Linear)]
@@ -128,9 +137,7 @@ def _torchvision(name: str, stem: Stem, _size: int) -> tuple[nn.Module, int]:
 def _open_clip(name: str, stem: Stem, _size: int) -> tuple[nn.Module, int]:
     """The image tower of a model of open_clip's by name, untrained."""
     open_clip = import_open_clip()
-    if name not in open_clip.list_models():
-        remedy = closest(name, open_clip.list_models())
-        raise SapperError(f"open_clip has no model {name!r}", where="encoder.architecture", remedy=remedy)
+    check_known("open_clip", name, open_clip.list_models())
     if stem == "cifar":
         remedy = 'say stem = "imagenet" and an input_size that the model is made for'
         raise SapperError(f"{name} has no ResNet stem to exchange", where="encoder.stem", remedy=remedy)
@@ -144,6 +151,13 @@ BY_NAME: dict[str, Callable[[str, Stem, int], tuple[nn.Module, int]]] = {
     "open_clip": _open_clip,
 }
 """Libraries of models: ``timm:NAME`` and so on."""
+
+
+def check_known(library: str, name: str, models: list[str]) -> None:
+    """Raises ``SapperError`` with the closest names when a library has no model of that name."""
+    if name not in models:
+        what, remedy = f"{library} has no model {name!r}", closest(name, models)
+        raise SapperError(what, where="encoder.architecture", remedy=remedy)
 
 
 def import_open_clip() -> Any:
@@ -162,17 +176,18 @@ def own_pixels(architecture: str, stem: Stem = "imagenet") -> Pixels:
     if scheme == "timm":
         import timm
 
-        if name not in timm.list_models():
-            raise SapperError(f"timm has no model {name!r}", remedy=closest(name, timm.list_models()))
+        check_known("timm", name, timm.list_models())
         config: Any = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
         return Pixels(config.input_size[-1], tuple(config.mean), tuple(config.std))
     if scheme == "torchvision":
         from torchvision import models
 
+        check_known("torchvision", name, models.list_models(module=models))
         seen = models.get_model_weights(name).DEFAULT.transforms()
         return Pixels(seen.crop_size[0], tuple(seen.mean), tuple(seen.std))
     if scheme == "open_clip":
         open_clip = import_open_clip()
+        check_known("open_clip", name, open_clip.list_models())
         size = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
         return Pixels(size, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     if stem == "cifar":

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from sapper.encoders.backbones import build
+from sapper.encoders.backbones import ARCHITECTURES, blueprint, build
 from sapper.encoders.encoder import Card, Encoder
 from sapper.encoders.sources import read
 from sapper.errors import SapperError
@@ -62,6 +62,12 @@ def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: s
         first = error.errors()[0]
         key = f"{where}: card.{'.'.join(str(part) for part in first['loc'])}"
         raise SapperError(first["msg"], where=key) from error
+    if card.architecture in ARCHITECTURES:  # shapes first: a small file may name a network that fills the memory
+        plan = blueprint(card.architecture, card.width, card.stem)
+        wrong = [name for name, value in plan.items() if _shape(tensors.get(f"backbone.{name}")) != value.shape]
+        if wrong:
+            what = f"the weights do not fit the card: {', '.join(wrong[:3])}"
+            raise SapperError(what, where=where, remedy="give an encoder that sapper saved")
     encoder = build(
         run,
         architecture=card.architecture,
@@ -77,3 +83,7 @@ def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: s
         raise SapperError(f"the weights do not fit the card: {str(error)[:300]}", where=where) from error
     encoder.card = card
     return encoder.eval()
+
+
+def _shape(value: torch.Tensor | None) -> torch.Size | None:
+    return None if value is None else value.shape

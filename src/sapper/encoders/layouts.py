@@ -24,6 +24,13 @@ Weights = dict[str, Tensor]
 FOLLOWERS = {"k", "key", "momentum", "target", "ema", "student"}
 """Words in names of backbones that follow another by a moving average; and DINO's student, whose teacher is used."""
 
+FIRSTS = {
+    "conv1.weight": r"layer1\.0\.conv1\.weight",
+    "0.weight": r"\d+\.0\.conv1\.weight",
+    "patch_embed.proj.weight": r"blocks\.0\.attn\.qkv\.weight",
+}
+"""First layers of ResNets by names, ResNets by numbers and transformers, and a pattern of the blocks that follow."""
+
 PROGRAMS = {
     # what a prefix ends with: whose layout it is; the first that fits
     "encoder_q.": "MoCo",
@@ -65,16 +72,16 @@ def recognize(tensors: Weights, where: str) -> Layout:
     Raises ``SapperError`` when none is known, or when several are there and nothing tells which is meant.
     """
     remedy = "say the architecture with --arch, such as --arch timm:NAME"
-    prefixes = [prefix for name in tensors for prefix in _prefixes(name)]
-    prefix = _meant([each for each in dict.fromkeys(prefixes) if _is_backbone(each, tensors)], where)
+    found = {prefix: first for first, block in FIRSTS.items() for prefix in _prefixes(first, block, tensors)}
+    prefix = _meant(list(found), where)
     if prefix is None:
         what = f"no backbone that is known by its names is in it: {len(tensors)} tensors, {shortened(tensors)}"
         raise SapperError(what, where=where, remedy=remedy)
     weights = _behind(prefix, tensors)
     source = next((program for end, program in PROGRAMS.items() if prefix.endswith(end)), "a state dict")
-    if "patch_embed.proj.weight" in weights:
+    if found[prefix] == "patch_embed.proj.weight":
         return _transformer(weights, source, where)
-    return _resnet(_by_name(weights, where), source, where)
+    return _resnet(_by_name(weights, where) if found[prefix] == "0.weight" else weights, source, where)
 
 
 def fitting(tensors: Weights, state: Mapping[str, Tensor], where: str) -> Weights:
@@ -103,7 +110,11 @@ def fitting(tensors: Weights, state: Mapping[str, Tensor], where: str) -> Weight
         what = f"the weights do not fit the architecture, at {len(wrong)} of {len(wanted)} places: {shortened(wrong)}"
         raise SapperError(what, where=where, remedy="say another architecture with --arch")
     zero = torch.tensor(0)
-    return {name: weights.get(name, zero) for name in state}
+    return {name: weights[name] if name in wanted or _is_count(weights.get(name)) else zero for name in state}
+
+
+def _is_count(value: Tensor | None) -> bool:
+    return value is not None and value.ndim == 0
 
 
 def shortened(names: Iterable[str]) -> str:
@@ -113,20 +124,13 @@ def shortened(names: Iterable[str]) -> str:
     return ", ".join(known[:MOST_NAMES]) + more
 
 
-def _prefixes(name: str) -> Iterable[str]:
-    """What stands before a first layer's name, if ``name`` is one."""
-    for first in ("conv1.weight", "0.weight", "patch_embed.proj.weight"):
-        if name == first or name.endswith(f".{first}"):
-            yield name.removesuffix(first)
-
-
-def _is_backbone(prefix: str, tensors: Weights) -> bool:
-    """Whether images of three channels go into what is behind the prefix, and blocks follow."""
-    firsts = [tensors.get(f"{prefix}{name}") for name in ("conv1.weight", "0.weight", "patch_embed.proj.weight")]
-    if not any(first is not None and first.ndim == 4 and first.shape[1] == 3 for first in firsts):
-        return False
-    blocks = re.compile(re.escape(prefix) + r"(layer1\.0\.conv1|\d+\.0\.conv1|blocks\.0\.attn\.qkv)\.weight")
-    return any(blocks.fullmatch(name) for name in tensors)
+def _prefixes(first: str, block: str, tensors: Weights) -> Iterable[str]:
+    """What stands before a layer ``first`` that takes images of three channels, where a block follows it."""
+    for name, value in tensors.items():
+        if (name == first or name.endswith(f".{first}")) and value.ndim == 4 and value.shape[1] == 3:
+            prefix = name.removesuffix(first)
+            if any(re.fullmatch(re.escape(prefix) + block, other) for other in tensors):
+                yield prefix
 
 
 def _meant(prefixes: list[str], where: str) -> str | None:
@@ -148,8 +152,6 @@ def _by_name(weights: Weights, where: str) -> Weights:
     The children are convolution, normalization, ReLU, perhaps max-pooling, and four layers: the number of the first
     layer tells whether there is a pooling.
     """
-    if "conv1.weight" in weights:
-        return weights
     layers = sorted({int(name.split(".")[0]) for name in weights if re.fullmatch(r"\d+\.0\.conv1\.weight", name)})
     pooled = layers[0] == 4
     if layers[0] not in (3, 4) or pooled != (weights["0.weight"].shape[-1] == 7):
@@ -199,8 +201,9 @@ def _transformer(weights: Weights, source: str, where: str) -> Layout:
     """timm's plain vision transformers, which DINO, MAE and MoCo v3 share the names of."""
     width, _, patch, _ = weights["patch_embed.proj.weight"].shape
     depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
-    tokens = weights["pos_embed"].shape[1] - 1 if "pos_embed" in weights else 0
-    size = patch * math.isqrt(tokens)
+    places = weights.get("pos_embed")
+    tokens = places.shape[1] - 1 if places is not None and places.ndim == 3 else 0
+    size = patch * math.isqrt(max(0, tokens))
     name = f"vit_{TRANSFORMERS.get((width, depth))}_patch{patch}_{size}"
     import timm
 

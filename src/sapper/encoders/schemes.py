@@ -12,9 +12,10 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from sapper.encoders import layouts, sources
-from sapper.encoders.backbones import ARCHITECTURES, build, import_open_clip, own_pixels
+from sapper.encoders.backbones import ARCHITECTURES, blueprint, build, check_known, import_open_clip, own_pixels
 from sapper.encoders.encoder import Card, Encoder
 from sapper.errors import SapperError, closest
+from sapper.files import sha256
 from sapper.run import Run
 
 RGB = tuple[float, float, float]
@@ -77,8 +78,7 @@ def _open_torchvision(name: str, run: Run, opening: Opening) -> Found:
 
     name, _, tag = name.partition("/")
     known = models.list_models(module=models)
-    if name not in known:
-        raise SapperError(f"torchvision has no model {name!r}", remedy=closest(name, known))
+    check_known("torchvision", name, known)
     choices = models.get_model_weights(name)
     if tag and tag not in choices.__members__:
         raise SapperError(f"{name} has no weights {tag!r}", remedy=closest(tag, list(choices.__members__)))
@@ -93,7 +93,7 @@ def _open_torchvision(name: str, run: Run, opening: Opening) -> Found:
         mean=tuple(seen.mean),
         std=tuple(seen.std),
     )
-    _fill(encoder, weights.tensors, weights.file)
+    _fill(encoder, weights.tensors, weights.path.name)
     return Found(encoder, f"from torchvision's {chosen}", about(weights, "torchvision's"))
 
 
@@ -101,8 +101,7 @@ def _open_clip(name: str, run: Run, opening: Opening) -> Found:
     """The image tower of a model of open_clip's."""
     name, _, tag = name.partition("/")
     open_clip = import_open_clip()
-    if name not in open_clip.list_models():
-        raise SapperError(f"open_clip has no model {name!r}", remedy=closest(name, open_clip.list_models()))
+    check_known("open_clip", name, open_clip.list_models())
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
         raise SapperError(f"{name} has no weights {tag!r}", remedy=f"write open_clip:{name}/TAG; {closest(tag, tags)}")
@@ -127,7 +126,7 @@ def _open_clip(name: str, run: Run, opening: Opening) -> Found:
         mean=tuple(config.get("mean") or pixels.mean),
         std=tuple(config.get("std") or pixels.std),
     )
-    _fill(encoder, weights.tensors, weights.file)
+    _fill(encoder, weights.tensors, weights.path.name)
     return Found(encoder, "from open_clip's configuration", about(weights, "open_clip's", revision))
 
 
@@ -159,7 +158,7 @@ def _open_hub(name: str, run: Run, opening: Opening) -> Found:
     weights = sources.read(weights_path, allow_weak_sandbox=opening.allow_weak_sandbox)
     config = _hub_config(repository, commit)
     if config.architecture is None or opening.architecture is not None:
-        found = recognized(weights, run, opening, weights.file)
+        found = recognized(weights, run, opening, weights.path.name)
         return Found(found.encoder, found.normalization, found.about | {"revision": commit})
     import timm
 
@@ -203,7 +202,7 @@ def _timm_encoder(
         )
     except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"the weights do not fit {name}: {str(error)[:300]}"
-        raise SapperError(what, where=weights.file, remedy="say the architecture with --arch") from error
+        raise SapperError(what, where=weights.path.name, remedy="say the architecture with --arch") from error
     seen = net.pretrained_cfg
     card = Card(
         architecture=f"timm:{name.partition('.')[0]}",
@@ -234,6 +233,8 @@ def recognized(weights: sources.Weights, run: Run, opening: Opening, where: str)
         return Found(encoder, ASSUMED, about(weights, f"as {said}"))
     layout = layouts.recognize(weights.tensors, where)
     pixels = own_pixels(layout.architecture, layout.stem)
+    if layout.architecture in ARCHITECTURES:  # shapes first: a small file may name a network that fills the memory
+        layouts.fitting(layout.weights, blueprint(said or layout.architecture, layout.width, layout.stem), where)
     encoder = build(
         run,
         architecture=said or layout.architecture,
@@ -254,5 +255,5 @@ def _fill(encoder: Encoder, tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def about(weights: sources.Weights, layout: str, revision: str | None = None) -> dict[str, Any]:
-    known: dict[str, Any] = {"file": weights.file, "sha256": weights.digest, "layout": layout}
+    known: dict[str, Any] = {"file": weights.path.name, "sha256": sha256(weights.path), "layout": layout}
     return known | ({"revision": revision} if revision else {})

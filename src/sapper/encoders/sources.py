@@ -18,7 +18,6 @@ from torch import Tensor
 
 from sapper import sandbox
 from sapper.errors import SapperError, located
-from sapper.files import sha256
 
 LARGEST_HEADER = 16 * 2**20
 """Bytes of a safetensors header; the names of a hundred thousand tensors take less."""
@@ -39,11 +38,10 @@ OTHER_FORMATS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Tensors by their names in the file, what else is known of it, and the file's SHA-256 in hexadecimal."""
+    """Tensors by their names in the file at ``path``, and the metadata of a safetensors file."""
 
     tensors: dict[str, Tensor]
-    file: str
-    digest: str
+    path: Path
     metadata: dict[str, str]
 
 
@@ -66,7 +64,7 @@ def read(path: Path, *, allow_weak_sandbox: bool = False) -> Weights:
     if broken:
         what = f"{len(broken)} of its {len(tensors)} tensors are not finite: {', '.join(broken[:3])}"
         raise SapperError(what, where=str(path), remedy="nothing can be said of such an encoder; get another copy")
-    return Weights(tensors=tensors, file=path.name, digest=sha256(path), metadata=metadata)
+    return Weights(tensors=tensors, path=path, metadata=metadata)
 
 
 def _kind(path: Path) -> Literal["safetensors", "pickle"]:
@@ -160,9 +158,9 @@ def from_address(address: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.exists():
         return path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
     claimed = re.search(r"-([0-9a-f]{8,})\.", name)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(address, str(path), claimed[1] if claimed else None, progress=False)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         remedy = f"check the network, or put the file there yourself: {path}"

@@ -32,9 +32,9 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import Triggers, mean_cosine, shrink, start, unit
+from sapper.defenses.detect.inversion import Triggers, mean_cosine, shrink, stamp, start, unit
 from sapper.encoders import Encoder
-from sapper.images import ImageSet, to_float
+from sapper.images import ImageSet
 from sapper.methods import Checked
 from sapper.run import Run
 from sapper.training import set_learning_rate, shuffled, steps_per_epoch
@@ -132,8 +132,7 @@ class Decree(Checked):
         run: Run,
     ) -> Tensor:
         """One step of Adam for every restart on the same images; the mean cosine of each, before it."""
-        masks, patterns = (unit(weight).unsqueeze(1) for weight in weights)
-        stamped = (1 - masks) * to_float(pixels) + masks * patterns  # (restarts, images, 3, H, W)
+        masks, stamped = stamp(weights, pixels)
         with run.autocast():
             features = encoder(stamped.flatten(0, 1))
         cosines = mean_cosine(features.float().unflatten(0, (len(masks), -1)))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sapper.images import to_float
 from sapper.run import Run
 
 
@@ -62,6 +63,12 @@ def start(count: int, size: tuple[int, int], run: Run) -> list[Tensor]:
 def unit(weight: Tensor) -> Tensor:
     """What is optimized, as a mask or a pattern in [0, 1]."""
     return (torch.tanh(weight) + 1) / 2
+
+
+def stamp(weights: list[Tensor], pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """x' = (1 − m)·x + m·Δ for every aim: masks (aims, 1, 1, H, W), images (aims, N, 3, H, W) of uint8 (N, 3, H, W)."""
+    masks, patterns = (unit(weight).unsqueeze(1) for weight in weights)
+    return masks, (1 - masks) * to_float(pixels) + masks * patterns
 
 
 def shrink(optimizer: torch.optim.Optimizer, weights: list[Tensor], rows: Tensor) -> list[Tensor]:

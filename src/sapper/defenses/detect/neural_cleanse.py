@@ -35,10 +35,10 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.defender import Defender, Logits
-from sapper.defenses.detect.inversion import Triggers, shrink, start, unit
+from sapper.defenses.detect.inversion import Triggers, shrink, stamp, start, unit
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
-from sapper.images import ImageSet, to_float
+from sapper.images import ImageSet
 from sapper.methods import Checked
 from sapper.run import Run
 from sapper.verdicts import Verdict
@@ -155,8 +155,7 @@ class NeuralCleanse(Checked):
         run: Run,
     ) -> Tensor:
         """One step of Adam for every aim on the same images; the share of them that reaches each, before it."""
-        masks, patterns = (unit(weight).unsqueeze(1) for weight in weights)
-        stamped = (1 - masks) * to_float(pixels) + masks * patterns  # (aims, images, 3, H, W)
+        masks, stamped = stamp(weights, pixels)
         with run.autocast():
             answers = logits(stamped.flatten(0, 1))
         wanted = aims.repeat_interleave(len(pixels))
