@@ -153,7 +153,7 @@ def leave_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
                 "score": verdict.score,
                 "threshold": verdict.threshold,
                 "flagged": verdict.flagged,
-                "seconds": round(verdict.seconds, 2),
+                "seconds": verdict.seconds,
                 "evidence": evidence,
             }
         )
