@@ -157,6 +157,46 @@ def methods(
         show()
 
 
+zoo = typer.Typer(help="Many small encoders, clean and backdoored, to measure detectors by.", no_args_is_help=True)
+app.add_typer(zoo, name="zoo")
+
+
+@zoo.command()
+def build(
+    plan: Annotated[str, typer.Argument(help="A plan's file, or the name of one that comes with sapper.")],
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder for the zoo [zoos/NAME].")] = None,
+    parts: Annotated[list[str] | None, typer.Option("--part", help="Only this part. Can be repeated.")] = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    device: Device = "auto",
+    workers: WorkersOption = 0,
+) -> None:
+    """Make the encoders of a zoo; those that are there already are kept."""
+    process.settle()  # before torch is loaded
+    with err.status("loading"):
+        import torch
+
+        from sapper.lab import zoo as zoos
+        from sapper.lab.executors import Workers
+        from sapper.progress import progress
+        from sapper.run import Run, fast_dtype
+
+    read = zoos.read_plan(_shipped_file(plan, "zoos", "plan"))
+    place, folder = _device(device), out_folder or Path("zoos") / read.name
+    _check_writable(folder)
+    crew = Workers(workers or torch.get_num_threads(), process.settle)
+    torch.set_num_threads(1)  # as in the workers, whose stages these are
+    try:
+        with progress(err) as bars:
+            run = Run(seed=read.seed, device=place, dtype=fast_dtype(place), progress=bars)
+            pantry = zoos.Pantry.load(read, run, data_root=data_root, download=download)
+            members = zoos.build(read, folder, run, crew, parts=parts or (), data=pantry)
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on from here")
+        raise
+    _say(f"{zoos.summary(members)}: {folder / zoos.MANIFEST}")
+
+
 def _method_printer(kind: str, name: str, cls: type, *, whole: bool) -> Callable[[], None]:
     """Prints a method with its parameters; its first line of documentation, or the ``whole`` and that of its file."""
     from sapper.methods import parameters
@@ -201,19 +241,24 @@ def _dataset_printer(info: Any) -> Callable[[], None]:
 
 def _scenario_file(name: str) -> Path:
     """The file itself, or the shipped scenario of that name."""
+    return _shipped_file(name, "scenarios", "scenario")
+
+
+def _shipped_file(name: str, folder: str, kind: str) -> Path:
+    """The file itself, or the one of that name among those that come with sapper, of a ``kind`` in a ``folder``."""
     path = Path(name)
     if path.is_file():
         return path
-    shipped = {file.stem: file for folder in _SHIPPED for file in sorted(folder.glob("*.toml"))}
+    shipped = {file.stem: file for place in _SHIPPED for file in sorted((place / folder).glob("*.toml"))}
     if name in shipped:
         return shipped[name]
-    what = "there is no such file" if path.suffix == ".toml" else f"no scenario is called {name!r}"
+    what = "there is no such file" if path.suffix == ".toml" else f"no {kind} is called {name!r}"
     remedy = f"{closest(path.stem, list(shipped))} (those come with sapper), or the path of a TOML file"
     raise SapperError(what, where=name, remedy=remedy)
 
 
-_SHIPPED = (Path(__file__).parent / "scenarios", Path(__file__).parents[2] / "scenarios")
-"""Where scenarios lie when sapper is installed, and in a checkout."""
+_SHIPPED = (Path(__file__).parent, Path(__file__).parents[2])
+"""Where folders of scenarios and zoos lie when sapper is installed, and in a checkout."""
 
 
 def _run(
@@ -306,7 +351,7 @@ def _device(name: str) -> Any:
 
 def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, Any], *, download: bool) -> str:
     """What to type to run the same again."""
-    words = ["sapper", "run", file.stem if file.resolve().parent in _SHIPPED else str(file)]
+    words = ["sapper", "run", file.stem if file.resolve().parent.parent in _SHIPPED else str(file)]
     for text in overrides:
         words += ["--set", text]
     for option, value in options.items():

@@ -148,14 +148,14 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
     root = read_section(ScenarioSection, content, file, "")
     if len(set(root.seeds)) < len(root.seeds):
         raise SapperError("a seed occurs twice", where=f"{file}: seeds", remedy="name each seed once")
-    pretraining_section, pretraining_method = _with_method(
+    pretraining_section, pretraining_method = with_method(
         PretrainingSection, root.pretraining, "pretraining", pretraining.METHODS, file, "pretraining"
     )
     with located(f"{file}: pretraining.dataset"):
         datasets.check_name(pretraining_section.dataset)
     attack_section, attack_method = None, None
     if root.attack is not None:
-        attack_section, attack_method = _with_method(
+        attack_section, attack_method = with_method(
             AttackSection, root.attack, "attacks", attacks.METHODS, file, "attack"
         )
         _check_shadow(attack_section, pretraining_section, file)
@@ -286,7 +286,7 @@ def _target(raw: dict[str, Any], key: str, file: str, tasks: tuple[TaskSection, 
 def _heads(raws: list[dict[str, Any]], file: str) -> tuple[tuple[Named, ...], str]:
     sections, heads = [], []
     for i, raw in enumerate(raws):
-        section, method = _with_method(HeadSection, raw, "heads", downstream.HEADS, file, f"head[{i}]")
+        section, method = with_method(HeadSection, raw, "heads", downstream.HEADS, file, f"head[{i}]")
         sections.append(section)
         heads.append(Named(name=section.name or section.method, parameters=method.parameters))
     check_unique([head.name for head in heads], f"{file}: head", "head")
@@ -305,7 +305,7 @@ def _defense(
     name = read_section(DefenseSection, common, file, key).method
     method = find("defenses", defenses.METHODS, name, f"{file}: {key}.method")
     model = next(model for offered, model in DEFENSE_SECTIONS.items() if hasattr(method, offered))
-    section, chosen = _with_method(model, raw, "defenses", defenses.METHODS, file, key)
+    section, chosen = with_method(model, raw, "defenses", defenses.METHODS, file, key)
     for i, task in enumerate(section.tasks or []):
         if task not in attacked:
             where, remedy = f"{file}: {key}.tasks[{i}]", closest(task, attacked)
@@ -334,7 +334,7 @@ def _changed(method: Named, changes: dict[str, Any], file: str, key: str) -> Nam
     return Named(name=method.name, parameters=parameters)
 
 
-def _with_method(
+def with_method(
     model: type[Section], raw: dict[str, Any], kind: str, table: dict[str, str], file: str, key: str
 ) -> tuple[Any, Named]:
     """A section whose table also holds the parameters of its method: the section, and the method."""
