@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from sapper import __version__, attacks, cli, datasets, defenses, downstream, pretraining
+from sapper.cli import experiments
 from sapper.errors import SapperError
 from sapper.lab import runner
 from sapper.lab.results import Record, Results, read_results, write_results
@@ -424,7 +425,7 @@ def made_up(heads: tuple[str, ...], conditions: tuple[dict[str, Any], ...] = ({}
 def printed(results: Results, width: int, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.out, "_width", width)
-        cli._print_results(results)
+        experiments.print_results(results)
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= width
     return text

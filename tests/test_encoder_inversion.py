@@ -63,7 +63,12 @@ def test_the_mean_cosine_is_that_of_all_pairs(count: int, seed: int) -> None:
 
 
 QUICK = MultiPrior(
-    patches=((0.25, 0.3),), filters=(), blends=(), rounds=((0, 8, 8), (8, 16, 10), (3, 24, 20)), images=64, held_out=32
+    patches=((0.25, 0.3, 0.2),),
+    filters=(),
+    blends=(),
+    rounds=((0, 8, 8), (8, 16, 10), (3, 24, 20)),
+    images=64,
+    held_out=32,
 )
 
 
@@ -111,7 +116,24 @@ def test_squares_cover_every_pixel_and_lie_inside(side: int, height: int, width:
     assert stamp.masks.shape[1:] == (1, height, width)
     assert bool((stamp.masks.sum((1, 2, 3)) == side * side).all())
     assert bool((stamp.masks.sum(0) > 0).all())
-    assert len({tuple(mask.flatten().tolist()) for mask in stamp.masks}) == stamp.count
+    assert 2 * len({tuple(mask.flatten().tolist()) for mask in stamp.masks}) == stamp.count
+    assert torch.equal(stamp.masks[stamp.plain], stamp.masks[~stamp.plain])
+
+
+def test_what_begins_in_one_color_stays_in_one_color_for_a_round() -> None:
+    """Only then is what a whole square of a color does found at once."""
+    stamp = Stamp.patches(3, (SIZE, SIZE), RUN)
+    QUICK._descend(encoder(gain=3.0).eval().requires_grad_(False), stamp, to_float(photos().images[:4]), RUN)
+    gradient = stamp.weights.grad
+    assert gradient is not None
+    before = gradient.clone()
+    stamp.keep_plain()
+    after = stamp.weights.grad
+    assert after is not None
+    assert torch.equal(after[~stamp.plain], before[~stamp.plain])
+    means = before[stamp.plain].mean((2, 3), keepdim=True)
+    torch.testing.assert_close(after[stamp.plain], means.expand_as(after[stamp.plain]))
+    assert float(stamp.weights.detach()[stamp.plain].flatten(2).std(2).max()) == 0
 
 
 def test_changes_are_their_formulas() -> None:
@@ -134,7 +156,8 @@ def test_a_race_on_one_start_is_plain_descent() -> None:
     """Starts in one batch go the way that each goes alone."""
     method = MultiPrior(rounds=((0, 6, 4),), images=64, held_out=32)
     model, pixels = encoder(gain=3.0).eval().requires_grad_(False), photos().images
-    together = Stamp.blends(0.3, 3, (SIZE, SIZE), RUN)
+    both = Stamp.blends(0.3, 3, (SIZE, SIZE), RUN)
+    together = both.take(torch.arange(3))
     alone = [together.take(torch.tensor([row])) for row in range(3)]
     optimizer = torch.optim.Adam([together.weights], lr=0.3, betas=(0.5, 0.9))
     for _ in range(4):

@@ -22,9 +22,9 @@ restarts = 2
 [[defense]]
 method = "multi_prior"
 name = "patches"
-patches = [[0.25, 0.0]]
+patches = [[0.25, 0.0, 1.0]]
 blends = []
-filters = [[0.2, 0.0]]
+filters = [[0.2, 0.0, 1.0]]
 restarts = 2
 rounds = [[0, 4, 1], [2, 8, 2]]
 images = 24

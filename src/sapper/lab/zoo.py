@@ -73,7 +73,7 @@ class ImagesSection(Section):
 
 
 class VictimSection(Section):
-    """``[family.victim]``: the downstream task that is attacked and judged. ``references`` are the attacker's images."""
+    """``[family.victim]``: the downstream task that is attacked and judged, and the attacker's ``references``."""
 
     dataset: str
     references: PositiveInt = 1
@@ -161,7 +161,7 @@ class Member:
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a file. Raises ``SapperError`` naming file, key and remedy for everything that is not as it should."""
+    """The plan in a file. Raises ``SapperError`` naming file, key and remedy for everything that does not fit."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from sapper.files import write_atomically
 from sapper.lab.results import Results
 from sapper.report import tables, text
+from sapper.report.pages import environment
 from sapper.report.sections import SECTIONS
 from sapper.report.tables import Estimate, aim
 
@@ -28,14 +27,7 @@ def write_report(results: Results, path: Path) -> None:
 
 def render(results: Results) -> str:
     """The page's HTML."""
-    pages = Environment(
-        loader=PackageLoader("sapper.report"),
-        autoescape=True,  # names of classes, tasks and files are not ours
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters |= {"flat": text.flat, "plain": text.plain, "toml": text.toml}
+    pages = environment()
     pages.globals |= {"aim": aim, "columns": [(metric, tables.LABELS.get(metric, metric)) for metric in tables.METRICS]}
     contents = [(section, section.content(results)) for section in SECTIONS]
     return pages.get_template("report.html.j2").render(

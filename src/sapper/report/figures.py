@@ -167,6 +167,19 @@ def certified(lines: Mapping[str, Mapping[int, Estimate]], colors: Mapping[str, 
         return _svg(figure, name)
 
 
+def roc(curves: Mapping[str, Sequence[tuple[float, float]]], name: str) -> Markup:
+    """ROC curves, a color for each, and the diagonal of a coin toss; both axes in per cent."""
+    with rc_context(_STYLE):
+        figure, axes = _canvas(3.4, 3.2)
+        axes.set(xlim=(-2, 102), ylim=(-2, 102))
+        axes.set_aspect("equal")
+        axes.plot([0, 100], [0, 100], color=_PLACEHOLDERS["muted"], linestyle=":", linewidth=1)
+        for at, points in enumerate(curves.values()):
+            x, y = ([100 * value for value in values] for values in zip(*points))
+            axes.plot(x, y, color=_PLACEHOLDERS[class_color(at)], linewidth=1.6, drawstyle="steps-post", clip_on=False)
+        return _svg(figure, name)
+
+
 def _line_with_intervals(axes: Axes, estimates: Mapping[int, Estimate], color: str, line: str) -> None:
     values = [100 * item.value for item in estimates.values()]
     axes.plot(list(estimates), values, color=color, linestyle=line, linewidth=1.5, marker="o", markersize=3)

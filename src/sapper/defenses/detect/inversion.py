@@ -5,13 +5,17 @@ element by itself, so that each aim goes the way it would go alone; those that a
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapper.images import to_float
+from sapper.downstream import extract
+from sapper.encoders import Encoder
+from sapper.images import Change, to_float
 from sapper.run import Run
 
 
@@ -86,3 +90,57 @@ def mean_cosine(features: Tensor) -> Tensor:
     count = features.shape[-2]
     together = F.normalize(features, dim=-1).sum(-2).square().sum(-1)  # the N cosines of each with itself are 1
     return (together - count) / (count * (count - 1))
+
+
+def filtered(images: Tensor, matrices: Tensor) -> Tensor:
+    """clip(M·(x, 1)) of each pixel's color: (P, N, 3, H, W), of images (N, 3, H, W) in [0, 1] and M (P, 3, 4)."""
+    mixed = torch.einsum("pcd,ndhw->pnchw", matrices[:, :, :3], images)
+    return (mixed + matrices[:, None, :, 3, None, None]).clamp(0, 1)
+
+
+def recovered(evidence: Mapping[str, Any]) -> Change | None:
+    """The trigger that a detector of encoders left in its evidence, as a change of images; none where there is none.
+
+    ``mask`` float (H, W) and ``pattern`` (3, H, W) in [0, 1], or ``matrix`` (3, 4).
+    """
+    if "mask" in evidence:
+        mask, pattern = evidence["mask"], evidence["pattern"]
+        return lambda images: torch.lerp(images, pattern.to(images), mask.to(images))
+    if "matrix" in evidence:
+        return lambda images: filtered(images, evidence["matrix"].to(images).unsqueeze(0))[0]
+    return None
+
+
+ALIKE = 0.9
+"""Features with this cosine or more are said to lie at one point."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collapse:
+    """What a change does to the features of ordinary images.
+
+    ``spread``: 1 − the mean cosine of two changed images' features; ``spread_before`` of the images as they are.
+    ``gathered``: the share of changed images whose features lie at one point (``ALIKE``), the direction of their mean;
+    ``there_before``: the share of images as they are that lie there, too.
+    """
+
+    spread_before: float
+    spread: float
+    gathered: float
+    there_before: float
+    images: int
+
+
+@torch.no_grad()
+def collapse(encoder: Encoder, change: Change, images: Tensor, run: Run) -> Collapse:
+    """Measure a change on uint8 images (N, 3, H, W), N ≥ 2."""
+    before, after = (extract(encoder, images, run, each).float() for each in (None, change))
+    before, after = F.normalize(before, dim=1), F.normalize(after, dim=1)
+    point = F.normalize(after.mean(0), dim=0)
+    return Collapse(
+        spread_before=1 - float(mean_cosine(before)),
+        spread=max(0.0, 1 - float(mean_cosine(after))),
+        gathered=float((after @ point >= ALIKE).double().mean()),
+        there_before=float((before @ point >= ALIKE).double().mean()),
+        images=len(images),
+    )

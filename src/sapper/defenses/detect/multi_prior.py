@@ -11,19 +11,21 @@ T_θ (a *prior*) θ is optimized so that features coincide,
     blend    T_θ(x) = (1 − α)·x + α·θ, θ ∈ [0, 1]^{3×H×W}
     filter   T_θ(x) = clip((I + A)·x + b) for each pixel's color, |A|, |b| ≤ the filter's strength
 
-and compared, on images that the optimization has not seen, with the spread r₀ of the features as they are. A prior's
-powers of ten, less those that it reaches on encoders without a backdoor, are its score, and the largest is the
-verdict's:
+and compared, on images that the optimization has not seen, with the spread r₀ of the features as they are. How many
+powers of ten a prior reaches on encoders without a backdoor differs between priors: what is usual there, μ, and how far
+that varies, σ, are measured on clean encoders that are used for nothing else. The largest excess is the score,
 
-    score = max_priors ( log10( r₀ / r_θ ) − allowance )
+    score = max_priors ( log10( r₀ / r_θ ) − μ ) / σ
 
 A mask of free shape (``decree``) must find where the trigger is by shrinking from all of the image, and may end in a
 place where nothing is; a square that is given its place needs some steps only. So there are many starts, and they are
-raced: all of them take few steps on few images, the best go on with more.
+raced: all of them take few steps on few images, the best go on with more. Half of them begin, and stay for the first
+round, in one color: what a whole square of a color does is then found at once, where pixels one by one would not show
+the way. A square also finds triggers that are smaller than it, and parts of larger ones, so that few sizes do.
 
 Source: Sapper. The mean cosine as the measure is that of Feng et al., "Detecting Backdoors in Pre-trained Encoders",
-CVPR 2023, and so is Adam with β = (0.5, 0.9). The allowances are from three clean ResNet-10 of width 16, pre-trained
-on 5,000 images of CIFAR-10; they are rough, and a bag of known-clean encoders tells more.
+CVPR 2023, and so is Adam with β = (0.5, 0.9). The defaults of μ and σ are from the development part of the zoo
+``small`` (``docs/results/audit.md``); another architecture or image size asks for calibration (``sapper calibrate``).
 """
 
 import math
@@ -36,7 +38,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import mean_cosine, unit
+from sapper.defenses.detect.inversion import filtered, mean_cosine, unit
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
@@ -54,27 +56,31 @@ SMALLEST = 1e-6
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
+Usual = tuple[Share, float, PositiveFloat]
+"""A prior's size or strength; the powers of ten that are usual without a backdoor, μ; and their deviation, σ."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MultiPrior(Checked):
     """Inverts triggers of several kinds at once, from many starts (Sapper's own).
 
-    ``patches``: (size, allowance) of each, sizes as shares of the image's side, at places half a patch apart.
-    ``blends``: (α, allowance). ``filters``: (strength, allowance). ``restarts`` of each blend and filter. ``rounds``:
-    for each how many starts of a prior are left (0: all), how many images a step sees, and how many steps it takes.
-    ``images`` to optimize on, and ``held_out`` ones to judge by. ``threshold`` of the score.
+    Each prior is given with its μ and σ. ``patches``: sizes as shares of the image's side, at places half a patch
+    apart. ``blends``: α. ``filters``: strengths. ``restarts`` of each blend and filter. ``rounds``: for each how many
+    starts of a prior are left (0: all), how many images a step sees, and how many steps it takes. ``images`` to
+    optimize on, and ``held_out`` ones to judge by. ``threshold`` of the score.
     """
 
-    patches: tuple[tuple[Share, float], ...] = ((0.125, 0.1), (0.25, 0.3))
-    blends: tuple[tuple[Share, float], ...] = ((0.2, 0.5),)
-    filters: tuple[tuple[Share, float], ...] = ((0.3, 1.7),)
+    patches: tuple[Usual, ...] = ((0.25, 0.2, 0.1), (0.375, 0.45, 0.15))
+    blends: tuple[Usual, ...] = ((0.2, 0.3, 0.15),)
+    filters: tuple[Usual, ...] = ((0.2, 1.1, 0.4),)
     restarts: PositiveInt = 8
-    rounds: tuple[tuple[NonNegativeInt, PositiveInt, PositiveInt], ...] = ((0, 8, 8), (24, 16, 20), (6, 32, 40))
-    images: PositiveInt = 512
-    held_out: PositiveInt = 256
+    rounds: tuple[tuple[NonNegativeInt, PositiveInt, PositiveInt], ...] = ((0, 4, 6), (8, 8, 16), (2, 16, 24))
+    images: PositiveInt = 128
+    held_out: PositiveInt = 128
     learning_rate: PositiveFloat = 0.3
-    threshold: float = 1.0
+    threshold: float = 5.0
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     metric: ClassVar[str] = "score"
     source: ClassVar[str] = "Sapper"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -82,9 +88,9 @@ class MultiPrior(Checked):
     def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
 
-        Evidence: ``priors``, for each its ``score`` and the ``spread`` that it leaves; ``spread`` as it is; ``prior``,
-        the one whose score counts; and its trigger: tensors ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1] for a
-        patch or a blend, ``matrix`` (3, 4) for a filter.
+        Evidence: ``priors``, for each its ``score``, the ``spread`` that it leaves and its ``powers`` of ten;
+        ``spread`` as it is; ``prior``, the one whose score counts; and its trigger (``inversion.recovered``): tensors
+        ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1] for a patch or a blend, ``matrix`` (3, 4) for a filter.
         """
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
@@ -95,50 +101,50 @@ class MultiPrior(Checked):
             raise SapperError(what, where=images.name, remedy=remedy)
         seen, unseen = shown[held:], shown[:held]
         ordinary = self._spread(encoder, None, unseen, run)
-        found, scores = {}, {}
-        for name, (prior, allowance) in self.priors(images.size, run).items():
-            best = self._race(encoder, prior, seen, unseen, name, run.child(name))
-            found[name] = best, self._spread(encoder, best, unseen, run)
-            scores[name] = math.log10(ordinary / found[name][1]) - allowance
-        winner = max(scores, key=lambda name: scores[name])
-        evidence = {
-            "prior": winner,
-            "spread": ordinary,
-            "priors": {name: {"score": scores[name], "spread": spread} for name, (_, spread) in found.items()},
-        }
+        found: dict[str, Prior] = {}
+        priors: dict[str, dict[str, float]] = {}
+        for name, (prior, usual, deviation) in self.priors(images.size, run).items():
+            found[name] = self._race(encoder, prior, seen, unseen, name, run.child(name))
+            spread = self._spread(encoder, found[name], unseen, run)
+            powers = math.log10(ordinary / spread)
+            priors[name] = {"score": (powers - usual) / deviation, "spread": spread, "powers": powers}
+        winner = max(priors, key=lambda name: priors[name]["score"])
+        score = priors[winner]["score"]
         return Verdict(
-            score=scores[winner],
+            score=score,
             threshold=self.threshold,
-            flagged=scores[winner] > self.threshold,
-            evidence=evidence | found[winner][0].trigger(),
+            flagged=score > self.threshold,
+            evidence={"prior": winner, "spread": ordinary, "priors": priors} | found[winner].trigger(),
             seconds=time.perf_counter() - started,
         )
 
-    def priors(self, size: tuple[int, int], run: Run) -> dict[str, tuple["Prior", float]]:
-        """All kinds of changes with their starts, for images of that height and width, and their allowances."""
-        found: dict[str, tuple[Prior, float]] = {}
-        for share, allowance in self.patches:
+    def priors(self, size: tuple[int, int], run: Run) -> dict[str, tuple["Prior", float, float]]:
+        """All kinds of changes with their starts, for images of that height and width, and μ and σ of each."""
+        found: dict[str, tuple[Prior, float, float]] = {}
+        for share, usual, deviation in self.patches:
             side = max(1, round(share * min(size)))
-            found[f"patch {side}×{side}"] = Stamp.patches(side, size, run.child(f"patch {side}")), allowance
-        for alpha, allowance in self.blends:
+            found[f"patch {side}×{side}"] = Stamp.patches(side, size, run.child(f"patch {side}")), usual, deviation
+        for alpha, usual, deviation in self.blends:
             blends = Stamp.blends(alpha, self.restarts, size, run.child(f"blend {alpha}"))
-            found[f"blend {alpha:g}"] = blends, allowance
-        for strength, allowance in self.filters:
+            found[f"blend {alpha:g}"] = blends, usual, deviation
+        for strength, usual, deviation in self.filters:
             filters = Filter.start(strength, self.restarts, run.child(f"filter {strength}"))
-            found[f"filter {strength:g}"] = filters, allowance
+            found[f"filter {strength:g}"] = filters, usual, deviation
         return found
 
     def _race(self, encoder: Encoder, prior: "Prior", seen: Tensor, unseen: Tensor, name: str, run: Run) -> "Prior":
         """The best of a prior's changes."""
         generator, spreads = run.generator(), torch.zeros(prior.count, device=run.device)
         with run.progress.bar(f"trigger inversion ({name})", sum(steps for _, _, steps in self.rounds)) as bar:
-            for keep, count, steps in self.rounds:
+            for number, (keep, count, steps) in enumerate(self.rounds):
                 if 0 < keep < prior.count:
                     prior = prior.take(spreads.argsort()[:keep])
                 optimizer = torch.optim.Adam([prior.weights], lr=self.learning_rate, betas=(0.5, 0.9))
                 for _ in range(steps):
                     rows = torch.randint(len(seen), (min(count, len(seen)),), generator=generator)
                     spreads = self._descend(encoder, prior, to_float(seen[rows.to(seen.device)]), run)
+                    if number == 0:
+                        prior.keep_plain()
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     bar.advance(1, f"{prior.count} left, spread {float(spreads.min()):.4f}")
@@ -188,6 +194,9 @@ class Prior(Protocol):
         """Some of the changes, as new leaves."""
         ...
 
+    def keep_plain(self) -> None:
+        """Change the gradients so that what is of one color stays so."""
+
     def trigger(self) -> dict[str, Tensor]:
         """The first change, for the evidence."""
         ...
@@ -195,10 +204,14 @@ class Prior(Protocol):
 
 @dataclass
 class Stamp:
-    """x' = (1 − m)·x + m·θ with given masks m, float (P, 1, H, W): patches and blends."""
+    """x' = (1 − m)·x + m·θ with given masks m, float (P, 1, H, W): patches and blends.
+
+    ``plain`` bool (P,): which of them begin in one color.
+    """
 
     masks: Tensor
     weights: Tensor
+    plain: Tensor
 
     @staticmethod
     def patches(side: int, size: tuple[int, int], run: Run) -> "Stamp":
@@ -218,9 +231,12 @@ class Stamp:
 
     @staticmethod
     def of(masks: Tensor, run: Run) -> "Stamp":
-        """Masks with patterns that are drawn around gray."""
-        draws = torch.rand(len(masks), 3, *masks.shape[2:], generator=run.generator()) - 0.5
-        return Stamp(masks.to(run.device), draws.to(run.device).requires_grad_())
+        """Each mask twice, with patterns that are drawn around gray: pixel by pixel, and in one color."""
+        generator, masks = run.generator(), masks.to(run.device)
+        pixels = torch.rand(len(masks), 3, *masks.shape[2:], generator=generator) - 0.5
+        colors = (torch.rand(len(masks), 3, 1, 1, generator=generator) - 0.5).expand_as(pixels)
+        plain = torch.arange(2 * len(masks), device=run.device) >= len(masks)
+        return Stamp(masks.repeat(2, 1, 1, 1), torch.cat((pixels, colors)).to(run.device).requires_grad_(), plain)
 
     @property
     def count(self) -> int:
@@ -232,7 +248,13 @@ class Stamp:
 
     def take(self, rows: Tensor) -> "Stamp":
         rows = rows.to(self.weights.device)
-        return Stamp(self.masks[rows], self.weights.detach()[rows].requires_grad_())
+        return Stamp(self.masks[rows], self.weights.detach()[rows].requires_grad_(), self.plain[rows])
+
+    def keep_plain(self) -> None:
+        gradients = self.weights.grad
+        if gradients is not None:
+            means = gradients.mean((2, 3), keepdim=True).expand_as(gradients)
+            self.weights.grad = torch.where(self.plain.view(-1, 1, 1, 1), means, gradients)
 
     def trigger(self) -> dict[str, Tensor]:
         return {"mask": self.masks[0, 0].cpu(), "pattern": unit(self.weights[0].detach()).cpu()}
@@ -260,9 +282,10 @@ class Filter:
         return torch.eye(3, 4, device=self.weights.device) + self.strength * torch.tanh(self.weights)
 
     def apply(self, images: Tensor, rows: Tensor) -> Tensor:
-        matrices = self.matrices()[rows]
-        mixed = torch.einsum("pcd,ndhw->pnchw", matrices[:, :, :3], images)
-        return (mixed + matrices[:, None, :, 3, None, None]).clamp(0, 1)
+        return filtered(images, self.matrices()[rows])
+
+    def keep_plain(self) -> None:
+        """A filter has no pixels of its own."""
 
     def take(self, rows: Tensor) -> "Filter":
         return Filter(self.strength, self.weights.detach()[rows.to(self.weights.device)].requires_grad_())

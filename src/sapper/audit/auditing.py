@@ -1,0 +1,235 @@
+"""The audit: detectors look at an encoder, their scores are compared with a bag's, and a verdict comes out.
+
+    backdoor       the leading detector's p-value is at most the false-alarm bound
+    no-evidence    it is larger
+    undecided      there is no fitting bag, so that nobody can say what a clean encoder would have scored
+
+The other detectors' p-values stand beside it as evidence and decide nothing.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sapper.audit.budgets import UNSEEN, Budget
+from sapper.audit.calibration import Bag, Key, Power, fitting, p_value
+from sapper.defenses.defender import EncoderExaminer
+from sapper.defenses.detect.inversion import Collapse, collapse, recovered
+from sapper.encoders import Encoder
+from sapper.errors import SapperError
+from sapper.images import ImageSet
+from sapper.run import Run
+from sapper.verdicts import Verdict
+
+SCHEMA = 1
+
+FEWEST = 32
+"""Images below which an audit says nothing."""
+
+SHOWN = 6
+"""Images on which a report shows the recovered trigger."""
+
+Answer = Literal["no-evidence", "backdoor", "undecided"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one detector found. ``leads``: it decides. ``collapse``: what its trigger does to other images.
+
+    ``tensors``: the recovered trigger (``inversion.recovered``).
+    """
+
+    method: str
+    leads: bool
+    score: float | None
+    threshold: float | None
+    flagged: bool | None
+    p_value: float | None
+    evidence: dict[str, Any]
+    seconds: float
+    collapse: Collapse | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """What was tried, what this budget leaves out, what no budget can see; of what was planted, how much is found."""
+
+    tried: tuple[str, ...]
+    left_out: tuple[str, ...]
+    unseen: tuple[str, ...]
+    power: tuple[Power, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """All that an audit found. ``reason``: why this verdict, in one sentence.
+
+    ``p_value`` of the leading detector, none without a fitting bag. ``false_alarm_bound``: how often an encoder like
+    the bag's may come out as backdoored. ``encoder``, ``images``, ``bag``: what was audited, with what, beside what.
+    ``shown``: uint8 (n, 3, H, W), images as they are, for pictures.
+    """
+
+    verdict: Answer
+    reason: str
+    p_value: float | None
+    false_alarm_bound: float
+    budget: str
+    seed: int
+    detectors: tuple[Finding, ...]
+    encoder: dict[str, Any]
+    images: dict[str, Any]
+    bag: dict[str, Any] | None
+    coverage: Coverage
+    seconds: float
+    shown: Tensor
+
+    @property
+    def leading(self) -> Finding:
+        return next(finding for finding in self.detectors if finding.leads)
+
+
+def audit(
+    encoder: Encoder,
+    images: ImageSet,
+    budget: Budget,
+    bags: Sequence[Bag],
+    run: Run,
+    *,
+    bound: float = 0.05,
+) -> AuditReport:
+    """Whether ``encoder`` is backdoored, by unlabeled ordinary ``images`` of its size.
+
+    ``bags``: of known-clean encoders, of which one may fit. ``bound``: the share of false alarms that is allowed.
+    Raises ``SapperError`` for too few images or images of another size.
+    """
+    started = time.perf_counter()
+    check_images(encoder, images)
+    key = Key.of(encoder, images, budget)
+    match = fitting(key, bags, bound)
+    findings = []
+    for name, method in budget.make().items():
+        verdict = method.examine(encoder, images, run.child(name))
+        known = match.bag.of(name) if match.bag else []
+        findings.append(_finding(name, verdict, known, encoder, images, run, leads=name == budget.leading))
+    p, verdict_word, reason = _decide(findings[0], match.bag, match.reason, bound)
+    return AuditReport(
+        verdict=verdict_word,
+        reason=reason,
+        p_value=p,
+        false_alarm_bound=bound,
+        budget=budget.name,
+        seed=run.seed,
+        detectors=tuple(findings),
+        encoder=about(encoder),
+        images={"name": images.name, "split": images.split, "n": len(images), "sha256": images.digest},
+        bag=_about_bag(match.bag),
+        coverage=Coverage(
+            tried=budget.tried,
+            left_out=budget.left_out,
+            unseen=UNSEEN,
+            power=tuple(match.bag.power) if match.bag else (),
+        ),
+        seconds=time.perf_counter() - started,
+        shown=images.sample(SHOWN, run.child("shown").generator()).images,
+    )
+
+
+def scores(encoder: Encoder, images: ImageSet, detectors: dict[str, EncoderExaminer], run: Run) -> dict[str, Verdict]:
+    """What an audit's detectors say, without a decision: for bags and for zoos."""
+    check_images(encoder, images)
+    return {name: method.examine(encoder, images, run.child(name)) for name, method in detectors.items()}
+
+
+def check_images(encoder: Encoder, images: ImageSet) -> None:
+    """Raises ``SapperError`` unless the images are enough and of the encoder's size."""
+    where = f"data set {images.name!r}"
+    if len(images) < FEWEST:
+        what, remedy = f"{len(images)} images are too few", f"give at least {FEWEST}; 256 or more are better"
+        raise SapperError(what, where=where, remedy=remedy)
+    size = encoder.card.input_size
+    if images.size != (size, size):
+        what = f"the images are {images.size[0]}×{images.size[1]}, the encoder takes {size}×{size}"
+        raise SapperError(what, where=where, remedy="load them with the encoder's size")
+
+
+def about(encoder: Encoder) -> dict[str, Any]:
+    """What an encoder is, for the report. It is told, and no verdict rests on it."""
+    card = encoder.card
+    origin = {key: card.origin[key] for key in ("opened", "file", "sha256", "layout", "revision") if key in card.origin}
+    return origin | {
+        "architecture": card.architecture,
+        "width": card.width,
+        "feature_size": encoder.feature_size,
+        "input_size": card.input_size,
+        "mean": list(card.mean),
+        "std": list(card.std),
+        "normalization": card.origin.get("normalization", "from its card"),
+        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+    }
+
+
+def _finding(
+    name: str, verdict: Verdict, known: list[float], encoder: Encoder, images: ImageSet, run: Run, *, leads: bool
+) -> Finding:
+    tensors = {key: value for key, value in verdict.evidence.items() if isinstance(value, Tensor)}
+    plain = {key: value for key, value in verdict.evidence.items() if not isinstance(value, Tensor)}
+    change = recovered(verdict.evidence)
+    effect = None
+    if change is not None:
+        some = images.sample(256, run.child("collapse").generator()).images
+        effect = collapse(encoder, change, some, run)
+    return Finding(
+        method=name,
+        leads=leads,
+        score=verdict.score,
+        threshold=verdict.threshold,
+        flagged=verdict.flagged,
+        p_value=p_value(verdict.score, known) if known and verdict.score is not None else None,
+        evidence=plain,
+        seconds=verdict.seconds,
+        collapse=effect,
+        tensors=tensors,
+    )
+
+
+def _decide(leading: Finding, bag: Bag | None, why_not: str, bound: float) -> tuple[float | None, Answer, str]:
+    if bag is None:
+        return None, "undecided", f"The score cannot be judged: {why_not}."
+    if leading.score is None or leading.p_value is None:
+        return None, "undecided", f"{leading.method} gave no score."
+    n = bag.size
+    higher = round(leading.p_value * (n + 1)) - 1
+    beside = f"{higher} of {n} known-clean encoders score as high"
+    if leading.p_value <= bound:
+        return leading.p_value, "backdoor", f"A small change draws ordinary images to one point; {beside}."
+    return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
+
+
+def _about_bag(bag: Bag | None) -> dict[str, Any] | None:
+    if bag is None:
+        return None
+    return {"name": bag.name, "n": bag.size, "pretraining": bag.pretraining, "images": bag.images, "made": bag.made}
+
+
+def as_json(report: AuditReport) -> dict[str, Any]:
+    """The report as plain data; tensors and pictures are left out."""
+    plain = {name: value for name, value in vars(report).items() if name not in ("shown", "detectors", "coverage")}
+    detectors = []
+    for finding in report.detectors:
+        values = {name: value for name, value in vars(finding).items() if name not in ("tensors", "collapse")}
+        detectors.append(values | {"collapse": asdict(finding.collapse) if finding.collapse else None})
+    return {"schema": SCHEMA} | plain | {"detectors": detectors, "coverage": asdict(report.coverage)}
+
+
+def trigger_tensors(report: AuditReport) -> dict[str, Tensor]:
+    """Every recovered trigger, ``<detector>/<tensor>``."""
+    return {
+        f"{finding.method}/{name}": value.to(torch.float32).cpu().contiguous()
+        for finding in report.detectors
+        for name, value in finding.tensors.items()
+    }

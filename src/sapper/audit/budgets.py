@@ -1,0 +1,66 @@
+"""Budgets: which detectors an audit runs and how long, and in words what each leaves out.
+
+The first detector of a budget *leads*: its score alone decides, because more than one decision would raise the rate of
+false alarms. What the others find is evidence beside it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sapper import defenses
+from sapper.defenses.defender import EncoderExaminer
+from sapper.errors import SapperError, closest
+from sapper.methods import find
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """``detectors``: name and parameters of each, the leading one first. ``tried`` and ``left_out``: in words."""
+
+    name: str
+    detectors: dict[str, dict[str, Any]]
+    tried: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def leading(self) -> str:
+        return next(iter(self.detectors))
+
+    def make(self) -> dict[str, EncoderExaminer]:
+        """The detectors, by name."""
+        return {
+            name: find("defenses", defenses.METHODS, name, "budget")(**set_) for name, set_ in self.detectors.items()
+        }
+
+
+PATCHES = ((0.25, 0.2, 0.1), (0.375, 0.45, 0.15))
+"""Sizes as shares of the side, and what is usual without a backdoor; see ``multi_prior``."""
+
+QUICK = Budget(
+    name="quick",
+    detectors={"multi_prior": {"patches": PATCHES, "blends": (), "filters": ()}},
+    tried=("square patches of a quarter and of three eighths of the image's side, anywhere: smaller ones lie inside",),
+    left_out=(
+        "blends and color filters",
+        "DECREE and SSL-Cleanse as second opinions",
+        "patches of more than three eighths of the side",
+    ),
+)
+
+BUDGETS = {budget.name: budget for budget in (QUICK,)}
+
+
+def budget(name: str) -> Budget:
+    """The budget of that name. Raises ``SapperError`` if there is none."""
+    if name not in BUDGETS:
+        raise SapperError(f"no budget {name!r}", where="--budget", remedy=closest(name, list(BUDGETS)))
+    return BUDGETS[name]
+
+
+UNSEEN = (
+    "backdoors that do not draw features to one point: a different answer for each image, or a slight shift only",
+    "triggers that no prior resembles: several patches at once, warps, frequencies, objects, sample-specific changes",
+    "backdoors that need a fine-tuned encoder, a text tower, or a classifier of the attacker's own",
+    "an attacker who knew this audit and trained the encoder to pass it",
+)
+"""What no budget can see."""

@@ -1,0 +1,171 @@
+"""Bags of known-clean encoders, and how surprising a score is beside theirs.
+
+A detector's score means little by itself: what is usual depends on architecture, image size and images. So an audit
+compares it with the scores s₁ … s_n of encoders that are known to be clean, a *bag*, under the same detectors and
+images:
+
+    p = ( 1 + #{ i : sᵢ ≥ s } ) / ( n + 1 )
+
+If the encoder in doubt is clean and comes about as those in the bag did, all n + 1 scores are exchangeable and
+P(p ≤ α) ≤ α for every α: flagging p ≤ α raises a false alarm in at most that share of audits (split conformal
+prediction; Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005; Bates et al., "Testing for Outliers
+with Conformal p-values", Annals of Statistics 2023). The bound holds on average over bags, and for what resembles the
+bag; nothing smaller than 1/(n + 1) can come out.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from sapper.audit.budgets import Budget
+from sapper.encoders import Encoder
+from sapper.errors import SapperError
+from sapper.files import write_atomically
+from sapper.images import ImageSet
+
+SHIPPED = Path(__file__).parent / "bags"
+"""Bags that come with Sapper."""
+
+
+def p_value(score: float, clean: Sequence[float]) -> float:
+    """The conformal p-value of ``score`` beside those of clean encoders, in [1/(n + 1), 1]."""
+    return (1 + sum(other >= score for other in clean)) / (len(clean) + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """What an encoder and an audit must share with a bag. ``images``: the SHA-256 of the image set's pixels."""
+
+    architecture: str
+    width: int
+    feature_size: int
+    input_size: int
+    images: str
+    budget: str
+    detectors: dict[str, dict[str, Any]]
+
+    @staticmethod
+    def of(encoder: Encoder, images: ImageSet, budget: Budget) -> "Key":
+        """The key of an audit. Of the encoder only what its weights say."""
+        card = encoder.card
+        detectors = {
+            name: {"version": type(method).version} | _plain(asdict(method))  # type: ignore[attr-defined, call-overload]
+            for name, method in budget.make().items()
+        }
+        return Key(
+            architecture=card.architecture,
+            width=card.width,
+            feature_size=encoder.feature_size,
+            input_size=card.input_size,
+            images=images.digest,
+            budget=budget.name,
+            detectors=detectors,
+        )
+
+    def differs(self, other: "Key") -> list[str]:
+        """In what two keys differ, in words."""
+        return [name.replace("_", " ") for name, value in asdict(self).items() if asdict(other)[name] != value]
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """How many planted backdoors of a kind were found at a false-alarm bound of 5 %. Interval: Clopper–Pearson."""
+
+    trigger: str
+    found: int
+    planted: int
+    low: float
+    high: float
+
+
+Score = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bag:
+    """Scores of known-clean encoders.
+
+    ``pretraining``: how they came about, in words; the bound holds for encoders that came about alike. ``scores``: for
+    each detector one for each encoder. ``images``: what the image set is called. ``power``: measured beside it.
+    """
+
+    name: str
+    key: Key
+    pretraining: str
+    images: str
+    scores: dict[str, list[Score | None]]
+    power: list[Power] = field(default_factory=list)
+    made: dict[str, Any] = field(default_factory=dict)
+    schema: Literal[1] = 1
+
+    def of(self, detector: str) -> list[float]:
+        """A detector's scores; one without a score is as suspicious as can be, so that the bound still holds."""
+        return [float("inf") if score is None else score for score in self.scores.get(detector, [])]
+
+    @property
+    def size(self) -> int:
+        return max((len(scores) for scores in self.scores.values()), default=0)
+
+
+def write_bag(bag: Bag, path: Path) -> None:
+    """Write a bag to a JSON file."""
+    write_atomically(path, json.dumps(asdict(bag), indent=1, sort_keys=True) + "\n")
+
+
+def read_bag(path: Path) -> Bag:
+    """A bag from a file. Raises ``SapperError`` if it cannot be used."""
+    try:
+        bag: Bag = TypeAdapter(Bag).validate_json(path.read_bytes())
+        return bag
+    except (OSError, ValidationError) as error:
+        what = str(error) if isinstance(error, OSError) else _first(error)
+        remedy = "name a file that sapper calibrate or sapper zoo score made"
+        raise SapperError(f"no bag can be read: {what}", where=str(path), remedy=remedy) from error
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def shipped_bags() -> list[Bag]:
+    """The bags that come with Sapper."""
+    return [read_bag(path) for path in sorted(SHIPPED.glob("*.json"))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """A bag that fits, or in words why none does."""
+
+    bag: Bag | None
+    reason: str
+
+
+def fitting(key: Key, bags: Sequence[Bag], bound: float) -> Match:
+    """The largest bag with that key, if it has enough encoders for the bound."""
+    same = sorted((bag for bag in bags if bag.key == key), key=lambda bag: bag.size)
+    if same:
+        best = same[-1]
+        if 1 / (best.size + 1) <= bound:
+            return Match(bag=best, reason="")
+        needed = int(1 / bound)
+        reason = (
+            f"the fitting bag {best.name!r} has {best.size} encoders; a bound of {bound:g} takes {needed - 1} or more"
+        )
+        return Match(bag=None, reason=reason)
+    if not bags:
+        return Match(bag=None, reason="there is no bag of known-clean encoders")
+    nearest = min(bags, key=lambda bag: len(key.differs(bag.key)))
+    differing = ", ".join(key.differs(nearest.key))
+    return Match(
+        bag=None, reason=f"no bag of known-clean encoders fits; the nearest, {nearest.name!r}, has other {differing}"
+    )

@@ -1,0 +1,126 @@
+"""Replay: a recovered trigger stamped on other images, and beside it changes of the same size that mean nothing.
+
+Evidence that anyone can check: what the trigger does on images that no detector has seen, to the encoder of the audit
+or to another one. As controls the same mask is filled with noise, with gray, and with the trigger's own pixels in a
+random order; a filter's coefficients are shuffled.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from sapper.audit.auditing import SCHEMA
+from sapper.defenses.detect.inversion import Collapse, collapse, recovered
+from sapper.encoders import Encoder
+from sapper.errors import SapperError
+from sapper.files import sha256
+from sapper.images import ImageSet
+from sapper.run import Run
+
+TRIGGERS = "triggers.safetensors"
+"""Beside ``audit.json``: the recovered triggers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """An audit on disk: its plain content, and each detector's trigger."""
+
+    content: dict[str, Any]
+    triggers: dict[str, dict[str, Tensor]]
+
+    @property
+    def size(self) -> int:
+        return int(self.content["encoder"]["input_size"])
+
+
+def read_audit(path: Path) -> Recorded:
+    """The audit in ``audit.json`` and its triggers beside it.
+
+    Raises ``SapperError`` when one of them is missing, damaged, or of another audit.
+    """
+    remedy = "name the audit.json that sapper audit wrote, with its other files beside it"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']} is not read")
+        file = path.parent / TRIGGERS
+        if sha256(file) != content["triggers"]["sha256"]:
+            raise ValueError(f"{TRIGGERS} is not the one that this audit wrote")
+        tensors = safetensors.torch.load_file(file)
+        size = int(content["encoder"]["input_size"])
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            detector, _, part = name.rpartition("/")
+            found.setdefault(detector, {})[part] = tensor
+        for parts in found.values():
+            for part, tensor in parts.items():
+                if tensor.shape != {"mask": (size, size), "pattern": (3, size, size), "matrix": (3, 4)}[part]:
+                    raise ValueError(f"{part} has the shape {tuple(tensor.shape)}")
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{part} is not finite")
+    except (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError) as error:
+        raise SapperError(f"no audit can be read: {error}", where=str(path), remedy=remedy) from error
+    return Recorded(content=content, triggers=found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What a detector's trigger does on some images, and what its controls do."""
+
+    detector: str
+    trigger: Collapse
+    controls: dict[str, Collapse]
+
+
+def replay(recorded: Recorded, encoder: Encoder, images: ImageSet, run: Run) -> list[Replay]:
+    """Measure every recovered trigger anew. Raises ``SapperError`` if there is none, or the sizes differ."""
+    size = recorded.size
+    if images.size != (size, size) or encoder.card.input_size != size:
+        what = f"the triggers are of {size}×{size} pixels, the images of {images.size[0]}×{images.size[1]}"
+        raise SapperError(what, where=images.name, remedy="replay them on the encoder's own size")
+    if not recorded.triggers:
+        raise SapperError("the audit recovered no trigger", where="audit.json", remedy="there is nothing to replay")
+    return [
+        Replay(
+            detector=detector,
+            trigger=_measure(encoder, tensors, images, run),
+            controls={
+                name: _measure(encoder, control, images, run)
+                for name, control in _controls(tensors, run.child(detector)).items()
+            },
+        )
+        for detector, tensors in recorded.triggers.items()
+    ]
+
+
+def as_json(replays: list[Replay]) -> list[dict[str, Any]]:
+    """As plain data."""
+    return [asdict(each) for each in replays]
+
+
+def _measure(encoder: Encoder, tensors: dict[str, Tensor], images: ImageSet, run: Run) -> Collapse:
+    change = recovered(tensors)
+    assert change is not None  # read_audit lets nothing else in
+    return collapse(encoder, change, images.images, run)
+
+
+def _controls(tensors: dict[str, Tensor], run: Run) -> dict[str, dict[str, Tensor]]:
+    generator = run.generator()
+    if "matrix" in tensors:
+        change = tensors["matrix"] - torch.eye(3, 4)
+        order = torch.randperm(change.numel(), generator=generator)
+        return {"shuffled coefficients": {"matrix": torch.eye(3, 4) + change.flatten()[order].view(3, 4)}}
+    mask, pattern = tensors["mask"], tensors["pattern"]
+    covered = (mask > 0).flatten().nonzero().squeeze(1)
+    shuffled = pattern.flatten(1).clone()
+    shuffled[:, covered] = shuffled[:, covered[torch.randperm(len(covered), generator=generator)]]
+    return {
+        "noise": {"mask": mask, "pattern": torch.rand(pattern.shape, generator=generator)},
+        "gray": {"mask": mask, "pattern": torch.full_like(pattern, 0.5)},
+        "shuffled pixels": {"mask": mask, "pattern": shuffled.view_as(pattern)},
+    }

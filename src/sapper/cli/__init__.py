@@ -1,0 +1,85 @@
+"""The command line: the only room that prints. torch is imported only by commands that compute."""
+
+import re
+import sys
+import traceback
+from typing import Annotated, NoReturn
+
+import typer
+from rich.markup import escape
+
+from sapper import __version__
+from sapper.cli import audits, experiments, listing, zoos
+from sapper.cli.shared import err, out
+from sapper.errors import SapperError
+
+app = typer.Typer(
+    help="Lays, finds and clears backdoors in pre-trained encoders, and measures all three honestly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    # ``main`` takes --debug out wherever it stands, because every command knows it; here it is for --help.
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
+COMMANDS = (
+    experiments.run,
+    experiments.demo,
+    experiments.report,
+    audits.audit,
+    audits.replay,
+    audits.calibrate,
+    listing.methods,
+)
+for command in COMMANDS:
+    app.command()(command)
+
+zoo = typer.Typer(help="Many small encoders, clean and backdoored, to measure detectors by.", no_args_is_help=True)
+zoo.command()(zoos.build)
+zoo.command()(zoos.score)
+app.add_typer(zoo, name="zoo")
+
+
+def main() -> None:
+    """The program ``sapper``: exit code 0, or 2 with one message when something from outside cannot be used.
+
+    An audit has codes of its own, so that a crash, too, ends with 2 and not with Python's 1, which would be a verdict.
+    An interrupt ends with 130, a closed pipe with 141, as shells have it.
+    """
+    try:
+        app([word for word in sys.argv[1:] if word != "--debug"])
+    except SapperError as error:
+        _end(error)
+    except Exception as error:
+        # torch's own kinds: OutOfMemoryError on an accelerator, a plain RuntimeError on the CPU
+        full = isinstance(error, RuntimeError) and re.search("out of memory|not enough memory", str(error))
+        if not full and not isinstance(error, MemoryError):
+            traceback.print_exc()
+            err.print("[bold red]error[/bold red] this is a fault in sapper; please report it with the lines above")
+            sys.exit(2)
+        remedy = "take a smaller batch, a narrower encoder or fewer images; finished stages and epochs are kept"
+        _end(SapperError("the memory is not enough", remedy=remedy))
+
+
+def _end(error: SapperError) -> NoReturn:
+    """Tell what is wrong, and stop."""
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    err.print(f"[bold red]error[/bold red] {escape(str(error))}", soft_wrap=True)
+    sys.exit(2)

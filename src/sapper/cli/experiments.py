@@ -1,0 +1,210 @@
+"""Commands for experiments: run a scenario, the demo, a report anew."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from sapper import process
+from sapper.cli.shared import (
+    SHIPPED,
+    DataRoot,
+    Device,
+    Download,
+    Overrides,
+    StoreOption,
+    Threads,
+    WorkersOption,
+    check_writable,
+    device_of,
+    err,
+    out,
+    say,
+    shipped_file,
+)
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for results.json and report.html [runs/NAME].")]
+
+
+def run(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of one that comes with sapper.")],
+    out_folder: Out = None,
+    store: StoreOption = None,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+    workers: WorkersOption = 0,
+) -> None:
+    """Run a scenario: pre-train, attack, build classifiers, measure, report.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    _run(_scenario_file(scenario), out_folder, store, overrides or [], data_root, download, device, threads, workers)
+
+
+def demo(
+    out_folder: Out = None,
+    store: StoreOption = None,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """The whole story on embedded data, in minutes: one encoder, three tasks, one backdoor for all of them."""
+    _run(_scenario_file("demo"), out_folder, store, overrides or [], None, False, device, threads)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder with results.json.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown, for a page.")] = False,
+) -> None:
+    """Write report.html anew from results.json, and print the table."""
+    from sapper.lab.results import read_results
+    from sapper.report import markdown as page
+    from sapper.report import write_report
+
+    results = read_results(folder)
+    if markdown:
+        say(page.render(results))
+        return
+    path = (folder if folder.is_dir() else folder.parent) / "report.html"
+    write_report(results, path)
+    print_results(results)
+    say(f"report: {path}")
+
+
+def _scenario_file(name: str) -> Path:
+    """The file itself, or the shipped scenario of that name."""
+    return shipped_file(name, "scenarios", "scenario")
+
+
+def _run(
+    file: Path,
+    folder: Path | None,
+    store: Path | None,
+    overrides: list[str],
+    data_root: Path | None,
+    download: bool,
+    device: str,
+    threads: int,
+    workers: int = 0,
+) -> None:
+    process.settle()  # before torch is loaded
+    with err.status("loading"):
+        import torch
+
+        from sapper.lab.executors import Workers
+        from sapper.lab.results import write_results
+        from sapper.lab.runner import run_scenario
+        from sapper.lab.scenario import read
+        from sapper.lab.store import Store
+        from sapper.lab.trial import Lab
+        from sapper.progress import progress
+        from sapper.report import write_report
+        from sapper.run import Run, fast_dtype
+
+    scenario = read(file, tuple(overrides))
+    place = device_of(device)
+    folder = folder or Path("runs") / scenario.name
+    check_writable(folder)
+    if threads:
+        torch.set_num_threads(threads)
+    precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(scenario.precision) or fast_dtype(place)
+    options = {
+        "--data-root": data_root,
+        "--device": device if device != "auto" else None,
+        "--threads": threads or None,
+        "--workers": workers or None,
+        "--store": store,
+    }
+    try:
+        with progress(err) as bars:
+            lab = Lab(
+                store=Store(store or folder / "store"),
+                out=folder,
+                run=Run(device=place, dtype=precision, progress=bars),
+                command=_command(file, folder, overrides, options, download=download),
+                data_root=data_root,
+                workers=Workers(workers or torch.get_num_threads(), process.settle),
+                download=download,
+                tell=lambda line: err.print(line, markup=False),
+            )
+            results = run_scenario(scenario, lab)
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on from here")
+        raise
+    write_results(results, folder)
+    write_report(results, folder / "report.html")
+    print_results(results)
+    say(f"report: {folder / 'report.html'}")
+
+
+def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, Any], *, download: bool) -> str:
+    """What to type to run the same again."""
+    words = ["sapper", "run", file.stem if file.resolve().parent.parent in SHIPPED else str(file)]
+    for text in overrides:
+        words += ["--set", text]
+    for option, value in options.items():
+        words += [option, str(value)] if value is not None else []
+    return shlex.join([*words, *(["--download"] if download else []), "--out", str(folder)])
+
+
+def print_results(results: Any) -> None:
+    """The summary, then for each task and target a table: metrics by heads, the primary one first."""
+    from sapper.report import defenses
+    from sapper.report.tables import aim, interval_note, summary_rows, summary_sentences
+
+    for sentence in summary_sentences(results):
+        out.print(sentence, markup=False)
+    rows = summary_rows(results)
+    note = interval_note(estimate for row in rows for estimate in row.estimates.values())
+    title = f"{results.scenario.get('name', 'results')}: in %, with 95 % intervals ({note}); * marks the primary head"
+    out.print(f"\n{title}\n", style="dim", markup=False)
+    for place in dict.fromkeys((row.task, row.target) for row in rows):
+        out.print(aim(*place), style="bold", markup=False)
+        for table in _tables([row for row in rows if (row.task, row.target) == place]):
+            out.print(table, "")
+    for sentence in defenses.sentences(results):
+        out.print(sentence, markup=False)
+    for flag in results.flags:
+        out.print(f"note: {flag}", markup=False)
+
+
+NAME, CELL, GAP = 12, 19, 2
+"""Widths in the tables: a metric's name, a usual cell (``+94.9  +93.1…+96.2``), and the space before each column."""
+
+
+def _tables(rows: list[Any]) -> Iterator[Table]:
+    """The rows of one task and target as columns, as many side by side as the terminal is wide: nothing is cut."""
+    from sapper.report.tables import LABELS, METRICS
+
+    cells = [{metric: _cell(row.estimates.get(metric)) for metric in METRICS} for row in rows]
+    width = max(CELL, *(len(cell) for column in cells for cell in column.values()))
+    many = max(1, (out.width - NAME) // (GAP + width))
+    for start in range(0, len(rows), many):
+        some = slice(start, start + many)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, GAP - 1), pad_edge=False, show_edge=False)
+        table.add_column("", min_width=NAME)
+        for row in rows[some]:
+            table.add_column(_heading(row), max_width=width, overflow="fold")
+        for metric in METRICS:
+            if any(metric in row.estimates for row in rows[some]):
+                table.add_row(LABELS.get(metric, metric), *(column[metric] for column in cells[some]))
+        yield table
+
+
+def _heading(row: Any) -> Text:
+    lines = [f"{row.head or ''}{' *' if row.primary else ''}"]
+    return Text("\n".join(lines + [f"{key} = {value}" for key, value in row.condition.items()]))
+
+
+def _cell(estimate: Any) -> Text:
+    if estimate is None:
+        return Text("    –")
+    return Text(f"{estimate.number:>5}  ") + Text(estimate.span, style="dim")

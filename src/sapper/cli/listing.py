@@ -1,0 +1,84 @@
+"""The command that lists what there is: data sets, methods, triggers."""
+
+import sys
+from collections.abc import Callable
+from inspect import cleandoc
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.padding import Padding
+from rich.text import Text
+
+from sapper.cli.shared import out
+from sapper.errors import SapperError, closest
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Only this one, with its description.")] = None,
+) -> None:
+    """What there is: data sets, methods of every kind and triggers, with parameters, defaults and sources."""
+    from sapper import attacks, datasets, defenses, downstream, pretraining
+    from sapper.lab.scenario import TRIGGERS
+    from sapper.methods import find, known
+
+    kinds = {
+        "pretraining": pretraining.METHODS,
+        "attacks": attacks.METHODS,
+        "heads": downstream.HEADS,
+        "defenses": defenses.METHODS,
+    }
+    found: dict[str, Callable[[], None]] = {}
+    for kind, table in kinds.items():
+        for method in known(kind, table):
+            found[method] = _method_printer(kind, method, find(kind, table, method, "methods"), whole=name is not None)
+    for trigger, cls in TRIGGERS.items():
+        found[trigger] = _method_printer("triggers", trigger, cls, whole=name is not None)
+    for info in datasets.describe():
+        found[info.name] = _dataset_printer(info)
+    if name is not None and name not in found:
+        raise SapperError(f"there is no {name!r}", where="sapper methods", remedy=closest(name, list(found)))
+    for show in [found[name]] if name is not None else found.values():
+        show()
+
+
+def _method_printer(kind: str, name: str, cls: type, *, whole: bool) -> Callable[[], None]:
+    """Prints a method with its parameters; its first line of documentation, or the ``whole`` and that of its file."""
+    from sapper.methods import parameters
+
+    def show() -> None:
+        source = getattr(cls, "source", "")
+        out.print(f"[bold]{name}[/bold]  [dim]{kind}{' · ' + escape(source) if source else ''}[/dim]")
+        text = cleandoc(cls.__doc__ or "")
+        if whole and kind in OF_A_FILE:
+            text = f"{cleandoc(sys.modules[cls.__module__].__doc__ or '')}\n\n{text}"
+        out.print(Padding.indent(Text(_flowing(text) if whole else text.partition("\n\n")[0]), 2))
+        for parameter in parameters(cls):
+            out.print(f"    {parameter.name} = {escape(parameter.default)}")
+        for preset, values in getattr(cls, "presets", {}).items():
+            text = ", ".join(f"{key} = {value!r}" for key, value in values.items()) or "the defaults"
+            out.print(Padding.indent(Text(f'preset = "{preset}": {text}'), 4))
+        out.print()
+
+    return show
+
+
+OF_A_FILE = ("pretraining", "attacks", "defenses")
+"""Kinds whose methods have a file each, with threat model, objective and source in its documentation."""
+
+
+def _flowing(text: str) -> str:
+    """Paragraphs as one line each, for the terminal to break; formulas and tables, which are indented, as they are."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(part if "\n " in f"\n{part}" else part.replace("\n", " ") for part in paragraphs)
+
+
+def _dataset_printer(info: Any) -> Callable[[], None]:
+    def show() -> None:
+        out.print(f"[bold]{info.name}[/bold]  [dim]data set · {info.kind}[/dim]")
+        out.print(Padding.indent(Text(f"{info.classes} classes, splits {', '.join(info.splits)}. {info.source}"), 2))
+        if info.note:
+            out.print(Padding.indent(Text(info.note), 2))
+        out.print()
+
+    return show

@@ -1,0 +1,90 @@
+"""What all commands share: where they print, their common options, and checks at the door."""
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sapper.errors import SapperError, closest
+
+
+class _Console(Console):
+    """Ends as shells have it when nobody reads on, as in ``sapper methods | head``."""
+
+    def on_broken_pipe(self) -> None:
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+out, err = _Console(highlight=False), _Console(stderr=True, highlight=False)
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option("--store", envvar="SAPPER_STORE", help="Folder of finished stages [store below --out]."),
+]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", envvar="SAPPER_DATA", help="Folder of the real data sets.")
+]
+Download = Annotated[bool, typer.Option("--download", help="Let torchvision fetch data sets that are missing.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a key, e.g. attack.epochs=50. Can be repeated.")
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: as many as cores.")]
+BudgetOption = Annotated[str, typer.Option("--budget", help="quick, standard or thorough.")]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=0, help="Processes that train a fleet; 0: as many as threads.")
+]
+
+
+def say(line: str) -> None:
+    """One line as it is, of any length: a path can then be copied."""
+    out.print(line, markup=False, soft_wrap=True)
+
+
+def shipped_file(name: str, folder: str, kind: str) -> Path:
+    """The file itself, or the one of that name among those that come with sapper, of a ``kind`` in a ``folder``."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for place in SHIPPED for file in sorted((place / folder).glob("*.toml"))}
+    if name in shipped:
+        return shipped[name]
+    what = "there is no such file" if path.suffix == ".toml" else f"no {kind} is called {name!r}"
+    remedy = f"{closest(path.stem, list(shipped))} (those come with sapper), or the path of a TOML file"
+    raise SapperError(what, where=name, remedy=remedy)
+
+
+SHIPPED = (Path(__file__).parents[1], Path(__file__).parents[3])
+"""Where folders of scenarios and zoos lie when sapper is installed, and in a checkout."""
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the work, not after it, whether results can be written."""
+    from sapper.files import write_atomically
+
+    trial = folder / ".writable"
+    try:
+        write_atomically(trial, "")
+    except SapperError as error:
+        raise SapperError(error.what, where=str(folder), remedy="name another folder with --out") from error
+    trial.unlink()
+
+
+def device_of(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type in ("cpu", "cuda"):
+            torch.empty(1, device=device)
+            return device
+    except (RuntimeError, AssertionError):
+        pass
+    raise SapperError(f"no device {name!r} here", where="--device", remedy="use cpu or auto")

@@ -1,0 +1,111 @@
+"""Commands for zoos: many small encoders, clean and backdoored, to measure detectors by."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sapper import process
+from sapper.cli.shared import (
+    BudgetOption,
+    DataRoot,
+    Device,
+    Download,
+    WorkersOption,
+    check_writable,
+    device_of,
+    err,
+    say,
+    shipped_file,
+)
+from sapper.errors import SapperError
+
+
+def build(
+    plan: Annotated[str, typer.Argument(help="A plan's file, or the name of one that comes with sapper.")],
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder for the zoo [runs/zoo-NAME].")] = None,
+    parts: Annotated[list[str] | None, typer.Option("--part", help="Only this part. Can be repeated.")] = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    device: Device = "auto",
+    workers: WorkersOption = 0,
+) -> None:
+    """Make the encoders of a zoo; those that are there already are kept."""
+    process.settle()  # before torch is loaded
+    with err.status("loading"):
+        import torch
+
+        from sapper.lab import zoo as zoos
+        from sapper.lab.executors import Workers
+        from sapper.progress import progress
+        from sapper.run import Run, fast_dtype
+
+    read = zoos.read_plan(shipped_file(plan, "zoos", "plan"))
+    place, folder = device_of(device), out_folder or Path("runs") / f"zoo-{read.name}"
+    check_writable(folder)
+    crew = Workers(workers or torch.get_num_threads(), process.settle)
+    torch.set_num_threads(1)  # as in the workers, whose stages these are
+    try:
+        with progress(err) as bars:
+            run = Run(seed=read.seed, device=place, dtype=fast_dtype(place), progress=bars)
+            pantry = zoos.Pantry.load(read, run, data_root=data_root, download=download)
+            members = zoos.build(read, folder, run, crew, parts=parts or (), data=pantry)
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on from here")
+        raise
+    say(f"{zoos.summary(members)}: {folder / zoos.MANIFEST}")
+
+
+def score(
+    folder: Annotated[Path, typer.Argument(help="A zoo's folder.")],
+    budget: BudgetOption = "quick",
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", help="Only this part. Can be repeated [all but development].")
+    ] = None,
+    bags: Annotated[Path | None, typer.Option("--bags", help="Write a bag of each family to this folder.")] = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    device: Device = "auto",
+    workers: WorkersOption = 0,
+) -> None:
+    """Let the detectors of a budget examine a zoo: AUC, true positives and false alarms of each."""
+    process.settle()  # before torch is loaded
+    with err.status("loading"):
+        import torch
+
+        from sapper.audit import calibration
+        from sapper.audit.budgets import budget as budget_of
+        from sapper.lab import scoring
+        from sapper.lab import zoo as zoos
+        from sapper.lab.environment import environment
+        from sapper.lab.executors import Workers
+        from sapper.progress import progress
+        from sapper.report import zoo as page
+        from sapper.run import Run, fast_dtype
+
+    chosen, plan, place = budget_of(budget), zoos.plan_of(folder), device_of(device)
+    members = [member for member in zoos.read_members(folder) if member.part in (parts or scoring.PARTS)]
+    if not members:
+        remedy = "sapper zoo build makes them"
+        raise SapperError("the zoo has no members of these parts", where=str(folder), remedy=remedy)
+    crew = Workers(workers or torch.get_num_threads(), process.settle)
+    torch.set_num_threads(1)  # as in the workers, whose stages these are
+    with progress(err) as bars:
+        run = Run(seed=plan.seed, device=place, dtype=fast_dtype(place), progress=bars)
+        images = {
+            family: zoos.ordinary_images(plan, family, run, data_root=data_root, download=download)
+            for family in dict.fromkeys(member.family for member in members)
+        }
+        scored = scoring.examine(members, folder, images, chosen, run, crew)
+    around = environment(run)
+    board = scoring.board(scored, plan.name, chosen, around, shlex.join(["sapper", *sys.argv[1:]]))
+    path = scoring.write_scores(board, folder)
+    if bags is not None:
+        for bag in scoring.bags(scored, folder, images, chosen, plan.name, run, around):
+            calibration.write_bag(bag, bags / f"{bag.name}.json")
+    page.write(board, path.with_suffix(".html"))
+    for line in page.lines(board):
+        say(line)
+    say(f"report: {path.with_suffix('.html')}")

@@ -1,0 +1,389 @@
+"""Detectors measured on a zoo: scores of every member, then how well each tells backdoored from clean.
+
+The leading detector of a budget is judged as an audit judges: a member of the judgement part is flagged when its
+conformal p-value beside its family's calibration part is at most the bound. The other detectors are judged alike, each
+by itself, and by their own published threshold.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from scipy.stats import beta
+
+from sapper import encoders
+from sapper.audit.auditing import scores
+from sapper.audit.budgets import Budget
+from sapper.audit.calibration import Bag, Key, Power, p_value
+from sapper.errors import SapperError, located
+from sapper.files import sha256, write_atomically
+from sapper.images import ImageSet
+from sapper.lab import stages
+from sapper.lab.executors import Workers
+from sapper.lab.store import Store
+from sapper.lab.zoo import WORKING, Member
+from sapper.metrics import auc_rate
+from sapper.run import Run, Silent
+
+CALIBRATION, JUDGEMENT = "calibration", "judgement"
+"""The parts of a zoo that bags are made of, and that detectors are judged on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A member with each detector's score, own flag, seconds and plain evidence."""
+
+    member: Member
+    scores: dict[str, float | None]
+    flagged: dict[str, bool | None]
+    seconds: dict[str, float]
+    evidence: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """One member before the detectors of a budget. Travels to other processes."""
+
+    member: Member
+    file: Path
+    images: ImageSet
+    budget: Budget
+    run: Run
+
+    def make(self, store: Store) -> Scored:
+        """Look, or find in the store what was seen."""
+        detectors = self.budget.make()
+        digest = sha256(self.file)
+        key = stages.surroundings(self.run) | {"encoder": digest, "images": self.images.digest}
+        found: dict[str, dict[str, Any]] = {}
+        for name, method in detectors.items():
+
+            def look(folder: Path, name: str = name, method: Any = method) -> None:
+                encoder = encoders.load(self.file, self.run)
+                verdict = scores(encoder, self.images, {name: method}, self.run)[name]
+                plain = {k: v for k, v in verdict.evidence.items() if not isinstance(v, torch.Tensor)}
+                seen = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
+                write_atomically(folder / "seen.json", json.dumps(seen | {"evidence": plain}))
+
+            with located(self.member.name):
+                described = {"detector": name, "version": method.version} | asdict(method)  # type: ignore[attr-defined, call-overload]
+                stage = store.stage("look", key | described, look)
+            found[name] = json.loads((stage.folder / "seen.json").read_text(encoding="utf-8"))
+        return Scored(
+            member=self.member,
+            scores={name: seen["score"] for name, seen in found.items()},
+            flagged={name: seen["flagged"] for name, seen in found.items()},
+            seconds={name: seen["seconds"] for name, seen in found.items()},
+            evidence={name: seen["evidence"] for name, seen in found.items()},
+        )
+
+
+def examine(
+    members: Sequence[Member],
+    folder: Path,
+    images: dict[str, ImageSet],
+    budget: Budget,
+    run: Run,
+    workers: Workers,
+) -> list[Scored]:
+    """Every member before the budget's detectors; those that were looked at are not looked at again.
+
+    ``images``: each family's ordinary ones. A member's draws depend on its name and nothing else.
+    """
+    store = Store(folder / "scores")
+    jobs = [
+        (
+            Examination(
+                member=member,
+                file=folder / member.file,
+                images=images[member.family],
+                budget=budget,
+                run=replace(run.child(member.name), progress=Silent()),
+            ),
+            store,
+        )
+        for member in members
+    ]
+    with store.locked(), run.progress.bar(f"{len(jobs)} encoders examined", len(jobs)) as bar:
+        return in_processes(Examination.make, jobs, run, workers, bar.advance)
+
+
+def in_processes(
+    function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], run: Run, workers: Workers, done: Callable[[], None]
+) -> list[Any]:
+    """On a CPU by one process for each core, on an accelerator one after another."""
+    if run.device.type == "cpu":
+        return workers.run(function, jobs, done)
+    results = []
+    for job in jobs:
+        results.append(function(*job))
+        done()
+    return results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """``found`` of ``n``, and Clopper and Pearson's exact 95 % interval."""
+
+    found: int
+    n: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        return self.found / self.n
+
+    @staticmethod
+    def of(hits: Iterable[bool]) -> "Share":
+        listed = list(hits)
+        return Share.counted(sum(listed), len(listed))
+
+    @staticmethod
+    def counted(found: int, n: int) -> "Share":
+        low = float(beta.ppf(0.025, found, n - found + 1)) if found else 0.0
+        high = float(beta.ppf(0.975, found + 1, n - found)) if found < n else 1.0
+        return Share(found=found, n=n, low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """How one detector did on the judgement part of a family, or of all of them.
+
+    ``auc`` with its interval; by calibrated p-values at the bound ``true_positives`` of all backdoored encoders,
+    ``working`` of those whose backdoor works, ``false_alarms`` of the clean ones; by its ``own`` threshold likewise.
+    """
+
+    family: str
+    detector: str
+    auc: float
+    auc_low: float
+    auc_high: float
+    true_positives: Share | None
+    working: Share | None
+    false_alarms: Share | None
+    own_true_positives: Share | None
+    own_false_alarms: Share | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoreboard:
+    """A zoo's scores and what follows from them. ``rows``: each family's, then those of all together.
+
+    ``curves``: for each detector the ROC curve over all families, of scores, as (false-alarm, true-positive rate).
+    ``power``: what the leading detector finds of which triggers, at the bound.
+    """
+
+    zoo: str
+    budget: str
+    leading: str
+    bound: float
+    rows: tuple[Row, ...]
+    curves: dict[str, list[tuple[float, float]]]
+    power: tuple[Power, ...]
+    members: tuple[Scored, ...]
+    environment: dict[str, str]
+    command: str
+    schema: int = 1
+
+
+PARTS = (CALIBRATION, JUDGEMENT)
+
+ALL = "all"
+"""All families together, in a row."""
+
+
+def board(scored: Sequence[Scored], zoo: str, budget: Budget, environment: dict[str, str], command: str) -> Scoreboard:
+    """What follows from a zoo's scores."""
+    rows, curves = judge(scored, list(budget.detectors), BOUND)
+    return Scoreboard(
+        zoo=zoo,
+        budget=budget.name,
+        leading=budget.leading,
+        bound=BOUND,
+        rows=tuple(rows),
+        curves=curves,
+        power=tuple(power(scored, budget.leading, BOUND)),
+        members=tuple(scored),
+        environment=environment,
+        command=command,
+    )
+
+
+def judge(scored: Sequence[Scored], detectors: Sequence[str], bound: float) -> tuple[list[Row], dict[str, Any]]:
+    """Rows and ROC curves of the judgement part."""
+    families = list(dict.fromkeys(each.member.family for each in scored))
+    judged = [each for each in scored if each.member.part == JUDGEMENT]
+    rows, curves = [], {}
+    for detector in detectors:
+        surprise = {each.member.name: _p_value(each, detector, scored) for each in judged}
+        for family in families if len(families) > 1 else []:
+            if row := _row(family, detector, [e for e in judged if e.member.family == family], surprise, bound):
+                rows.append(row)
+        if row := _row(ALL, detector, judged, surprise, bound):
+            rows.append(row)
+            curves[detector] = roc(*_split(judged, detector))
+    return rows, curves
+
+
+def roc(positive: Sequence[float], negative: Sequence[float]) -> list[tuple[float, float]]:
+    """The ROC curve of scores, from (0, 0) to (1, 1): a point for each threshold."""
+    points = [(0.0, 0.0)]
+    for threshold in sorted({*positive, *negative}, reverse=True):
+        points.append(
+            (
+                sum(score >= threshold for score in negative) / len(negative),
+                sum(score >= threshold for score in positive) / len(positive),
+            )
+        )
+    return points
+
+
+def _row(
+    family: str, detector: str, judged: list[Scored], surprise: dict[str, float | None], bound: float
+) -> Row | None:
+    positive, negative = _split(judged, detector)
+    if not positive or not negative:
+        return None
+    area = auc_rate(torch.tensor(positive, dtype=torch.double), torch.tensor(negative, dtype=torch.double))
+    calibrated = all(surprise[each.member.name] is not None for each in judged)
+
+    def flags(kind: str, *, working: bool = False) -> list[bool]:
+        return [(surprise[e.member.name] or 0.0) <= bound for e in judged if _is(e, kind, working=working)]
+
+    own = {
+        kind: [e.flagged[detector] is True for e in judged if e.member.kind == kind] for kind in ("clean", "backdoored")
+    }
+    return Row(
+        family=family,
+        detector=detector,
+        auc=area.value,
+        auc_low=area.low,
+        auc_high=area.high,
+        true_positives=Share.of(flags("backdoored")) if calibrated else None,
+        working=Share.of(flags("backdoored", working=True)) if calibrated else None,
+        false_alarms=Share.of(flags("clean")) if calibrated else None,
+        own_true_positives=Share.of(own["backdoored"]),
+        own_false_alarms=Share.of(own["clean"]),
+        seconds=sum(each.seconds[detector] for each in judged) / len(judged),
+    )
+
+
+def _is(each: Scored, kind: str, *, working: bool) -> bool:
+    return each.member.kind == kind and (not working or each.member.about["metrics"]["ASR_strict"] >= WORKING)
+
+
+def _split(judged: Sequence[Scored], detector: str) -> tuple[list[float], list[float]]:
+    """Scores of backdoored and of clean members."""
+    positive, negative = (
+        [_score(each, detector) for each in judged if each.member.kind == kind] for kind in ("backdoored", "clean")
+    )
+    return positive, negative
+
+
+def _score(each: Scored, detector: str) -> float:
+    score = each.scores[detector]
+    return -math.inf if score is None else score
+
+
+def _p_value(each: Scored, detector: str, scored: Sequence[Scored]) -> float | None:
+    clean = clean_scores(scored, each.member.family, detector)
+    return p_value(_score(each, detector), clean) if clean else None
+
+
+def clean_scores(scored: Sequence[Scored], family: str, detector: str) -> list[float]:
+    """A detector's scores of a family's calibration part; without a score an encoder is as suspicious as can be."""
+    ours = [each for each in scored if each.member.part == CALIBRATION and each.member.family == family]
+    clean = [each.scores[detector] for each in ours if each.member.kind == "clean"]
+    return [math.inf if score is None else score for score in clean]
+
+
+SIZES = ((1, 4), (5, 8), (9, 12))
+"""Groups of trigger sizes, in pixels, whose power is told apart."""
+
+
+def power(scored: Sequence[Scored], detector: str, bound: float, family: str | None = None) -> list[Power]:
+    """What is found of each kind of trigger among the working backdoors of the judgement part, at the bound."""
+    groups: dict[str, list[bool]] = {}
+    for each in scored:
+        if (
+            each.member.part == JUDGEMENT
+            and family in (None, each.member.family)
+            and _is(each, "backdoored", working=True)
+        ):
+            surprise = _p_value(each, detector, scored)
+            if surprise is not None:
+                groups.setdefault(_kind_of(each.member), []).append(surprise <= bound)
+    shares = {kind: Share.of(hits) for kind, hits in sorted(groups.items())}
+    return [
+        Power(trigger=kind, found=share.found, planted=share.n, low=share.low, high=share.high)
+        for kind, share in shares.items()
+    ]
+
+
+def _kind_of(member: Member) -> str:
+    """A member's trigger, in words that are shared by others like it."""
+    trigger = member.about["target"]["trigger"]
+    if trigger["kind"] != "patch":
+        return f"{trigger['kind']} {trigger.get('alpha', '')}".strip()
+    side = trigger["size"] if isinstance(trigger["size"], int) else max(trigger["size"])
+    low, high = next(((low, high) for low, high in SIZES if low <= side <= high), (side, side))
+    return f"patch of {low} to {high} pixels"
+
+
+def bags(
+    scored: Sequence[Scored],
+    folder: Path,
+    images: dict[str, ImageSet],
+    budget: Budget,
+    zoo: str,
+    run: Run,
+    environment: dict[str, str],
+) -> list[Bag]:
+    """A bag of each family's calibration part, with the power that was measured beside it."""
+    made = []
+    for family, own in images.items():
+        part = [each for each in scored if each.member.family == family and each.member.part == CALIBRATION]
+        if not part:
+            continue
+        about = [each.member.about["pretraining"] for each in part]
+        spans = {key: f"{min(a[key] for a in about)}…{max(a[key] for a in about)}" for key in ("epochs", "images")}
+        method = "/".join(sorted({a["method"] for a in about}))
+        made.append(
+            Bag(
+                name=f"{zoo}-{family}-{budget.name}",
+                key=Key.of(encoders.load(folder / part[0].member.file, run), own, budget),
+                pretraining=f"{method}, {spans['epochs']} epochs of {spans['images']} images of {family}",
+                images=f"{own.name} {own.split}",
+                scores={name: [each.scores[name] for each in part] for name in budget.detectors},
+                power=power(scored, budget.leading, BOUND, family),
+                made={"zoo": zoo, "part": CALIBRATION} | environment,
+            )
+        )
+    return made
+
+
+BOUND = 0.05
+"""The bound at which power is told."""
+
+
+def write_scores(board: Scoreboard, folder: Path) -> Path:
+    """Leave ``scores-<budget>.json``."""
+    path = folder / f"scores-{board.budget}.json"
+    write_atomically(path, json.dumps(asdict(board), indent=1) + "\n")
+    return path
+
+
+def read_scores(path: Path) -> Scoreboard:
+    """What ``write_scores`` left. Raises ``SapperError`` if it cannot be read."""
+    try:
+        board: Scoreboard = TypeAdapter(Scoreboard).validate_json(path.read_bytes())
+        return board
+    except (OSError, ValidationError) as error:
+        raise SapperError(f"cannot be read: {error}", where=str(path), remedy="sapper zoo score makes it") from error

@@ -1,0 +1,131 @@
+"""An audit for people: the page, and the lines at the end in the terminal."""
+
+from dataclasses import dataclass
+
+import torch
+from markupsafe import Markup
+
+from sapper.audit.auditing import AuditReport, Finding
+from sapper.audit.calibration import Bag
+from sapper.audit.replaying import Replay
+from sapper.defenses.detect.inversion import recovered
+from sapper.images import to_float
+from sapper.lab.pictures import png
+from sapper.report import figures, text
+from sapper.report.pages import environment
+
+WORDS = {
+    "backdoor": "Evidence of a backdoor",
+    "no-evidence": "No evidence of a backdoor",
+    "undecided": "Undecided",
+}
+
+MEANING = {
+    "backdoor": "Do not build on this encoder before somebody has looked at the trigger below and replayed it. "
+    "A clean encoder like those of the bag comes out like this in at most {bound} of audits.",
+    "no-evidence": "Nothing that this audit can see speaks against this encoder. That is not a proof that it is safe: "
+    "what was not tried, and what no audit of this kind can see, is listed under coverage.",
+    "undecided": "The evidence is shown, but without known-clean encoders of the same kind nobody can say what a clean "
+    "one would score. Make a bag with sapper calibrate, or judge the replay of the trigger yourself.",
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A recovered trigger on images: each plain, and with the trigger. PNG in base64."""
+
+    finding: Finding
+    plain: list[str]
+    triggered: list[str]
+
+
+def render(report: AuditReport, bag: Bag | None, surroundings: dict[str, str], command: str) -> str:
+    """The page's HTML."""
+    return (
+        environment()
+        .get_template("audit.html.j2")
+        .render(
+            report=report,
+            word=WORDS[report.verdict],
+            meaning=meaning(report),
+            facts=facts(report),
+            shown=pictures(report),
+            drawing=_drawing(report, bag),
+            surroundings=surroundings,
+            command=command,
+        )
+    )
+
+
+def meaning(report: AuditReport) -> str:
+    """What the verdict means, in plain words."""
+    return MEANING[report.verdict].format(bound=f"{100 * report.false_alarm_bound:g} %")
+
+
+def facts(report: AuditReport) -> list[str]:
+    """The line under the title."""
+    p = [f"p = {report.p_value:.3g}"] if report.p_value is not None else []
+    return [
+        f"budget {report.budget}",
+        f"{report.images['n']} images of {report.images['name']}",
+        *p,
+        f"false-alarm bound {100 * report.false_alarm_bound:g} %",
+        text.duration(report.seconds),
+    ]
+
+
+def lines(report: AuditReport) -> list[str]:
+    """The summary in the terminal."""
+    found = [f"{WORDS[report.verdict]}. {report.reason}"]
+    for finding in report.detectors:
+        p = f", p = {finding.p_value:.3g}" if finding.p_value is not None else ""
+        score = "no score" if finding.score is None else f"score {finding.score:.3g}"
+        leads = " (decides)" if finding.leads else ""
+        found.append(f"  {finding.method}{leads}: {score}{p}, {text.duration(finding.seconds)}")
+        if finding.collapse:
+            effect = finding.collapse
+            found.append(
+                f"    its trigger gathers {effect.gathered:.0%} of {effect.images} images at one point, where "
+                f"{effect.there_before:.0%} of them were before"
+            )
+    encoder = report.encoder
+    size, normalization = encoder["input_size"], encoder["normalization"]
+    found.append(f"  {encoder['architecture']}, {size}×{size} pixels; normalization {normalization}")
+    found.append(meaning(report))
+    return found
+
+
+def replay_lines(replays: list[Replay]) -> list[str]:
+    """A replay in the terminal."""
+    found = []
+    for each in replays:
+        effect = each.trigger
+        found.append(
+            f"{each.detector}: the trigger gathers {effect.gathered:.1%} of {effect.images} images at one point "
+            f"({effect.there_before:.1%} were there before); spread {effect.spread_before:.3g} → {effect.spread:.3g}"
+        )
+        for name, control in each.controls.items():
+            found.append(f"  control, {name}: {control.gathered:.1%}; spread {control.spread:.3g}")
+    return found
+
+
+def pictures(report: AuditReport) -> list[Shown]:
+    """Each detector's trigger on some images."""
+    found = []
+    for finding in report.detectors:
+        change = recovered(finding.tensors)
+        if change is not None:
+            changed = (change(to_float(report.shown)) * 255).round().to(torch.uint8)
+            found.append(Shown(finding, [png(image) for image in report.shown], [png(image) for image in changed]))
+    return found
+
+
+def _drawing(report: AuditReport, bag: Bag | None) -> Markup | None:
+    """The leading detector's score beside those of the bag."""
+    leading = report.leading
+    if leading.score is None or bag is None:
+        return None
+    known = [score for score in bag.of(leading.method) if score != float("inf")]
+    groups = {"known-clean encoders": known, "this encoder": [leading.score]}
+    colors = {"known-clean encoders": "c0", "this encoder": "alarm"}
+    return figures.scores(groups, colors, None, "beside")

@@ -1,0 +1,100 @@
+"""An audit as SARIF 2.1.0, for code scanning: one result for an encoder with evidence, or that could not be judged."""
+
+from typing import Any
+from urllib.parse import quote
+
+import sapper
+from sapper.audit.auditing import AuditReport
+from sapper.report.audit import WORDS, meaning
+from sapper.report.taxonomy import BACKDOORED_WEIGHTS, FROM_A_HUB
+
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+
+LEVELS = {"backdoor": "error", "undecided": "warning", "no-evidence": "none"}
+KINDS = {"backdoor": "fail", "undecided": "open", "no-evidence": "pass"}
+"""SARIF knows a level only for what failed; for the others it asks for "none"."""
+
+RULE = "SAP001"
+
+
+def render(report: AuditReport) -> dict[str, Any]:
+    """The log as plain data."""
+    kind = KINDS[report.verdict]
+    return {
+        "$schema": SCHEMA,
+        "version": "2.1.0",
+        "runs": [
+            {
+                "tool": {
+                    "driver": {
+                        "name": "Sapper",
+                        "version": sapper.__version__,
+                        "semanticVersion": sapper.__version__,
+                        "rules": [_rule()],
+                        "supportedTaxonomies": [{"name": "MITRE ATLAS", "index": 0}],
+                    }
+                },
+                "taxonomies": [_atlas()],
+                "artifacts": [{"location": {"uri": _uri(report)}, **_hashes(report)}],
+                "results": [
+                    {
+                        "ruleId": RULE,
+                        "ruleIndex": 0,
+                        "kind": kind,
+                        "level": LEVELS[report.verdict] if kind == "fail" else "none",
+                        "message": {"text": f"{WORDS[report.verdict]}. {report.reason} {meaning(report)}"},
+                        "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(report), "index": 0}}}],
+                        "partialFingerprints": {
+                            "encoder/v1": str(report.encoder.get("sha256", report.encoder["architecture"]))
+                        },
+                        "properties": {
+                            "verdict": report.verdict,
+                            "p_value": report.p_value,
+                            "false_alarm_bound": report.false_alarm_bound,
+                            "budget": report.budget,
+                        },
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def _rule() -> dict[str, Any]:
+    return {
+        "id": RULE,
+        "name": "BackdooredEncoder",
+        "shortDescription": {"text": "A pre-trained encoder behaves as if it held a backdoor."},
+        "fullDescription": {
+            "text": "A small change draws the features of ordinary images to one point, further than it does in "
+            "known-clean encoders: classifiers built on this encoder may obey whoever knows the trigger."
+        },
+        "defaultConfiguration": {"level": "error"},
+        "relationships": [
+            {
+                "target": {"id": technique.id, "toolComponent": {"name": "MITRE ATLAS", "index": 0}},
+                "kinds": ["relevant"],
+            }
+            for technique in (BACKDOORED_WEIGHTS, FROM_A_HUB)
+        ],
+        "properties": {"tags": ["security", "machine-learning"]},
+    }
+
+
+def _atlas() -> dict[str, Any]:
+    return {
+        "name": "MITRE ATLAS",
+        "version": BACKDOORED_WEIGHTS.version,
+        "organization": "MITRE",
+        "isComprehensive": False,
+        "taxa": [{"id": technique.id} for technique in (BACKDOORED_WEIGHTS, FROM_A_HUB)],
+    }
+
+
+def _uri(report: AuditReport) -> str:
+    """What was opened, as a URI reference."""
+    return quote(str(report.encoder.get("opened", report.encoder["architecture"])), safe="/:@")
+
+
+def _hashes(report: AuditReport) -> dict[str, Any]:
+    return {"hashes": {"sha-256": report.encoder["sha256"]}} if "sha256" in report.encoder else {}

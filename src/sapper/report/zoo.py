@@ -1,0 +1,95 @@
+"""A zoo's scoreboard for people: a page with one table and one plot, and lines for the terminal."""
+
+from pathlib import Path
+
+from sapper.files import write_atomically
+from sapper.lab.scoring import Row, Scoreboard, Share
+from sapper.report import figures, text
+from sapper.report.figures import Key
+from sapper.report.pages import environment
+
+
+def write(board: Scoreboard, path: Path) -> None:
+    """Write the page."""
+    write_atomically(path, render(board))
+
+
+def render(board: Scoreboard) -> str:
+    """The page's HTML."""
+    keys = [Key(figures.class_color(at), "line", name) for at, name in enumerate(board.curves)]
+    return (
+        environment()
+        .get_template("zoo.html.j2")
+        .render(
+            board=board, table=table(board), counts=counts(board), keys=keys, drawing=figures.roc(board.curves, "roc")
+        )
+    )
+
+
+COLUMNS = (
+    "family",
+    "detector",
+    "AUC",
+    "found",
+    "found of those that work",
+    "false alarms",
+    "found, own threshold",
+    "false alarms, own threshold",
+    "time each",
+)
+
+
+def table(board: Scoreboard) -> list[list[str]]:
+    """A line for each detector and family, as in ``COLUMNS``."""
+    return [_cells(row, board) for row in board.rows]
+
+
+def _cells(row: Row, board: Scoreboard) -> list[str]:
+    leads = " (decides)" if row.detector == board.leading else ""
+    return [
+        row.family,
+        f"{row.detector}{leads}",
+        f"{text.number(row.auc)} ({text.span(row.auc_low, row.auc_high)})",
+        *(
+            _share(share)
+            for share in (
+                row.true_positives,
+                row.working,
+                row.false_alarms,
+                row.own_true_positives,
+                row.own_false_alarms,
+            )
+        ),
+        text.duration(row.seconds),
+    ]
+
+
+def _share(share: Share | None) -> str:
+    if share is None or share.n == 0:
+        return text.NOTHING
+    return f"{share.found} of {share.n}: {text.number(share.value)} ({text.span(share.low, share.high)})"
+
+
+def counts(board: Scoreboard) -> str:
+    """How many encoders of which kind are in which part, in words."""
+    groups: dict[tuple[str, str], int] = {}
+    for each in board.members:
+        place = each.member.part, each.member.kind
+        groups[place] = groups.get(place, 0) + 1
+    return "; ".join(f"{part}: {n} {kind}" for (part, kind), n in groups.items())
+
+
+def lines(board: Scoreboard) -> list[str]:
+    """The table as Markdown, which a terminal shows as well; and what was found of which triggers."""
+    found = [
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{'---|' * len(COLUMNS)}",
+        *(f"| {' | '.join(cells)} |" for cells in table(board)),
+        "",
+        f"In %, with 95 % intervals (Newcombe's for AUC, Clopper–Pearson's for shares); bound {board.bound:g}. "
+        f"Encoders: {counts(board)}.",
+    ]
+    return found + [
+        f"{power.trigger}: {power.found} of {power.planted} found ({text.span(power.low, power.high)} %)"
+        for power in board.power
+    ]
