@@ -4,8 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from sapper import cli
+from tests.program import Ended, Sapper
 
 # The tests' networks are tiny: a second thread gains nothing, and on a busy machine the two wait for one another.
 # Set here because torch reads it when it is imported; processes that tests start inherit it.
@@ -30,3 +34,28 @@ def sandbox_holds() -> None:
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     if hole := (said.stdout + said.stderr).strip():
         pytest.skip(f"no sandbox here: {hole}")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SAPPER_DATA", "SAPPER_STORE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def sapper(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sapper:
+    """Calls the program in this process, on a terminal of 80 columns."""
+
+    def call(*words: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["sapper", *map(str, words)])
+        monkeypatch.setattr(cli.out, "_width", 80)
+        monkeypatch.setattr(cli.err, "_width", 80)
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        return Ended(int(code or 0), *capsys.readouterr())
+
+    return call

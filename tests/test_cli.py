@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from sapper.lab.store import Store
 from sapper.methods import find
 from sapper.report.tables import LABELS, METRICS, estimate
 from tests.micro import numbers, squares, write_data, write_scenario
+from tests.program import Ended, Sapper, told
 
 PROGRAM = [sys.executable, "-m", "sapper"]
 QUICK = ("--device", "cpu", "--set", "pretraining.epochs=1", "--set", "attack.epochs=1")
@@ -34,56 +35,10 @@ ENDLESS = ("--device", "cpu", "--set", "attack.epochs=1000000")
 TERMINAL_CODES = re.compile(r"[\x1b\r\b]")
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a call of the program ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Sapper = Callable[..., Ended]
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SAPPER_DATA", "SAPPER_STORE", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def sapper(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sapper:
-    """Calls the program in this process, on a terminal of 80 columns."""
-
-    def call(*words: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["sapper", *map(str, words)])
-        monkeypatch.setattr(cli.out, "_width", 80)
-        monkeypatch.setattr(cli.err, "_width", 80)
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code
-        return Ended(int(code or 0), *capsys.readouterr())
-
-    return call
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """The micro scenario with its data beside it."""
     return write_scenario(tmp_path / "micro.toml", write_data(tmp_path / "data"))
-
-
-def told(end: Ended) -> str:
-    """The one message of a call that was refused."""
-    assert end.code == 2
-    assert end.err.count("error") == 1
-    assert "remedy: " in end.err
-    assert "Traceback" not in end.err
-    return end.err
 
 
 # A run

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sapper.audit.budgets import UNSEEN, Budget
 from sapper.audit.calibration import Bag, Key, Power, fitting, p_value
+from sapper.audit.differential import compare
 from sapper.defenses.defender import EncoderExaminer
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
@@ -101,10 +102,12 @@ def audit(
     run: Run,
     *,
     bound: float = 0.05,
+    base: Encoder | None = None,
 ) -> AuditReport:
     """Whether ``encoder`` is backdoored, by unlabeled ordinary ``images`` of its size.
 
     ``bags``: of known-clean encoders, of which one may fit. ``bound``: the share of false alarms that is allowed.
+    ``base``: the encoder that this one is said to be, or to have been made from; compared, if given (``differential``).
     Raises ``SapperError`` for too few images or images of another size.
     """
     started = time.perf_counter()
@@ -116,6 +119,11 @@ def audit(
         verdict = method.examine(encoder, images, run.child(name))
         known = match.bag.of(name) if match.bag else []
         findings.append(_finding(name, verdict, known, encoder, images, run, leads=name == budget.leading))
+    if base is not None:
+        triggers = {finding.method: finding.tensors for finding in findings if finding.tensors}
+        some = images.sample(256, run.child("collapse").generator())
+        verdict = compare(encoder, base, triggers, some, run)
+        findings.append(_finding("differential", verdict, [], encoder, images, run, leads=False))
     p, verdict_word, reason = _decide(findings[0], match.bag, match.reason, bound)
     return AuditReport(
         verdict=verdict_word,

@@ -33,21 +33,62 @@ class Budget:
         }
 
 
-PATCHES = ((0.25, 0.2, 0.1), (0.375, 0.45, 0.15))
+PATCHES = ((0.25, 0.2, 0.08), (0.375, 0.5, 0.16))
 """Sizes as shares of the side, and what is usual without a backdoor; see ``multi_prior``."""
+
+SQUARES = "square patches of a quarter and of three eighths of the image's side, anywhere: smaller ones lie inside"
+LARGE = "patches of more than three eighths of the side"
 
 QUICK = Budget(
     name="quick",
     detectors={"multi_prior": {"patches": PATCHES, "blends": (), "filters": ()}},
-    tried=("square patches of a quarter and of three eighths of the image's side, anywhere: smaller ones lie inside",),
+    tried=(SQUARES,),
     left_out=(
-        "blends and color filters",
-        "DECREE and SSL-Cleanse as second opinions",
-        "patches of more than three eighths of the side",
+        "blends, and changes of all colors",
+        "second opinions by DECREE and SSL-Cleanse",
+        LARGE,
     ),
 )
 
-BUDGETS = {budget.name: budget for budget in (QUICK,)}
+STANDARD = Budget(
+    name="standard",
+    detectors={
+        "multi_prior": {"patches": PATCHES},
+        "decree": {"epochs": 60, "images": 256, "batch": 64},
+    },
+    tried=(
+        SQUARES,
+        "one picture mixed into the whole image with a weight of 0.2",
+        "one linear change of all colors, each coefficient by up to 0.2",
+        "the smallest mask of any shape (DECREE), as a second opinion",
+    ),
+    left_out=("a second opinion by SSL-Cleanse", "more starts and steps of each search", LARGE),
+)
+
+THOROUGH = Budget(
+    name="thorough",
+    detectors={
+        "multi_prior": {
+            "patches": ((0.125, 0.07, 0.05), *PATCHES),
+            "blends": ((0.1, 0.1, 0.05), (0.2, 0.33, 0.13)),
+            "restarts": 16,
+            "rounds": ((0, 8, 8), (16, 16, 24), (4, 32, 48)),
+            "images": 256,
+            "held_out": 256,
+        },
+        "decree": {"epochs": 200, "images": 512, "batch": 128, "restarts": 3},
+        "ssl_cleanse": {},
+    },
+    tried=(
+        "square patches of an eighth, a quarter and three eighths of the image's side, anywhere, from more starts",
+        "one picture mixed into the whole image with weights of 0.1 and 0.2",
+        "one linear change of all colors, each coefficient by up to 0.2",
+        "the smallest mask of any shape (DECREE), and for each cluster of features (SSL-Cleanse), as second opinions",
+    ),
+    left_out=(LARGE,),
+)
+
+BUDGETS = {budget.name: budget for budget in (QUICK, STANDARD, THOROUGH)}
 
 
 def budget(name: str) -> Budget:

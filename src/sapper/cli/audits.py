@@ -47,6 +47,9 @@ def audit(
     bound: Annotated[
         float, typer.Option("--false-alarms", help="The share of clean encoders that may come out as backdoored.")
     ] = 0.05,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The encoder that this one is said to be, or to be made from.")
+    ] = None,
     fail_on: Annotated[
         str, typer.Option("--fail-on", help="backdoor: an undecided audit ends with 0; undecided: with 3.")
     ] = "undecided",
@@ -88,7 +91,10 @@ def audit(
         run = _with(run, progress)
         subject = _open(encoder, run, arch, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
         shown = _images(images, split, subject.card.input_size, data_root, download=download)
-        report = auditing.audit(subject, shown, chosen, known, run, bound=bound)
+        origin = None
+        if base is not None:
+            origin = _open(base, run, None, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
+        report = auditing.audit(subject, shown, chosen, known, run, bound=bound, base=origin)
     bag = next((bag for bag in known if report.bag is not None and bag.name == report.bag["name"]), None)
     command, around = shlex.join(["sapper", *sys.argv[1:]]), environment(run)
     triggers = safetensors.torch.save(auditing.trigger_tensors(report))

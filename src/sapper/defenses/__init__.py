@@ -16,4 +16,5 @@ METHODS = {
     "patchcleanser": "sapper.defenses.certify.patchcleanser:PatchCleanser",
     "patchguard_bn": "sapper.defenses.certify.patchguard_bn:PatchGuardBN",
     "patchguard_ds": "sapper.defenses.certify.patchguard_ds:PatchGuardDS",
+    "ssl_cleanse": "sapper.defenses.detect.ssl_cleanse:SSLCleanse",
 }

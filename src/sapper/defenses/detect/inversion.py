@@ -5,9 +5,10 @@ element by itself, so that each aim goes the way it would go alone; those that a
 """
 
 import math
+import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +84,77 @@ def shrink(optimizer: torch.optim.Optimizer, weights: list[Tensor], rows: Tensor
         optimizer.state[new] = {name: value[rows] if value.ndim else value for name, value in state.items()}
     optimizer.param_groups[0]["params"] = kept
     return kept
+
+
+class CostRule(Protocol):
+    """When λ is raised and lowered: parameters that methods which search a smallest mask have in common."""
+
+    @property
+    def patience(self) -> int: ...
+    @property
+    def cost(self) -> float: ...
+    @property
+    def raise_by(self) -> float: ...
+    @property
+    def lower_by(self) -> float: ...
+    @property
+    def early_stop(self) -> int: ...
+
+
+@dataclass
+class CostSchedule:
+    """λ of each aim and what it depends on, as vectors: good and bad steps in a row, and whether λ ever moved."""
+
+    cost: Tensor
+    good: Tensor
+    bad: Tensor
+    idle: Tensor
+    raised: Tensor
+    lowered: Tensor
+
+    @staticmethod
+    def start(count: int, device: torch.device) -> "CostSchedule":
+        """λ = 0 everywhere."""
+        zeros = [torch.zeros(count, dtype=torch.int64, device=device) for _ in range(3)]
+        never = [torch.zeros(count, dtype=torch.bool, device=device) for _ in range(2)]
+        return CostSchedule(torch.zeros(count, device=device), *zeros, *never)
+
+    def follow(self, succeeded: Tensor, improved: Tensor, method: CostRule) -> Tensor:
+        """Count this step, change λ; which aims are finished, bool."""
+        self.idle = torch.where(improved, 0, self.idle + 1)
+        self.good = torch.where(succeeded, self.good + 1, 0)
+        self.bad = torch.where(succeeded, 0, self.bad + 1)
+        up, down = self.good >= method.patience, (self.bad >= method.patience) & (self.cost > 0)
+        first = up & (self.cost == 0)
+        self.raised |= up & ~first
+        self.lowered |= down
+        grown = torch.where(first, method.cost, self.cost * method.raise_by)
+        self.cost = torch.where(up, grown, torch.where(down, self.cost / method.lower_by, self.cost))
+        self.good = torch.where(up, 0, self.good)
+        self.bad = torch.where(down, 0, self.bad)
+        return self.raised & self.lowered & (self.idle >= method.early_stop)
+
+    def take(self, rows: Tensor) -> "CostSchedule":
+        """The schedule of some of the aims."""
+        return CostSchedule(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+CONSISTENT = 1.4826
+"""Makes the median absolute deviation of a normal sample its standard deviation."""
+
+
+def anomaly_index(norms: list[float]) -> tuple[float | None, int | None]:
+    """How many deviations the smallest finite norm lies below the median of the finite ones, and whose it is.
+
+    None where fewer than three are finite. A deviation of zero counts as a millionth of a pixel: the index of a
+    smaller norm is then huge, that of an equal one 0.
+    """
+    finite = [norm for norm in norms if math.isfinite(norm)]
+    if len(finite) < 3:
+        return None, None
+    median = statistics.median(finite)
+    deviation = CONSISTENT * statistics.median(abs(norm - median) for norm in finite)
+    return (median - min(finite)) / max(deviation, 1e-6), norms.index(min(finite))
 
 
 def mean_cosine(features: Tensor) -> Tensor:

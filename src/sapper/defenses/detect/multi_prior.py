@@ -70,9 +70,9 @@ class MultiPrior(Checked):
     optimize on, and ``held_out`` ones to judge by. ``threshold`` of the score.
     """
 
-    patches: tuple[Usual, ...] = ((0.25, 0.2, 0.1), (0.375, 0.45, 0.15))
-    blends: tuple[Usual, ...] = ((0.2, 0.3, 0.15),)
-    filters: tuple[Usual, ...] = ((0.2, 1.1, 0.4),)
+    patches: tuple[Usual, ...] = ((0.25, 0.2, 0.08), (0.375, 0.5, 0.16))
+    blends: tuple[Usual, ...] = ((0.2, 0.33, 0.13),)
+    filters: tuple[Usual, ...] = ((0.2, 1.3, 0.36),)
     restarts: PositiveInt = 8
     rounds: tuple[tuple[NonNegativeInt, PositiveInt, PositiveInt], ...] = ((0, 4, 6), (8, 8, 16), (2, 16, 24))
     images: PositiveInt = 128

@@ -23,10 +23,9 @@ middle, as numpy's.
 """
 
 import math
-import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -35,16 +34,13 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.defender import Defender, Logits
-from sapper.defenses.detect.inversion import Triggers, shrink, stamp, start, unit
+from sapper.defenses.detect.inversion import CostSchedule, Triggers, anomaly_index, shrink, stamp, start, unit
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.images import ImageSet
 from sapper.methods import Checked
 from sapper.run import Run
 from sapper.verdicts import Verdict
-
-CONSISTENT = 1.4826
-"""Makes the median absolute deviation of a normal sample its standard deviation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +119,7 @@ class NeuralCleanse(Checked):
         size, device = images.size, run.device
         weights = start(len(aims), size, run.child("start"))
         optimizer = torch.optim.Adam(weights, lr=self.learning_rate, betas=(0.5, 0.9))
-        best, schedule = Triggers.none(len(aims), size, device), Schedule.start(len(aims), device)
+        best, schedule = Triggers.none(len(aims), size, device), CostSchedule.start(len(aims), device)
         pixels, generator = images.images.to(device), run.child("batches").generator()
         active = torch.arange(len(aims), device=device)
         with run.progress.bar("trigger inversion (Neural Cleanse)", self.steps) as bar:
@@ -164,55 +160,3 @@ class NeuralCleanse(Checked):
         (losses + cost * masks.flatten(1).sum(1)).sum().backward()
         optimizer.step()
         return (answers.argmax(1) == wanted).view(len(aims), -1).float().mean(1)
-
-
-@dataclass
-class Schedule:
-    """λ of each aim and what it depends on, as vectors: good and bad steps in a row, and whether λ ever moved."""
-
-    cost: Tensor
-    good: Tensor
-    bad: Tensor
-    idle: Tensor
-    raised: Tensor
-    lowered: Tensor
-
-    @staticmethod
-    def start(count: int, device: torch.device) -> "Schedule":
-        """λ = 0 everywhere."""
-        zeros = [torch.zeros(count, dtype=torch.int64, device=device) for _ in range(3)]
-        never = [torch.zeros(count, dtype=torch.bool, device=device) for _ in range(2)]
-        return Schedule(torch.zeros(count, device=device), *zeros, *never)
-
-    def follow(self, succeeded: Tensor, improved: Tensor, method: NeuralCleanse) -> Tensor:
-        """Count this step, change λ; which aims are finished, bool."""
-        self.idle = torch.where(improved, 0, self.idle + 1)
-        self.good = torch.where(succeeded, self.good + 1, 0)
-        self.bad = torch.where(succeeded, 0, self.bad + 1)
-        up, down = self.good >= method.patience, (self.bad >= method.patience) & (self.cost > 0)
-        first = up & (self.cost == 0)
-        self.raised |= up & ~first
-        self.lowered |= down
-        grown = torch.where(first, method.cost, self.cost * method.raise_by)
-        self.cost = torch.where(up, grown, torch.where(down, self.cost / method.lower_by, self.cost))
-        self.good = torch.where(up, 0, self.good)
-        self.bad = torch.where(down, 0, self.bad)
-        return self.raised & self.lowered & (self.idle >= method.early_stop)
-
-    def take(self, rows: Tensor) -> "Schedule":
-        """The schedule of some of the aims."""
-        return Schedule(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-
-def anomaly_index(norms: list[float]) -> tuple[float | None, int | None]:
-    """How many deviations the smallest finite norm lies below the median of the finite ones, and whose it is.
-
-    None where fewer than three are finite. A deviation of zero counts as a millionth of a pixel: the index of a
-    smaller norm is then huge, that of an equal one 0.
-    """
-    finite = [norm for norm in norms if math.isfinite(norm)]
-    if len(finite) < 3:
-        return None, None
-    median = statistics.median(finite)
-    deviation = CONSISTENT * statistics.median(abs(norm - median) for norm in finite)
-    return (median - min(finite)) / max(deviation, 1e-6), norms.index(min(finite))

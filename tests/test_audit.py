@@ -1,0 +1,357 @@
+"""Audits: p-values, bags, verdicts, and what nobody may influence them by."""
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+from sarif_pydantic import Sarif
+from torch import Tensor, nn
+
+from sapper.audit import auditing, replaying
+from sapper.audit.auditing import AuditReport, audit
+from sapper.audit.budgets import BUDGETS, Budget
+from sapper.audit.calibration import Bag, Key, fitting, p_value, read_bag, shipped_bags, write_bag
+from sapper.audit.differential import compare
+from sapper.defenses.detect.inversion import collapse, recovered
+from sapper.encoders import Card, Encoder
+from sapper.errors import SapperError
+from sapper.images import ImageSet, to_float
+from sapper.report import audit as page
+from sapper.report import cyclonedx, sarif
+from sapper.run import Run
+from tests.test_encoder_inversion import SIZE, encoder, photos
+
+RUN = Run(seed=5)
+
+SHORT: dict[str, Any] = {
+    "patches": ((0.25, 0.3, 0.2),),
+    "blends": (),
+    "filters": (),
+    "rounds": ((0, 8, 8), (8, 16, 10), (3, 24, 20)),
+    "images": 64,
+    "held_out": 32,
+}
+BUDGET = Budget(name="short", detectors={"multi_prior": SHORT}, tried=("squares",), left_out=("all else",))
+
+
+def clean_scores() -> list[float]:
+    """What encoders without a backdoor score, that differ in their ordinary features."""
+    found = []
+    for number in range(24):
+        verdict = auditing.scores(varied(number), photos(), BUDGET.make(), RUN.child(f"clean {number}"))["multi_prior"]
+        assert verdict.score is not None
+        found.append(verdict.score)
+    return found
+
+
+def varied(number: int, gain: float = 0.0) -> Encoder:
+    """The toy encoder, its ordinary features turned at random."""
+    turn = torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(number)))[0]
+    inner = encoder(gain)
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.turn = inner.backbone, nn.Parameter(turn)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.inner(images) @ self.turn
+
+    return Encoder(Turned(), inner.card, 48)
+
+
+@pytest.fixture(scope="module")
+def bag() -> Bag:
+    scores = {"multi_prior": clean_scores()}
+    key = Key.of(encoder(0.0), photos(), BUDGET)
+    return Bag(name="toys", key=key, pretraining="not at all", images="photos", scores=scores)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def found(bag: Bag) -> AuditReport:
+    return audit(varied(99, gain=30.0), photos(), BUDGET, [bag], RUN)
+
+
+# p-values and bags
+
+
+def test_p_values_by_hand() -> None:
+    assert p_value(3.0, [1.0, 2.0, 3.0]) == 2 / 4
+    assert p_value(9.0, [1.0, 2.0, 3.0]) == 1 / 4
+    assert p_value(-1.0, [1.0, 2.0, 3.0]) == 1.0
+    assert p_value(5.0, [math.inf]) == 1.0
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=30))
+def test_p_values_of_exchangeable_scores_keep_every_bound(scores: list[int]) -> None:
+    """Each score in turn beside all the others, ties included: at most a share α of them has p ≤ α."""
+    values = [p_value(score, scores[:i] + scores[i + 1 :]) for i, score in enumerate(scores)]
+    for alpha in [k / 20 for k in range(1, 20)]:
+        assert sum(p <= alpha + 1e-12 for p in values) <= alpha * len(scores) + 1e-9
+
+
+def test_a_bag_survives_its_file(bag: Bag, tmp_path: Path) -> None:
+    path = tmp_path / "toys.json"
+    write_bag(bag, path)
+    assert read_bag(path) == bag
+    for text in ("", "{}", path.read_text().replace('"schema": 1', '"schema": 2'), '{"schema": 1, "scores": [NaN]}'):
+        path.write_text(text)
+        with pytest.raises(SapperError, match="no bag can be read"):
+            read_bag(path)
+    with pytest.raises(SapperError, match="no bag can be read"):
+        read_bag(tmp_path / "absent.json")
+
+
+def test_a_bag_fits_only_what_it_was_made_for(bag: Bag) -> None:
+    assert fitting(bag.key, [bag], 0.05).bag is bag
+    assert fitting(bag.key, [], 0.05).bag is None
+    few = replace(bag, scores={"multi_prior": bag.scores["multi_prior"][:18]})
+    assert fitting(bag.key, [few], 0.05).bag is None
+    assert "takes 19 or more" in fitting(bag.key, [few], 0.05).reason
+    assert fitting(bag.key, [few, bag], 0.05).bag is bag
+    for change in (
+        {"architecture": "resnet10"},
+        {"width": 3},
+        {"feature_size": 47},
+        {"input_size": 17},
+        {"images": "0" * 64},
+        {"budget": "quick"},
+        {"detectors": {}},
+    ):
+        match = fitting(replace(bag.key, **change), [bag], 0.05)
+        assert match.bag is None
+        assert next(iter(change)).replace("_", " ") in match.reason
+
+
+def test_bags_that_come_with_sapper_fit_its_detectors_and_are_large_enough() -> None:
+    for shipped in shipped_bags():
+        budget = BUDGETS[shipped.key.budget]
+        current = Key.of(encoder(0.0), photos(), budget).detectors
+        assert shipped.key.detectors == current, f"{shipped.name} was made by other detectors"
+        assert shipped.size >= 19
+        assert shipped.scores.keys() == budget.detectors.keys()
+
+
+# Verdicts
+
+
+def test_a_planted_backdoor_is_found_and_shown(found: AuditReport) -> None:
+    assert found.verdict == "backdoor"
+    assert found.p_value == pytest.approx(1 / 25)
+    leading = found.leading
+    assert leading.collapse is not None
+    assert leading.collapse.gathered > 0.9
+    assert leading.collapse.there_before < 0.2
+    assert leading.tensors.keys() == {"mask", "pattern"}
+
+
+def test_no_backdoor_no_evidence(bag: Bag) -> None:
+    report = audit(varied(55), photos(), BUDGET, [bag], RUN)
+    assert report.verdict == "no-evidence"
+    assert report.p_value is not None
+    assert report.p_value > 0.05
+
+
+def test_without_a_fitting_bag_nobody_knows() -> None:
+    report = audit(varied(99, gain=30.0), photos(), BUDGET, [], RUN)
+    assert report.verdict == "undecided"
+    assert report.p_value is None
+    assert report.leading.collapse is not None
+
+
+def test_only_the_leading_detector_decides(bag: Bag) -> None:
+    """A second opinion with p = 1/25 on every encoder must not add false alarms."""
+    both = replace(BUDGET, detectors={"multi_prior": SHORT, "decree": {"epochs": 1, "images": 32, "success": 0.2}})
+    low = replace(
+        bag, key=Key.of(encoder(0.0), photos(), both), scores=bag.scores | {"decree": [-1.0] * len(clean_scores())}
+    )
+    report = audit(varied(55), photos(), both, [low], RUN)
+    assert report.detectors[1].p_value == pytest.approx(1 / 25)
+    assert report.verdict == "no-evidence"
+
+
+def test_neither_mark_nor_name_nor_provenance_is_read(bag: Bag) -> None:
+    """A clean encoder that says it is backdoored, and the other way round, get the verdicts of their weights."""
+    mark = {"method": "badencoder", "file": "x-BACKDOORED.safetensors", "opened": "/evil/BACKDOORED.pth"}
+    for gain, verdict in ((0.0, "no-evidence"), (30.0, "backdoor")):
+        plain = audit(varied(77, gain), photos(), BUDGET, [bag], RUN)
+        swapped = varied(77, gain).marked(backdoored=gain == 0.0, origin=mark if gain == 0.0 else {"method": "simclr"})
+        told = audit(swapped, photos(), BUDGET, [bag], RUN)
+        assert plain.verdict == told.verdict == verdict
+        assert (plain.p_value, plain.leading.score) == (told.p_value, told.leading.score)
+        assert torch.equal(plain.leading.tensors["pattern"], told.leading.tensors["pattern"])
+
+
+def test_images_too_few_or_of_another_size_are_told(bag: Bag) -> None:
+    with pytest.raises(SapperError, match="too few"):
+        audit(encoder(0.0), photos(20), BUDGET, [bag], RUN)
+    large = ImageSet(images=torch.zeros(64, 3, 32, 32, dtype=torch.uint8), name="large")
+    with pytest.raises(SapperError, match="the encoder takes 16×16"):
+        audit(encoder(0.0), large, BUDGET, [bag], RUN)
+
+
+# Collapse, replay, differential
+
+
+def test_collapse_by_hand() -> None:
+    """Two of four changed images point one way: counted against the cosine with their mean direction."""
+    card = Card(architecture="plain", input_size=2, mean=(0, 0, 0), std=(1, 1, 1))
+    inner = nn.Flatten()
+    subject = Encoder(inner, card, 12)
+    images = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    images[0, 0, 0, 0], images[1, 0, 0, 0] = 255, 255
+    images[2, 1, 0, 0], images[3, 2, 0, 0] = 255, 255
+    effect = collapse(subject, lambda pixels: pixels, images, RUN)
+    # Mean direction (2, 1, 1)/√6: cosines 0.816, 0.816, 0.408, 0.408; of six pairs one has cosine 1.
+    assert effect.gathered == effect.there_before == 0.0
+    assert effect.spread == pytest.approx(1 - 1 / 6)
+    one = collapse(subject, lambda pixels: pixels[:1].expand_as(pixels), images, RUN)
+    assert (one.gathered, one.there_before) == (1.0, 0.5)
+    assert one.spread == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_recovered_trigger_is_its_formula() -> None:
+    images = to_float(photos().images[:3])
+    mask, pattern = torch.rand(SIZE, SIZE), torch.rand(3, SIZE, SIZE)
+    stamped = recovered({"mask": mask, "pattern": pattern})
+    assert stamped is not None
+    torch.testing.assert_close(stamped(images), (1 - mask) * images + mask * pattern)
+    matrix = torch.eye(3, 4) + 0.3 * torch.randn(3, 4)
+    colored = recovered({"matrix": matrix})
+    assert colored is not None
+    expected = (matrix[:, :3] @ images[1].flatten(1) + matrix[:, 3:]).clamp(0, 1).view(3, SIZE, SIZE)
+    torch.testing.assert_close(colored(images)[1], expected)
+    assert recovered({"PL1": 1.0}) is None
+
+
+def record(report: AuditReport, folder: Path) -> Path:
+    """The audit on disk as the command leaves it."""
+    tensors = safetensors.torch.save(auditing.trigger_tensors(report))
+    (folder / replaying.TRIGGERS).write_bytes(tensors)
+    digest = __import__("hashlib").sha256(tensors).hexdigest()
+    content = auditing.as_json(report) | {"triggers": {"file": replaying.TRIGGERS, "sha256": digest}, "opening": {}}
+    (folder / "audit.json").write_text(json.dumps(content))
+    return folder / "audit.json"
+
+
+def test_a_replay_measures_the_collapse_on_other_images_and_controls(found: AuditReport, tmp_path: Path) -> None:
+    recorded = replaying.read_audit(record(found, tmp_path))
+    others = ImageSet(images=photos(200).images[100:], name="others")
+    (each,) = replaying.replay(recorded, varied(99, gain=30.0), others, RUN)
+    assert each.detector == "multi_prior"
+    assert each.trigger.gathered > 0.9
+    assert each.trigger.images == 100
+    assert each.controls.keys() == {"noise", "gray", "shuffled pixels"}
+    assert each.controls["gray"].gathered < 0.3
+    (innocent,) = replaying.replay(recorded, varied(99), others, RUN)
+    assert innocent.trigger.gathered < 0.3
+
+
+def test_what_was_tampered_with_is_not_replayed(found: AuditReport, tmp_path: Path) -> None:
+    path = record(found, tmp_path)
+    whole = path.read_text()
+    triggers = tmp_path / replaying.TRIGGERS
+    for text in (
+        "",
+        "[]",
+        "{}",
+        whole.replace('"schema": 1', '"schema": 7'),
+        whole.replace('"sha256": "', '"sha256": "0'),
+    ):
+        path.write_text(text)
+        with pytest.raises(SapperError, match="no audit can be read"):
+            replaying.read_audit(path)
+    path.write_text(whole)
+    triggers.write_bytes(triggers.read_bytes()[:-1] + b"\1")
+    with pytest.raises(SapperError, match="is not the one that this audit wrote"):
+        replaying.read_audit(path)
+    triggers.unlink()
+    with pytest.raises(SapperError, match="no audit can be read"):
+        replaying.read_audit(path)
+
+
+def test_only_what_the_base_does_not_do_speaks_against_an_encoder(found: AuditReport) -> None:
+    triggers = {"multi_prior": found.leading.tensors}
+    suspect, base = varied(99, gain=30.0), varied(99)
+    verdict = compare(suspect, base, triggers, photos(), RUN)
+    assert verdict.flagged
+    assert verdict.score is not None
+    before, after = (verdict.evidence["triggers"]["multi_prior"][whose]["spread"] for whose in ("base", "encoder"))
+    assert verdict.score == pytest.approx(math.log10(before / after), rel=1e-6)
+    assert verdict.evidence["same_tensors"] == verdict.evidence["tensors"] == 2
+    same = compare(suspect, suspect, triggers, photos(), RUN)
+    assert same.score == 0.0
+    assert not same.flagged
+    assert same.evidence["likeness"] == pytest.approx(1.0, abs=1e-6)
+    assert compare(suspect, base, {}, photos(), RUN).flagged is None
+
+
+# What it leaves
+
+
+@pytest.fixture(params=["backdoor", "no-evidence", "undecided"])
+def report(request: pytest.FixtureRequest, found: AuditReport, bag: Bag) -> AuditReport:
+    if request.param == "backdoor":
+        return found
+    return audit(varied(55), photos(), BUDGET, [bag] if request.param == "no-evidence" else [], RUN)
+
+
+def _strays(model: BaseModel) -> list[str]:
+    """Keys that SARIF does not know; the models keep them apart."""
+    found = list(model.model_extra or {})
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, BaseModel):
+                found += _strays(each)
+    return found
+
+
+def test_sarif_is_valid_and_says_what_the_verdict_says(report: AuditReport) -> None:
+    content = sarif.render(report)
+    Sarif.model_validate(content)
+    (result,) = content["runs"][0]["results"]
+    expected = {"backdoor": ("fail", "error"), "no-evidence": ("pass", "none"), "undecided": ("open", "none")}
+    assert (result["kind"], result["level"]) == expected[report.verdict]
+    assert content["runs"][0]["taxonomies"][0]["version"]
+
+
+def test_the_bill_of_materials_is_valid(report: AuditReport) -> None:
+    text = json.dumps(cyclonedx.render(report))
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text.replace("machine-learning-model", "model"))
+    properties = {each["name"]: each["value"] for each in json.loads(text)["components"][0]["properties"]}
+    assert properties["sapper:audit:verdict"] == report.verdict
+    assert properties["sapper:audit:atlas:technique"] == "AML.T0018.000@5.6.0"
+
+
+def test_the_page_shows_verdict_trigger_and_coverage(report: AuditReport, bag: Bag) -> None:
+    html = page.render(report, bag if report.bag else None, {"torch": "x"}, "sapper audit <b>")
+    assert page.WORDS[report.verdict] in html
+    assert html.count("data:image/png") == 12
+    assert "sapper audit &lt;b&gt;" in html
+    for words in ("squares", "all else", "an attacker who knew this audit"):
+        assert words in html
+    assert "<script" not in html
+
+
+def test_the_json_has_the_promised_keys(report: AuditReport) -> None:
+    content = json.loads(json.dumps(auditing.as_json(report)))
+    assert content["schema"] == 1
+    assert content["verdict"] == report.verdict
+    assert content["false_alarm_bound"] == 0.05
+    for detector in content["detectors"]:
+        assert {"method", "score", "threshold", "flagged", "p_value", "evidence", "seconds"} <= detector.keys()
+    assert content["encoder"]["input_size"] == SIZE
+    assert asdict(report.coverage)["unseen"]
