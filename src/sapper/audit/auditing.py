@@ -8,7 +8,7 @@ The other detectors' p-values stand beside it as evidence and decide nothing.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -103,11 +103,13 @@ def audit(
     *,
     bound: float = 0.05,
     base: Encoder | None = None,
+    more: Mapping[str, EncoderExaminer] | None = None,
 ) -> AuditReport:
     """Whether ``encoder`` is backdoored, by unlabeled ordinary ``images`` of its size.
 
     ``bags``: of known-clean encoders, of which one may fit. ``bound``: the share of false alarms that is allowed.
     ``base``: the encoder that this one is said to be, or to have been made from; compared, if given (``differential``).
+    ``more``: further detectors, whose findings are evidence beside the budget's.
     Raises ``SapperError`` for too few images or images of another size.
     """
     started = time.perf_counter()
@@ -119,6 +121,9 @@ def audit(
         verdict = method.examine(encoder, images, run.child(name))
         known = match.bag.of(name) if match.bag else []
         findings.append(_finding(name, verdict, known, encoder, images, run, leads=name == budget.leading))
+    for name, method in (more or {}).items():
+        verdict = method.examine(encoder, images, run.child(name))
+        findings.append(_finding(name, verdict, [], encoder, images, run, leads=False))
     if base is not None:
         triggers = {finding.method: finding.tensors for finding in findings if finding.tensors}
         some = images.sample(256, run.child("collapse").generator())

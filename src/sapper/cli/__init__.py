@@ -53,6 +53,7 @@ for command in COMMANDS:
 zoo = typer.Typer(help="Many small encoders, clean and backdoored, to measure detectors by.", no_args_is_help=True)
 zoo.command()(zoos.build)
 zoo.command()(zoos.score)
+zoo.command()(zoos.learn)
 app.add_typer(zoo, name="zoo")
 
 

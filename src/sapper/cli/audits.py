@@ -50,6 +50,9 @@ def audit(
     base: Annotated[
         str | None, typer.Option("--base", help="The encoder that this one is said to be, or to be made from.")
     ] = None,
+    mntd: Annotated[
+        Path | None, typer.Option("--mntd", help="Meta-classifiers of sapper zoo learn, as a further opinion.")
+    ] = None,
     fail_on: Annotated[
         str, typer.Option("--fail-on", help="backdoor: an undecided audit ends with 0; undecided: with 3.")
     ] = "undecided",
@@ -78,7 +81,7 @@ def audit(
     run, bars = _begin(device, threads, seed)
     import safetensors.torch
 
-    from sapper.audit import auditing, calibration, replaying
+    from sapper.audit import auditing, calibration, replaying, stored
     from sapper.audit.budgets import budget as budget_of
     from sapper.files import write_atomically
     from sapper.lab.environment import environment
@@ -86,6 +89,7 @@ def audit(
     from sapper.report import cyclonedx, sarif
 
     chosen = budget_of(budget)
+    more = {stored.NAME: stored.load(mntd)} if mntd else {}
     known = calibration.shipped_bags() + [calibration.read_bag(path) for path in bags or []]
     with bars as progress:
         run = _with(run, progress)
@@ -94,7 +98,7 @@ def audit(
         origin = None
         if base is not None:
             origin = _open(base, run, None, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
-        report = auditing.audit(subject, shown, chosen, known, run, bound=bound, base=origin)
+        report = auditing.audit(subject, shown, chosen, known, run, bound=bound, base=origin, more=more)
     bag = next((bag for bag in known if report.bag is not None and bag.name == report.bag["name"]), None)
     command, around = shlex.join(["sapper", *sys.argv[1:]]), environment(run)
     triggers = safetensors.torch.save(auditing.trigger_tensors(report))

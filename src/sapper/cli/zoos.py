@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from sapper.cli.shared import (
     say,
     shipped_file,
 )
-from sapper.errors import SapperError
+from sapper.errors import SapperError, closest
 
 
 def build(
@@ -64,6 +64,9 @@ def score(
     parts: Annotated[
         list[str] | None, typer.Option("--part", help="Only this part. Can be repeated [all but development].")
     ] = None,
+    mntd: Annotated[
+        list[Path] | None, typer.Option("--mntd", help="Meta-classifiers of sapper zoo learn. Once for each family.")
+    ] = None,
     bags: Annotated[Path | None, typer.Option("--bags", help="Write a bag of each family to this folder.")] = None,
     data_root: DataRoot = None,
     download: Download = False,
@@ -98,7 +101,8 @@ def score(
             family: zoos.ordinary_images(plan, family, run, data_root=data_root, download=download)
             for family in dict.fromkeys(member.family for member in members)
         }
-        scored = scoring.examine(members, folder, images, chosen, run, crew)
+        more = _by_family(mntd or [], list(images))
+        scored = scoring.examine(members, folder, images, chosen, run, crew, more)
     around = environment(run)
     board = scoring.board(scored, plan.name, chosen, around, shlex.join(["sapper", *sys.argv[1:]]))
     path = scoring.write_scores(board, folder)
@@ -109,3 +113,60 @@ def score(
     for line in page.lines(board):
         say(line)
     say(f"report: {path.with_suffix('.html')}")
+
+
+def learn(
+    folder: Annotated[Path, typer.Argument(help="A zoo's folder.")],
+    family: Annotated[str, typer.Option("--family", help="Whose development part to learn from.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The file of meta-classifiers, .safetensors.")],
+    meta_classifiers: Annotated[int, typer.Option("--meta-classifiers", min=1, help="How many.")] = 10,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of their training.")] = 30,
+    data_root: DataRoot = None,
+    download: Download = False,
+    device: Device = "auto",
+) -> None:
+    """Train MNTD's meta-classifiers on a zoo's development part, to be asked in audits."""
+    process.settle()  # before torch is loaded
+    with err.status("loading"):
+        from sapper.audit import stored
+        from sapper.defenses.detect.mntd_encoder import MNTDEncoder
+        from sapper.lab import scoring
+        from sapper.lab import zoo as zoos
+        from sapper.progress import progress
+        from sapper.run import Run, fast_dtype
+
+    plan, place = zoos.plan_of(folder), device_of(device)
+    if family not in plan.images:
+        remedy = closest(family, list(plan.images))
+        raise SapperError(f"the zoo has no family {family!r}", where="--family", remedy=remedy)
+    check_writable(out_file.parent)
+    members = [
+        member for member in zoos.read_members(folder) if member.family == family and member.part == scoring.DEVELOPMENT
+    ]
+    pairs = sum(member.kind == "backdoored" for member in members)
+    with progress(err) as bars:
+        run = Run(seed=plan.seed, device=place, dtype=fast_dtype(place), progress=bars)
+        images = zoos.ordinary_images(plan, family, run, data_root=data_root, download=download)
+        apart = pairs // 5
+        method = MNTDEncoder(
+            shadows=max(1, pairs - apart), validation=apart, meta_classifiers=meta_classifiers, epochs=epochs
+        )
+        judge, kind = scoring.learn(members, folder, images, method, run.child("mntd"))
+    stored.save(judge, kind, out_file)
+    areas = "; ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in judge.learned.items())
+    say(f"{meta_classifiers} meta-classifiers from {pairs} pairs, {areas}: {out_file}")
+
+
+def _by_family(files: list[Path], families: list[str]) -> Any:
+    """Meta-classifiers for each family, which their source begins with."""
+    from sapper.audit import stored
+
+    found: dict[str, Any] = {}
+    for path in files:
+        judge = stored.load(path)
+        family = judge.kind.source.partition(",")[0]
+        if family not in families:
+            remedy = closest(family, families)
+            raise SapperError(f"they learned from the family {family!r}", where=str(path), remedy=remedy)
+        found[family] = {stored.NAME: judge}
+    return found

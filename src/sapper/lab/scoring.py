@@ -20,6 +20,8 @@ from sapper import encoders
 from sapper.audit.auditing import scores
 from sapper.audit.budgets import Budget
 from sapper.audit.calibration import Bag, Key, Power, p_value
+from sapper.audit.stored import Kind, StoredJudge
+from sapper.defenses.detect.mntd_encoder import Judge, MNTDEncoder
 from sapper.errors import SapperError, located
 from sapper.files import sha256, write_atomically
 from sapper.images import ImageSet
@@ -30,8 +32,8 @@ from sapper.lab.zoo import WORKING, Member
 from sapper.metrics import auc_rate
 from sapper.run import Run, Silent
 
-CALIBRATION, JUDGEMENT = "calibration", "judgement"
-"""The parts of a zoo that bags are made of, and that detectors are judged on."""
+DEVELOPMENT, CALIBRATION, JUDGEMENT = "development", "calibration", "judgement"
+"""The parts of a zoo that detectors are chosen by or learn from, that bags are made of, and that all are judged on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class Examination:
     file: Path
     images: ImageSet
     budget: Budget
+    more: dict[str, StoredJudge]
     run: Run
 
     def make(self, store: Store) -> Scored:
@@ -74,6 +77,12 @@ class Examination:
                 described = {"detector": name, "version": method.version} | asdict(method)  # type: ignore[attr-defined, call-overload]
                 stage = store.stage("look", key | described, look)
             found[name] = json.loads((stage.folder / "seen.json").read_text(encoding="utf-8"))
+        if self.more:
+            encoder = encoders.load(self.file, self.run)
+            for name, judge in self.more.items():
+                verdict = judge.examine(encoder, self.images, self.run)
+                found[name] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
+                found[name]["evidence"] = {}
         return Scored(
             member=self.member,
             scores={name: seen["score"] for name, seen in found.items()},
@@ -90,10 +99,12 @@ def examine(
     budget: Budget,
     run: Run,
     workers: Workers,
+    more: dict[str, dict[str, StoredJudge]] | None = None,
 ) -> list[Scored]:
     """Every member before the budget's detectors; those that were looked at are not looked at again.
 
-    ``images``: each family's ordinary ones. A member's draws depend on its name and nothing else.
+    ``images``: each family's ordinary ones. ``more``: further detectors of a family.
+    A member's draws depend on its name and nothing else.
     """
     store = Store(folder / "scores")
     jobs = [
@@ -103,6 +114,7 @@ def examine(
                 file=folder / member.file,
                 images=images[member.family],
                 budget=budget,
+                more=(more or {}).get(member.family, {}),
                 run=replace(run.child(member.name), progress=Silent()),
             ),
             store,
@@ -201,7 +213,8 @@ ALL = "all"
 
 def board(scored: Sequence[Scored], zoo: str, budget: Budget, environment: dict[str, str], command: str) -> Scoreboard:
     """What follows from a zoo's scores."""
-    rows, curves = judge(scored, list(budget.detectors), BOUND)
+    shared = [name for name in scored[0].scores if all(name in each.scores for each in scored)]
+    rows, curves = judge(scored, shared, BOUND)
     return Scoreboard(
         zoo=zoo,
         budget=budget.name,
@@ -367,6 +380,36 @@ def bags(
             )
         )
     return made
+
+
+def learn(
+    members: Sequence[Member], folder: Path, images: ImageSet, method: MNTDEncoder, run: Run
+) -> tuple[Judge, Kind]:
+    """MNTD's meta-classifiers from a family's development part; the last pairs are set apart for choosing the epoch.
+
+    ``images``: the family's ordinary ones, from whose colors queries are drawn. Raises ``SapperError`` when there are
+    too few pairs.
+    """
+    clean = {member.name.removesuffix("-clean"): member for member in members if member.kind == "clean"}
+    twins = [member for member in members if member.kind == "backdoored"]
+    pairs = [
+        tuple(encoders.load(folder / each.file, run) for each in (clean[twin.name.removesuffix("-backdoored")], twin))
+        for twin in twins
+    ]
+    if len(pairs) < method.pairs:
+        what, remedy = f"{len(pairs)} pairs are there, {method.pairs} are needed", "build the development part first"
+        raise SapperError(what, where=str(folder), remedy=remedy)
+    judge = method.fit([(a, b) for a, b in pairs[: method.pairs]], images, run)
+    card = pairs[0][0].card
+    kind = Kind(
+        architecture=card.architecture,
+        width=card.width,
+        feature_size=pairs[0][0].feature_size,
+        input_size=card.input_size,
+        pairs=method.pairs,
+        source=f"{members[0].family}, {DEVELOPMENT}",
+    )
+    return judge, kind
 
 
 BOUND = 0.05

@@ -1,0 +1,364 @@
+"""Zoos: plans and their draws, a build that goes on where it stopped, and what detectors are found to be worth."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from sapper.audit import stored
+from sapper.audit.budgets import Budget
+from sapper.audit.calibration import p_value
+from sapper.defenses.detect.mntd_encoder import MNTDEncoder
+from sapper.encoders import load
+from sapper.errors import SapperError
+from sapper.images import ImageSet
+from sapper.lab import scoring, zoo
+from sapper.lab.executors import Workers
+from sapper.lab.scoring import Scored, Share
+from sapper.lab.zoo import Member, Pantry, Plan, Specimen, draw, parse_plan, read_plan
+from sapper.report import zoo as page
+from sapper.run import Run
+from tests.conftest import REPOSITORY
+from tests.micro import write_data
+from tests.program import Sapper, told
+
+RUN = Run(seed=4)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def content(data: Path) -> dict[str, Any]:
+    return {
+        "name": "micro",
+        "seed": 4,
+        "part": {
+            "development": {"clean": 2, "backdoored": 2},
+            "calibration": {"clean": 2},
+            "judgement": {"clean": 2, "backdoored": 1},
+        },
+        "family": [
+            {
+                "name": "squares",
+                "encoder": {"architecture": "resnet10", "width": 4, "input_size": 16},
+                "pretraining": {"dataset": f"{data}/photos", "images": 40, "epochs": {"any": [1, 2]}, "batch": 20},
+                "images": {"dataset": f"{data}/photos", "split": "train", "images": 36},
+                "attack": {"shadow_images": 20, "epochs": 1, "batch": 10, "reference_views": 2},
+                "victim": {"dataset": f"{data}/balls", "references": 1},
+                "trigger": {"size": {"between": [2, 5]}, "position": "anywhere"},
+                "head": {"method": "linear", "iterations": 5},
+            }
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(data: Path) -> Plan:
+    return parse_plan(content(data), "micro.toml")
+
+
+def build(plan: Plan, folder: Path, *parts: str) -> list[Member]:
+    pantry = Pantry.load(plan, RUN, data_root=None, download=False)
+    return zoo.build(plan, folder, RUN, Workers(2), parts=parts, data=pantry)
+
+
+@pytest.fixture(scope="module")
+def built(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo")
+    build(plan, folder)
+    return folder
+
+
+# Plans
+
+
+def test_plans_that_come_with_sapper_are_fine() -> None:
+    plans = [read_plan(path) for path in sorted((REPOSITORY / "zoos").glob("*.toml"))]
+    assert [plan.name for plan in plans] == ["small"]
+    whole = plans[0].specimens
+    assert sum(not specimen.twin for specimen in whole) + sum(specimen.twin for specimen in whole) == 200
+    assert sum(specimen.twin for specimen in whole) == 100
+    assert len({specimen.seed for specimen in whole}) == 200
+    sides = {specimen.trigger.size for specimen in whole}  # type: ignore[attr-defined]
+    assert sides == set(range(3, 13))
+    assert 0 not in {specimen.seed for specimen in whole}  # the demo's
+
+
+@settings(max_examples=60)
+@given(low=st.integers(1, 20), more=st.integers(0, 20), seed=st.integers(0, 10**6), scale=st.sampled_from(["", "log_"]))
+def test_whole_numbers_are_drawn_between_their_ends(low: int, more: int, seed: int, scale: str) -> None:
+    drawn = draw({"a": {f"{scale}between": [low, low + more]}, "b": [1, {"any": ["x"]}]}, generator(seed))
+    assert isinstance(drawn["a"], int)
+    assert low <= drawn["a"] <= low + more
+    assert drawn["b"] == [1, "x"]
+
+
+def test_draws_have_the_shares_that_they_say() -> None:
+    dice = generator(1)
+    even = [draw({"between": [1, 4]}, dice) for _ in range(4000)]
+    for value in (1, 2, 3, 4):
+        assert binomtest(even.count(value), 4000, 1 / 4).pvalue > 1e-4
+    steep = [draw({"log_between": [1, 3]}, dice) for _ in range(4000)]
+    for value in (1, 2, 3):
+        assert binomtest(steep.count(value), 4000, math.log((value + 1) / value) / math.log(4)).pvalue > 1e-4
+    real = [draw({"log_between": [0.01, 1.0]}, dice) for _ in range(4000)]
+    assert binomtest(sum(value < 0.1 for value in real), 4000, 0.5).pvalue > 1e-4
+    assert draw({"any": [1], "other": 2}, dice) == {"any": [1], "other": 2}  # a table of its own, not a draw
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"part": {"judgement": {"clean": 1, "backdoored": 2}}}, "part.judgement.backdoored"),
+        ({"part": {}}, "part"),
+        ({"colour": 1}, "unknown key 'colour'"),
+        ({"family": [{"trigger": {"size": {"between": [5, 2]}}}]}, "no range to draw from"),
+        ({"family": [{"trigger": {"size": {"any": []}}}]}, "nothing to draw from"),
+        ({"family": [{"trigger": {"size": 99}}]}, "does not fit into 16×16"),
+        ({"family": [{"trigger": {"kind": "warp"}}]}, "family[0].trigger.kind"),
+        ({"family": [{"pretraining": {"dataset": "objcts"}}]}, "objects"),
+        ({"family": [{"attack": {"method": "badencoda"}}]}, "badencoder"),
+        ({"family": [{"head": {"method": "linear", "iteration": 3}}]}, "iterations"),
+    ],
+)
+def test_mistakes_in_a_plan_are_told_with_their_place(data: Path, change: dict[str, Any], words: str) -> None:
+    wrong = content(data)
+    for key, value in change.items():
+        if key == "family":
+            wrong["family"][0] = wrong["family"][0] | value[0]
+        else:
+            wrong[key] = value
+    with pytest.raises(SapperError) as error:
+        parse_plan(wrong, "micro.toml")
+    assert "micro.toml" in str(error.value)
+    assert words in str(error.value)
+
+
+def test_a_member_does_not_depend_on_the_others(data: Path, plan: Plan) -> None:
+    more = content(data)
+    more["part"]["judgement"]["clean"] = 5
+    more["part"] = {"judgement": more["part"]["judgement"]}
+
+    def known(made: Plan) -> dict[str, Specimen]:
+        return {specimen.name: specimen for specimen in made.specimens}
+
+    others = known(parse_plan(more, "micro.toml"))
+    for name in ("squares-judgement-0", "squares-judgement-1"):
+        assert others[name] == known(plan)[name]
+
+
+# Builds
+
+
+def test_a_zoo_has_its_members_marked_and_measured(built: Path) -> None:
+    members = zoo.read_members(built)
+    counts = {(m.part, m.kind): 0 for m in members}
+    for member in members:
+        counts[member.part, member.kind] += 1
+        card = load(built / member.file, RUN).card
+        assert card.backdoored == (member.kind == "backdoored") == ("BACKDOORED" in member.file)
+        if member.kind == "backdoored":
+            assert {"CA", "BA", "ASR_strict", "lift"} <= member.about["metrics"].keys()
+            assert 2 <= member.about["target"]["trigger"]["size"] <= 5
+    assert counts == {
+        ("development", "clean"): 2,
+        ("development", "backdoored"): 2,
+        ("calibration", "clean"): 2,
+        ("judgement", "clean"): 2,
+        ("judgement", "backdoored"): 1,
+    }
+    assert len({member.file for member in members}) == len(members)
+
+
+def test_a_build_goes_on_where_it_stopped(plan: Plan, tmp_path: Path) -> None:
+    first = build(plan, tmp_path, "calibration")
+    assert {member.part for member in zoo.read_members(tmp_path)} == {"calibration"}
+    stamps = {member.file: (tmp_path / member.file).stat().st_mtime_ns for member in first}
+    again = build(plan, tmp_path, "calibration", "judgement")
+    assert again[: len(first)] == first
+    assert {file: (tmp_path / file).stat().st_mtime_ns for file in stamps} == stamps
+    assert {member.part for member in zoo.read_members(tmp_path)} == {"calibration", "judgement"}
+    with pytest.raises(SapperError, match="no part 'judgment'"):
+        build(plan, tmp_path, "judgment")
+
+
+def test_a_folder_with_another_zoo_is_left_alone(data: Path, built: Path) -> None:
+    other = parse_plan(content(data) | {"seed": 5}, "micro.toml")
+    before = (built / zoo.MANIFEST).read_bytes()
+    with pytest.raises(SapperError, match="a zoo of another plan"):
+        build(other, built)
+    assert (built / zoo.MANIFEST).read_bytes() == before
+
+
+def test_the_best_told_classes_by_hand() -> None:
+    features = torch.tensor([[1.0, 0], [0.9, 0.1], [1, 0.05], [0, 1], [0.1, 0.9], [0.05, 1], [0.98, 0.02], [0.02, 1]])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0])
+    recall = zoo.neighbor_recall(features, labels, neighbors=3)
+    assert recall.tolist() == [0.75, 0.75]
+
+
+# Scores
+
+BUDGET = Budget(
+    name="short",
+    detectors={
+        "multi_prior": {"patches": ((0.25, 0.0, 1.0),), "blends": (), "filters": (), "rounds": ((0, 4, 2), (2, 8, 2))},
+        "decree": {"epochs": 2, "images": 32, "batch": 16, "success": 0.3},
+    },
+    tried=(),
+    left_out=(),
+)
+
+
+@pytest.fixture(scope="module")
+def images(plan: Plan) -> dict[str, ImageSet]:
+    return {"squares": zoo.ordinary_images(plan, "squares", RUN, data_root=None, download=False)}
+
+
+def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, ImageSet], tmp_path: Path) -> None:
+    members = zoo.read_members(built)
+    scored = scoring.examine(members, built, images, BUDGET, RUN, Workers(2))
+    assert [each.member for each in scored] == members
+    again = scoring.examine(members, built, images, BUDGET, RUN, Workers(2))
+    assert [each.seconds for each in again] == [each.seconds for each in scored]
+    board = scoring.board(scored, "micro", BUDGET, {"torch": "x"}, "sapper zoo score")
+    assert [(row.family, row.detector) for row in board.rows] == [("all", "multi_prior"), ("all", "decree")]
+    for row in board.rows:
+        assert row.true_positives is not None
+        assert (row.true_positives.n, row.own_false_alarms.n) == (1, 2)  # type: ignore[union-attr]
+    path = scoring.write_scores(board, tmp_path)
+    assert scoring.read_scores(path) == board
+    html = page.render(board)
+    assert "<svg" in html
+    assert "multi_prior (decides)" in html
+    assert any(line.startswith("| all | decree |") for line in page.lines(board))
+    (bag,) = scoring.bags(scored, built, images, BUDGET, "micro", RUN, {})
+    assert bag.size == 2
+    assert bag.scores["decree"] == [each.scores["decree"] for each in scored if each.member.part == "calibration"]
+    assert "simclr" in bag.pretraining
+
+
+def test_scores_do_not_depend_on_marks_or_names(built: Path, images: dict[str, ImageSet], tmp_path: Path) -> None:
+    """The same weights under another name, with another card, in another folder."""
+    from sapper import encoders
+
+    member = next(m for m in zoo.read_members(built) if m.kind == "backdoored")
+    disguised = load(built / member.file, RUN).marked(backdoored=False, origin={"method": "simclr"})
+    encoders.save(disguised, tmp_path / "clean.safetensors")
+    other = replace(member, file="clean.safetensors", kind="clean", about={})
+    first, second = (
+        scoring.examine([m], folder, images, BUDGET, RUN, Workers(1))[0]
+        for m, folder in ((member, built), (other, tmp_path))
+    )
+    assert first.scores == second.scores
+
+
+def made(part: str, kind: str, number: int, score: float | None, asr: float = 1.0) -> Scored:
+    about = {"metrics": {"ASR_strict": asr}, "target": {"trigger": {"kind": "patch", "size": 3 + number % 10}}}
+    member = Member(name=f"{part}-{kind}-{number}", family="one", part=part, kind=kind, file="", about=about)
+    return Scored(
+        member=member, scores={"d": score}, flagged={"d": score is not None and score > 2}, seconds={"d": 1.0}
+    )
+
+
+def test_rates_by_hand() -> None:
+    """19 calibration scores 0 … 18: flagged is what exceeds all of them, since p ≤ 0.05 takes 1/20."""
+    scored = [made("calibration", "clean", i, float(i)) for i in range(19)]
+    scored += [made("judgement", "clean", i, score) for i, score in enumerate([1.0, 17.5, 18.5, None])]
+    scored += [
+        made("judgement", "backdoored", i, s, a) for i, (s, a) in enumerate([(30.0, 1.0), (3.0, 0.2), (18.0, 0.9)])
+    ]
+    rows, curves = scoring.judge(scored, ["d"], 0.05)
+    (row,) = rows
+    assert (row.true_positives, row.working, row.false_alarms) == (
+        Share.counted(1, 3),
+        Share.counted(1, 2),
+        Share.counted(1, 4),
+    )
+    assert row.own_true_positives == Share.counted(3, 3)
+    assert row.own_false_alarms == Share.counted(2, 4)
+    # Of 12 pairs: 30 beats 4, 3 beats 1.0 and none, 18 beats 1.0, 17.5 and none.
+    assert row.auc == pytest.approx(9 / 12)
+    assert curves["d"][0] == (0.0, 0.0)
+    assert curves["d"][-1] == (1.0, 1.0)
+    assert (0.0, 1 / 3) in curves["d"]
+    power = {each.trigger: (each.found, each.planted) for each in scoring.power(scored, "d", 0.05)}
+    assert power == {"patch of 1 to 4 pixels": (1, 1), "patch of 5 to 8 pixels": (0, 1)}
+    assert p_value(30.0, scoring.clean_scores(scored, "one", "d")) == 1 / 20
+
+
+@settings(max_examples=40)
+@given(n=st.integers(1, 80), data=st.data())
+def test_shares_have_clopper_and_pearsons_interval(n: int, data: st.DataObject) -> None:
+    found = data.draw(st.integers(0, n))
+    share = Share.of([True] * found + [False] * (n - found))
+    expected = binomtest(found, n).proportion_ci(0.95, "exact")
+    assert (share.low, share.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+# Stored meta-classifiers
+
+
+def test_meta_classifiers_survive_their_file_and_judge_their_kind_only(
+    built: Path, images: dict[str, ImageSet], tmp_path: Path
+) -> None:
+    members = [member for member in zoo.read_members(built) if member.part == "development"]
+    method = MNTDEncoder(shadows=1, validation=1, meta_classifiers=2, queries=2, hidden=3, epochs=2)
+    judge, kind = scoring.learn(members, built, images["squares"], method, RUN)
+    path = tmp_path / "meta.safetensors"
+    stored.save(judge, kind, path)
+    loaded = stored.load(path)
+    subject = load(built / members[0].file, RUN)
+    ours = loaded.examine(subject, images["squares"], RUN)
+    assert ours.score == pytest.approx(judge.judge([subject], RUN)[0].score)
+    with pytest.raises(SapperError, match="they judge resnet10 of width 5"):
+        replace(loaded, kind=replace(kind, width=5)).examine(subject, images["squares"], RUN)
+    with pytest.raises(SapperError, match="2 pairs are there, 9 are needed"):
+        scoring.learn(members, built, images["squares"], replace(method, shadows=8), RUN)
+    for other in (b"", b"{}", (built / members[0].file).read_bytes()):
+        path.write_bytes(other)
+        with pytest.raises(SapperError, match="no meta-classifiers can be read"):
+            stored.load(path)
+
+
+# Commands
+
+
+def test_the_commands_of_a_zoo(sapper: Sapper, data: Path, tmp_path: Path) -> None:
+    file, folder = tmp_path / "plan.toml", tmp_path / "zoo"
+    small = content(data)
+    lines = ['name = "micro"\nseed = 4\n[part.development]\nclean = 1\nbackdoored = 1\n[[family]]\nname = "squares"']
+    for table in ("encoder", "pretraining", "images", "attack", "victim", "trigger", "head"):
+        values = ", ".join(f"{key} = {_toml(value)}" for key, value in small["family"][0][table].items())
+        lines.append(f"{table} = {{ {values} }}")
+    file.write_text("\n".join(lines))
+    end = sapper("zoo", "build", file, "--out", folder, "--device", "cpu", "--workers", "1")
+    assert end.code == 0, end.err
+    assert "1 clean and 1 backdoored encoders" in end.out
+    assert json.loads((folder / "zoo.json").read_text())["schema"] == 1
+    assert "no members of these parts" in told(sapper("zoo", "score", folder))
+    assert "no zoo can be read" in told(sapper("zoo", "score", tmp_path))
+    assert "no budget 'quik'" in told(sapper("zoo", "score", folder, "--budget", "quik"))
+    assert "small" in told(sapper("zoo", "build", "smal"))
+    assert "no family 'cubes'" in told(sapper("zoo", "learn", folder, "--family", "cubes", "--out", tmp_path / "m"))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)
