@@ -1,0 +1,208 @@
+"""The commands audit, replay and calibrate as a user calls them: exit codes, files, and clear errors."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sapper import datasets, encoders
+from sapper.audit import auditing
+from sapper.audit.budgets import BUDGETS
+from sapper.audit.calibration import Bag, Key, read_bag, write_bag
+from sapper.run import Run
+from tests.micro import write_data
+from tests.program import Sapper, told
+from tests.test_cli import _hear_interrupts
+
+FILES = {"audit.html", "audit.json", "audit.sarif", "audit.cdx.json", "triggers.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, an encoder, and bags beside which it looks suspicious or ordinary."""
+    folder = tmp_path_factory.mktemp("audits")
+    write_data(folder)
+    subject = encoders.build(Run(seed=1), architecture="resnet10", width=4, input_size=16)
+    encoders.save(subject, folder / "subject.safetensors")
+    images = datasets.load(f"{folder}/photos", "train", size=16)
+    key = Key.of(subject, images, BUDGETS["quick"])
+    for name, score in (("suspicious", -1e6), ("ordinary", 1e6)):
+        bag = Bag(name=name, key=key, pretraining="made up", images="photos", scores={"multi_prior": [score] * 40})
+        write_bag(bag, folder / f"{name}.json")
+    return folder
+
+
+def words(place: Path, out: Path, *more: str | Path) -> list[str | Path]:
+    common: list[str | Path] = ["--images", place / "photos", "--device", "cpu"]
+    return ["audit", place / "subject.safetensors", *common, "--out", out, *more]
+
+
+@pytest.mark.parametrize(
+    ("bag", "fail_on", "code", "verdict"),
+    [
+        ("suspicious", "undecided", 1, "backdoor"),
+        ("suspicious", "backdoor", 1, "backdoor"),
+        ("ordinary", "undecided", 0, "no-evidence"),
+        (None, "undecided", 3, "undecided"),
+        (None, "backdoor", 0, "undecided"),
+    ],
+)
+def test_exit_codes_say_the_verdict(
+    sapper: Sapper, place: Path, tmp_path: Path, bag: str | None, fail_on: str, code: int, verdict: str
+) -> None:
+    beside = ("--bag", place / f"{bag}.json") if bag else ()
+    end = sapper(*words(place, tmp_path / "out", "--fail-on", fail_on, *beside))
+    assert end.code == code, end.err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    content = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert content["verdict"] == verdict
+    assert content["encoder"]["opened"] == str(place / "subject.safetensors")
+    assert content["command"].startswith("sapper audit ")
+    assert end.out.splitlines()[-1] == f"report: {tmp_path / 'out' / 'audit.html'}"
+
+
+def test_a_replay_of_the_same_and_of_another_file(sapper: Sapper, place: Path, tmp_path: Path) -> None:
+    sapper(*words(place, tmp_path))
+    end = sapper("replay", tmp_path / "audit.json", "--images", place / "balls", "--device", "cpu")
+    assert end.code == 0, end.err
+    assert "control, gray" in end.out
+    (measured,) = json.loads((tmp_path / "replay.json").read_text())
+    assert measured["trigger"]["images"] == 45
+    content = json.loads((tmp_path / "audit.json").read_text())
+    (tmp_path / "audit.json").write_text(json.dumps(content | {"encoder": content["encoder"] | {"sha256": "0" * 64}}))
+    refused = sapper("replay", tmp_path / "audit.json", "--images", place / "balls", "--device", "cpu")
+    assert "not the file that was audited" in told(refused)
+    meant = ("--encoder", place / "subject.safetensors")
+    assert sapper("replay", tmp_path / "audit.json", "--images", place / "balls", *meant).code == 0
+
+
+def test_a_claimed_base_is_compared(sapper: Sapper, place: Path, tmp_path: Path) -> None:
+    end = sapper(*words(place, tmp_path, "--base", place / "subject.safetensors"))
+    assert end.code == 3
+    findings = {each["method"]: each for each in json.loads((tmp_path / "audit.json").read_text())["detectors"]}
+    assert findings["differential"]["score"] == 0.0
+    assert findings["differential"]["evidence"]["same_tensors"] == findings["differential"]["evidence"]["tensors"]
+
+
+def test_calibrate_makes_a_bag_that_fits_the_audit(sapper: Sapper, place: Path, tmp_path: Path) -> None:
+    known = tmp_path / "known"
+    known.mkdir()
+    for seed in (11, 12):
+        encoder = encoders.build(Run(seed=seed), architecture="resnet10", width=4, input_size=16)
+        encoders.save(encoder, known / f"{seed}.safetensors")
+    images = ("--images", place / "photos", "--device", "cpu")
+    bag = tmp_path / "bag.json"
+    end = sapper("calibrate", "--encoders", known, *images, "--out", bag, "--pretraining", "none at all")
+    assert end.code == 0, end.err
+    assert read_bag(bag).size == 2
+    report = sapper(*words(place, tmp_path / "out", "--bag", bag, "--false-alarms", "0.4"))
+    assert report.code in (0, 1), report.err
+    content = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert content["bag"]["pretraining"] == "none at all"
+    assert content["p_value"] in (1 / 3, 2 / 3, 1.0)
+    assert sapper(*words(place, tmp_path / "out", "--bag", bag)).code == 3
+    assert "takes 19 or more" in json.loads((tmp_path / "out" / "audit.json").read_text())["reason"]
+    other = encoders.build(Run(seed=1), architecture="resnet10", width=8, input_size=16)
+    encoders.save(other, known / "other.safetensors")
+    assert "other width, feature size" in told(sapper("calibrate", "--encoders", known, *images, "--out", bag))
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (("--budget", "quik"), "quick"),
+        (("--fail-on", "never"), "backdoor or undecided"),
+        (("--false-alarms", "1.5"), "between 0 and 1"),
+        (("--mean", "0.5,0.5"), "three numbers"),
+        (("--std", "0.2,0.2,0"), "three numbers"),
+        (("--arch", "resnet11"), "resnet"),
+        (("--bag", "absent.json"), "no bag can be read"),
+        (("--mntd", "absent.safetensors"), "no meta-classifiers can be read"),
+        (("--base", "timm:resnet5O"), "resnet50"),
+        (("--split", "tset"), "tset"),
+        (("--device", "tpu"), "use cpu or auto"),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_written(
+    sapper: Sapper, place: Path, tmp_path: Path, more: tuple[str, ...], expected: str
+) -> None:
+    assert expected in told(sapper(*words(place, tmp_path / "out", *more)))
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_images_and_encoders_that_are_not_there_are_told(sapper: Sapper, place: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out", "--device", "cpu")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
+    subject = place / "subject.safetensors"
+    for images, expected in (
+        (tmp_path / "empty", "no image"),
+        (tmp_path / "broken", "a.png"),
+        ("objcts", "objects"),
+        (place / "absent", "absent"),
+    ):
+        assert expected in told(sapper("audit", subject, "--images", images, *out))
+    for name, expected in (("subject.safetensor", "there is no such file"), ("tim:resnet50", "timm")):
+        assert expected in told(sapper("audit", name, "--images", place / "photos", *out))
+    assert sapper("audit", subject, *out).code == 2  # --images is required
+
+
+def test_a_crash_is_no_verdict(sapper: Sapper, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own exit code for a crash is 1, which would say: backdoor."""
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("somewhere deep")
+
+    monkeypatch.setattr(auditing, "audit", crash)
+    end = sapper(*words(place, tmp_path))
+    assert end.code == 2
+    assert "fault in sapper" in end.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "codes"), [(signal.SIGINT, {130, -2}), (signal.SIGTERM, {-15}), (signal.SIGKILL, {-9})]
+)
+def test_a_signal_is_no_verdict(place: Path, tmp_path: Path, number: int, codes: set[int]) -> None:
+    endless = ["--budget", "thorough"]
+    command = [sys.executable, "-m", "sapper", *map(str, words(place, tmp_path / "out")), *endless]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=_hear_interrupts) as process:
+        time.sleep(6)
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(60) in codes
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["random", "supervised"])
+def test_what_is_no_backdoor_does_not_come_out_as_one(sapper: Sapper, tmp_path: Path, weights: str) -> None:
+    """Random weights and a supervised classifier's body, beside the bag that comes with sapper."""
+    encoder = encoders.build(Run(seed=8), architecture="resnet10", width=16)
+    if weights == "supervised":
+        _train_supervised(encoder)
+    encoders.save(encoder, tmp_path / "subject.safetensors")
+    out = ("--out", tmp_path / "out", "--images", "objects", "--device", "cpu")
+    assert sapper("audit", tmp_path / "subject.safetensors", *out).code == 0
+
+
+def _train_supervised(encoder: encoders.Encoder) -> None:
+    train = datasets.load("objects", "train")
+    head = torch.nn.Linear(encoder.feature_size, 10)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=2e-3)
+    generator = torch.Generator().manual_seed(0)
+    encoder.train()
+    for _ in range(400):
+        rows = torch.randint(len(train), (128,), generator=generator)
+        loss = torch.nn.functional.cross_entropy(head(encoder(train.images[rows] / 255)), train.targets()[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    encoder.eval()
