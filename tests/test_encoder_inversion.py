@@ -1,4 +1,4 @@
-"""DECREE and multi-prior inversion: their formulas against textbook forms, and that they find what is planted."""
+"""DECREE, multi-prior inversion and SSL-Cleanse: their formulas against textbook forms, and that they find what is planted."""
 
 import math
 
@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sapper.defenses.detect.decree import Decree, Schedule
-from sapper.defenses.detect.inversion import mean_cosine
+from sapper.defenses.detect.inversion import mean_cosine, start
 from sapper.defenses.detect.multi_prior import Filter, MultiPrior, Stamp
+from sapper.defenses.detect.ssl_cleanse import SSLCleanse, knee
 from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
@@ -240,3 +241,62 @@ def test_decrees_cost_moves_after_more_than_five_steps_and_never_below_its_least
     assert float(costs[-1][1]) == pytest.approx(1e-5)
     assert math.isclose(float(costs[-1][0]), 1e-3 * 5**4, rel_tol=1e-5)
     assert schedule.idle.tolist() == [24, 24]
+
+
+# SSL-Cleanse
+
+CLUSTERED = SSLCleanse(images=96, clusters=5, steps=60, minibatches=2, batch=24)
+
+
+def test_ssl_cleanse_finds_the_cluster_that_a_planted_patch_reaches() -> None:
+    verdict = CLUSTERED.examine(encoder(gain=30.0), photos(), RUN)
+    assert verdict.flagged
+    norms, suspect = verdict.evidence["norms"], verdict.evidence["suspect"]
+    assert norms[suspect] < 0.2 * min(norm for number, norm in enumerate(norms) if number != suspect)
+    mask = verdict.evidence["mask"]
+    assert float(mask[9:13, 3:7].sum() / mask.sum()) > 0.8
+    assert float(mask.sum()) == pytest.approx(norms[suspect])
+    assert sum(verdict.evidence["sizes"]) == 96
+    clean = CLUSTERED.examine(encoder(gain=0.0), photos(), RUN)
+    assert not clean.flagged
+    assert min(clean.evidence["norms"]) > 10 * norms[suspect]
+
+
+def test_a_step_of_ssl_cleanse_is_the_loop_over_its_clusters() -> None:
+    model, pixels = encoder(gain=3.0).eval().requires_grad_(False), photos().images[:6]
+    generator = torch.Generator().manual_seed(4)
+    centers = F.normalize(torch.randn(3, 48, generator=generator), dim=1)
+    features = F.normalize(torch.randn(20, 48, generator=generator), dim=1)
+    cost = torch.tensor([0.0, 0.5, 2.0])
+    weights = start(3, (SIZE, SIZE), RUN)
+    alone = [[weight.detach()[row : row + 1].clone().requires_grad_() for weight in weights] for row in range(3)]
+    adam = torch.optim.Adam(weights, lr=0.1, betas=(0.5, 0.9))
+    near = CLUSTERED._descend(adam, weights, centers, cost, model, pixels, features, RUN)
+    for row, (mask, pattern) in enumerate(alone):
+        m, delta = (torch.tanh(mask[0]) + 1) / 2, (torch.tanh(pattern[0]) + 1) / 2
+        output = model((1 - m) * to_float(pixels) + m * delta)
+        likeness = F.cosine_similarity(output, centers[row].unsqueeze(0))
+        loss = (1 - likeness).mean() + cost[row] * m.abs().sum() / SIZE**2
+        single = torch.optim.Adam([mask, pattern], lr=0.1, betas=(0.5, 0.9))
+        loss.backward()
+        single.step()
+        torch.testing.assert_close(weights[0][row], mask[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(weights[1][row], pattern[0], atol=1e-4, rtol=1e-4)
+        with torch.no_grad():
+            likenesses = torch.stack([F.cosine_similarity(output, feature.unsqueeze(0)) for feature in features])
+        assert near[row].tolist() == likenesses.argmax(0).tolist()
+
+
+def test_the_number_of_clusters_is_the_knee_of_the_inertia() -> None:
+    assert knee([100.0, 40.0, 10.0, 8.0, 6.0, 4.0]) == 2
+    assert knee([5.0]) == knee([5.0, 3.0]) == knee([2.0, 2.0, 2.0]) == 0
+    generator = torch.Generator().manual_seed(6)
+    centers = F.normalize(torch.randn(6, 48, generator=generator), dim=1)
+    wanted = torch.arange(90) % 6
+    features = F.normalize(centers[wanted] + 0.02 * torch.randn(90, 48, generator=generator), dim=1)
+    found = SSLCleanse().cluster(features, "points", RUN)
+    assert int(found.max()) == 5
+    for number in range(6):
+        assert len(found[wanted == number].unique()) == 1
+    with pytest.raises(SapperError, match="too few to cluster"):
+        SSLCleanse().cluster(features[:23], "points", RUN)
