@@ -1,4 +1,4 @@
-"""DECREE, multi-prior inversion and SSL-Cleanse: formulas against textbook forms, and that they find what is planted."""
+"""DECREE, multi-prior inversion, SSL-Cleanse: formulas against textbook forms, and that they find what is planted."""
 
 import math
 

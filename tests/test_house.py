@@ -53,6 +53,7 @@ def test_a_method_says_what_it_is_and_where_it_comes_from(kind: str, name: str) 
         (lambda: MNTDEncoder(sides=(0, 3)), "MNTDEncoder.sides"),
         (lambda: SimCLR(temperature=-0.1), "SimCLR.temperature"),
         (lambda: replace(PatchCleanser(), masks=0), "PatchCleanser.masks"),
+        (lambda: downstream.MLP(epochs=0), "MLP.epochs"),
     ],
 )
 def test_parameters_are_checked_in_python_as_in_a_file(make: Callable[[], object], where: str) -> None:

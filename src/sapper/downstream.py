@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sapper.encoders import Encoder
 from sapper.images import Change, to_float
+from sapper.methods import Checked
 from sapper.run import Run
 from sapper.training import set_learning_rate, shuffled, warm_cosine
 
@@ -93,7 +94,7 @@ class Standardize(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLP:
+class MLP(Checked):
     """The paper's head: D – 512 – ReLU – dropout – 256 – ReLU – K, cross-entropy, Adam.
 
     Defaults from ``training_downstream_classifier.py``; unlike there, rows are shuffled in every epoch, so that the
@@ -146,7 +147,7 @@ class MLP:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(Checked):
     """A linear probe: multinomial logistic regression on standardized features, with an L2 penalty, by L-BFGS.
 
     Minimizes  mean cross-entropy + ``penalty``/2 · ‖W‖²  over all rows at once; convex, so no schedule matters.
@@ -183,7 +184,7 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KNN:
+class KNN(Checked):
     """The weighted k-nearest-neighbor classifier that SimCLR's monitor uses; nothing is trained.
 
     The ``neighbors`` most similar rows vote with weight exp(similarity / ``temperature``); logits are the logarithms of
