@@ -105,9 +105,17 @@ def test_a_bag_survives_its_file(bag: Bag, tmp_path: Path) -> None:
     path = tmp_path / "toys.json"
     write_bag(bag, path)
     assert read_bag(path) == bag
-    for text in ("", "{}", path.read_text().replace('"schema": 1', '"schema": 2'), '{"schema": 1, "scores": [NaN]}'):
+    short = json.loads(path.read_text())
+    short["scores"]["multi_prior"] = []
+    for text in (
+        "",
+        "{}",
+        json.dumps(short),
+        path.read_text().replace('"schema": 1', '"schema": 2'),
+        '{"schema": 1, "scores": [NaN]}',
+    ):
         path.write_text(text)
-        with pytest.raises(SapperError, match="no bag can be read"):
+        with pytest.raises(SapperError, match=r"no bag can be read|do not fit together"):
             read_bag(path)
     with pytest.raises(SapperError, match="no bag can be read"):
         read_bag(tmp_path / "absent.json")
@@ -120,8 +128,12 @@ def test_a_bag_fits_only_what_it_was_made_for(bag: Bag) -> None:
     assert fitting(bag.key, [few], 0.05).bag is None
     assert "takes 19 or more" in fitting(bag.key, [few], 0.05).reason
     assert fitting(bag.key, [few, bag], 0.05).bag is bag
+    own = replace(bag, name="own")
+    assert fitting(bag.key, [own, bag], 0.05).bag is own
+    assert "takes 33 or more" in fitting(bag.key, [bag], 0.03).reason
     for change in (
         {"architecture": "resnet10"},
+        {"stem": "imagenet"},
         {"width": 3},
         {"feature_size": 47},
         {"input_size": 17},
@@ -161,6 +173,21 @@ def test_no_backdoor_no_evidence(bag: Bag) -> None:
     assert report.verdict == "no-evidence"
     assert report.p_value is not None
     assert report.p_value > 0.05
+
+
+@pytest.mark.parametrize("scale", [1e22, 1e-14, 0.0])
+def test_features_that_cannot_be_measured_are_no_sign_of_innocence(bag: Bag, scale: float) -> None:
+    """Whoever scales features so far hides a backdoor from cosines; dividing them again brings it back."""
+    hidden = varied(99, gain=30.0)
+
+    class Scaled(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            features: Tensor = hidden.backbone(images)
+            return features * scale
+
+    report = audit(Encoder(Scaled(), hidden.card, 48), photos(), BUDGET, [bag], RUN)
+    assert report.verdict == "undecided"
+    assert "no score" in report.reason
 
 
 def test_without_a_fitting_bag_nobody_knows() -> None:
@@ -336,8 +363,8 @@ def test_the_bill_of_materials_is_valid(report: AuditReport) -> None:
     assert properties["sapper:audit:atlas:technique"] == "AML.T0018.000@5.6.0"
 
 
-def test_the_page_shows_verdict_trigger_and_coverage(report: AuditReport, bag: Bag) -> None:
-    html = page.render(report, bag if report.bag else None, {"torch": "x"}, "sapper audit <b>")
+def test_the_page_shows_verdict_trigger_and_coverage(report: AuditReport) -> None:
+    html = page.render(report, {"torch": "x"}, "sapper audit <b>")
     assert page.WORDS[report.verdict] in html
     assert html.count("data:image/png") == 12
     assert "sapper audit &lt;b&gt;" in html

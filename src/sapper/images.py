@@ -101,6 +101,13 @@ class ImageSet:
             sha.update(b"-" if values is None else values.contiguous().numpy().data)
         return sha.hexdigest()
 
+    @cached_property
+    def pixels_digest(self) -> str:
+        """SHA-256 of shape and pixels alone: the same photos, whatever is known of them."""
+        sha = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        sha.update(self.images.contiguous().numpy().data)
+        return sha.hexdigest()
+
 
 def check_pixels(images: Tensor, labels: Tensor | None = None) -> None:
     """Raises ``SapperError`` unless ``images`` are uint8 (N, 3, H, W), and ``labels``, if given, int64 (N,)."""

@@ -84,7 +84,7 @@ class AuditReport:
     detectors: tuple[Finding, ...]
     encoder: dict[str, Any]
     images: dict[str, Any]
-    bag: dict[str, Any] | None
+    bag: Bag | None
     coverage: Coverage
     seconds: float
     shown: Tensor
@@ -140,7 +140,7 @@ def audit(
         detectors=tuple(findings),
         encoder=about(encoder),
         images={"name": images.name, "split": images.split, "n": len(images), "sha256": images.digest},
-        bag=_about_bag(match.bag),
+        bag=match.bag,
         coverage=Coverage(
             tried=budget.tried,
             left_out=budget.left_out,
@@ -214,7 +214,8 @@ def _decide(leading: Finding, bag: Bag | None, why_not: str, bound: float) -> tu
     if bag is None:
         return None, "undecided", f"The score cannot be judged: {why_not}."
     if leading.score is None or leading.p_value is None:
-        return None, "undecided", f"{leading.method} gave no score."
+        why = leading.evidence.get("why", "it ended without one")
+        return None, "undecided", f"{leading.method} gave no score: {why}."
     n = bag.size
     higher = round(leading.p_value * (n + 1)) - 1
     beside = f"{higher} of {n} known-clean encoders score as high"
@@ -231,12 +232,15 @@ def _about_bag(bag: Bag | None) -> dict[str, Any] | None:
 
 def as_json(report: AuditReport) -> dict[str, Any]:
     """The report as plain data; tensors and pictures are left out."""
-    plain = {name: value for name, value in vars(report).items() if name not in ("shown", "detectors", "coverage")}
+    plain = {
+        name: value for name, value in vars(report).items() if name not in ("shown", "detectors", "coverage", "bag")
+    }
     detectors = []
     for finding in report.detectors:
         values = {name: value for name, value in vars(finding).items() if name not in ("tensors", "collapse")}
         detectors.append(values | {"collapse": asdict(finding.collapse) if finding.collapse else None})
-    return {"schema": SCHEMA} | plain | {"detectors": detectors, "coverage": asdict(report.coverage)}
+    rest = {"detectors": detectors, "coverage": asdict(report.coverage), "bag": _about_bag(report.bag)}
+    return {"schema": SCHEMA} | plain | rest
 
 
 def trigger_tensors(report: AuditReport) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ bag; nothing smaller than 1/(n + 1) can come out.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,10 +39,11 @@ def p_value(score: float, clean: Sequence[float]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What an encoder and an audit must share with a bag. ``images``: the SHA-256 of the image set's pixels."""
+    """What an encoder and an audit must share with a bag. ``images``: the SHA-256 of the pixels of the image set."""
 
     architecture: str
     width: int
+    stem: str
     feature_size: int
     input_size: int
     images: str
@@ -59,9 +61,10 @@ class Key:
         return Key(
             architecture=card.architecture,
             width=card.width,
+            stem=card.stem,
             feature_size=encoder.feature_size,
             input_size=card.input_size,
-            images=images.digest,
+            images=images.pixels_digest,
             budget=budget.name,
             detectors=detectors,
         )
@@ -107,13 +110,21 @@ class Bag:
     made: dict[str, Any] = field(default_factory=dict)
     schema: Literal[1] = 1
 
+    def __post_init__(self) -> None:
+        """Raises ``SapperError`` unless every detector of the key has a score for every encoder."""
+        sizes = {name: len(scores) for name, scores in self.scores.items()}
+        if sizes.keys() != self.key.detectors.keys() or len(set(sizes.values())) != 1 or 0 in sizes.values():
+            what = f"its scores do not fit together: {sizes} for {', '.join(self.key.detectors)}"
+            raise SapperError(what, where=f"bag {self.name}", remedy="make it anew with sapper calibrate")
+
     def of(self, detector: str) -> list[float]:
         """A detector's scores; one without a score is as suspicious as can be, so that the bound still holds."""
         return [float("inf") if score is None else score for score in self.scores.get(detector, [])]
 
     @property
     def size(self) -> int:
-        return max((len(scores) for scores in self.scores.values()), default=0)
+        """How many encoders there are."""
+        return len(next(iter(self.scores.values())))
 
 
 def write_bag(bag: Bag, path: Path) -> None:
@@ -151,17 +162,16 @@ class Match:
 
 
 def fitting(key: Key, bags: Sequence[Bag], bound: float) -> Match:
-    """The largest bag with that key, if it has enough encoders for the bound."""
-    same = sorted((bag for bag in bags if bag.key == key), key=lambda bag: bag.size)
+    """The first bag with that key that has enough encoders for the bound; a user's own are named before ours."""
+    same = [bag for bag in bags if bag.key == key]
+    needed = ceil(1 / bound - 1e-9) - 1
+    for bag in same:
+        if bag.size >= needed:
+            return Match(bag=bag, reason="")
     if same:
-        best = same[-1]
-        if 1 / (best.size + 1) <= bound:
-            return Match(bag=best, reason="")
-        needed = int(1 / bound)
-        reason = (
-            f"the fitting bag {best.name!r} has {best.size} encoders; a bound of {bound:g} takes {needed - 1} or more"
-        )
-        return Match(bag=None, reason=reason)
+        largest = max(same, key=lambda bag: bag.size)
+        has = f"the fitting bag {largest.name!r} has {largest.size} encoders"
+        return Match(bag=None, reason=f"{has}; a bound of {bound:g} takes {needed} or more")
     if not bags:
         return Match(bag=None, reason="there is no bag of known-clean encoders")
     nearest = min(bags, key=lambda bag: len(key.differs(bag.key)))

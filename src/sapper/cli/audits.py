@@ -90,7 +90,7 @@ def audit(
 
     chosen = budget_of(budget)
     more = {stored.NAME: stored.load(mntd)} if mntd else {}
-    known = calibration.shipped_bags() + [calibration.read_bag(path) for path in bags or []]
+    known = [*(calibration.read_bag(path) for path in bags or []), *calibration.shipped_bags()]
     with bars as progress:
         run = _with(run, progress)
         subject = _open(encoder, run, arch, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
@@ -99,7 +99,6 @@ def audit(
         if base is not None:
             origin = _open(base, run, None, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
         report = auditing.audit(subject, shown, chosen, known, run, bound=bound, base=origin, more=more)
-    bag = next((bag for bag in known if report.bag is not None and bag.name == report.bag["name"]), None)
     command, around = shlex.join(["sapper", *sys.argv[1:]]), environment(run)
     triggers = safetensors.torch.save(auditing.trigger_tensors(report))
     options = {"arch": arch, "mean": mean, "std": std, "size": size}
@@ -110,7 +109,7 @@ def audit(
         "triggers": {"file": replaying.TRIGGERS, "sha256": hashlib.sha256(triggers).hexdigest()},
     }
     files: dict[str, str | bytes] = {
-        "audit.html": page.render(report, bag, around, command),
+        "audit.html": page.render(report, around, command),
         "audit.sarif": _json(sarif.render(report)),
         "audit.cdx.json": _json(cyclonedx.render(report)),
         replaying.TRIGGERS: triggers,

@@ -49,6 +49,7 @@ def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
     else:
         raise _unknown(uri)
     encoder = _as_said(found, opening)
+    _check_normalization(encoder.card, uri)
     _try(encoder, uri)
     origin = encoder.card.origin | {"opened": uri, **found.about}
     said = any(value is not None for value in (opening.mean, opening.std, opening.size))
@@ -73,6 +74,14 @@ def _unknown(uri: str) -> SapperError:
     near = closest(Path(uri).name, names) if names else f"{here} is no folder"
     remedy = f"{near}; models by name: {', '.join(f'{name}:NAME' for name in SCHEMES)}"
     return SapperError("there is no such file", where=uri, remedy=remedy)
+
+
+def _check_normalization(card: Card, where: str) -> None:
+    """Refuse a normalization that makes all images alike, whoever says it: the file, a configuration, the user."""
+    fine = all(abs(value) <= 10 for value in card.mean) and all(1e-3 <= value <= 10 for value in card.std)
+    if not fine:
+        what = f"a normalization by mean {card.mean} and standard deviation {card.std} leaves nothing of images"
+        raise SapperError(what, where=where, remedy="say what it was trained with: --mean, --std")
 
 
 def _as_said(found: Found, opening: Opening) -> Encoder:

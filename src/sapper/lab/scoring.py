@@ -310,10 +310,15 @@ def _p_value(each: Scored, detector: str, scored: Sequence[Scored]) -> float | N
     return p_value(_score(each, detector), clean) if clean else None
 
 
+def calibrating(scored: Sequence[Scored], family: str) -> list[Scored]:
+    """The clean encoders of a family's calibration part."""
+    ours = [each for each in scored if each.member.part == CALIBRATION and each.member.family == family]
+    return [each for each in ours if each.member.kind == "clean"]
+
+
 def clean_scores(scored: Sequence[Scored], family: str, detector: str) -> list[float]:
     """A detector's scores of a family's calibration part; without a score an encoder is as suspicious as can be."""
-    ours = [each for each in scored if each.member.part == CALIBRATION and each.member.family == family]
-    clean = [each.scores[detector] for each in ours if each.member.kind == "clean"]
+    clean = [each.scores[detector] for each in calibrating(scored, family)]
     return [math.inf if score is None else score for score in clean]
 
 
@@ -362,7 +367,7 @@ def bags(
     """A bag of each family's calibration part, with the power that was measured beside it."""
     made = []
     for family, own in images.items():
-        part = [each for each in scored if each.member.family == family and each.member.part == CALIBRATION]
+        part = calibrating(scored, family)
         if not part:
             continue
         about = [each.member.about["pretraining"] for each in part]

@@ -192,6 +192,10 @@ def parse_plan(content: dict[str, Any], file: str) -> Plan:
             for number in range(part.clean):
                 twin = number < part.backdoored
                 specimens.append(_specimen(family, part_name, number, twin, root.seed, file, key))
+        kinds = {specimen.encoder for specimen in specimens if specimen.family == family.name}
+        if len(kinds) > 1:
+            what, remedy = "its encoders differ", "give encoders of each kind a family: a bag is of one kind"
+            raise SapperError(what, where=f"{file}: {key}.encoder", remedy=remedy)
         images[family.name] = chosen, specimens[-1].encoder.input_size
     order = {name: place for place, name in enumerate(parts)}
     specimens.sort(key=lambda each: (order[each.part], each.number))  # a family is never far ahead of another

@@ -39,7 +39,7 @@ class Shown:
     triggered: list[str]
 
 
-def render(report: AuditReport, bag: Bag | None, surroundings: dict[str, str], command: str) -> str:
+def render(report: AuditReport, surroundings: dict[str, str], command: str) -> str:
     """The page's HTML."""
     return (
         environment()
@@ -50,7 +50,7 @@ def render(report: AuditReport, bag: Bag | None, surroundings: dict[str, str], c
             meaning=meaning(report),
             facts=facts(report),
             shown=pictures(report),
-            drawing=_drawing(report, bag),
+            drawing=_drawing(report, report.bag),
             surroundings=surroundings,
             command=command,
         )

@@ -52,6 +52,9 @@ TOGETHER = 256
 SMALLEST = 1e-6
 """A spread below this is rounding."""
 
+MEASURABLE = (1e-9, 1e15)
+"""Lengths of features between which cosines can be trusted; the square of a longer one overflows."""
+
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -91,6 +94,8 @@ class MultiPrior(Checked):
         Evidence: ``priors``, for each its ``score``, the ``spread`` that it leaves and its ``powers`` of ten;
         ``spread`` as it is; ``prior``, the one whose score counts; and its trigger (``inversion.recovered``): tensors
         ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1] for a patch or a blend, ``matrix`` (3, 4) for a filter.
+        Where features are all alike, or so long that their cosines are rounding, there is no score, and ``why`` says
+        so: an encoder could hide behind that.
         """
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
@@ -101,6 +106,12 @@ class MultiPrior(Checked):
             raise SapperError(what, where=images.name, remedy=remedy)
         seen, unseen = shown[held:], shown[:held]
         ordinary = self._spread(encoder, None, unseen, run)
+        if not self.patches and not self.blends and not self.filters:
+            raise SapperError("there is no prior to try", where="multi_prior", remedy="name a patch, blend or filter")
+        if ordinary < 10 * SMALLEST or not self._measurable(encoder, unseen, run):
+            why = "features of ordinary images cannot be told apart, or are too long or too short to measure"
+            seconds = time.perf_counter() - started
+            return Verdict(score=None, threshold=self.threshold, flagged=None, evidence={"why": why}, seconds=seconds)
         found: dict[str, Prior] = {}
         priors: dict[str, dict[str, float]] = {}
         for name, (prior, usual, deviation) in self.priors(images.size, run).items():
@@ -159,6 +170,13 @@ class MultiPrior(Checked):
             spread.sum().backward()
             spreads.append(spread.detach())
         return torch.cat(spreads)
+
+    @torch.no_grad()
+    def _measurable(self, encoder: Encoder, images: Tensor, run: Run) -> bool:
+        """Whether all features of ordinary images are finite and of a length that cosines survive."""
+        with run.autocast():
+            lengths = torch.cat([encoder(to_float(chunk)).double().norm(dim=1) for chunk in images.split(TOGETHER)])
+        return bool(((lengths > MEASURABLE[0]) & (lengths < MEASURABLE[1])).all())
 
     @torch.no_grad()
     def _spread(self, encoder: Encoder, change: "Prior | None", images: Tensor, run: Run) -> float:
