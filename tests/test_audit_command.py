@@ -1,6 +1,8 @@
 """The commands audit, replay and calibrate as a user calls them: exit codes, files, and clear errors."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -72,8 +74,11 @@ def test_a_replay_of_the_same_and_of_another_file(sapper: Sapper, place: Path, t
     end = sapper("replay", tmp_path / "audit.json", "--images", place / "balls", "--device", "cpu")
     assert end.code == 0, end.err
     assert "control, gray" in end.out
-    (measured,) = json.loads((tmp_path / "replay.json").read_text())
-    assert measured["trigger"]["images"] == 45
+    measured = json.loads((tmp_path / "replay.json").read_text())
+    assert measured["replays"][0]["trigger"]["images"] == measured["images"]["n"] == 45
+    assert measured["command"].startswith("sapper replay ")
+    same = sapper("replay", tmp_path / "audit.json", "--images", place / "photos", "--device", "cpu")
+    assert "these are the images that the trigger was found with" in same.out
     content = json.loads((tmp_path / "audit.json").read_text())
     (tmp_path / "audit.json").write_text(json.dumps(content | {"encoder": content["encoder"] | {"sha256": "0" * 64}}))
     refused = sapper("replay", tmp_path / "audit.json", "--images", place / "balls", "--device", "cpu")
@@ -108,6 +113,10 @@ def test_calibrate_makes_a_bag_that_fits_the_audit(sapper: Sapper, place: Path, 
     assert content["p_value"] in (1 / 3, 2 / 3, 1.0)
     assert sapper(*words(place, tmp_path / "out", "--bag", bag)).code == 3
     assert "takes 19 or more" in json.loads((tmp_path / "out" / "audit.json").read_text())["reason"]
+    (known / "copy.safetensors").write_bytes((known / "11.safetensors").read_bytes())
+    assert "these are the weights of" in told(sapper("calibrate", "--encoders", known, *images, "--out", bag))
+    (known / "copy.safetensors").unlink()
+    assert "this is a folder" in told(sapper("calibrate", "--encoders", known, *images, "--out", known))
     other = encoders.build(Run(seed=1), architecture="resnet10", width=8, input_size=16)
     encoders.save(other, known / "other.safetensors")
     assert "other width, feature size" in told(sapper("calibrate", "--encoders", known, *images, "--out", bag))
@@ -154,16 +163,33 @@ def test_images_and_encoders_that_are_not_there_are_told(sapper: Sapper, place: 
     assert sapper("audit", subject, *out).code == 2  # --images is required
 
 
-def test_a_crash_is_no_verdict(sapper: Sapper, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's own exit code for a crash is 1, which would say: backdoor."""
+@pytest.mark.parametrize(
+    "crash",
+    [
+        ZeroDivisionError("somewhere deep"),
+        EOFError(),
+        BrokenPipeError(errno.EPIPE, "pipe"),
+        PermissionError(errno.EACCES, "disk"),
+        SystemExit(0),
+        SystemExit(3),
+        ImportError("half an installation"),
+        RecursionError(),
+        MemoryError(),
+    ],
+    ids=lambda crash: type(crash).__name__,
+)
+def test_a_crash_is_no_verdict(
+    sapper: Sapper, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: BaseException
+) -> None:
+    """Python's own exit code for a crash is 1, which would say: backdoor; code of others may call ``sys.exit(0)``."""
 
-    def crash(*_: Any, **__: Any) -> None:
-        raise ZeroDivisionError("somewhere deep")
+    def fail(*_: Any, **__: Any) -> None:
+        raise crash
 
-    monkeypatch.setattr(auditing, "audit", crash)
+    monkeypatch.setattr(auditing, "audit", fail)
     end = sapper(*words(place, tmp_path))
     assert end.code == 2
-    assert "fault in sapper" in end.err
+    assert "error" in end.err
     assert not list(tmp_path.iterdir())
 
 
@@ -179,6 +205,24 @@ def test_a_signal_is_no_verdict(place: Path, tmp_path: Path, number: int, codes:
         process.send_signal(number)
         assert process.wait(60) in codes
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_name_in_another_encoding_is_told_or_written(sapper: Sapper, place: Path, tmp_path: Path) -> None:
+    """The safetensors library does not open such a file; a folder for the reports may be called like that."""
+    odd = tmp_path / os.fsdecode(b"enc\xff.safetensors")
+    odd.write_bytes((place / "subject.safetensors").read_bytes())
+    assert "not valid UTF-8" in told(sapper("audit", odd, "--images", place / "photos", "--out", tmp_path / "out"))
+    folder = tmp_path / os.fsdecode(b"out\xff")
+    assert sapper(*words(place, folder)).code == 3
+    assert {path.name for path in folder.iterdir()} == FILES
+
+
+def test_a_normalization_that_makes_all_images_alike_is_refused(sapper: Sapper, place: Path, tmp_path: Path) -> None:
+    """A card is the attacker's: with a deviation of a million no trigger moves anything."""
+    subject = encoders.build(Run(seed=1), architecture="resnet10", width=4, input_size=16, std=(1e6, 1e6, 1e6))
+    encoders.save(subject, tmp_path / "flat.safetensors")
+    out = ("--out", tmp_path / "out", "--images", place / "photos")
+    assert "leaves nothing of images" in told(sapper("audit", tmp_path / "flat.safetensors", *out))
 
 
 @pytest.mark.slow

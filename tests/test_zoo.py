@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def content(data: Path) -> dict[str, Any]:
                 "name": "squares",
                 "encoder": {"architecture": "resnet10", "width": 4, "input_size": 16},
                 "pretraining": {"dataset": f"{data}/photos", "images": 40, "epochs": {"any": [1, 2]}, "batch": 20},
-                "images": {"dataset": f"{data}/photos", "split": "train", "images": 36},
+                "images": {"dataset": f"{data}/photos", "split": "train", "images": 36},  # there is no other split
                 "attack": {"shadow_images": 20, "epochs": 1, "batch": 10, "reference_views": 2},
                 "victim": {"dataset": f"{data}/balls", "references": 1},
                 "trigger": {"size": {"between": [2, 5]}, "position": "anywhere"},
@@ -131,6 +132,8 @@ def test_draws_have_the_shares_that_they_say() -> None:
         ({"family": [{"trigger": {"size": {"any": []}}}]}, "nothing to draw from"),
         ({"family": [{"trigger": {"size": 99}}]}, "does not fit into 16×16"),
         ({"family": [{"trigger": {"kind": "warp"}}]}, "family[0].trigger.kind"),
+        ({"family": [{"trigger": {"kind": ["patch"]}}]}, "family[0].trigger.kind"),
+        ({"family": [{"encoder": {"width": {"any": [4, 5]}}}]}, "its encoders differ"),
         ({"family": [{"pretraining": {"dataset": "objcts"}}]}, "objects"),
         ({"family": [{"attack": {"method": "badencoda"}}]}, "badencoder"),
         ({"family": [{"head": {"method": "linear", "iteration": 3}}]}, "iterations"),
@@ -241,8 +244,9 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
     for row in board.rows:
         assert row.true_positives is not None
         assert (row.true_positives.n, row.own_false_alarms.n) == (1, 2)  # type: ignore[union-attr]
-    path = scoring.write_scores(board, tmp_path)
-    assert scoring.read_scores(path) == board
+    assert json.loads(scoring.write_scores(board, tmp_path).read_text())["rows"][0]["detector"] == "multi_prior"
+    apart = replace(board, members=tuple(each for each in scored if each.member.part == "development"))
+    assert scoring.write_scores(apart, tmp_path).name == "scores-short-development.json"
     html = page.render(board)
     assert "<svg" in html
     assert "multi_prior (decides)" in html
@@ -285,6 +289,7 @@ def test_rates_by_hand() -> None:
     ]
     rows, curves = scoring.judge(scored, ["d"], 0.05)
     (row,) = rows
+    assert curves["d"][0] == (0.0, 0.0)
     assert (row.true_positives, row.working, row.false_alarms) == (
         Share.counted(1, 3),
         Share.counted(1, 2),
@@ -300,6 +305,29 @@ def test_rates_by_hand() -> None:
     power = {each.trigger: (each.found, each.planted) for each in scoring.power(scored, "d", 0.05)}
     assert power == {"patch of 1 to 4 pixels": (1, 1), "patch of 5 to 8 pixels": (0, 1)}
     assert p_value(30.0, scoring.clean_scores(scored, "one", "d")) == 1 / 20
+
+
+def test_families_are_compared_in_deviations_of_their_own_calibration() -> None:
+    """The second family's scores are ten times as large and lie higher: its clean ones must not outrank the first's."""
+    scored = []
+    for family, shift, scale in (("one", 0.0, 1.0), ("two", 100.0, 10.0)):
+        some = [made("calibration", "clean", i, shift + scale * i) for i in range(5)]
+        some += [made("judgement", "clean", i, shift + scale * 2.0) for i in range(2)]
+        some += [made("judgement", "backdoored", i, shift + scale * 9.0) for i in range(2)]
+        scored += [
+            replace(each, member=replace(each.member, name=f"{family}-{each.member.name}", family=family))
+            for each in some
+        ]
+    rows, _ = scoring.judge(scored, ["d"], 0.05)
+    assert [(row.family, row.auc) for row in rows] == [("one", 1.0), ("two", 1.0), ("all", 1.0)]
+    scaled = scoring.on_one_scale(scored[5:9], "d", scored)
+    deviation = statistics.stdev(range(5))
+    assert [each.scores["d"] for each in scaled] == pytest.approx([0.0, 0.0, 7 / deviation, 7 / deviation])
+
+
+def test_only_clean_encoders_calibrate() -> None:
+    scored = [made("calibration", "clean", 0, 1.0), made("calibration", "backdoored", 0, 99.0)]
+    assert scoring.clean_scores(scored, "one", "d") == [1.0]
 
 
 @settings(max_examples=40)

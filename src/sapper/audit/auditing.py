@@ -7,6 +7,7 @@
 The other detectors' p-values stand beside it as evidence and decide nothing.
 """
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from sapper.audit.budgets import UNSEEN, Budget
 from sapper.audit.calibration import Bag, Key, Power, fitting, p_value
-from sapper.audit.differential import compare
+from sapper.audit.differential import check_base, compare
 from sapper.defenses.defender import EncoderExaminer
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
@@ -114,6 +115,8 @@ def audit(
     """
     started = time.perf_counter()
     check_images(encoder, images)
+    if base is not None:
+        check_base(encoder, base)
     key = Key.of(encoder, images, budget)
     match = fitting(key, bags, bound)
     findings = []
@@ -139,7 +142,7 @@ def audit(
         seed=run.seed,
         detectors=tuple(findings),
         encoder=about(encoder),
-        images={"name": images.name, "split": images.split, "n": len(images), "sha256": images.digest},
+        images=about_images(images),
         bag=match.bag,
         coverage=Coverage(
             tried=budget.tried,
@@ -168,6 +171,20 @@ def check_images(encoder: Encoder, images: ImageSet) -> None:
     if images.size != (size, size):
         what = f"the images are {images.size[0]}×{images.size[1]}, the encoder takes {size}×{size}"
         raise SapperError(what, where=where, remedy="load them with the encoder's size")
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """SHA-256 of an encoder's weights and buffers, whatever its file and its card say."""
+    sha = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def about_images(images: ImageSet) -> dict[str, Any]:
+    """Which images these are, for the report."""
+    return {"name": images.name, "split": images.split, "n": len(images), "sha256": images.digest}
 
 
 def about(encoder: Encoder) -> dict[str, Any]:

@@ -81,7 +81,10 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """How many planted backdoors of a kind were found at a false-alarm bound of 5 %. Interval: Clopper–Pearson."""
+    """How many planted backdoors of a kind, among those that work, were found at a false-alarm bound of 5 %.
+
+    ``low``, ``high``: Clopper and Pearson's 95 % interval.
+    """
 
     trigger: str
     found: int

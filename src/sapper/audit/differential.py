@@ -45,9 +45,7 @@ def compare(
     many. Raises ``SapperError`` when the two take images of different sizes.
     """
     started = time.perf_counter()
-    if base.card.input_size != encoder.card.input_size:
-        what = f"the base takes {base.card.input_size} pixels, the encoder {encoder.card.input_size}"
-        raise SapperError(what, where="--base", remedy="name the model that this one was made from")
+    check_base(encoder, base)
     scores, seen = {}, {}
     for name, tensors in triggers.items():
         change = recovered(tensors)
@@ -67,6 +65,13 @@ def compare(
         evidence=evidence,
         seconds=time.perf_counter() - started,
     )
+
+
+def check_base(encoder: Encoder, base: Encoder) -> None:
+    """Raises ``SapperError`` when the two take images of different sizes."""
+    if base.card.input_size != encoder.card.input_size:
+        what = f"the base takes {base.card.input_size} pixels, the encoder {encoder.card.input_size}"
+        raise SapperError(what, where="--base", remedy="name the model that this one was made from")
 
 
 def _weights(encoder: Encoder, base: Encoder) -> dict[str, int]:

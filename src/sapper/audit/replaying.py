@@ -12,9 +12,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from sapper.audit.auditing import SCHEMA
+from sapper.audit.auditing import SCHEMA, check_images
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -24,6 +25,9 @@ from sapper.run import Run
 
 TRIGGERS = "triggers.safetensors"
 """Beside ``audit.json``: the recovered triggers."""
+
+OPENING = {"uri", "arch", "mean", "std", "size"}
+"""What an audit records of how it opened the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +61,18 @@ def read_audit(path: Path) -> Recorded:
         for name, tensor in tensors.items():
             detector, _, part = name.rpartition("/")
             found.setdefault(detector, {})[part] = tensor
-        for parts in found.values():
+        opening = content["opening"]
+        if not isinstance(opening, dict) or not {"uri"} <= opening.keys() <= OPENING:
+            raise ValueError("it does not say how the encoder was opened")
+        for detector, parts in found.items():
+            if parts.keys() not in ({"mask", "pattern"}, {"matrix"}):
+                raise ValueError(f"{', '.join(parts)} of {detector} is no trigger")
             for part, tensor in parts.items():
                 if tensor.shape != {"mask": (size, size), "pattern": (3, size, size), "matrix": (3, 4)}[part]:
                     raise ValueError(f"{part} has the shape {tuple(tensor.shape)}")
                 if not tensor.isfinite().all():
                     raise ValueError(f"{part} is not finite")
-    except (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
         raise SapperError(f"no audit can be read: {error}", where=str(path), remedy=remedy) from error
     return Recorded(content=content, triggers=found)
 
@@ -80,6 +89,7 @@ class Replay:
 def replay(recorded: Recorded, encoder: Encoder, images: ImageSet, run: Run) -> list[Replay]:
     """Measure every recovered trigger anew. Raises ``SapperError`` if there is none, or the sizes differ."""
     size = recorded.size
+    check_images(encoder, images)
     if images.size != (size, size) or encoder.card.input_size != size:
         what = f"the triggers are of {size}×{size} pixels, the images of {images.size[0]}×{images.size[1]}"
         raise SapperError(what, where=images.name, remedy="replay them on the encoder's own size")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -51,6 +52,11 @@ class StoredJudge:
 
     def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
         """Whether ``encoder`` resembles the backdoored ones. Raises ``SapperError`` for another kind of encoder."""
+        self.check(encoder)
+        return self.judge.judge([encoder], run)[0]
+
+    def check(self, encoder: Encoder) -> None:
+        """Raises ``SapperError`` for an encoder of another kind than those that were learned from."""
         card = encoder.card
         here = (card.architecture, card.width, encoder.feature_size, card.input_size)
         there = (self.kind.architecture, self.kind.width, self.kind.feature_size, self.kind.input_size)
@@ -58,7 +64,6 @@ class StoredJudge:
             names = [f"{name} of width {width}, {k} features, {size} pixels" for name, width, k, size in (there, here)]
             what, remedy = f"they judge {names[0]}; this is {names[1]}", "learn others with sapper zoo learn"
             raise SapperError(what, where="--mntd", remedy=remedy)
-        return self.judge.judge([encoder], run)[0]
 
 
 def save(judge: Judge, kind: Kind, path: Path) -> None:
@@ -76,7 +81,7 @@ def load(path: Path) -> StoredJudge:
             state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _check(state, kind)
         return StoredJudge(MNTDEncoder().restore(state), kind)
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise SapperError(f"no meta-classifiers can be read: {error}", where=str(path), remedy=remedy) from error
 
 
@@ -85,7 +90,11 @@ def _check(state: dict[str, Tensor], kind: Kind) -> None:
     learned = {name for name in state if name.startswith("AUC ")}
     if state.keys() - learned != TENSORS:
         raise ValueError(f"other tensors than {', '.join(sorted(TENSORS))}")
+    if any(value.dtype != torch.float32 for value in state.values()) or any(state[name].ndim != 1 for name in learned):
+        raise ValueError("tensors of other kinds")
     count, queries = state["queries"].shape[:2]
+    if count * queries == 0:
+        raise ValueError("there are no queries")
     hidden = state["bias"].shape[-1]
     expected: dict[str, tuple[int, ...]] = {
         "queries": (count, queries, 3, kind.input_size, kind.input_size),

@@ -3,6 +3,7 @@
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -10,7 +11,7 @@ from rich.markup import escape
 
 from sapper import __version__
 from sapper.cli import audits, experiments, listing, zoos
-from sapper.cli.shared import err, out
+from sapper.cli.shared import err, guarded, out, printable
 from sapper.errors import SapperError
 
 app = typer.Typer(
@@ -38,7 +39,7 @@ def root(
     """Options of all commands."""
 
 
-COMMANDS = (
+COMMANDS: tuple[Callable[..., None], ...] = (
     experiments.run,
     experiments.demo,
     experiments.report,
@@ -48,12 +49,11 @@ COMMANDS = (
     listing.methods,
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command()(guarded(command))
 
 zoo = typer.Typer(help="Many small encoders, clean and backdoored, to measure detectors by.", no_args_is_help=True)
-zoo.command()(zoos.build)
-zoo.command()(zoos.score)
-zoo.command()(zoos.learn)
+for of_zoos in (zoos.build, zoos.score, zoos.learn):
+    zoo.command()(guarded(of_zoos))
 app.add_typer(zoo, name="zoo")
 
 
@@ -82,5 +82,5 @@ def _end(error: SapperError) -> NoReturn:
     """Tell what is wrong, and stop."""
     if "--debug" in sys.argv:
         traceback.print_exc()
-    err.print(f"[bold red]error[/bold red] {escape(str(error))}", soft_wrap=True)
+    err.print(f"[bold red]error[/bold red] {escape(printable(str(error)))}", soft_wrap=True)
     sys.exit(2)

@@ -8,13 +8,28 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from sapper import process
-from sapper.cli.shared import BudgetOption, DataRoot, Device, Download, Threads, check_writable, device_of, err, say
+from sapper.cli.shared import (
+    BudgetOption,
+    DataRoot,
+    Device,
+    Download,
+    Threads,
+    check_writable,
+    device_of,
+    err,
+    printable,
+    say,
+)
 from sapper.errors import SapperError
 
 EXIT = {"no-evidence": 0, "backdoor": 1, "undecided": 3}
 """How an audit ends; 2 is for everything that could not be done."""
+
+REPLAY = "replay.json"
+"""Beside ``audit.json``: what the last replay measured."""
 
 EncoderArgument = Annotated[
     str, typer.Argument(help="A file, timm:NAME, torchvision:NAME, open_clip:NAME/TAG, hf-hub:ORG/MODEL@REVISION …")
@@ -95,9 +110,12 @@ def audit(
         run = _with(run, progress)
         subject = _open(encoder, run, arch, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
         shown = _images(images, split, subject.card.input_size, data_root, download=download)
+        for judge in more.values():
+            judge.check(subject)
         origin = None
         if base is not None:
-            origin = _open(base, run, None, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
+            alike = (arch, mean, std, size) if Path(base).exists() else (None, None, None, None)
+            origin = _open(base, run, *alike, trust_code=trust_code, weak=allow_weak_sandbox)
         report = auditing.audit(subject, shown, chosen, known, run, bound=bound, base=origin, more=more)
     command, around = shlex.join(["sapper", *sys.argv[1:]]), environment(run)
     triggers = safetensors.torch.save(auditing.trigger_tensors(report))
@@ -115,6 +133,7 @@ def audit(
         replaying.TRIGGERS: triggers,
         "audit.json": _json(content),  # last: it vouches for the others
     }
+    (folder / REPLAY).unlink(missing_ok=True)  # an earlier audit's
     for name, written in files.items():
         write_atomically(folder / name, written)
     for line in page.lines(report):
@@ -139,13 +158,14 @@ def replay(
 ) -> None:
     """Stamp an audit's recovered triggers on other images, and measure again what they do."""
     run, bars = _begin(device, threads, seed)
-    from sapper.audit import replaying
+    from sapper.audit import auditing, replaying
     from sapper.files import write_atomically
     from sapper.report import audit as page
 
     found = replaying.read_audit(recorded)
-    opening = {"arch": None, "mean": None, "std": None, "size": None} | found.content["opening"]
-    uri = encoder or opening.pop("uri")
+    opening: dict[str, Any] = {"arch": None, "mean": None, "std": None, "size": None}
+    opening |= {} if encoder else found.content["opening"]
+    uri = encoder or opening["uri"]
     opening.pop("uri", None)
     with bars as progress:
         run = _with(run, progress)
@@ -156,8 +176,19 @@ def replay(
             raise SapperError(what, where=uri, remedy=remedy)
         shown = _images(images, split, subject.card.input_size, data_root, download=download)
         replays = replaying.replay(found, subject, shown, run)
-    path = recorded.parent / "replay.json"
-    write_atomically(path, _json(replaying.as_json(replays)))
+    path = recorded.parent / REPLAY
+    content = {
+        "schema": 1,
+        "audit": found.content["encoder"].get("sha256"),
+        "encoder": auditing.about(subject),
+        "images": auditing.about_images(shown),
+        "seed": seed,
+        "command": shlex.join(["sapper", *sys.argv[1:]]),
+        "replays": replaying.as_json(replays),
+    }
+    write_atomically(path, _json(content))
+    if shown.digest == found.content["images"].get("sha256"):
+        say("note: these are the images that the trigger was found with; others would be better evidence")
     for line in page.replay_lines(replays):
         say(line)
     say(f"measured: {path}")
@@ -184,6 +215,8 @@ def calibrate(
 ) -> None:
     """Make a bag: what audits find in encoders that are known to be clean, all of one architecture."""
     uris = _listed(encoders)
+    if out_file.is_dir():
+        raise SapperError("this is a folder", where=str(out_file), remedy="name a file, such as bag.json")
     check_writable(out_file.parent)
     run, bars = _begin(device, threads, seed)
     from sapper.audit import auditing, calibration
@@ -192,19 +225,29 @@ def calibrate(
 
     chosen = budget_of(budget)
     found: list[dict[str, float | None]] = []
-    key = None
+    key: Any = None
+    seen: dict[str, str] = {}
+    loaded: dict[int, Any] = {}
     with bars as progress:
         run = _with(run, progress)
         with run.progress.bar("known-clean encoders", len(uris)) as bar:
-            for number, uri in enumerate(uris):
+            for uri in uris:
                 subject = _open(uri, run, arch, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
-                shown = _images(images, split, subject.card.input_size, data_root, download=download)
+                weights = auditing.fingerprint(subject)
+                if weights in seen:
+                    what = f"these are the weights of {seen[weights]}"
+                    raise SapperError(what, where=uri, remedy="name each encoder once: copies tell nothing")
+                seen[weights] = uri
+                side = subject.card.input_size
+                if side not in loaded:
+                    loaded[side] = _images(images, split, side, data_root, download=download)
+                shown = loaded[side]
                 here = calibration.Key.of(subject, shown, chosen)
                 if key is not None and here != key:
                     what = f"it has other {', '.join(key.differs(here))} than {uris[0]}"
                     raise SapperError(what, where=uri, remedy="make a bag of each kind")
                 key = here
-                verdicts = auditing.scores(subject, shown, chosen.make(), run.child(f"encoder {number}"))
+                verdicts = auditing.scores(subject, shown, chosen.make(), run.child(weights))
                 found.append({name: verdict.score for name, verdict in verdicts.items()})
                 bar.advance()
     assert key is not None
@@ -264,7 +307,7 @@ def _open(
         trust_code=trust_code,
         allow_weak_sandbox=weak,
     )
-    with err.status(f"opening {uri}"):
+    with err.status(f"opening {escape(printable(uri))}"):
         return encoders.open(uri, run, opening)
 
 
@@ -316,4 +359,4 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
 
 
 def _json(content: Any) -> str:
-    return json.dumps(content, indent=1) + "\n"
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"

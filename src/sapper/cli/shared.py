@@ -1,6 +1,8 @@
 """What all commands share: where they print, their common options, and checks at the door."""
 
 import signal
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +10,9 @@ import typer
 from rich.console import Console
 
 from sapper.errors import SapperError, closest
+
+BROKEN_PIPE = 128 + signal.SIGPIPE
+"""How a program ends whose output nobody reads on."""
 
 
 class _Console(Console):
@@ -17,7 +22,7 @@ class _Console(Console):
         try:
             super().on_broken_pipe()
         except SystemExit:
-            raise SystemExit(128 + signal.SIGPIPE) from None
+            raise SystemExit(BROKEN_PIPE) from None
 
 
 out, err = _Console(highlight=False), _Console(stderr=True, highlight=False)
@@ -41,9 +46,39 @@ WorkersOption = Annotated[
 ]
 
 
+class UnchosenEnd(Exception):  # noqa: N818 (it is a fault of ours, whatever it was)
+    """What must not end a command with a code that it did not choose."""
+
+
+def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, so that only its own ``typer.Exit`` says how it ends.
+
+    Typer takes an ``EOFError`` or a broken pipe for the user's wish and ends with 1, and code of others may call
+    ``sys.exit(0)``; for an audit these would be verdicts.
+    """
+
+    @wraps(command)
+    def call(*words: Any, **options: Any) -> Any:
+        try:
+            return command(*words, **options)
+        except SystemExit as error:
+            if error.code == BROKEN_PIPE:
+                raise
+            raise UnchosenEnd(f"something called sys.exit({error.code})") from error
+        except (EOFError, OSError, ImportError) as error:
+            raise UnchosenEnd(f"{type(error).__name__}: {error}") from error
+
+    return call
+
+
 def say(line: str) -> None:
     """One line as it is, of any length: a path can then be copied."""
-    out.print(line, markup=False, soft_wrap=True)
+    out.print(printable(line), markup=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """What a terminal takes: of a file name in another encoding the bytes that it cannot show become question marks."""
+    return text.encode(errors="replace").decode()
 
 
 def shipped_file(name: str, folder: str, kind: str) -> Path:

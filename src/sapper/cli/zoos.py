@@ -50,7 +50,7 @@ def build(
     try:
         with progress(err) as bars:
             run = Run(seed=read.seed, device=place, dtype=fast_dtype(place), progress=bars)
-            pantry = zoos.Pantry.load(read, run, data_root=data_root, download=download)
+            pantry = zoos.Pantry.load(read, run, parts=parts or (), data_root=data_root, download=download)
             members = zoos.build(read, folder, run, crew, parts=parts or (), data=pantry)
     except KeyboardInterrupt:
         err.print("interrupted; the same command goes on from here")
@@ -89,10 +89,14 @@ def score(
         from sapper.run import Run, fast_dtype
 
     chosen, plan, place = budget_of(budget), zoos.plan_of(folder), device_of(device)
+    plan.of_parts(parts or ())
     members = [member for member in zoos.read_members(folder) if member.part in (parts or scoring.PARTS)]
     if not members:
         remedy = "sapper zoo build makes them"
         raise SapperError("the zoo has no members of these parts", where=str(folder), remedy=remedy)
+    if bags is not None and all(member.part != scoring.CALIBRATION for member in members):
+        what, remedy = "a bag is made of the calibration part", f"add --part {scoring.CALIBRATION}"
+        raise SapperError(what, where="--bags", remedy=remedy)
     crew = Workers(workers or torch.get_num_threads(), process.settle)
     torch.set_num_threads(1)  # as in the workers, whose stages these are
     with progress(err) as bars:
@@ -106,9 +110,10 @@ def score(
     around = environment(run)
     board = scoring.board(scored, plan.name, chosen, around, shlex.join(["sapper", *sys.argv[1:]]))
     path = scoring.write_scores(board, folder)
-    if bags is not None:
-        for bag in scoring.bags(scored, folder, images, chosen, plan.name, run, around):
-            calibration.write_bag(bag, bags / f"{bag.name}.json")
+    for bag in scoring.bags(scored, folder, images, chosen, plan.name, run, around) if bags is not None else ():
+        assert bags is not None
+        calibration.write_bag(bag, bags / f"{bag.name}.json")
+        say(f"bag: {bags / f'{bag.name}.json'}, {bag.size} encoders")
     page.write(board, path.with_suffix(".html"))
     for line in page.lines(board):
         say(line)
@@ -169,4 +174,7 @@ def _by_family(files: list[Path], families: list[str]) -> Any:
             remedy = closest(family, families)
             raise SapperError(f"they learned from the family {family!r}", where=str(path), remedy=remedy)
         found[family] = {stored.NAME: judge}
+    if found and (missing := [family for family in families if family not in found]):
+        what, remedy = f"none of them judge {', '.join(missing)}", "learn some for each family, or leave --mntd out"
+        raise SapperError(what, where="--mntd", remedy=remedy)
     return found

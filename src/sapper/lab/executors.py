@@ -61,6 +61,18 @@ class Workers:
                 raise
         return [results[number] for number in range(len(jobs))]
 
+    def run_on(
+        self, device: Any, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], done: Callable[[], None]
+    ) -> list[T]:
+        """``run`` on a CPU; on an accelerator one job after another in this process."""
+        if device.type == "cpu":
+            return self.run(function, jobs, done)
+        results = []
+        for job in jobs:
+            results.append(function(*job))
+            done()
+        return results
+
 
 def _ended(under_way: dict[Future[T], int], done: Callable[[], None]) -> dict[int, T]:
     """Wait until one or more of the jobs have ended; their results by number. They are no longer under way."""

@@ -111,13 +111,7 @@ def grow(
             note()
             bar.advance()
 
-        if run.device.type == "cpu":
-            files = workers.run(Pair.make, jobs, done)
-        else:
-            files = []
-            for pair, home in jobs:
-                files.append(pair.make(home))
-                done()
+        files = workers.run_on(run.device, Pair.make, jobs, done)
     return [(encoders.load(clean, run), encoders.load(twin, run)) for clean, twin in files]
 
 

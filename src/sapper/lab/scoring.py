@@ -7,13 +7,13 @@ by itself, and by their own published threshold.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from scipy.stats import beta
 
 from sapper import encoders
@@ -122,20 +122,7 @@ def examine(
         for member in members
     ]
     with store.locked(), run.progress.bar(f"{len(jobs)} encoders examined", len(jobs)) as bar:
-        return in_processes(Examination.make, jobs, run, workers, bar.advance)
-
-
-def in_processes(
-    function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], run: Run, workers: Workers, done: Callable[[], None]
-) -> list[Any]:
-    """On a CPU by one process for each core, on an accelerator one after another."""
-    if run.device.type == "cpu":
-        return workers.run(function, jobs, done)
-    results = []
-    for job in jobs:
-        results.append(function(*job))
-        done()
-    return results
+        return workers.run_on(run.device, Examination.make, jobs, bar.advance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +175,7 @@ class Row:
 class Scoreboard:
     """A zoo's scores and what follows from them. ``rows``: each family's, then those of all together.
 
-    ``curves``: for each detector the ROC curve over all families, of scores, as (false-alarm, true-positive rate).
+    ``curves``: for each detector the ROC curve over all families (``on_one_scale``), as (false-alarm, true-positive).
     ``power``: what the leading detector finds of which triggers, at the bound.
     """
 
@@ -230,7 +217,7 @@ def board(scored: Sequence[Scored], zoo: str, budget: Budget, environment: dict[
 
 
 def judge(scored: Sequence[Scored], detectors: Sequence[str], bound: float) -> tuple[list[Row], dict[str, Any]]:
-    """Rows and ROC curves of the judgement part."""
+    """Rows and ROC curves of the judgement part; all families together by ``on_one_scale``."""
     families = list(dict.fromkeys(each.member.family for each in scored))
     judged = [each for each in scored if each.member.part == JUDGEMENT]
     rows, curves = [], {}
@@ -239,9 +226,10 @@ def judge(scored: Sequence[Scored], detectors: Sequence[str], bound: float) -> t
         for family in families if len(families) > 1 else []:
             if row := _row(family, detector, [e for e in judged if e.member.family == family], surprise, bound):
                 rows.append(row)
-        if row := _row(ALL, detector, judged, surprise, bound):
+        together = on_one_scale(judged, detector, scored)
+        if row := _row(ALL, detector, together, surprise, bound):
             rows.append(row)
-            curves[detector] = roc(*_split(judged, detector))
+            curves[detector] = roc(*_split(together, detector))
     return rows, curves
 
 
@@ -303,6 +291,21 @@ def _split(judged: Sequence[Scored], detector: str) -> tuple[list[float], list[f
 def _score(each: Scored, detector: str) -> float:
     score = each.scores[detector]
     return -math.inf if score is None else score
+
+
+def on_one_scale(judged: Sequence[Scored], detector: str, scored: Sequence[Scored]) -> list[Scored]:
+    """The judged with scores that can be compared across families: in deviations above the mean of each calibration.
+
+    Within a family nothing changes its place. As they are where a family has fewer than two clean scores.
+    """
+    scaled = []
+    for each in judged:
+        clean = [score for score in clean_scores(scored, each.member.family, detector) if math.isfinite(score)]
+        score = each.scores[detector]
+        if score is not None and len(clean) > 1:
+            score = (score - statistics.mean(clean)) / max(statistics.stdev(clean), 1e-9)
+        scaled.append(replace(each, scores={detector: score}))
+    return scaled
 
 
 def _p_value(each: Scored, detector: str, scored: Sequence[Scored]) -> float | None:
@@ -422,16 +425,9 @@ BOUND = 0.05
 
 
 def write_scores(board: Scoreboard, folder: Path) -> Path:
-    """Leave ``scores-<budget>.json``."""
-    path = folder / f"scores-{board.budget}.json"
+    """Leave ``scores-<budget>.json``, or with the parts in its name where nothing was judged."""
+    parts = dict.fromkeys(each.member.part for each in board.members)
+    apart = "" if JUDGEMENT in parts else "-" + "-".join(parts)
+    path = folder / f"scores-{board.budget}{apart}.json"
     write_atomically(path, json.dumps(asdict(board), indent=1) + "\n")
     return path
-
-
-def read_scores(path: Path) -> Scoreboard:
-    """What ``write_scores`` left. Raises ``SapperError`` if it cannot be read."""
-    try:
-        board: Scoreboard = TypeAdapter(Scoreboard).validate_json(path.read_bytes())
-        return board
-    except (OSError, ValidationError) as error:
-        raise SapperError(f"cannot be read: {error}", where=str(path), remedy="sapper zoo score makes it") from error

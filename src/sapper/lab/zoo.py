@@ -188,6 +188,10 @@ def parse_plan(content: dict[str, Any], file: str) -> Plan:
         chosen = read_section(ImagesSection, family.images, file, f"{key}.images")
         with located(f"{file}: {key}.images.dataset"):
             datasets.check_name(chosen.dataset)
+        trained_on = family.pretraining.get("dataset"), family.pretraining.get("split", "train")
+        if (chosen.dataset, chosen.split) == trained_on and chosen.images is None:
+            what, remedy = "these are the images of the pre-training", "name another split: a defender has other images"
+            raise SapperError(what, where=f"{file}: {key}.images.split", remedy=remedy)
         for part_name, part in parts.items():
             for number in range(part.clean):
                 twin = number < part.backdoored
@@ -249,13 +253,14 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
 def _trigger(values: dict[str, Any], size: int, generator: torch.Generator, file: str, key: str) -> Trigger:
     """A trigger from its table. A patch whose position is ``anywhere`` is put there, uniformly."""
     kind = values.pop("kind", "patch")
-    if kind not in TRIGGERS:
+    if not isinstance(kind, str) or kind not in TRIGGERS:
         what, remedy = f"unknown kind {kind!r} of trigger", closest(str(kind), list(TRIGGERS))
         raise SapperError(what, where=f"{file}: {key}.kind", remedy=remedy)
     if values.get("position") == "anywhere":
         side = values.get("size", 10)
-        free = size - side + 1 if isinstance(side, int) else 1
-        values["position"] = torch.randint(max(1, free), (2,), generator=generator).tolist()
+        sides = side if isinstance(side, list) and len(side) == 2 else [side, side]
+        free = [max(1, size - each + 1) if isinstance(each, int) else 1 for each in sides]
+        values["position"] = [int(torch.randint(most, (), generator=generator)) for most in free]
     trigger: Trigger = read_instance(TRIGGERS[kind], values, file, key, also=["kind"])
     with located(f"{file}: {key}"):
         trigger.check(size, size)
@@ -393,20 +398,31 @@ def build(
     specimens = plan.of_parts(parts)
     _claim(folder, plan)
     store = Store(folder)
-    jobs = [(data.job(specimen, replace(run, seed=specimen.seed, progress=Silent())), store) for specimen in specimens]
+    jobs = Jobs(specimens, data, store, run)
     with store.locked(), run.progress.bar(f"zoo of {_count(specimens)} encoders", len(jobs)) as bar:
-        if run.device.type == "cpu":
-            made = workers.run(Job.make, jobs, bar.advance)
-        else:
-            made = []
-            for job, home in jobs:
-                made.append(job.make(home))
-                bar.advance()
+        made = workers.run_on(run.device, Job.make, jobs, bar.advance)
         members = [member for pair in made for member in pair]
         kept = [member for member in read_members(folder) if member.part not in {each.part for each in members}]
         content = {"schema": 1, "plan": plan.content, "members": [asdict(member) for member in kept + members]}
         write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
     return members
+
+
+@dataclass(frozen=True)
+class Jobs(Sequence[tuple[Job, Store]]):
+    """What processes need for each specimen, made when it is asked for: all images at once would be gigabytes."""
+
+    specimens: Sequence[Specimen]
+    data: "Pantry"
+    store: Store
+    run: Run
+
+    def __len__(self) -> int:
+        return len(self.specimens)
+
+    def __getitem__(self, place: Any) -> Any:
+        specimen = self.specimens[place]
+        return self.data.job(specimen, replace(self.run, seed=specimen.seed, progress=Silent())), self.store
 
 
 def _count(specimens: Sequence[Specimen]) -> str:
@@ -424,7 +440,10 @@ def summary(members: Sequence[Member]) -> str:
 
 def read_members(folder: Path) -> list[Member]:
     """The members of the zoo in a folder. Raises ``SapperError`` if there is none."""
-    return [Member(**member) for member in _manifest(folder)["members"]]
+    try:
+        return [Member(**member) for member in _manifest(folder)["members"]]
+    except TypeError as error:
+        raise SapperError(f"a member cannot be read: {error}", where=str(folder / MANIFEST)) from error
 
 
 def plan_of(folder: Path) -> Plan:
@@ -436,7 +455,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema"] == 1 and isinstance(content["members"], list):
+        if content["schema"] == 1 and isinstance(content["members"], list) and isinstance(content["plan"], dict):
             return content
         raise ValueError("written by another version")
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -462,9 +481,13 @@ class Pantry:
     sets: dict[tuple[str, str, int], ImageSet]
 
     @staticmethod
-    def load(plan: Plan, run: Run, *, data_root: Path | None, download: bool) -> "Pantry":
-        """Every split that the plan names. Raises ``SapperError`` for data that is missing."""
-        wanted = dict.fromkeys(place for specimen in plan.specimens for place in _places(specimen))
+    def load(plan: Plan, run: Run, *, parts: Sequence[str] = (), data_root: Path | None, download: bool) -> "Pantry":
+        """Every split that some parts of the plan need, or all, those for detectors included.
+
+        Raises ``SapperError`` for data that is missing.
+        """
+        wanted = dict.fromkeys(place for specimen in plan.of_parts(parts) for place in _places(specimen))
+        wanted |= {(section.dataset, section.split, size): None for section, size in plan.images.values()}
         sets = {}
         with run.progress.bar("data", len(wanted)) as bar:
             for name, split, size in wanted:
@@ -508,7 +531,8 @@ def neighbor_recall(features: Tensor, labels: Tensor, neighbors: int = 5) -> Ten
     normal = F.normalize(features.cpu().float(), dim=1)
     similarity = normal @ normal.T
     similarity.fill_diagonal_(-math.inf)
-    votes = F.one_hot(labels[similarity.topk(neighbors, dim=1).indices]).sum(1)
+    nearest = similarity.topk(min(neighbors, len(labels) - 1), dim=1).indices
+    votes = F.one_hot(labels[nearest], int(labels.max()) + 1).sum(1)
     hits = (votes.argmax(1) == labels).double()
     counts = torch.bincount(labels).clamp_min(1)
     return torch.zeros(len(counts), dtype=torch.double).index_add_(0, labels, hits) / counts

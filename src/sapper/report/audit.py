@@ -13,6 +13,7 @@ from sapper.images import to_float
 from sapper.lab.pictures import png
 from sapper.report import figures, text
 from sapper.report.pages import environment
+from sapper.report.taxonomy import BACKDOORED_WEIGHTS
 
 WORDS = {
     "backdoor": "Evidence of a backdoor",
@@ -22,7 +23,7 @@ WORDS = {
 
 MEANING = {
     "backdoor": "Do not build on this encoder before somebody has looked at the trigger below and replayed it. "
-    "A clean encoder like those of the bag comes out like this in at most {bound} of audits.",
+    "A clean encoder like those of the bag comes out like this in at most {bound} of audits, on average over bags.",
     "no-evidence": "Nothing that this audit can see speaks against this encoder. That is not a proof that it is safe: "
     "what was not tried, and what no audit of this kind can see, is listed under coverage.",
     "undecided": "The evidence is shown, but without known-clean encoders of the same kind nobody can say what a clean "
@@ -52,6 +53,7 @@ def render(report: AuditReport, surroundings: dict[str, str], command: str) -> s
             shown=pictures(report),
             drawing=_drawing(report, report.bag),
             surroundings=surroundings,
+            technique=BACKDOORED_WEIGHTS,
             command=command,
         )
     )

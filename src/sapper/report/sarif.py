@@ -1,5 +1,9 @@
-"""An audit as SARIF 2.1.0, for code scanning: one result for an encoder with evidence, or that could not be judged."""
+"""An audit as SARIF 2.1.0, for code scanning: one result for an encoder with evidence, or that could not be judged.
 
+None without evidence: GitHub shows every result as an alert, whatever its kind.
+"""
+
+import os
 from typing import Any
 from urllib.parse import quote
 
@@ -10,16 +14,14 @@ from sapper.report.taxonomy import BACKDOORED_WEIGHTS, FROM_A_HUB
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
-LEVELS = {"backdoor": "error", "undecided": "warning", "no-evidence": "none"}
-KINDS = {"backdoor": "fail", "undecided": "open", "no-evidence": "pass"}
-"""SARIF knows a level only for what failed; for the others it asks for "none"."""
+KINDS = {"backdoor": ("fail", "error"), "undecided": ("open", "none")}
+"""Kind and level of a result; SARIF knows a level only for what failed."""
 
 RULE = "SAP001"
 
 
 def render(report: AuditReport) -> dict[str, Any]:
     """The log as plain data."""
-    kind = KINDS[report.verdict]
     return {
         "$schema": SCHEMA,
         "version": "2.1.0",
@@ -36,27 +38,31 @@ def render(report: AuditReport) -> dict[str, Any]:
                 },
                 "taxonomies": [_atlas()],
                 "artifacts": [{"location": {"uri": _uri(report)}, **_hashes(report)}],
-                "results": [
-                    {
-                        "ruleId": RULE,
-                        "ruleIndex": 0,
-                        "kind": kind,
-                        "level": LEVELS[report.verdict] if kind == "fail" else "none",
-                        "message": {"text": f"{WORDS[report.verdict]}. {report.reason} {meaning(report)}"},
-                        "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(report), "index": 0}}}],
-                        "partialFingerprints": {
-                            "encoder/v1": str(report.encoder.get("sha256", report.encoder["architecture"]))
-                        },
-                        "properties": {
-                            "verdict": report.verdict,
-                            "p_value": report.p_value,
-                            "false_alarm_bound": report.false_alarm_bound,
-                            "budget": report.budget,
-                        },
-                    }
-                ],
+                "results": [_result(report)] if report.verdict in KINDS else [],
+                "properties": {
+                    "verdict": report.verdict,
+                    "p_value": report.p_value,
+                    "false_alarm_bound": report.false_alarm_bound,
+                    "budget": report.budget,
+                },
             }
         ],
+    }
+
+
+def _result(report: AuditReport) -> dict[str, Any]:
+    kind, level = KINDS[report.verdict]
+    # GitHub asks for a line.
+    place = {"artifactLocation": {"uri": _uri(report), "index": 0}, "region": {"startLine": 1}}
+    fingerprint = str(report.encoder.get("sha256", report.encoder["architecture"]))
+    return {
+        "ruleId": RULE,
+        "ruleIndex": 0,
+        "kind": kind,
+        "level": level,
+        "message": {"text": f"{WORDS[report.verdict]}. {report.reason} {meaning(report)}"},
+        "locations": [{"physicalLocation": place}],
+        "partialFingerprints": {"encoder/v1": fingerprint},
     }
 
 
@@ -93,7 +99,7 @@ def _atlas() -> dict[str, Any]:
 
 def _uri(report: AuditReport) -> str:
     """What was opened, as a URI reference."""
-    return quote(str(report.encoder.get("opened", report.encoder["architecture"])), safe="/:@")
+    return quote(os.fsencode(str(report.encoder.get("opened", report.encoder["architecture"]))), safe="/:@")
 
 
 def _hashes(report: AuditReport) -> dict[str, Any]:

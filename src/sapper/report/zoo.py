@@ -21,7 +21,12 @@ def render(board: Scoreboard) -> str:
         environment()
         .get_template("zoo.html.j2")
         .render(
-            board=board, table=table(board), counts=counts(board), keys=keys, drawing=figures.roc(board.curves, "roc")
+            board=board,
+            columns=COLUMNS,
+            table=table(board),
+            counts=counts(board),
+            keys=keys,
+            drawing=figures.roc(board.curves, "roc"),
         )
     )
 

@@ -109,8 +109,9 @@ class SSLCleanse(Checked):
     def cluster(self, features: Tensor, name: str, run: Run) -> Tensor:
         """The cluster of each image, int64 (N,) from 0 on, of normalized features (N, D)."""
         points = features.cpu().double().numpy()
-        if len(points) < 2 * self.most_clusters:
-            what, remedy = f"{len(points)} images are too few to cluster", f"give at least {2 * self.most_clusters}"
+        fewest = 2 * max(self.clusters, self.most_clusters)
+        if len(points) < fewest:
+            what, remedy = f"{len(points)} images are too few to cluster", f"give at least {fewest}"
             raise SapperError(what, where=name, remedy=remedy)
         counts = [self.clusters] if self.clusters else list(range(3, self.most_clusters + 1))
         fits = [
