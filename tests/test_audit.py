@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from sarif_pydantic import Sarif
 from torch import Tensor, nn
 
+from sapper import datasets, encoders
 from sapper.audit import auditing, replaying
 from sapper.audit.auditing import AuditReport, audit
 from sapper.audit.budgets import BUDGETS, Budget
@@ -146,12 +147,23 @@ def test_a_bag_fits_only_what_it_was_made_for(bag: Bag) -> None:
         assert next(iter(change)).replace("_", " ") in match.reason
 
 
+def test_a_bag_that_comes_with_sapper_fits_the_demos_encoder() -> None:
+    """The embedded images are the same on this machine as where the bag was made."""
+    demo = encoders.build(RUN, architecture="resnet10", width=16)
+    for name in ("quick", "standard"):
+        key = Key.of(demo, datasets.load("objects", "test"), BUDGETS[name])
+        assert fitting(key, shipped_bags(), 0.05).bag is not None
+
+
 def test_bags_that_come_with_sapper_fit_its_detectors_and_are_large_enough() -> None:
+    names = {f"small-{family}-{budget}" for family in ("objects", "cifar10") for budget in ("quick", "standard")}
+    assert {shipped.name for shipped in shipped_bags()} == names
     for shipped in shipped_bags():
         budget = BUDGETS[shipped.key.budget]
         current = Key.of(encoder(0.0), photos(), budget).detectors
         assert shipped.key.detectors == current, f"{shipped.name} was made by other detectors"
-        assert shipped.size >= 19
+        assert shipped.size == 50
+        assert shipped.power
         assert shipped.scores.keys() == budget.detectors.keys()
 
 
