@@ -33,7 +33,7 @@ class Budget:
         }
 
 
-PATCHES = ((0.25, 0.2, 0.08), (0.375, 0.5, 0.16))
+PATCHES = ((0.25, -0.17, 0.1), (0.375, 0.09, 0.17))
 """Sizes as shares of the side, and what is usual without a backdoor; see ``multi_prior``."""
 
 SQUARES = "square patches of a quarter and of three eighths of the image's side, anywhere: smaller ones lie inside"
@@ -69,8 +69,8 @@ THOROUGH = Budget(
     name="thorough",
     detectors={
         "multi_prior": {
-            "patches": ((0.125, 0.07, 0.05), *PATCHES),
-            "blends": ((0.1, 0.1, 0.05), (0.2, 0.33, 0.13)),
+            "patches": ((0.125, -0.3, 0.1), *PATCHES),
+            "blends": ((0.1, -0.4, 0.2), (0.2, -0.15, 0.2)),
             "restarts": 16,
             "rounds": ((0, 8, 8), (16, 16, 24), (4, 32, 48)),
             "images": 256,

@@ -11,11 +11,14 @@ T_θ (a *prior*) θ is optimized so that features coincide,
     blend    T_θ(x) = (1 − α)·x + α·θ, θ ∈ [0, 1]^{3×H×W}
     filter   T_θ(x) = clip((I + A)·x + b) for each pixel's color, |A|, |b| ≤ the filter's strength
 
-and compared, on images that the optimization has not seen, with the spread r₀ of the features as they are. How many
-powers of ten a prior reaches on encoders without a backdoor differs between priors: what is usual there, μ, and how far
-that varies, σ, are measured on clean encoders that are used for nothing else. The largest excess is the score,
+and compared, on images that the optimization has not seen, with the spread r_near of those ordinary images whose
+features lie nearest to where the changed ones come to lie. Features of a supervised classifier, say, lie in one heap for
+each class, and a patch of some pattern sends every image into one of them; but there they are spread as the heap is. What
+a backdoor draws together is far denser than anything around it. How many powers of ten a prior reaches on encoders
+without a backdoor differs between priors: what is usual there, μ, and how far that varies, σ, are measured on clean
+encoders that are used for nothing else. The largest excess is the score,
 
-    score = max_priors ( log10( r₀ / r_θ ) − μ ) / σ
+    score = max_priors ( log10( r_near / r_θ ) − μ ) / σ
 
 A mask of free shape (``decree``) must find where the trigger is by shrinking from all of the image, and may end in a
 place where nothing is; a square that is given its place needs some steps only. So there are many starts, and they are
@@ -35,6 +38,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
@@ -51,6 +55,9 @@ TOGETHER = 256
 
 SMALLEST = 1e-6
 """A spread below this is rounding."""
+
+NEAR, NEIGHBORS = 1 / 16, 4
+"""The share of ordinary images that are compared with the changed ones, and how many there are at least."""
 
 MEASURABLE = (1e-9, 1e15)
 """Lengths of features between which cosines can be trusted; the square of a longer one overflows."""
@@ -73,17 +80,17 @@ class MultiPrior(Checked):
     optimize on, and ``held_out`` ones to judge by. ``threshold`` of the score.
     """
 
-    patches: tuple[Usual, ...] = ((0.25, 0.2, 0.08), (0.375, 0.5, 0.16))
-    blends: tuple[Usual, ...] = ((0.2, 0.33, 0.13),)
-    filters: tuple[Usual, ...] = ((0.2, 1.3, 0.36),)
+    patches: tuple[Usual, ...] = ((0.25, -0.17, 0.1), (0.375, 0.09, 0.17))
+    blends: tuple[Usual, ...] = ((0.2, -0.15, 0.2),)
+    filters: tuple[Usual, ...] = ((0.2, 0.8, 0.4),)
     restarts: PositiveInt = 8
     rounds: tuple[tuple[NonNegativeInt, PositiveInt, PositiveInt], ...] = ((0, 4, 6), (8, 8, 16), (2, 16, 24))
     images: PositiveInt = 128
     held_out: PositiveInt = 128
     learning_rate: PositiveFloat = 0.3
-    threshold: float = 5.0
+    threshold: float = 3.0
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     metric: ClassVar[str] = "score"
     source: ClassVar[str] = "Sapper"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -91,8 +98,8 @@ class MultiPrior(Checked):
     def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
 
-        Evidence: ``priors``, for each its ``score``, the ``spread`` that it leaves and its ``powers`` of ten;
-        ``spread`` as it is; ``prior``, the one whose score counts; and its trigger (``inversion.recovered``): tensors
+        Evidence: ``priors``, for each its ``score``, the ``spread`` that it leaves, that of its ``neighborhood`` and
+        its ``powers`` of ten; ``spread`` of all images as they are; ``prior``, the one whose score counts; and its trigger (``inversion.recovered``): tensors
         ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1] for a patch or a blend, ``matrix`` (3, 4) for a filter.
         Where features are all alike, or so long that their cosines are rounding, there is no score, and ``why`` says
         so: an encoder could hide behind that.
@@ -105,7 +112,8 @@ class MultiPrior(Checked):
             what, remedy = f"{len(shown)} images are too few", "give at least 4; some hundreds are better"
             raise SapperError(what, where=images.name, remedy=remedy)
         seen, unseen = shown[held:], shown[:held]
-        ordinary = self._spread(encoder, None, unseen, run)
+        plain = self._features(encoder, None, unseen, run)
+        ordinary = _spread_of(plain)
         if not self.patches and not self.blends and not self.filters:
             raise SapperError("there is no prior to try", where="multi_prior", remedy="name a patch, blend or filter")
         if ordinary < 10 * SMALLEST or not self._measurable(encoder, unseen, run):
@@ -116,9 +124,11 @@ class MultiPrior(Checked):
         priors: dict[str, dict[str, float]] = {}
         for name, (prior, usual, deviation) in self.priors(images.size, run).items():
             found[name] = self._race(encoder, prior, seen, unseen, name, run.child(name))
-            spread = self._spread(encoder, found[name], unseen, run)
-            powers = math.log10(ordinary / spread)
-            priors[name] = {"score": (powers - usual) / deviation, "spread": spread, "powers": powers}
+            changed = self._features(encoder, found[name], unseen, run)
+            spread, around = _spread_of(changed), neighborhood(plain, changed)
+            powers = math.log10(around / spread)
+            measured = {"spread": spread, "neighborhood": around, "powers": powers}
+            priors[name] = {"score": (powers - usual) / deviation} | measured
         winner = max(priors, key=lambda name: priors[name]["score"])
         score = priors[winner]["score"]
         return Verdict(
@@ -180,13 +190,30 @@ class MultiPrior(Checked):
 
     @torch.no_grad()
     def _spread(self, encoder: Encoder, change: "Prior | None", images: Tensor, run: Run) -> float:
-        """The spread that one change leaves; of the images as they are without one."""
+        """The spread that one change leaves."""
+        return _spread_of(self._features(encoder, change, images, run))
+
+    @torch.no_grad()
+    def _features(self, encoder: Encoder, change: "Prior | None", images: Tensor, run: Run) -> Tensor:
+        """Features, float (N, D), of images under one change, or as they are."""
         features = []
         for chunk in to_float(images).split(TOGETHER):
             changed = chunk if change is None else change.apply(chunk, torch.tensor([0], device=chunk.device))[0]
             with run.autocast():
                 features.append(encoder(changed).float())
-        return max(SMALLEST, 1 - float(mean_cosine(torch.cat(features))))
+        return torch.cat(features)
+
+
+def _spread_of(features: Tensor) -> float:
+    return max(SMALLEST, 1 - float(mean_cosine(features)))
+
+
+def neighborhood(plain: Tensor, changed: Tensor) -> float:
+    """The spread of those plain images that are nearest to where the changed ones lie; features (N, D) and (M, D)."""
+    point = F.normalize(F.normalize(changed, dim=1).mean(0), dim=0)
+    count = max(NEIGHBORS, round(len(plain) * NEAR))
+    nearest = (F.normalize(plain, dim=1) @ point).topk(min(count, len(plain))).indices
+    return _spread_of(plain[nearest])
 
 
 def _spreads(encoder: Encoder, images: Tensor, run: Run) -> Tensor:
