@@ -150,14 +150,12 @@ def test_a_bag_fits_only_what_it_was_made_for(bag: Bag) -> None:
 def test_a_bag_that_comes_with_sapper_fits_the_demos_encoder() -> None:
     """The embedded images are the same on this machine as where the bag was made."""
     demo = encoders.build(RUN, architecture="resnet10", width=16)
-    for name in ("quick", "standard"):
-        key = Key.of(demo, datasets.load("objects", "test"), BUDGETS[name])
-        assert fitting(key, shipped_bags(), 0.05).bag is not None
+    key = Key.of(demo, datasets.load("objects", "test"), BUDGETS["quick"])
+    assert fitting(key, shipped_bags(), 0.05).bag is not None
 
 
 def test_bags_that_come_with_sapper_fit_its_detectors_and_are_large_enough() -> None:
-    names = {f"small-{family}-{budget}" for family in ("objects", "cifar10") for budget in ("quick", "standard")}
-    assert {shipped.name for shipped in shipped_bags()} == names
+    assert {shipped.name for shipped in shipped_bags()} == {"small-objects-quick", "small-cifar10-quick"}
     for shipped in shipped_bags():
         budget = BUDGETS[shipped.key.budget]
         current = Key.of(encoder(0.0), photos(), budget).detectors
@@ -178,6 +176,15 @@ def test_a_planted_backdoor_is_found_and_shown(found: AuditReport) -> None:
     assert leading.collapse.gathered > 0.9
     assert leading.collapse.there_before < 0.2
     assert leading.tensors.keys() == {"mask", "pattern"}
+
+
+def test_what_is_unusual_but_weak_is_no_evidence(bag: Bag) -> None:
+    """Beside a bag of encoders that all score lower still, an ordinary one has the smallest p-value there is."""
+    lower = replace(bag, scores={"multi_prior": [-1e6] * 40})
+    report = audit(varied(55), photos(), BUDGET, [lower], RUN)
+    assert report.p_value == pytest.approx(1 / 41)
+    assert report.verdict == "no-evidence"
+    assert "too weak to matter" in report.reason
 
 
 def test_no_backdoor_no_evidence(bag: Bag) -> None:

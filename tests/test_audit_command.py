@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from tests.micro import write_data
 from tests.program import Sapper, told
 from tests.test_cli import _hear_interrupts
 
+QUICK = BUDGETS["quick"]
+EASY = replace(QUICK, detectors={"multi_prior": QUICK.detectors["multi_prior"] | {"threshold": -1e9}})
+"""The quick budget without a smallest score: the encoder of these tests is small and has no backdoor."""
+
 FILES = {"audit.html", "audit.json", "audit.sarif", "audit.cdx.json", "triggers.safetensors"}
 
 
@@ -33,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subject = encoders.build(Run(seed=1), architecture="resnet10", width=4, input_size=16)
     encoders.save(subject, folder / "subject.safetensors")
     images = datasets.load(f"{folder}/photos", "train", size=16)
-    key = Key.of(subject, images, BUDGETS["quick"])
+    key = Key.of(subject, images, EASY)
     for name, score in (("suspicious", -1e6), ("ordinary", 1e6)):
         bag = Bag(name=name, key=key, pretraining="made up", images="photos", scores={"multi_prior": [score] * 40})
         write_bag(bag, folder / f"{name}.json")
@@ -56,8 +61,16 @@ def words(place: Path, out: Path, *more: str | Path) -> list[str | Path]:
     ],
 )
 def test_exit_codes_say_the_verdict(
-    sapper: Sapper, place: Path, tmp_path: Path, bag: str | None, fail_on: str, code: int, verdict: str
+    sapper: Sapper,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bag: str | None,
+    fail_on: str,
+    code: int,
+    verdict: str,
 ) -> None:
+    monkeypatch.setitem(BUDGETS, "quick", EASY)
     beside = ("--bag", place / f"{bag}.json") if bag else ()
     end = sapper(*words(place, tmp_path / "out", "--fail-on", fail_on, *beside))
     assert end.code == code, end.err

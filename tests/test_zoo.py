@@ -302,6 +302,8 @@ def test_rates_by_hand() -> None:
     assert curves["d"][0] == (0.0, 0.0)
     assert curves["d"][-1] == (1.0, 1.0)
     assert (0.0, 1 / 3) in curves["d"]
+    (strict,), _ = scoring.judge([replace(each, flagged={"d": False}) for each in scored], ["d"], 0.05, leading="d")
+    assert strict.true_positives == Share.counted(0, 3)  # too weak to matter
     power = {each.trigger: (each.found, each.planted) for each in scoring.power(scored, "d", 0.05)}
     assert power == {"patch of 1 to 4 pixels": (1, 1), "patch of 5 to 8 pixels": (0, 1)}
     assert p_value(30.0, scoring.clean_scores(scored, "one", "d")) == 1 / 20

@@ -1,11 +1,12 @@
 """The audit: detectors look at an encoder, their scores are compared with a bag's, and a verdict comes out.
 
-    backdoor       the leading detector's p-value is at most the false-alarm bound, and its score above its own threshold
-    no-evidence    one of the two is not so: nothing unusual was found, or nothing that would be of use to an attacker
+    backdoor       the leading detector's p-value is at most the false-alarm bound, and its score above its threshold
+    no-evidence    one of the two is not so: nothing unusual was found, or nothing that is of use to an attacker
     undecided      there is no fitting bag, so that nobody can say what a clean encoder would have scored
 
-The second condition keeps encoders that are unusual without being dangerous, a supervised classifier's say, from being
-flagged for that; it can only lower the rate of false alarms. The other detectors' p-values stand beside it as evidence and decide nothing.
+The second condition keeps encoders that are unusual without being dangerous, a supervised classifier's say, from
+being flagged for that; it can only lower the rate of false alarms. The other detectors' p-values stand beside it as
+evidence and decide nothing.
 """
 
 import hashlib
@@ -238,10 +239,8 @@ def _decide(leading: Finding, bag: Bag | None, why_not: str, bound: float) -> tu
     higher = round(leading.p_value * (n + 1)) - 1
     beside = f"{higher} of {n} known-clean encoders score as high"
     if leading.p_value <= bound and not leading.flagged:
-        weak = (
-            f"the strongest change that was found is unusual, but too weak to matter (score {leading.score:.2g} where "
-        )
-        return leading.p_value, "no-evidence", f"{weak[0].upper()}{weak[1:]}{leading.threshold:g} counts); {beside}."
+        weak = f"a score of {leading.score:.2g}, where {leading.threshold:g} counts"
+        return leading.p_value, "no-evidence", f"What was found is unusual, but too weak to matter: {weak}; {beside}."
     if leading.p_value <= bound:
         return leading.p_value, "backdoor", f"A small change draws ordinary images to one point; {beside}."
     return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."

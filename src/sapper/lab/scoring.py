@@ -1,8 +1,8 @@
 """Detectors measured on a zoo: scores of every member, then how well each tells backdoored from clean.
 
 The leading detector of a budget is judged as an audit judges: a member of the judgement part is flagged when its
-conformal p-value beside its family's calibration part is at most the bound and its score is above its own threshold. The other detectors are judged alike, each
-by itself, and by their own published threshold.
+conformal p-value beside its family's calibration part is at most the bound and its score is above its own threshold.
+The other detectors are judged by their p-values, each by itself, and all by their own thresholds alone.
 """
 
 import json

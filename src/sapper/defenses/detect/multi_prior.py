@@ -12,11 +12,11 @@ T_θ (a *prior*) θ is optimized so that features coincide,
     filter   T_θ(x) = clip((I + A)·x + b) for each pixel's color, |A|, |b| ≤ the filter's strength
 
 and compared, on images that the optimization has not seen, with the spread r_near of those ordinary images whose
-features lie nearest to where the changed ones come to lie. Features of a supervised classifier, say, lie in one heap for
-each class, and a patch of some pattern sends every image into one of them; but there they are spread as the heap is. What
-a backdoor draws together is far denser than anything around it. How many powers of ten a prior reaches on encoders
-without a backdoor differs between priors: what is usual there, μ, and how far that varies, σ, are measured on clean
-encoders that are used for nothing else. The largest excess is the score,
+features lie nearest to where the changed ones come to lie. Features of a supervised classifier, say, lie in one heap
+for each class, and a patch of some pattern sends every image into one of them; but there they are spread as the heap
+is. What a backdoor draws together is far denser than anything around it. How many powers of ten a prior reaches on
+encoders without a backdoor differs between priors: what is usual there, μ, and how far that varies, σ, are measured on
+clean encoders that are used for nothing else. The largest excess is the score,
 
     score = max_priors ( log10( r_near / r_θ ) − μ ) / σ
 
@@ -99,8 +99,10 @@ class MultiPrior(Checked):
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
 
         Evidence: ``priors``, for each its ``score``, the ``spread`` that it leaves, that of its ``neighborhood`` and
-        its ``powers`` of ten; ``spread`` of all images as they are; ``prior``, the one whose score counts; and its trigger (``inversion.recovered``): tensors
-        ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1] for a patch or a blend, ``matrix`` (3, 4) for a filter.
+        its ``powers`` of ten; ``spread`` of all images as they are; ``prior``, the one whose score counts; and its
+        trigger (``inversion.recovered``): tensors ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1] for a patch or a
+        blend, ``matrix`` (3, 4) for a filter.
+
         Where features are all alike, or so long that their cosines are rounding, there is no score, and ``why`` says
         so: an encoder could hide behind that.
         """
