@@ -379,7 +379,7 @@ def bags(
         if not part:
             continue
         about = [each.member.about["pretraining"] for each in part]
-        spans = {key: f"{min(a[key] for a in about)}…{max(a[key] for a in about)}" for key in ("epochs", "images")}
+        spans = {key: _span([each[key] for each in about]) for key in ("epochs", "images")}
         method = "/".join(sorted({a["method"] for a in about}))
         made.append(
             Bag(
@@ -423,6 +423,10 @@ def learn(
         source=f"{members[0].family}, {DEVELOPMENT}",
     )
     return judge, kind
+
+
+def _span(values: list[int]) -> str:
+    return f"{min(values)}…{max(values)}" if min(values) < max(values) else f"{values[0]}"
 
 
 BOUND = 0.05
