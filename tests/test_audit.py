@@ -330,6 +330,22 @@ def test_what_was_tampered_with_is_not_replayed(found: AuditReport, tmp_path: Pa
         replaying.read_audit(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"opening": {"uri": "x", "mean": 0.5}},
+        {"opening": {"uri": "x", "trust_code": True}},
+        {"opening": {}},
+        {"images": 3},
+    ],
+)
+def test_what_was_edited_by_hand_is_one_clear_error(found: AuditReport, tmp_path: Path, change: dict[str, Any]) -> None:
+    path = record(found, tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SapperError, match="no audit can be read: it does not say"):
+        replaying.read_audit(path)
+
+
 def test_only_what_the_base_does_not_do_speaks_against_an_encoder(found: AuditReport) -> None:
     triggers = {"multi_prior": found.leading.tensors}
     suspect, base = varied(99, gain=30.0), varied(99)

@@ -26,8 +26,8 @@ from sapper.run import Run
 TRIGGERS = "triggers.safetensors"
 """Beside ``audit.json``: the recovered triggers."""
 
-OPENING = {"uri", "arch", "mean", "std", "size"}
-"""What an audit records of how it opened the encoder."""
+OPENING: dict[str, type] = {"uri": str, "arch": str, "mean": str, "std": str, "size": int}
+"""What an audit records of how it opened the encoder, in the words of its options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,11 @@ def read_audit(path: Path) -> Recorded:
             detector, _, part = name.rpartition("/")
             found.setdefault(detector, {})[part] = tensor
         opening = content["opening"]
-        if not isinstance(opening, dict) or not {"uri"} <= opening.keys() <= OPENING:
+        fine = isinstance(opening, dict) and {"uri"} <= opening.keys() <= OPENING.keys()
+        if not fine or not all(type(value) is OPENING[name] for name, value in opening.items()):
             raise ValueError("it does not say how the encoder was opened")
+        if not isinstance(content["images"], dict):
+            raise ValueError("it does not say which images it saw")
         for detector, parts in found.items():
             if parts.keys() not in ({"mask", "pattern"}, {"matrix"}):
                 raise ValueError(f"{', '.join(parts)} of {detector} is no trigger")

@@ -110,10 +110,10 @@ def score(
     around = environment(run)
     board = scoring.board(scored, plan.name, chosen, around, shlex.join(["sapper", *sys.argv[1:]]))
     path = scoring.write_scores(board, folder)
-    for bag in scoring.bags(scored, folder, images, chosen, plan.name, run, around) if bags is not None else ():
-        assert bags is not None
-        calibration.write_bag(bag, bags / f"{bag.name}.json")
-        say(f"bag: {bags / f'{bag.name}.json'}, {bag.size} encoders")
+    if bags is not None:
+        for bag in scoring.bags(scored, folder, images, chosen, plan.name, run, around):
+            calibration.write_bag(bag, bags / f"{bag.name}.json")
+            say(f"bag: {bags / f'{bag.name}.json'}, {bag.size} encoders")
     page.write(board, path.with_suffix(".html"))
     for line in page.lines(board):
         say(line)

@@ -194,6 +194,9 @@ class Scoreboard:
 
 PARTS = (CALIBRATION, JUDGEMENT)
 
+BOUND = 0.05
+"""The false-alarm bound at which detectors are judged."""
+
 ALL = "all"
 """All families together, in a row."""
 
@@ -427,10 +430,6 @@ def learn(
 
 def _span(values: list[int]) -> str:
     return f"{min(values)}…{max(values)}" if min(values) < max(values) else f"{values[0]}"
-
-
-BOUND = 0.05
-"""The bound at which power is told."""
 
 
 def write_scores(board: Scoreboard, folder: Path) -> Path:

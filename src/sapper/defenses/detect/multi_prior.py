@@ -75,9 +75,9 @@ class MultiPrior(Checked):
     """Inverts triggers of several kinds at once, from many starts (Sapper's own).
 
     Each prior is given with its μ and σ. ``patches``: sizes as shares of the image's side, at places half a patch
-    apart. ``blends``: α. ``filters``: strengths. ``restarts`` of each blend and filter. ``rounds``: for each how many
-    starts of a prior are left (0: all), how many images a step sees, and how many steps it takes. ``images`` to
-    optimize on, and ``held_out`` ones to judge by. ``threshold`` of the score.
+    apart. ``blends``: α. ``filters``: strengths. ``restarts`` of each filter, and of each blend in either way to
+    begin. ``rounds``: for each how many starts of a prior are left (0: all), how many images a step sees, and how many
+    steps it takes. ``images`` to optimize on, and ``held_out`` ones to judge by. ``threshold`` of the score.
     """
 
     patches: tuple[Usual, ...] = ((0.25, -0.17, 0.1), (0.375, 0.09, 0.17))
@@ -118,7 +118,7 @@ class MultiPrior(Checked):
         ordinary = _spread_of(plain)
         if not self.patches and not self.blends and not self.filters:
             raise SapperError("there is no prior to try", where="multi_prior", remedy="name a patch, blend or filter")
-        if ordinary < 10 * SMALLEST or not self._measurable(encoder, unseen, run):
+        if ordinary < 10 * SMALLEST or not _measurable(plain):
             why = "features of ordinary images cannot be told apart, or are too long or too short to measure"
             seconds = time.perf_counter() - started
             return Verdict(score=None, threshold=self.threshold, flagged=None, evidence={"why": why}, seconds=seconds)
@@ -183,15 +183,7 @@ class MultiPrior(Checked):
             spreads.append(spread.detach())
         return torch.cat(spreads)
 
-    @torch.no_grad()
-    def _measurable(self, encoder: Encoder, images: Tensor, run: Run) -> bool:
-        """Whether all features of ordinary images are finite and of a length that cosines survive."""
-        with run.autocast():
-            lengths = torch.cat([encoder(to_float(chunk)).double().norm(dim=1) for chunk in images.split(TOGETHER)])
-        return bool(((lengths > MEASURABLE[0]) & (lengths < MEASURABLE[1])).all())
-
-    @torch.no_grad()
-    def _spread(self, encoder: Encoder, change: "Prior | None", images: Tensor, run: Run) -> float:
+    def _spread(self, encoder: Encoder, change: "Prior", images: Tensor, run: Run) -> float:
         """The spread that one change leaves."""
         return _spread_of(self._features(encoder, change, images, run))
 
@@ -204,6 +196,12 @@ class MultiPrior(Checked):
             with run.autocast():
                 features.append(encoder(changed).float())
         return torch.cat(features)
+
+
+def _measurable(features: Tensor) -> bool:
+    """Whether all features (N, D) are finite and of a length that cosines survive."""
+    lengths = features.double().norm(dim=1)
+    return bool(((lengths > MEASURABLE[0]) & (lengths < MEASURABLE[1])).all())
 
 
 def _spread_of(features: Tensor) -> float:
