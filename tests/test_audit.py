@@ -123,14 +123,14 @@ def test_a_bag_survives_its_file(bag: Bag, tmp_path: Path) -> None:
 
 
 def test_a_bag_fits_only_what_it_was_made_for(bag: Bag) -> None:
-    assert fitting(bag.key, [bag], 0.05).bag is bag
-    assert fitting(bag.key, [], 0.05).bag is None
+    assert fitting(bag.key, [bag], 0.05).bags == (bag,)
+    assert fitting(bag.key, [], 0.05).bags == ()
     few = replace(bag, scores={"multi_prior": bag.scores["multi_prior"][:18]})
-    assert fitting(bag.key, [few], 0.05).bag is None
+    assert fitting(bag.key, [few], 0.05).bags == ()
     assert "takes 19 or more" in fitting(bag.key, [few], 0.05).reason
-    assert fitting(bag.key, [few, bag], 0.05).bag is bag
+    assert fitting(bag.key, [few, bag], 0.05).bags == (bag,)
     own = replace(bag, name="own")
-    assert fitting(bag.key, [own, bag], 0.05).bag is own
+    assert fitting(bag.key, [own, few, bag], 0.05).bags == (own, bag)
     assert "takes 33 or more" in fitting(bag.key, [bag], 0.03).reason
     for change in (
         {"architecture": "resnet10"},
@@ -143,7 +143,7 @@ def test_a_bag_fits_only_what_it_was_made_for(bag: Bag) -> None:
         {"detectors": {}},
     ):
         match = fitting(replace(bag.key, **change), [bag], 0.05)
-        assert match.bag is None
+        assert match.bags == ()
         assert next(iter(change)).replace("_", " ") in match.reason
 
 
@@ -151,7 +151,7 @@ def test_a_bag_that_comes_with_sapper_fits_the_demos_encoder() -> None:
     """The embedded images are the same on this machine as where the bag was made."""
     demo = encoders.build(RUN, architecture="resnet10", width=16)
     key = Key.of(demo, datasets.load("objects", "test"), BUDGETS["quick"])
-    assert fitting(key, shipped_bags(), 0.05).bag is not None
+    assert fitting(key, shipped_bags(), 0.05).bags
 
 
 def test_bags_that_come_with_sapper_fit_its_detectors_and_are_large_enough() -> None:
@@ -192,6 +192,23 @@ def test_no_backdoor_no_evidence(bag: Bag) -> None:
     assert report.verdict == "no-evidence"
     assert report.p_value is not None
     assert report.p_value > 0.05
+
+
+def test_every_bag_that_fits_has_a_say(bag: Bag) -> None:
+    """What is unusual beside contrastive encoders only may be an ordinary supervised one."""
+    suspect, low, high = varied(99, gain=30.0), -1e6, 1e6
+    others = [replace(bag, name=f"at {score:g}", scores={"multi_prior": [score] * 40}) for score in (low, high)]
+    told = {
+        names: audit(suspect, photos(), BUDGET, some, RUN)
+        for names, some in (("low", [bag, others[0]]), ("high", [bag, others[1]]))
+    }
+    assert told["low"].verdict == "backdoor"
+    assert told["low"].p_value == pytest.approx(1 / 25)
+    assert "0 of 24 and 0 of 40" in told["low"].reason
+    assert told["high"].verdict == "no-evidence"
+    assert told["high"].p_value == 1.0
+    bags = auditing.as_json(told["high"])["bags"]
+    assert [(each["name"], each["p_value"]) for each in bags] == [(bag.name, 1 / 25), ("at 1e+06", 1.0)]
 
 
 @pytest.mark.parametrize("scale", [1e22, 1e-14, 0.0])

@@ -121,7 +121,7 @@ def test_calibrate_makes_a_bag_that_fits_the_audit(sapper: Sapper, place: Path, 
     report = sapper(*words(place, tmp_path / "out", "--bag", bag, "--false-alarms", "0.4"))
     assert report.code in (0, 1), report.err
     content = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert content["bag"]["pretraining"] == "none at all"
+    assert content["bags"][0]["pretraining"] == "none at all"
     assert content["p_value"] in (1 / 3, 2 / 3, 1.0)
     assert sapper(*words(place, tmp_path / "out", "--bag", bag)).code == 3
     assert "takes 19 or more" in json.loads((tmp_path / "out" / "audit.json").read_text())["reason"]

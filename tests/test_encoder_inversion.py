@@ -121,6 +121,48 @@ def test_squares_cover_every_pixel_and_lie_inside(side: int, height: int, width:
     assert torch.equal(stamp.masks[stamp.plain], stamp.masks[~stamp.plain])
 
 
+@settings(deadline=None, max_examples=20)
+@given(side=st.integers(1, 7), height=st.integers(8, 20), width=st.integers(8, 20), time=st.integers(1, 3))
+def test_around_a_square_are_its_moves_that_stay_inside(side: int, height: int, width: int, time: int) -> None:
+    stamp = Stamp.patches(side, (height, width), RUN)
+    moved = stamp.around(time)
+    assert torch.equal(moved.masks[: stamp.count], stamp.masks)
+    step = max(1, side // 2 ** (time + 1))
+    for number, (down, right) in enumerate((y, x) for y in (0, -step, step) for x in (0, -step, step)):
+        for row in range(stamp.count):
+            (top, left), place = _corner(stamp, row), number * stamp.count + row
+            inside = 0 <= top + down <= height - side and 0 <= left + right <= width - side
+            now = (top + down, left + right) if inside else (top, left)
+            assert _corner(moved, place) == now
+            assert torch.equal(_inside(moved, place), _inside(stamp, row))
+            assert moved.plain[place] == stamp.plain[row]
+
+
+def _corner(stamp: Stamp, row: int) -> tuple[int, int]:
+    ys, xs = stamp.masks[row, 0].nonzero(as_tuple=True)
+    return int(ys.min()), int(xs.min())
+
+
+def _inside(stamp: Stamp, row: int) -> torch.Tensor:
+    return stamp.weights.detach()[row][:, stamp.masks[row, 0] > 0]
+
+
+def test_a_square_across_the_edge_of_a_trigger_comes_to_lie_on_it() -> None:
+    """The planted square is at (9, 3); of squares of ones around it the one that covers it does most."""
+    suspect, pixels = encoder(gain=30.0).eval().requires_grad_(False), photos().images
+    every = Stamp.patches(4, (SIZE, SIZE), RUN)
+    across = next(row for row in range(every.count) if _corner(every, row) == (8, 2))
+    start = Stamp(every.masks[[across]], torch.full((1, 3, SIZE, SIZE), 2.0), torch.tensor([True]))
+    moved = QUICK._move(suspect, start, pixels, 1, RUN)
+    spreads = {}
+    for place in [(top, left) for top in (7, 8, 9) for left in (1, 2, 3)]:
+        mask = torch.zeros(1, 1, SIZE, SIZE)
+        mask[..., place[0] : place[0] + 4, place[1] : place[1] + 4] = 1
+        stamped = torch.lerp(to_float(pixels[:16]), (torch.tanh(torch.tensor(2.0)) + 1) / 2, mask[0])
+        spreads[place] = 1 - float(mean_cosine(suspect(stamped)))
+    assert _corner(moved, 0) == min(spreads, key=lambda place: spreads[place]) != (8, 2)
+
+
 def test_what_begins_in_one_color_stays_in_one_color_for_a_round() -> None:
     """Only then is what a whole square of a color does found at once."""
     stamp = Stamp.patches(3, (SIZE, SIZE), RUN)

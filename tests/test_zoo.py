@@ -20,12 +20,15 @@ from sapper.defenses.detect.mntd_encoder import MNTDEncoder
 from sapper.encoders import load
 from sapper.errors import SapperError
 from sapper.images import ImageSet
-from sapper.lab import scoring, zoo
 from sapper.lab.executors import Workers
-from sapper.lab.scoring import Scored, Share
-from sapper.lab.zoo import Member, Pantry, Plan, Specimen, draw, parse_plan, read_plan
 from sapper.report import zoo as page
 from sapper.run import Run
+from sapper.zoo import building, examining, judging, lessons, making
+from sapper.zoo.examining import Scored
+from sapper.zoo.judging import Share
+from sapper.zoo.making import Member
+from sapper.zoo.pantry import Pantry, ordinary_images
+from sapper.zoo.plans import Plan, Specimen, draw, parse_plan, read_plan
 from tests.conftest import REPOSITORY
 from tests.micro import write_data
 from tests.program import Sapper, told
@@ -75,7 +78,7 @@ def plan(data: Path) -> Plan:
 
 def build(plan: Plan, folder: Path, *parts: str) -> list[Member]:
     pantry = Pantry.load(plan, RUN, data_root=None, download=False)
-    return zoo.build(plan, folder, RUN, Workers(2), parts=parts, data=pantry)
+    return building.build(plan, folder, RUN, Workers(2), parts=parts, data=pantry)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +95,10 @@ def test_plans_that_come_with_sapper_are_fine() -> None:
     plans = [read_plan(path) for path in sorted((REPOSITORY / "zoos").glob("*.toml"))]
     assert [plan.name for plan in plans] == ["small"]
     whole = plans[0].specimens
-    assert sum(not specimen.twin for specimen in whole) + sum(specimen.twin for specimen in whole) == 200
-    assert sum(specimen.twin for specimen in whole) == 100
-    assert len({specimen.seed for specimen in whole}) == 200
+    contrastive = [specimen for specimen in whole if specimen.pretraining_method.name == "simclr"]
+    assert (len(contrastive), sum(specimen.twin for specimen in contrastive)) == (200, 100)
+    assert (len(whole), sum(specimen.twin for specimen in whole)) == (336, 128)
+    assert len({specimen.seed for specimen in whole}) == len(whole)
     sides = {specimen.trigger.size for specimen in whole}  # type: ignore[attr-defined]
     assert sides == set(range(3, 13))
     assert 0 not in {specimen.seed for specimen in whole}  # the demo's
@@ -127,6 +131,8 @@ def test_draws_have_the_shares_that_they_say() -> None:
     [
         ({"part": {"judgement": {"clean": 1, "backdoored": 2}}}, "part.judgement.backdoored"),
         ({"part": {}}, "part"),
+        ({"family": [{"part": {"judgement": {"clean": 1, "backdoored": 2}}}]}, "family[0].part.judgement.backdoored"),
+        ({"family": [{"part": {"judgment": {"clean": 1}}}]}, "judgement"),
         ({"colour": 1}, "unknown key 'colour'"),
         ({"family": [{"trigger": {"size": {"between": [5, 2]}}}]}, "no range to draw from"),
         ({"family": [{"trigger": {"size": {"any": []}}}]}, "nothing to draw from"),
@@ -152,6 +158,18 @@ def test_mistakes_in_a_plan_are_told_with_their_place(data: Path, change: dict[s
     assert words in str(error.value)
 
 
+def test_a_family_may_have_numbers_of_its_own(data: Path) -> None:
+    more = content(data)
+    more["family"].append(more["family"][0] | {"name": "few", "part": {"judgement": {"clean": 1}}})
+    made = parse_plan(more, "micro.toml").specimens
+    counts = {
+        (each.family, each.part): sum(other.part == each.part and other.family == each.family for other in made)
+        for each in made
+    }
+    assert counts["squares", "judgement"] == counts["few", "development"] == 2
+    assert counts["few", "judgement"] == 1
+
+
 def test_a_member_does_not_depend_on_the_others(data: Path, plan: Plan) -> None:
     more = content(data)
     more["part"]["judgement"]["clean"] = 5
@@ -169,7 +187,7 @@ def test_a_member_does_not_depend_on_the_others(data: Path, plan: Plan) -> None:
 
 
 def test_a_zoo_has_its_members_marked_and_measured(built: Path) -> None:
-    members = zoo.read_members(built)
+    members = building.read_members(built)
     counts = {(m.part, m.kind): 0 for m in members}
     for member in members:
         counts[member.part, member.kind] += 1
@@ -190,28 +208,28 @@ def test_a_zoo_has_its_members_marked_and_measured(built: Path) -> None:
 
 def test_a_build_goes_on_where_it_stopped(plan: Plan, tmp_path: Path) -> None:
     first = build(plan, tmp_path, "calibration")
-    assert {member.part for member in zoo.read_members(tmp_path)} == {"calibration"}
+    assert {member.part for member in building.read_members(tmp_path)} == {"calibration"}
     stamps = {member.file: (tmp_path / member.file).stat().st_mtime_ns for member in first}
     again = build(plan, tmp_path, "calibration", "judgement")
     assert again[: len(first)] == first
     assert {file: (tmp_path / file).stat().st_mtime_ns for file in stamps} == stamps
-    assert {member.part for member in zoo.read_members(tmp_path)} == {"calibration", "judgement"}
+    assert {member.part for member in building.read_members(tmp_path)} == {"calibration", "judgement"}
     with pytest.raises(SapperError, match="no part 'judgment'"):
         build(plan, tmp_path, "judgment")
 
 
 def test_a_folder_with_another_zoo_is_left_alone(data: Path, built: Path) -> None:
     other = parse_plan(content(data) | {"seed": 5}, "micro.toml")
-    before = (built / zoo.MANIFEST).read_bytes()
+    before = (built / building.MANIFEST).read_bytes()
     with pytest.raises(SapperError, match="a zoo of another plan"):
         build(other, built)
-    assert (built / zoo.MANIFEST).read_bytes() == before
+    assert (built / building.MANIFEST).read_bytes() == before
 
 
 def test_the_best_told_classes_by_hand() -> None:
     features = torch.tensor([[1.0, 0], [0.9, 0.1], [1, 0.05], [0, 1], [0.1, 0.9], [0.05, 1], [0.98, 0.02], [0.02, 1]])
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0])
-    recall = zoo.neighbor_recall(features, labels, neighbors=3)
+    recall = making.neighbor_recall(features, labels, neighbors=3)
     assert recall.tolist() == [0.75, 0.75]
 
 
@@ -230,28 +248,28 @@ BUDGET = Budget(
 
 @pytest.fixture(scope="module")
 def images(plan: Plan) -> dict[str, ImageSet]:
-    return {"squares": zoo.ordinary_images(plan, "squares", RUN, data_root=None, download=False)}
+    return {"squares": ordinary_images(plan, "squares", RUN, data_root=None, download=False)}
 
 
 def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, ImageSet], tmp_path: Path) -> None:
-    members = zoo.read_members(built)
-    scored = scoring.examine(members, built, images, BUDGET, RUN, Workers(2))
+    members = building.read_members(built)
+    scored = examining.examine(members, built, images, BUDGET, RUN, Workers(2))
     assert [each.member for each in scored] == members
-    again = scoring.examine(members, built, images, BUDGET, RUN, Workers(2))
+    again = examining.examine(members, built, images, BUDGET, RUN, Workers(2))
     assert [each.seconds for each in again] == [each.seconds for each in scored]
-    board = scoring.board(scored, "micro", BUDGET, {"torch": "x"}, "sapper zoo score")
+    board = judging.board(scored, "micro", BUDGET, {"torch": "x"}, "sapper zoo score")
     assert [(row.family, row.detector) for row in board.rows] == [("all", "multi_prior"), ("all", "decree")]
     for row in board.rows:
         assert row.true_positives is not None
         assert (row.true_positives.n, row.own_false_alarms.n) == (1, 2)  # type: ignore[union-attr]
-    assert json.loads(scoring.write_scores(board, tmp_path).read_text())["rows"][0]["detector"] == "multi_prior"
+    assert json.loads(judging.write_scores(board, tmp_path).read_text())["rows"][0]["detector"] == "multi_prior"
     apart = replace(board, members=tuple(each for each in scored if each.member.part == "development"))
-    assert scoring.write_scores(apart, tmp_path).name == "scores-short-development.json"
+    assert judging.write_scores(apart, tmp_path).name == "scores-short-development.json"
     html = page.render(board)
     assert "<svg" in html
     assert "multi_prior (decides)" in html
     assert any(line.startswith("| all | decree |") for line in page.lines(board))
-    (bag,) = scoring.bags(scored, built, images, BUDGET, "micro", RUN, {})
+    (bag,) = lessons.bags(scored, built, images, BUDGET, "micro", RUN, {})
     assert bag.size == 2
     assert bag.scores["decree"] == [each.scores["decree"] for each in scored if each.member.part == "calibration"]
     assert "simclr" in bag.pretraining
@@ -261,12 +279,12 @@ def test_scores_do_not_depend_on_marks_or_names(built: Path, images: dict[str, I
     """The same weights under another name, with another card, in another folder."""
     from sapper import encoders
 
-    member = next(m for m in zoo.read_members(built) if m.kind == "backdoored")
+    member = next(m for m in building.read_members(built) if m.kind == "backdoored")
     disguised = load(built / member.file, RUN).marked(backdoored=False, origin={"method": "simclr"})
     encoders.save(disguised, tmp_path / "clean.safetensors")
     other = replace(member, file="clean.safetensors", kind="clean", about={})
     first, second = (
-        scoring.examine([m], folder, images, BUDGET, RUN, Workers(1))[0]
+        examining.examine([m], folder, images, BUDGET, RUN, Workers(1))[0]
         for m, folder in ((member, built), (other, tmp_path))
     )
     assert first.scores == second.scores
@@ -276,7 +294,11 @@ def made(part: str, kind: str, number: int, score: float | None, asr: float = 1.
     about = {"metrics": {"ASR_strict": asr}, "target": {"trigger": {"kind": "patch", "size": 3 + number % 10}}}
     member = Member(name=f"{part}-{kind}-{number}", family="one", part=part, kind=kind, file="", about=about)
     return Scored(
-        member=member, scores={"d": score}, flagged={"d": score is not None and score > 2}, seconds={"d": 1.0}
+        member=member,
+        looks="alike",
+        scores={"d": score},
+        flagged={"d": score is not None and score > 2},
+        seconds={"d": 1.0},
     )
 
 
@@ -287,7 +309,7 @@ def test_rates_by_hand() -> None:
     scored += [
         made("judgement", "backdoored", i, s, a) for i, (s, a) in enumerate([(30.0, 1.0), (3.0, 0.2), (18.0, 0.9)])
     ]
-    rows, curves = scoring.judge(scored, ["d"], 0.05)
+    rows, curves = judging.judge(scored, ["d"], 0.05)
     (row,) = rows
     assert curves["d"][0] == (0.0, 0.0)
     assert (row.true_positives, row.working, row.false_alarms) == (
@@ -302,11 +324,11 @@ def test_rates_by_hand() -> None:
     assert curves["d"][0] == (0.0, 0.0)
     assert curves["d"][-1] == (1.0, 1.0)
     assert (0.0, 1 / 3) in curves["d"]
-    (strict,), _ = scoring.judge([replace(each, flagged={"d": False}) for each in scored], ["d"], 0.05, leading="d")
+    (strict,), _ = judging.judge([replace(each, flagged={"d": False}) for each in scored], ["d"], 0.05, leading="d")
     assert strict.true_positives == Share.counted(0, 3)  # too weak to matter
-    power = {each.trigger: (each.found, each.planted) for each in scoring.power(scored, "d", 0.05)}
+    power = {each.trigger: (each.found, each.planted) for each in judging.power(scored, "d", 0.05)}
     assert power == {"patch of 1 to 4 pixels": (1, 1), "patch of 5 to 8 pixels": (0, 1)}
-    assert p_value(30.0, scoring.clean_scores(scored, "one", "d")) == 1 / 20
+    assert [p_value(30.0, clean) for clean in judging.clean_scores(scored, "alike", "d")] == [1 / 20]
 
 
 def test_families_are_compared_in_deviations_of_their_own_calibration() -> None:
@@ -317,19 +339,42 @@ def test_families_are_compared_in_deviations_of_their_own_calibration() -> None:
         some += [made("judgement", "clean", i, shift + scale * 2.0) for i in range(2)]
         some += [made("judgement", "backdoored", i, shift + scale * 9.0) for i in range(2)]
         scored += [
-            replace(each, member=replace(each.member, name=f"{family}-{each.member.name}", family=family))
+            replace(each, member=replace(each.member, name=f"{family}-{each.member.name}", family=family), looks=family)
             for each in some
         ]
-    rows, _ = scoring.judge(scored, ["d"], 0.05)
+    rows, _ = judging.judge(scored, ["d"], 0.05)
     assert [(row.family, row.auc) for row in rows] == [("one", 1.0), ("two", 1.0), ("all", 1.0)]
-    scaled = scoring.on_one_scale(scored[5:9], "d", scored)
+    scaled = judging.on_one_scale(scored[5:9], "d", scored)
     deviation = statistics.stdev(range(5))
     assert [each.scores["d"] for each in scaled] == pytest.approx([0.0, 0.0, 7 / deviation, 7 / deviation])
 
 
+def test_families_that_look_alike_are_judged_beside_both() -> None:
+    """Scores 0 … 18 calibrate one family, 10 … 28 the other: flagged is what exceeds both, whichever it is of."""
+    scored = []
+    for family, lowest in (("one", 0), ("two", 10)):
+        some = [made("calibration", "clean", i, float(lowest + i)) for i in range(19)]
+        some += [made("judgement", "clean", 0, 20.0), made("judgement", "backdoored", 0, 30.0)]
+        scored += [
+            replace(each, member=replace(each.member, name=f"{family}-{each.member.name}", family=family))
+            for each in some
+        ]
+    rows, _ = judging.judge(scored, ["d"], 0.05)
+    assert [row.family for row in rows] == ["one", "two", "all"]
+    for row in rows:
+        assert row.true_positives == Share.counted(row.true_positives.n, row.true_positives.n)  # type: ignore[union-attr]
+        assert row.false_alarms == Share.counted(0, row.false_alarms.n)  # type: ignore[union-attr]
+    apart = [replace(each, looks=each.member.family) for each in scored]
+    first, second, _ = judging.judge(apart, ["d"], 0.05)[0]
+    assert first.false_alarms == Share.counted(1, 1)  # 20 exceeds 0 … 18
+    assert second.false_alarms == Share.counted(0, 1)
+    some = [each if each.member.family == "one" else replace(each, scores={}) for each in scored]
+    assert [row.family for row in judging.judge(some, ["d"], 0.05)[0]] == ["one"]
+
+
 def test_only_clean_encoders_calibrate() -> None:
     scored = [made("calibration", "clean", 0, 1.0), made("calibration", "backdoored", 0, 99.0)]
-    assert scoring.clean_scores(scored, "one", "d") == [1.0]
+    assert judging.clean_scores(scored, "alike", "d") == [[1.0]]
 
 
 @settings(max_examples=40)
@@ -347,9 +392,9 @@ def test_shares_have_clopper_and_pearsons_interval(n: int, data: st.DataObject) 
 def test_meta_classifiers_survive_their_file_and_judge_their_kind_only(
     built: Path, images: dict[str, ImageSet], tmp_path: Path
 ) -> None:
-    members = [member for member in zoo.read_members(built) if member.part == "development"]
+    members = [member for member in building.read_members(built) if member.part == "development"]
     method = MNTDEncoder(shadows=1, validation=1, meta_classifiers=2, queries=2, hidden=3, epochs=2)
-    judge, kind = scoring.learn(members, built, images["squares"], method, RUN)
+    judge, kind = lessons.learn(members, built, images["squares"], method, RUN)
     path = tmp_path / "meta.safetensors"
     stored.save(judge, kind, path)
     loaded = stored.load(path)
@@ -359,7 +404,7 @@ def test_meta_classifiers_survive_their_file_and_judge_their_kind_only(
     with pytest.raises(SapperError, match="they judge resnet10 of width 5"):
         replace(loaded, kind=replace(kind, width=5)).examine(subject, images["squares"], RUN)
     with pytest.raises(SapperError, match="2 pairs are there, 9 are needed"):
-        scoring.learn(members, built, images["squares"], replace(method, shadows=8), RUN)
+        lessons.learn(members, built, images["squares"], replace(method, shadows=8), RUN)
     for other in (b"", b"{}", (built / members[0].file).read_bytes()):
         path.write_bytes(other)
         with pytest.raises(SapperError, match="no meta-classifiers can be read"):

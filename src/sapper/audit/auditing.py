@@ -1,6 +1,7 @@
-"""The audit: detectors look at an encoder, their scores are compared with a bag's, and a verdict comes out.
+"""The audit: detectors look at an encoder, their scores are compared with those of bags, and a verdict comes out.
 
-    backdoor       the leading detector's p-value is at most the false-alarm bound, and its score above its threshold
+    backdoor       the leading detector's p-value is at most the false-alarm bound beside every bag that fits, and its
+                   score above its threshold
     no-evidence    one of the two is not so: nothing unusual was found, or nothing that is of use to an attacker
     undecided      there is no fitting bag, so that nobody can say what a clean encoder would have scored
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sapper.audit.budgets import UNSEEN, Budget
-from sapper.audit.calibration import Bag, Key, Power, fitting, p_value
+from sapper.audit.calibration import Bag, Key, Match, Power, fitting, largest_p_value, p_value
 from sapper.audit.differential import check_base, compare
 from sapper.defenses.defender import EncoderExaminer
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
@@ -61,12 +62,15 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """What was tried, what this budget leaves out, what no budget can see; of what was planted, how much is found."""
+    """What was tried, what this budget leaves out, what no budget can see.
+
+    ``power``: of what was planted in encoders like those of each bag, how much is found.
+    """
 
     tried: tuple[str, ...]
     left_out: tuple[str, ...]
     unseen: tuple[str, ...]
-    power: tuple[Power, ...]
+    power: dict[str, tuple[Power, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,8 @@ class AuditReport:
     """All that an audit found. ``reason``: why this verdict, in one sentence.
 
     ``p_value`` of the leading detector, none without a fitting bag. ``false_alarm_bound``: how often an encoder like
-    the bag's may come out as backdoored. ``encoder``, ``images``, ``bag``: what was audited, with what, beside what.
+    those of a bag may come out as backdoored. ``encoder``, ``images``, ``bags``: what was audited, with what, beside
+    what.
     ``shown``: uint8 (n, 3, H, W), images as they are, for pictures.
     """
 
@@ -87,7 +92,7 @@ class AuditReport:
     detectors: tuple[Finding, ...]
     encoder: dict[str, Any]
     images: dict[str, Any]
-    bag: Bag | None
+    bags: tuple[Bag, ...]
     coverage: Coverage
     seconds: float
     shown: Tensor
@@ -110,7 +115,7 @@ def audit(
 ) -> AuditReport:
     """Whether ``encoder`` is backdoored, by unlabeled ordinary ``images`` of its size.
 
-    ``bags``: of known-clean encoders, of which one may fit. ``bound``: the share of false alarms that is allowed.
+    ``bags``: of known-clean encoders, of which some may fit. ``bound``: the share of false alarms that is allowed.
     ``base``: the encoder that this one is said to be, or to have been made from; compared, if given (``differential``).
     ``more``: further detectors, whose findings are evidence beside the budget's.
     Raises ``SapperError`` for too few images or images of another size.
@@ -124,7 +129,7 @@ def audit(
     findings = []
     for name, method in budget.make().items():
         verdict = method.examine(encoder, images, run.child(name))
-        known = match.bag.of(name) if match.bag else []
+        known = [bag.of(name) for bag in match.bags]
         findings.append(_finding(name, verdict, known, encoder, images, run, leads=name == budget.leading))
     for name, method in (more or {}).items():
         verdict = method.examine(encoder, images, run.child(name))
@@ -134,7 +139,7 @@ def audit(
         some = images.sample(256, run.child("collapse").generator())
         verdict = compare(encoder, base, triggers, some, run)
         findings.append(_finding("differential", verdict, [], encoder, images, run, leads=False))
-    p, verdict_word, reason = _decide(findings[0], match.bag, match.reason, bound)
+    p, verdict_word, reason = _decide(findings[0], match, bound)
     return AuditReport(
         verdict=verdict_word,
         reason=reason,
@@ -145,12 +150,12 @@ def audit(
         detectors=tuple(findings),
         encoder=about(encoder),
         images=about_images(images),
-        bag=match.bag,
+        bags=match.bags,
         coverage=Coverage(
             tried=budget.tried,
             left_out=budget.left_out,
             unseen=UNSEEN,
-            power=tuple(match.bag.power) if match.bag else (),
+            power={bag.name: tuple(bag.power) for bag in match.bags if bag.power},
         ),
         seconds=time.perf_counter() - started,
         shown=images.sample(SHOWN, run.child("shown").generator()).images,
@@ -206,7 +211,7 @@ def about(encoder: Encoder) -> dict[str, Any]:
 
 
 def _finding(
-    name: str, verdict: Verdict, known: list[float], encoder: Encoder, images: ImageSet, run: Run, *, leads: bool
+    name: str, verdict: Verdict, known: list[list[float]], encoder: Encoder, images: ImageSet, run: Run, *, leads: bool
 ) -> Finding:
     tensors = {key: value for key, value in verdict.evidence.items() if isinstance(value, Tensor)}
     plain = {key: value for key, value in verdict.evidence.items() if not isinstance(value, Tensor)}
@@ -221,7 +226,7 @@ def _finding(
         score=verdict.score,
         threshold=verdict.threshold,
         flagged=verdict.flagged,
-        p_value=p_value(verdict.score, known) if known and verdict.score is not None else None,
+        p_value=None if verdict.score is None else largest_p_value(verdict.score, known),
         evidence=plain,
         seconds=verdict.seconds,
         collapse=effect,
@@ -229,15 +234,13 @@ def _finding(
     )
 
 
-def _decide(leading: Finding, bag: Bag | None, why_not: str, bound: float) -> tuple[float | None, Answer, str]:
-    if bag is None:
-        return None, "undecided", f"The score cannot be judged: {why_not}."
+def _decide(leading: Finding, match: Match, bound: float) -> tuple[float | None, Answer, str]:
+    if not match.bags:
+        return None, "undecided", f"The score cannot be judged: {match.reason}."
     if leading.score is None or leading.p_value is None:
         why = leading.evidence.get("why", "it ended without one")
         return None, "undecided", f"{leading.method} gave no score: {why}."
-    n = bag.size
-    higher = round(leading.p_value * (n + 1)) - 1
-    beside = f"{higher} of {n} known-clean encoders score as high"
+    beside = _beside(leading.method, leading.score, match.bags)
     if leading.p_value <= bound and not leading.flagged:
         weak = f"a score of {leading.score:.2g}, where {leading.threshold:g} counts"
         return leading.p_value, "no-evidence", f"What was found is unusual, but too weak to matter: {weak}; {beside}."
@@ -246,22 +249,31 @@ def _decide(leading: Finding, bag: Bag | None, why_not: str, bound: float) -> tu
     return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
 
 
-def _about_bag(bag: Bag | None) -> dict[str, Any] | None:
-    if bag is None:
-        return None
-    return {"name": bag.name, "n": bag.size, "pretraining": bag.pretraining, "images": bag.images, "made": bag.made}
+def _beside(method: str, score: float, bags: Sequence[Bag]) -> str:
+    """How many of each bag score as high, in words."""
+    counts = [f"{sum(other >= score for other in bag.of(method))} of {bag.size}" for bag in bags]
+    if len(bags) == 1:
+        return f"{counts[0]} known-clean encoders score as high"
+    return f"of known-clean encoders {' and '.join(counts)} score as high, each beside its own kind"
+
+
+def _about_bag(bag: Bag, leading: Finding) -> dict[str, Any]:
+    p = None if leading.score is None else p_value(leading.score, bag.of(leading.method))
+    told = {"name": bag.name, "n": bag.size, "p_value": p, "pretraining": bag.pretraining}
+    return told | {"images": bag.images, "made": bag.made}
 
 
 def as_json(report: AuditReport) -> dict[str, Any]:
     """The report as plain data; tensors and pictures are left out."""
     plain = {
-        name: value for name, value in vars(report).items() if name not in ("shown", "detectors", "coverage", "bag")
+        name: value for name, value in vars(report).items() if name not in ("shown", "detectors", "coverage", "bags")
     }
     detectors = []
     for finding in report.detectors:
         values = {name: value for name, value in vars(finding).items() if name not in ("tensors", "collapse")}
         detectors.append(values | {"collapse": asdict(finding.collapse) if finding.collapse else None})
-    rest = {"detectors": detectors, "coverage": asdict(report.coverage), "bag": _about_bag(report.bag)}
+    bags = [_about_bag(bag, report.leading) for bag in report.bags]
+    rest = {"detectors": detectors, "coverage": asdict(report.coverage), "bags": bags}
     return {"schema": SCHEMA} | plain | rest
 
 

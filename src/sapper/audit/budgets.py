@@ -33,7 +33,7 @@ class Budget:
         }
 
 
-PATCHES = ((0.25, -0.17, 0.1), (0.375, 0.09, 0.17))
+PATCHES = ((0.25, -0.09, 0.23), (0.375, 0.19, 0.35))
 """Sizes as shares of the side, and what is usual without a backdoor; see ``multi_prior``."""
 
 SQUARES = "square patches of a quarter and of three eighths of the image's side, anywhere: smaller ones lie inside"

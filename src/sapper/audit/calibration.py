@@ -11,10 +11,14 @@ P(p ≤ α) ≤ α for every α: flagging p ≤ α raises a false alarm in at mo
 prediction; Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005; Bates et al., "Testing for Outliers
 with Conformal p-values", Annals of Statistics 2023). The bound holds on average over bags, and for what resembles the
 bag; nothing smaller than 1/(n + 1) can come out.
+
+How an encoder came about cannot be seen from its weights, and what its author says of it may be a lie. So where there
+are several bags of its kind, contrastive and supervised encoders' say, the largest of the p-values counts. Then the
+bound holds beside each of them.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
@@ -35,6 +39,11 @@ SHIPPED = Path(__file__).parent / "bags"
 def p_value(score: float, clean: Sequence[float]) -> float:
     """The conformal p-value of ``score`` beside those of clean encoders, in [1/(n + 1), 1]."""
     return (1 + sum(other >= score for other in clean)) / (len(clean) + 1)
+
+
+def largest_p_value(score: float, groups: Iterable[Sequence[float]]) -> float | None:
+    """The p-value beside whichever group of clean encoders makes it largest; none without a group."""
+    return max((p_value(score, clean) for clean in groups), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,27 +167,27 @@ def shipped_bags() -> list[Bag]:
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """A bag that fits, or in words why none does."""
+    """The bags that fit, or in words why none does."""
 
-    bag: Bag | None
+    bags: tuple[Bag, ...]
     reason: str
 
 
 def fitting(key: Key, bags: Sequence[Bag], bound: float) -> Match:
-    """The first bag with that key that has enough encoders for the bound; a user's own are named before ours."""
+    """All bags with that key that have enough encoders for the bound."""
     same = [bag for bag in bags if bag.key == key]
     needed = ceil(1 / bound - 1e-9) - 1
-    for bag in same:
-        if bag.size >= needed:
-            return Match(bag=bag, reason="")
+    if enough := tuple(bag for bag in same if bag.size >= needed):
+        return Match(bags=enough, reason="")
+    return Match(bags=(), reason=_why_none(key, same, bags, f"a bound of {bound:g} takes {needed} or more"))
+
+
+def _why_none(key: Key, same: Sequence[Bag], bags: Sequence[Bag], needed: str) -> str:
     if same:
         largest = max(same, key=lambda bag: bag.size)
-        has = f"the fitting bag {largest.name!r} has {largest.size} encoders"
-        return Match(bag=None, reason=f"{has}; a bound of {bound:g} takes {needed} or more")
+        return f"the fitting bag {largest.name!r} has {largest.size} encoders; {needed}"
     if not bags:
-        return Match(bag=None, reason="there is no bag of known-clean encoders")
+        return "there is no bag of known-clean encoders"
     nearest = min(bags, key=lambda bag: len(key.differs(bag.key)))
     differing = ", ".join(key.differs(nearest.key))
-    return Match(
-        bag=None, reason=f"no bag of known-clean encoders fits; the nearest, {nearest.name!r}, has other {differing}"
-    )
+    return f"no bag of known-clean encoders fits; the nearest, {nearest.name!r}, has other {differing}"

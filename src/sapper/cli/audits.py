@@ -48,7 +48,8 @@ WeakSandbox = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the search for triggers.")]
 BagOption = Annotated[
-    list[Path] | None, typer.Option("--bag", help="A bag of known-clean encoders, beside those of sapper. Repeatable.")
+    list[Path] | None,
+    typer.Option("--bag", help="A bag of known-clean encoders, instead of those of sapper. Repeatable."),
 ]
 
 
@@ -105,7 +106,7 @@ def audit(
 
     chosen = budget_of(budget)
     more = {stored.NAME: stored.load(mntd)} if mntd else {}
-    known = [*(calibration.read_bag(path) for path in bags or []), *calibration.shipped_bags()]
+    known = [calibration.read_bag(path) for path in bags] if bags else calibration.shipped_bags()
     with bars as progress:
         run = _with(run, progress)
         subject = _open(encoder, run, arch, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)

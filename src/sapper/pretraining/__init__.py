@@ -2,4 +2,5 @@
 
 METHODS = {
     "simclr": "sapper.pretraining.simclr:SimCLR",
+    "supervised": "sapper.pretraining.supervised:Supervised",
 }

@@ -6,12 +6,12 @@ import torch
 from markupsafe import Markup
 
 from sapper.audit.auditing import AuditReport, Finding
-from sapper.audit.calibration import Bag
 from sapper.audit.replaying import Replay
 from sapper.defenses.detect.inversion import recovered
 from sapper.images import to_float
 from sapper.lab.pictures import png
 from sapper.report import figures, text
+from sapper.report.figures import class_color
 from sapper.report.pages import environment
 from sapper.report.taxonomy import BACKDOORED_WEIGHTS
 
@@ -23,7 +23,7 @@ WORDS = {
 
 MEANING = {
     "backdoor": "Do not build on this encoder before somebody has looked at the trigger below and replayed it. "
-    "A clean encoder like those of the bag comes out like this in at most {bound} of audits, on average over bags.",
+    "A clean encoder like those of a bag comes out like this in at most {bound} of audits, on average over bags.",
     "no-evidence": "Nothing that this audit can see speaks against this encoder. That is not a proof that it is safe: "
     "what was not tried, and what no audit of this kind can see, is listed under coverage.",
     "undecided": "The evidence is shown, but without known-clean encoders of the same kind nobody can say what a clean "
@@ -51,7 +51,8 @@ def render(report: AuditReport, surroundings: dict[str, str], command: str) -> s
             meaning=meaning(report),
             facts=facts(report),
             shown=pictures(report),
-            drawing=_drawing(report, report.bag),
+            drawing=_drawing(report),
+            colors=[class_color(at) for at in range(len(report.bags))],
             surroundings=surroundings,
             technique=BACKDOORED_WEIGHTS,
             command=command,
@@ -122,12 +123,13 @@ def pictures(report: AuditReport) -> list[Shown]:
     return found
 
 
-def _drawing(report: AuditReport, bag: Bag | None) -> Markup | None:
-    """The leading detector's score beside those of the bag."""
+def _drawing(report: AuditReport) -> Markup | None:
+    """The leading detector's score beside those of the bags."""
     leading = report.leading
-    if leading.score is None or bag is None:
+    if leading.score is None or not report.bags:
         return None
-    known = [score for score in bag.of(leading.method) if score != float("inf")]
-    groups = {"known-clean encoders": known, "this encoder": [leading.score]}
-    colors = {"known-clean encoders": "c0", "this encoder": "alarm"}
-    return figures.scores(groups, colors, None, "beside")
+    known = {bag.name: [score for score in bag.of(leading.method) if score != float("inf")] for bag in report.bags}
+    colors = {bag.name: class_color(at) for at, bag in enumerate(report.bags)}
+    return figures.scores(
+        known | {"this encoder": [leading.score]}, colors | {"this encoder": "alarm"}, leading.threshold, "beside"
+    )

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from sapper.files import write_atomically
-from sapper.lab.scoring import Row, Scoreboard, Share
 from sapper.report import figures, text
 from sapper.report.figures import Key
 from sapper.report.pages import environment
+from sapper.zoo.judging import Row, Scoreboard, Share
 
 
 def write(board: Scoreboard, path: Path) -> None:

@@ -24,7 +24,9 @@ A mask of free shape (``decree``) must find where the trigger is by shrinking fr
 place where nothing is; a square that is given its place needs some steps only. So there are many starts, and they are
 raced: all of them take few steps on few images, the best go on with more. Half of them begin, and stay for the first
 round, in one color: what a whole square of a color does is then found at once, where pixels one by one would not show
-the way. A square also finds triggers that are smaller than it, and parts of larger ones, so that few sizes do.
+the way. Between rounds each goes where it does best, of its own place and those around it: a square that lies across a
+trigger's edge comes to lie on it. A square also finds triggers that are smaller than it, and parts of larger ones, so
+that few sizes do.
 
 Source: Sapper. The mean cosine as the measure is that of Feng et al., "Detecting Backdoors in Pre-trained Encoders",
 CVPR 2023, and so is Adam with β = (0.5, 0.9). The defaults of μ and σ are from the development part of the zoo
@@ -53,6 +55,9 @@ from sapper.verdicts import Verdict
 TOGETHER = 256
 """Images that go through the encoder at once."""
 
+PLACING = 16
+"""Images by which a change's place is chosen."""
+
 SMALLEST = 1e-6
 """A spread below this is rounding."""
 
@@ -80,7 +85,7 @@ class MultiPrior(Checked):
     steps it takes. ``images`` to optimize on, and ``held_out`` ones to judge by. ``threshold`` of the score.
     """
 
-    patches: tuple[Usual, ...] = ((0.25, -0.17, 0.1), (0.375, 0.09, 0.17))
+    patches: tuple[Usual, ...] = ((0.25, -0.09, 0.23), (0.375, 0.19, 0.35))
     blends: tuple[Usual, ...] = ((0.2, -0.15, 0.2),)
     filters: tuple[Usual, ...] = ((0.2, 0.8, 0.4),)
     restarts: PositiveInt = 8
@@ -88,9 +93,9 @@ class MultiPrior(Checked):
     images: PositiveInt = 128
     held_out: PositiveInt = 128
     learning_rate: PositiveFloat = 0.3
-    threshold: float = 3.0
+    threshold: float = 2.0
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     metric: ClassVar[str] = "score"
     source: ClassVar[str] = "Sapper"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -161,7 +166,7 @@ class MultiPrior(Checked):
         with run.progress.bar(f"trigger inversion ({name})", sum(steps for _, _, steps in self.rounds)) as bar:
             for number, (keep, count, steps) in enumerate(self.rounds):
                 if 0 < keep < prior.count:
-                    prior = prior.take(spreads.argsort()[:keep])
+                    prior = self._move(encoder, prior.take(spreads.argsort()[:keep]), seen, number, run)
                 optimizer = torch.optim.Adam([prior.weights], lr=self.learning_rate, betas=(0.5, 0.9))
                 for _ in range(steps):
                     rows = torch.randint(len(seen), (min(count, len(seen)),), generator=generator)
@@ -173,6 +178,15 @@ class MultiPrior(Checked):
                     bar.advance(1, f"{prior.count} left, spread {float(spreads.min()):.4f}")
         finals = [self._spread(encoder, prior.take(torch.tensor([row])), unseen, run) for row in range(prior.count)]
         return prior.take(torch.tensor([min(range(prior.count), key=lambda row: finals[row])]))
+
+    @torch.no_grad()
+    def _move(self, encoder: Encoder, prior: "Prior", seen: Tensor, number: int, run: Run) -> "Prior":
+        """Every change where it leaves the smallest spread, of its place and those around it."""
+        moved, images = prior.around(number), to_float(seen[:PLACING])
+        rows = torch.arange(moved.count, device=run.device).split(max(1, TOGETHER // len(images)))
+        spreads = torch.cat([_spreads(encoder, moved.apply(images, part), run) for part in rows])
+        places = spreads.unflatten(0, (-1, prior.count)).argmin(0)
+        return moved.take(places * prior.count + torch.arange(prior.count, device=run.device))
 
     def _descend(self, encoder: Encoder, prior: "Prior", images: Tensor, run: Run) -> Tensor:
         """Gradients of every change's spread on the images; the spreads (count,)."""
@@ -239,6 +253,10 @@ class Prior(Protocol):
         """Some of the changes, as new leaves."""
         ...
 
+    def around(self, time: int) -> "Prior":
+        """The changes, then all of them again at each of the places around them: nearer ones every time, 1, 2, …"""
+        ...
+
     def keep_plain(self) -> None:
         """Change the gradients so that what is of one color stays so."""
 
@@ -295,6 +313,23 @@ class Stamp:
         rows = rows.to(self.weights.device)
         return Stamp(self.masks[rows], self.weights.detach()[rows].requires_grad_(), self.plain[rows])
 
+    def around(self, time: int) -> "Stamp":
+        side = int(self.masks[0].amax((0, 1)).ceil().sum())
+        step = max(1, side >> time + 1)
+        ways = [(down, right) for down in (0, -step, step) for right in (0, -step, step)]
+        moved = [self._moved(*way) for way in (ways if side < self.masks.shape[-1] else ways[:1])]
+        masks, weights = (torch.cat(parts) for parts in zip(*moved))
+        return Stamp(masks, weights, self.plain.repeat(len(moved)))
+
+    def _moved(self, down: int, right: int) -> tuple[Tensor, Tensor]:
+        """Masks and weights, moved by so many pixels; what would leave the image stays."""
+        leaves = _leaves(self.masks.amax((1, 3)), down) | _leaves(self.masks.amax((1, 2)), right)
+        masks, weights = (
+            torch.where(leaves.view(-1, 1, 1, 1), each, each.roll((down, right), (2, 3)))
+            for each in (self.masks, self.weights)
+        )
+        return masks, weights
+
     def keep_plain(self) -> None:
         gradients = self.weights.grad
         if gradients is not None:
@@ -329,6 +364,9 @@ class Filter:
     def apply(self, images: Tensor, rows: Tensor) -> Tensor:
         return filtered(images, self.matrices()[rows])
 
+    def around(self, time: int) -> "Filter":
+        return self
+
     def keep_plain(self) -> None:
         """A filter has no pixels of its own."""
 
@@ -341,3 +379,9 @@ class Filter:
 
 def _places(length: int, side: int) -> Sequence[int]:
     return sorted({*range(0, length - side + 1, max(1, side // 2)), length - side})
+
+
+def _leaves(covered: Tensor, step: int) -> Tensor:
+    """Which masks, that cover these of L rows or columns, float (P, L), leave the image by that step; bool (P,)."""
+    edge = covered[:, covered.shape[1] - step :] if step > 0 else covered[:, : -min(step, 0)]
+    return (edge > 0).any(1)

@@ -1,0 +1,91 @@
+"""Supervised pre-training: a classifier is trained, and its body is the encoder.
+
+Most encoders that are offered for download came about like this, the classification backbones of torchvision and timm
+among them. A linear layer W on the features is trained together with the encoder by cross-entropy,
+
+    minimize   − log softmax( W f(x) + b )_y        averaged over a batch of random crops, half of them mirrored
+
+and is then thrown away.
+
+Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, with torchvision's crops and
+flips. Theirs is SGD; Adam with a warm-up and half a cosine, as in our SimCLR, needs fewer epochs on small images.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import nn
+
+from sapper.augment import Augmentation
+from sapper.encoders import Encoder, Trained
+from sapper.errors import SapperError
+from sapper.images import ImageSet, to_float
+from sapper.methods import Checked
+from sapper.run import Run
+from sapper.training import Checkpoint, note, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised(Checked):
+    """Pre-training as the body of a classifier, with cross-entropy (He et al., CVPR 2016).
+
+    ``learning_rate`` is the peak, reached after the ``warmup`` share of all steps. ``crop_scale``: the smallest share
+    of the image's area that a crop keeps. ``view_size`` as in ``SimCLR``.
+    """
+
+    epochs: PositiveInt = 90
+    batch: Annotated[int, Field(ge=2)] = 256
+    learning_rate: PositiveFloat = 2e-3
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    weight_decay: NonNegativeFloat = 1e-4
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.25
+    view_size: Annotated[int, Field(ge=0, le=4096)] = 0
+
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = "He et al., CVPR 2016"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __call__(self, encoder: Encoder, images: ImageSet, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
+        """Train ``encoder`` in place on labeled ``images``; with ``checkpoint``, resumably.
+
+        Curves: ``cross-entropy``, and the ``accuracy`` on crops. Raises ``SapperError`` without labels of two classes.
+        """
+        labels = images.targets()
+        if len(labels.unique()) < 2:
+            what, remedy = "all images are of one class", "name a labeled data set"
+            raise SapperError(what, where=f"data set {images.name!r}", remedy=remedy)
+        with run.child("head").seeded():
+            head = nn.Linear(encoder.feature_size, int(labels.max()) + 1)
+        model = nn.ModuleDict({"encoder": encoder, "head": head}).to(run.device)
+        optimizer = torch.optim.Adam(model.parameters(), weight_decay=self.weight_decay, fused=True)
+        done, curves = checkpoint.restore(model, optimizer) if checkpoint else (0, {})
+        augmentation = Augmentation(crop=(self.crop_scale, 1.0), size=self.view_size, jitter_p=0, grayscale=0)
+        pixels, labels = images.images.to(run.device), labels.to(run.device)
+        steps = steps_per_epoch(len(images), self.batch)
+        model.train()
+        with run.progress.bar("pre-training (supervised)", self.epochs * steps, done * steps) as bar:
+            for epoch in range(done, self.epochs):
+                generator = run.child(f"epoch {epoch}").generator()
+                total, hits, seen = torch.zeros((), device=run.device), torch.zeros((), device=run.device), 0
+                for step, rows in enumerate(shuffled(len(images), self.batch, generator)):
+                    progress = (epoch * steps + step + 1) / (self.epochs * steps + 1)
+                    set_learning_rate(optimizer, self.learning_rate * warm_cosine(progress, self.warmup))
+                    rows = rows.to(run.device)
+                    with run.autocast():
+                        logits = head(encoder(augmentation(to_float(pixels[rows]), generator))).float()
+                    loss = F.cross_entropy(logits, labels[rows])
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                    total += loss.detach()
+                    hits += (logits.argmax(1) == labels[rows]).sum()
+                    seen += len(rows)
+                    bar.advance()
+                note(curves, {"cross-entropy": float(total) / steps, "accuracy": float(hits) / seen})
+                bar.advance(0, f"loss {curves['cross-entropy'][-1]:.3f}, accuracy {curves['accuracy'][-1]:.0%}")
+                if checkpoint:
+                    checkpoint.save(model, optimizer, epoch + 1, curves)
+        return Trained(encoder.eval(), curves)

@@ -1,0 +1,1 @@
+"""Zoos: many small encoders, clean and backdoored, made to measure detectors of backdoors by."""

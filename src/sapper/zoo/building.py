@@ -1,0 +1,106 @@
+"""A zoo in a folder: its encoders and a manifest. A build goes on where it stopped."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sapper.errors import SapperError
+from sapper.files import write_atomically
+from sapper.lab.executors import Workers
+from sapper.lab.store import Store
+from sapper.run import Run, Silent
+from sapper.zoo.making import WORKING, Job, Member
+from sapper.zoo.pantry import Pantry
+from sapper.zoo.plans import Plan, Specimen, parse_plan
+
+MANIFEST = "zoo.json"
+"""In a zoo's folder: its members, and where their files are."""
+
+
+def build(
+    plan: Plan, folder: Path, run: Run, workers: Workers, *, parts: Sequence[str] = (), data: Pantry
+) -> list[Member]:
+    """Make the members of some parts of a zoo, or of all; those that are there are not made again.
+
+    Leaves ``zoo.json``. On a CPU one process a core with one thread each trains them, on an accelerator they are
+    trained one after another. Raises ``SapperError`` for a folder that holds another zoo.
+    """
+    specimens = plan.of_parts(parts)
+    _claim(folder, plan)
+    store = Store(folder)
+    jobs = Jobs(specimens, data, store, run)
+    with store.locked(), run.progress.bar(f"zoo of {_count(specimens)} encoders", len(jobs)) as bar:
+        made = workers.run_on(run.device, Job.make, jobs, bar.advance)
+        members = [member for pair in made for member in pair]
+        kept = [member for member in read_members(folder) if member.part not in {each.part for each in members}]
+        content = {"schema": 1, "plan": plan.content, "members": [asdict(member) for member in kept + members]}
+        write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+    return members
+
+
+@dataclass(frozen=True)
+class Jobs(Sequence[tuple[Job, Store]]):
+    """What processes need for each specimen, made when it is asked for: all images at once would be gigabytes."""
+
+    specimens: Sequence[Specimen]
+    data: Pantry
+    store: Store
+    run: Run
+
+    def __len__(self) -> int:
+        return len(self.specimens)
+
+    def __getitem__(self, place: Any) -> Any:
+        specimen = self.specimens[place]
+        return self.data.job(specimen, replace(self.run, seed=specimen.seed, progress=Silent())), self.store
+
+
+def _count(specimens: Sequence[Specimen]) -> str:
+    twins = sum(specimen.twin for specimen in specimens)
+    return f"{len(specimens)} clean and {twins} backdoored"
+
+
+def summary(members: Sequence[Member]) -> str:
+    """How many there are, and how many of the backdoors work, in words."""
+    told = [member.about["metrics"]["ASR_strict"] for member in members if member.kind == "backdoored"]
+    clean, working = len(members) - len(told), sum(asr >= WORKING for asr in told)
+    text = f"{clean} clean and {len(told)} backdoored encoders"
+    return f"{text}, {working} of them with a strict ASR of {WORKING:.0%} or more" if told else text
+
+
+def read_members(folder: Path) -> list[Member]:
+    """The members of the zoo in a folder. Raises ``SapperError`` if there is none."""
+    try:
+        return [Member(**member) for member in _manifest(folder)["members"]]
+    except TypeError as error:
+        raise SapperError(f"a member cannot be read: {error}", where=str(folder / MANIFEST)) from error
+
+
+def plan_of(folder: Path) -> Plan:
+    """The plan of the zoo in a folder."""
+    return parse_plan(_manifest(folder)["plan"], str(folder / MANIFEST))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] == 1 and isinstance(content["members"], list) and isinstance(content["plan"], dict):
+            return content
+        raise ValueError("written by another version")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SapperError(
+            f"no zoo can be read: {error}", where=str(path), remedy="sapper zoo build makes one"
+        ) from error
+
+
+def _claim(folder: Path, plan: Plan) -> None:
+    """The folder as this plan's own."""
+    if not (folder / MANIFEST).exists():
+        content = {"schema": 1, "plan": plan.content, "members": []}
+        write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+    elif _manifest(folder)["plan"] != json.loads(json.dumps(plan.content)):
+        remedy = "name another folder with --out"
+        raise SapperError("this folder holds a zoo of another plan", where=str(folder), remedy=remedy)

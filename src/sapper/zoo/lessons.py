@@ -1,0 +1,82 @@
+"""What audits take from a zoo: bags of its clean encoders, and meta-classifiers that learned from its pairs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sapper import encoders
+from sapper.audit.budgets import Budget
+from sapper.audit.calibration import Bag, Key
+from sapper.audit.stored import Kind
+from sapper.defenses.detect.mntd_encoder import Judge, MNTDEncoder
+from sapper.errors import SapperError
+from sapper.images import ImageSet
+from sapper.run import Run
+from sapper.zoo.examining import CALIBRATION, DEVELOPMENT, Scored
+from sapper.zoo.judging import BOUND, calibrating, power
+from sapper.zoo.making import Member
+
+
+def bags(
+    scored: Sequence[Scored],
+    folder: Path,
+    images: dict[str, ImageSet],
+    budget: Budget,
+    zoo: str,
+    run: Run,
+    environment: dict[str, str],
+) -> list[Bag]:
+    """A bag of each family's calibration part, with the power that was measured beside it."""
+    made = []
+    for family, own in images.items():
+        part = calibrating(scored, family)
+        if not part:
+            continue
+        about = [each.member.about["pretraining"] for each in part]
+        spans = {key: _span([each[key] for each in about]) for key in ("epochs", "images")}
+        method, dataset = ("/".join(sorted({each[key] for each in about})) for key in ("method", "dataset"))
+        made.append(
+            Bag(
+                name=f"{zoo}-{family}-{budget.name}",
+                key=Key.of(encoders.load(folder / part[0].member.file, run), own, budget),
+                pretraining=f"{method}, {spans['epochs']} epochs of {spans['images']} images of {dataset}",
+                images=f"{own.name} {own.split}",
+                scores={name: [each.scores[name] for each in part] for name in budget.detectors},
+                power=power(scored, budget.leading, BOUND, family),
+                made={"zoo": zoo, "part": CALIBRATION} | environment,
+            )
+        )
+    return made
+
+
+def learn(
+    members: Sequence[Member], folder: Path, images: ImageSet, method: MNTDEncoder, run: Run
+) -> tuple[Judge, Kind]:
+    """MNTD's meta-classifiers from a family's development part; the last pairs are set apart for choosing the epoch.
+
+    ``images``: the family's ordinary ones, from whose colors queries are drawn. Raises ``SapperError`` when there are
+    too few pairs.
+    """
+    clean = {member.name.removesuffix("-clean"): member for member in members if member.kind == "clean"}
+    twins = [member for member in members if member.kind == "backdoored"]
+    pairs = [
+        tuple(encoders.load(folder / each.file, run) for each in (clean[twin.name.removesuffix("-backdoored")], twin))
+        for twin in twins
+    ]
+    if len(pairs) < method.pairs:
+        what, remedy = f"{len(pairs)} pairs are there, {method.pairs} are needed", "build the development part first"
+        raise SapperError(what, where=str(folder), remedy=remedy)
+    judge = method.fit([(a, b) for a, b in pairs[: method.pairs]], images, run)
+    card = pairs[0][0].card
+    kind = Kind(
+        architecture=card.architecture,
+        width=card.width,
+        feature_size=pairs[0][0].feature_size,
+        input_size=card.input_size,
+        pairs=method.pairs,
+        source=f"{members[0].family}, {DEVELOPMENT}",
+    )
+    return judge, kind
+
+
+def _span(values: list[int]) -> str:
+    return f"{min(values)}…{max(values)}" if min(values) < max(values) else f"{values[0]}"

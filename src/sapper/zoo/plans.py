@@ -1,0 +1,269 @@
+"""The plan of a zoo, a short TOML file: families of encoders, and how many of each.
+
+For each part of the zoo every family gives some clean and some backdoored encoders. The parts are for choosing
+(development), for knowing what clean encoders look like (calibration) and for judging, and no encoder is in two of
+them. Where a plan has a table instead of a value, each encoder draws its own:
+
+    { any = [1, 2, 3] }            one of these
+    { between = [3, 12] }          uniform, the ends included; a whole number if both ends are
+    { log_between = [6, 24] }      the same on a logarithmic scale
+
+A backdoored encoder is the twin of the clean one with its number in its part. All victims' heads are built alike, so
+that each encoder's attack success is known.
+"""
+
+import math
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from sapper import attacks, datasets, downstream, pretraining
+from sapper.errors import SapperError, closest, located
+from sapper.lab.checking import Section, check_plain, check_unique, read_instance, read_section
+from sapper.lab.scenario import TRIGGERS, Named, with_method
+from sapper.lab.sections import AttackSection, EncoderSection, FileName, HeadSection, PretrainingSection
+from sapper.run import Run
+from sapper.triggers import Trigger
+
+
+class PartSection(Section):
+    """``[part.NAME]``: how many encoders of either kind each family gives; a clean one for each backdoored one."""
+
+    clean: PositiveInt
+    backdoored: NonNegativeInt = 0
+
+
+class ImagesSection(Section):
+    """``[family.images]``: ordinary images, which detectors may look at; not those of the pre-training."""
+
+    dataset: str
+    split: str = "test"
+    images: PositiveInt | None = None
+
+
+class VictimSection(Section):
+    """``[family.victim]``: the downstream task that is attacked and judged, and the attacker's ``references``."""
+
+    dataset: str
+    references: PositiveInt = 1
+    train_images: PositiveInt | None = None
+    test_images: PositiveInt | None = None
+
+
+class FamilySection(Section):
+    """``[[family]]``: encoders that are made alike, but for what each draws. ``part``: numbers of its own."""
+
+    name: FileName
+    part: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    encoder: dict[str, Any] = Field(default_factory=dict)
+    pretraining: dict[str, Any]
+    images: dict[str, Any]
+    attack: dict[str, Any]
+    victim: dict[str, Any]
+    trigger: dict[str, Any] = Field(default_factory=dict)
+    head: dict[str, Any] = Field(default_factory=lambda: {"method": "linear"})
+
+
+class PlanSection(Section):
+    """The file's own keys."""
+
+    name: FileName
+    seed: NonNegativeInt
+    part: dict[str, dict[str, Any]] = Field(min_length=1)
+    family: list[dict[str, Any]] = Field(min_length=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specimen:
+    """One encoder of the zoo before it is made, and its backdoored twin where it has one."""
+
+    family: str
+    part: str
+    number: int
+    encoder: EncoderSection
+    pretraining: PretrainingSection
+    pretraining_method: Named
+    attack: AttackSection
+    attack_method: Named
+    victim: VictimSection
+    trigger: Trigger
+    head: Named
+    twin: bool
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.part}-{self.number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A checked plan. ``images``: for each family where its ordinary images are from, and their size in pixels."""
+
+    name: str
+    seed: int
+    parts: tuple[str, ...]
+    specimens: tuple[Specimen, ...]
+    images: dict[str, tuple[ImagesSection, int]]
+    content: dict[str, Any]
+
+    def of_parts(self, names: Sequence[str]) -> list[Specimen]:
+        """The specimens of some parts, or of all where none is named. Raises ``SapperError`` for an unknown part."""
+        for name in names:
+            if name not in self.parts:
+                raise SapperError(f"no part {name!r}", where=f"zoo {self.name}", remedy=closest(name, list(self.parts)))
+        return [specimen for specimen in self.specimens if not names or specimen.part in names]
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file. Raises ``SapperError`` naming file, key and remedy for everything that does not fit."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SapperError(f"cannot be read: {error}", where=str(path), remedy="name a TOML file of a zoo") from error
+    except (ValueError, RecursionError) as error:
+        raise SapperError(f"not valid TOML: {error}", where=str(path), remedy="mend that place") from error
+    return parse_plan(content, str(path))
+
+
+def parse_plan(content: dict[str, Any], file: str) -> Plan:
+    """Check the content of a plan, by drawing all of its members."""
+    check_plain(content, file)
+    root = read_section(PlanSection, content, file, "")
+    parts = _parts(root.part, file, "part")
+    families = [read_section(FamilySection, raw, file, f"family[{i}]") for i, raw in enumerate(root.family)]
+    check_unique([family.name for family in families], f"{file}: family", "family")
+    images, specimens = {}, []
+    for i, family in enumerate(families):
+        key = f"family[{i}]"
+        chosen = read_section(ImagesSection, family.images, file, f"{key}.images")
+        with located(f"{file}: {key}.images.dataset"):
+            datasets.check_name(chosen.dataset)
+        trained_on = family.pretraining.get("dataset"), family.pretraining.get("split", "train")
+        if (chosen.dataset, chosen.split) == trained_on and chosen.images is None:
+            what, remedy = "these are the images of the pre-training", "name another split: a defender has other images"
+            raise SapperError(what, where=f"{file}: {key}.images.split", remedy=remedy)
+        own = _parts(family.part, file, f"{key}.part")
+        for part_name in own:
+            if part_name not in parts:
+                remedy = closest(part_name, list(parts))
+                raise SapperError(f"no part {part_name!r}", where=f"{file}: {key}.part", remedy=remedy)
+        for part_name, part in (parts | own).items():
+            for number in range(part.clean):
+                twin = number < part.backdoored
+                specimens.append(_specimen(family, part_name, number, twin, root.seed, file, key))
+        kinds = {specimen.encoder for specimen in specimens if specimen.family == family.name}
+        if len(kinds) > 1:
+            what, remedy = "its encoders differ", "give encoders of each kind a family: a bag is of one kind"
+            raise SapperError(what, where=f"{file}: {key}.encoder", remedy=remedy)
+        images[family.name] = chosen, specimens[-1].encoder.input_size
+    order = {name: place for place, name in enumerate(parts)}
+    specimens.sort(key=lambda each: (order[each.part], each.number))  # a family is never far ahead of another
+    return Plan(
+        name=root.name,
+        seed=root.seed,
+        parts=tuple(parts),
+        specimens=tuple(specimens),
+        images=images,
+        content=content,
+    )
+
+
+def _parts(tables: dict[str, dict[str, Any]], file: str, key: str) -> dict[str, PartSection]:
+    parts = {name: read_section(PartSection, raw, file, f"{key}.{name}") for name, raw in tables.items()}
+    for name, part in parts.items():
+        if part.backdoored > part.clean:
+            what, remedy = f"{part.backdoored} twins of {part.clean} clean encoders", "a twin needs its clean one"
+            raise SapperError(what, where=f"{file}: {key}.{name}.backdoored", remedy=remedy)
+    return parts
+
+
+def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: int, file: str, key: str) -> Specimen:
+    run = Run(seed=seed).child(f"{family.name} {part} {number}")
+
+    def drawn(table: str) -> dict[str, Any]:
+        with located(f"{file}: {key}.{table}"):
+            values: dict[str, Any] = draw(getattr(family, table), run.child(table).generator())
+        return values
+
+    encoder = read_section(EncoderSection, drawn("encoder"), file, f"{key}.encoder")
+    first, first_method = with_method(
+        PretrainingSection, drawn("pretraining"), "pretraining", pretraining.METHODS, file, f"{key}.pretraining"
+    )
+    attack, attack_method = with_method(
+        AttackSection, drawn("attack"), "attacks", attacks.METHODS, file, f"{key}.attack"
+    )
+    victim = read_section(VictimSection, drawn("victim"), file, f"{key}.victim")
+    for table, dataset in (("pretraining", first.dataset), ("victim", victim.dataset)):
+        with located(f"{file}: {key}.{table}.dataset"):
+            datasets.check_name(dataset)
+    _, head = with_method(HeadSection, drawn("head"), "heads", downstream.HEADS, file, f"{key}.head")
+    return Specimen(
+        family=family.name,
+        part=part,
+        number=number,
+        encoder=encoder,
+        pretraining=first,
+        pretraining_method=first_method,
+        attack=attack,
+        attack_method=attack_method,
+        victim=victim,
+        trigger=_trigger(drawn("trigger"), encoder.input_size, run.child("place").generator(), file, f"{key}.trigger"),
+        head=head,
+        twin=twin,
+        seed=run.seed,
+    )
+
+
+def _trigger(values: dict[str, Any], size: int, generator: torch.Generator, file: str, key: str) -> Trigger:
+    """A trigger from its table. A patch whose position is ``anywhere`` is put there, uniformly."""
+    kind = values.pop("kind", "patch")
+    if not isinstance(kind, str) or kind not in TRIGGERS:
+        what, remedy = f"unknown kind {kind!r} of trigger", closest(str(kind), list(TRIGGERS))
+        raise SapperError(what, where=f"{file}: {key}.kind", remedy=remedy)
+    if values.get("position") == "anywhere":
+        side = values.get("size", 10)
+        sides = side if isinstance(side, list) and len(side) == 2 else [side, side]
+        free = [max(1, size - each + 1) if isinstance(each, int) else 1 for each in sides]
+        values["position"] = [int(torch.randint(most, (), generator=generator)) for most in free]
+    trigger: Trigger = read_instance(TRIGGERS[kind], values, file, key, also=["kind"])
+    with located(f"{file}: {key}"):
+        trigger.check(size, size)
+    return trigger
+
+
+def draw(value: Any, generator: torch.Generator) -> Any:
+    """``value`` with every table that describes a draw replaced by what was drawn."""
+    match value:
+        case {"any": list(choices)} if len(value) == 1:
+            if not choices:
+                raise SapperError("there is nothing to draw from", remedy="name one value or more")
+            return choices[int(torch.randint(len(choices), (), generator=generator))]
+        case {"between": ends} if len(value) == 1:
+            return _between(ends, generator, lambda x: x, lambda x: x)
+        case {"log_between": ends} if len(value) == 1:
+            return _between(ends, generator, math.log, math.exp)
+        case dict():
+            return {name: draw(each, generator) for name, each in value.items()}
+        case list():
+            return [draw(each, generator) for each in value]
+    return value
+
+
+def _between(
+    ends: Any, generator: torch.Generator, scale: Callable[[float], float], back: Callable[[float], float]
+) -> float:
+    match ends:
+        case [int() | float() as low, int() | float() as high] if low <= high and (scale is not math.log or low > 0):
+            share = float(torch.rand((), generator=generator, dtype=torch.float64))
+            if isinstance(low, int) and isinstance(high, int):
+                # Each whole number has the part of the scale up to the next one.
+                return min(high, math.floor(back(scale(low) + share * (scale(high + 1) - scale(low)))))
+            return back(scale(low) + share * (scale(high) - scale(low)))
+    remedy = "write [low, high], positive on a logarithmic scale"
+    raise SapperError(f"{ends!r} is no range to draw from", remedy=remedy)
