@@ -69,8 +69,8 @@ THOROUGH = Budget(
     name="thorough",
     detectors={
         "multi_prior": {
-            "patches": ((0.125, -0.3, 0.1), *PATCHES),
-            "blends": ((0.1, -0.4, 0.2), (0.2, -0.15, 0.2)),
+            "patches": ((0.125, -0.30, 0.10), *PATCHES),
+            "blends": ((0.1, -0.27, 0.11), (0.2, 0.01, 0.33)),
             "restarts": 16,
             "rounds": ((0, 8, 8), (16, 16, 24), (4, 32, 48)),
             "images": 256,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -225,44 +226,57 @@ def calibrate(
     from sapper.lab.environment import environment
 
     chosen = budget_of(budget)
+    shown: dict[int, Any] = {}
+
+    def opened(uri: str) -> tuple[Any, Any]:
+        """An encoder and the images in its size."""
+        subject = _open(uri, run, arch, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
+        side = subject.card.input_size
+        if side not in shown:
+            shown[side] = _images(images, split, side, data_root, download=download)
+        return subject, shown[side]
+
     found: list[dict[str, float | None]] = []
-    key: Any = None
-    seen: dict[str, str] = {}
-    loaded: dict[int, Any] = {}
     with bars as progress:
         run = _with(run, progress)
+        weights, key = _of_one_kind(uris, opened, chosen)  # all of them, before hours are spent on the first
         with run.progress.bar("known-clean encoders", len(uris)) as bar:
-            for uri in uris:
-                subject = _open(uri, run, arch, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
-                weights = auditing.fingerprint(subject)
-                if weights in seen:
-                    what = f"these are the weights of {seen[weights]}"
-                    raise SapperError(what, where=uri, remedy="name each encoder once: copies tell nothing")
-                seen[weights] = uri
-                side = subject.card.input_size
-                if side not in loaded:
-                    loaded[side] = _images(images, split, side, data_root, download=download)
-                shown = loaded[side]
-                here = calibration.Key.of(subject, shown, chosen)
-                if key is not None and here != key:
-                    what = f"it has other {', '.join(key.differs(here))} than {uris[0]}"
-                    raise SapperError(what, where=uri, remedy="make a bag of each kind")
-                key = here
-                verdicts = auditing.scores(subject, shown, chosen.make(), run.child(weights))
+            for uri, digest in zip(uris, weights):
+                verdicts = auditing.scores(*opened(uri), chosen.make(), run.child(digest))
                 found.append({name: verdict.score for name, verdict in verdicts.items()})
                 bar.advance()
-    assert key is not None
+    (some,) = shown.values()
     bag = calibration.Bag(
         name=out_file.stem,
         key=key,
         pretraining=pretraining,
-        images=f"{shown.name} {shown.split}",
+        images=f"{some.name} {some.split}",
         scores={name: [scores[name] for scores in found] for name in chosen.detectors},
         made={"encoders": len(uris)} | environment(run),
     )
     calibration.write_bag(bag, out_file)
     least = 1 / (len(uris) + 1)
     say(f"{len(uris)} known-clean encoders; the smallest p-value beside them is {least:.3g}: {out_file}")
+
+
+def _of_one_kind(uris: list[str], opened: Callable[[str], tuple[Any, Any]], budget: Any) -> tuple[list[str], Any]:
+    """Every encoder's fingerprint, and the key that they share. Raises ``SapperError`` for copies and other kinds."""
+    from sapper.audit import auditing, calibration
+
+    seen: dict[str, str] = {}
+    key: Any = None
+    for uri in uris:
+        subject, images = opened(uri)
+        auditing.check_images(subject, images)
+        weights, here = auditing.fingerprint(subject), calibration.Key.of(subject, images, budget)
+        if weights in seen:
+            what = f"these are the weights of {seen[weights]}"
+            raise SapperError(what, where=uri, remedy="name each encoder once: copies tell nothing")
+        if key is not None and here != key:
+            what = f"it has other {', '.join(key.differs(here))} than {uris[0]}"
+            raise SapperError(what, where=uri, remedy="make a bag of each kind")
+        seen[weights], key = uri, here
+    return list(seen), key
 
 
 def _begin(device: str, threads: int, seed: int) -> tuple[Any, Any]:

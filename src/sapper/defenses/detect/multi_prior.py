@@ -86,8 +86,8 @@ class MultiPrior(Checked):
     """
 
     patches: tuple[Usual, ...] = ((0.25, -0.09, 0.23), (0.375, 0.19, 0.35))
-    blends: tuple[Usual, ...] = ((0.2, -0.15, 0.2),)
-    filters: tuple[Usual, ...] = ((0.2, 0.8, 0.4),)
+    blends: tuple[Usual, ...] = ((0.2, 0.01, 0.33),)
+    filters: tuple[Usual, ...] = ((0.2, 0.84, 0.38),)
     restarts: PositiveInt = 8
     rounds: tuple[tuple[NonNegativeInt, PositiveInt, PositiveInt], ...] = ((0, 4, 6), (8, 8, 16), (2, 16, 24))
     images: PositiveInt = 128
