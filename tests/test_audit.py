@@ -162,7 +162,7 @@ def test_bags_that_come_with_sapper_fit_its_detectors_and_are_large_enough() -> 
         budget = BUDGETS[shipped.key.budget]
         current = Key.of(encoder(0.0), photos(), budget).detectors
         assert shipped.key.detectors == current, f"{shipped.name} was made by other detectors"
-        assert shipped.size == 50
+        assert shipped.size >= 40
         assert shipped.power
         assert shipped.scores.keys() == budget.detectors.keys()
 

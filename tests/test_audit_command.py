@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from sapper import datasets, encoders
 from sapper.audit import auditing
