@@ -21,7 +21,7 @@ from sapper import datasets, encoders
 from sapper.audit import auditing, replaying
 from sapper.audit.auditing import AuditReport, audit
 from sapper.audit.budgets import BUDGETS, Budget
-from sapper.audit.calibration import Bag, Key, fitting, p_value, read_bag, shipped_bags, write_bag
+from sapper.audit.calibration import Bag, Key, distinct, fitting, p_value, read_bag, shipped_bags, write_bag
 from sapper.audit.differential import compare
 from sapper.defenses.detect.inversion import collapse, recovered
 from sapper.encoders import Card, Encoder
@@ -128,9 +128,12 @@ def test_a_bag_fits_only_what_it_was_made_for(bag: Bag) -> None:
     few = replace(bag, scores={"multi_prior": bag.scores["multi_prior"][:18]})
     assert fitting(bag.key, [few], 0.05).bags == ()
     assert "takes 19 or more" in fitting(bag.key, [few], 0.05).reason
-    assert fitting(bag.key, [few, bag], 0.05).bags == (bag,)
+    assert fitting(bag.key, [few, bag], 0.05).bags == ()  # what is too small must not lose its say
     own = replace(bag, name="own")
-    assert fitting(bag.key, [own, few, bag], 0.05).bags == (own, bag)
+    assert fitting(bag.key, [own, bag], 0.05).bags == (own, bag)
+    assert distinct([own, bag, own]) == [own, bag]
+    with pytest.raises(SapperError, match="two different bags"):
+        distinct([bag, replace(own, name=bag.name, images="others")])
     assert "takes 33 or more" in fitting(bag.key, [bag], 0.03).reason
     for change in (
         {"architecture": "resnet10"},
@@ -206,7 +209,11 @@ def test_every_bag_that_fits_has_a_say(bag: Bag) -> None:
     }
     assert told["low"].verdict == "backdoor"
     assert told["low"].p_value == pytest.approx(1 / 25)
-    assert "0 of 24 and 0 of 40" in told["low"].reason
+    assert f"0 of 24 in {bag.name} and 0 of 40 in at -1e+06" in told["low"].reason
+    assert "others come to it without a backdoor" in told["high"].reason
+    page_of_both = page.render(told["high"], {}, "sapper audit")
+    assert f"Beside the bag {bag.name}: p = 0.04" in page_of_both
+    assert "Beside the bag at 1e+06: p = 1;" in page_of_both
     assert told["high"].verdict == "no-evidence"
     assert told["high"].p_value == 1.0
     bags = auditing.as_json(told["high"])["bags"]

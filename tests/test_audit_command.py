@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sapper import datasets, encoders
-from sapper.audit import auditing
+from sapper.audit import auditing, calibration
 from sapper.audit.budgets import BUDGETS
 from sapper.audit.calibration import Bag, Key, read_bag, write_bag
 from sapper.pretraining.supervised import Supervised
@@ -134,6 +134,31 @@ def test_calibrate_makes_a_bag_that_fits_the_audit(sapper: Sapper, place: Path, 
     assert "other width, feature size" in told(sapper("calibrate", "--encoders", known, *images, "--out", bag))
 
 
+def test_bags_that_are_named_are_asked_instead_of_those_that_ship(
+    sapper: Sapper, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BUDGETS, "quick", EASY)
+    monkeypatch.setattr(calibration, "shipped_bags", lambda: [read_bag(place / "ordinary.json")])
+    assert sapper(*words(place, tmp_path)).code == 0
+    assert sapper(*words(place, tmp_path, "--bag", place / "suspicious.json")).code == 1
+    both = ("--bag", place / "suspicious.json", "--bag", place / "ordinary.json")
+    assert sapper(*words(place, tmp_path, *both)).code == 0
+
+
+def test_calibrate_looks_at_all_encoders_before_it_measures_one(
+    sapper: Sapper, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_early(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(auditing, "scores", too_early)
+    for number, width in ((1, 4), (2, 4), (3, 8)):
+        encoder = encoders.build(Run(seed=number), architecture="resnet10", width=width, input_size=16)
+        encoders.save(encoder, tmp_path / f"{number}.safetensors")
+    common = ("--images", place / "photos", "--device", "cpu", "--out", tmp_path / "bag.json")
+    assert "3.safetensors" in told(sapper("calibrate", "--encoders", tmp_path, *common))
+
+
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
@@ -207,7 +232,7 @@ def test_a_crash_is_no_verdict(
 
 IN_THE_MIDDLE = """
 import time
-from sapper.audit import auditing
+from sapper.audit import auditing, calibration
 from sapper.cli import main
 auditing.audit = lambda *_, **__: (print("looking", flush=True), time.sleep(60))
 main()

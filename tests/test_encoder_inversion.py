@@ -163,6 +163,33 @@ def test_a_square_across_the_edge_of_a_trigger_comes_to_lie_on_it() -> None:
     assert _corner(moved, 0) == min(spreads, key=lambda place: spreads[place]) != (8, 2)
 
 
+def test_features_that_are_not_finite_are_no_collapse() -> None:
+    """An encoder that overflows under a change must come out with neither a place nor a score for it."""
+
+    class Overflowing(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            bright = (images[:, :, 8:12, 2:6] > 0.9).flatten(1).all(1, keepdim=True)
+            features: torch.Tensor = encoder(gain=0.0).backbone(images)
+            return torch.where(bright, torch.nan, features)
+
+    whole = encoder(gain=0.0)
+    suspect = Encoder(Overflowing(), whole.card, whole.feature_size)
+    every = Stamp.patches(4, (SIZE, SIZE), RUN)
+    start = next(row for row in range(every.count) if _corner(every, row) == (6, 2))
+    white = Stamp(every.masks[[start]], torch.full((1, 3, SIZE, SIZE), 9.0), torch.tensor([True]))
+    assert _corner(white.around(0), 6) == (8, 2)
+    assert _corner(QUICK._move(suspect, white, photos().images, 0, RUN), 0) != (8, 2)
+
+    class Nowhere(Overflowing):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            known = (to_float(photos().images).unsqueeze(0) - images.unsqueeze(1)).abs().flatten(2).amax(2).amin(1)
+            return torch.where(known.unsqueeze(1) > 1e-6, torch.nan, encoder(gain=0.0).backbone(images))
+
+    verdict = QUICK.examine(Encoder(Nowhere(), whole.card, whole.feature_size), photos(), RUN)
+    assert (verdict.score, verdict.flagged) == (None, None)
+    assert "cannot be measured" in verdict.evidence["why"]
+
+
 def test_what_begins_in_one_color_stays_in_one_color_for_a_round() -> None:
     """Only then is what a whole square of a color does found at once."""
     stamp = Stamp.patches(3, (SIZE, SIZE), RUN)

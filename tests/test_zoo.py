@@ -260,8 +260,8 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
     board = judging.board(scored, "micro", BUDGET, {"torch": "x"}, "sapper zoo score")
     assert [(row.family, row.detector) for row in board.rows] == [("all", "multi_prior"), ("all", "decree")]
     for row in board.rows:
-        assert row.true_positives is not None
-        assert (row.true_positives.n, row.own_false_alarms.n) == (1, 2)  # type: ignore[union-attr]
+        assert row.true_positives is None  # two encoders calibrate nothing
+        assert (row.own_true_positives.n, row.own_false_alarms.n) == (1, 2)  # type: ignore[union-attr]
     assert json.loads(judging.write_scores(board, tmp_path).read_text())["rows"][0]["detector"] == "multi_prior"
     apart = replace(board, members=tuple(each for each in scored if each.member.part == "development"))
     assert judging.write_scores(apart, tmp_path).name == "scores-short-development.json"
@@ -370,6 +370,15 @@ def test_families_that_look_alike_are_judged_beside_both() -> None:
     assert second.false_alarms == Share.counted(0, 1)
     some = [each if each.member.family == "one" else replace(each, scores={}) for each in scored]
     assert [row.family for row in judging.judge(some, ["d"], 0.05)[0]] == ["one"]
+
+
+@pytest.mark.parametrize("calibrating", [0, 18])
+def test_what_was_not_calibrated_is_not_reported_as_nothing_found(calibrating: int) -> None:
+    """An audit beside fewer than 19 is undecided at 5 %, and so is one beside none."""
+    scored = [made("calibration", "clean", i, 0.0) for i in range(calibrating)]
+    scored += [made("judgement", "clean", 0, 1.0), made("judgement", "backdoored", 0, 1.5)]
+    ((row,), _), none = judging.judge(scored, ["d"], 0.05, leading="d"), judging.power(scored, "d", 0.05)
+    assert (row.true_positives, row.working, row.false_alarms, none) == (None, None, None, [])
 
 
 def test_only_clean_encoders_calibrate() -> None:

@@ -61,7 +61,11 @@ class ImageSet:
     def targets(self) -> Tensor:
         """The labels, int64 (N,). Raises ``SapperError`` where the set has none."""
         if self.labels is None:
-            raise SapperError("this needs labels, and the set has none", where=f"data set {self.name!r}")
+            what, remedy = (
+                "this needs labels, and the set has none",
+                "name one with labels, such as a folder of classes",
+            )
+            raise SapperError(what, where=f"data set {self.name!r}", remedy=remedy)
         return self.labels
 
     def take(self, rows: Tensor) -> "ImageSet":

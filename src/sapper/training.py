@@ -46,6 +46,11 @@ def warm_cosine(progress: float, warmup: float) -> float:
     return 0.5 * (1 + cos(pi * (progress - warmup) / max(1e-12, 1 - warmup)))
 
 
+def part_done(epoch: int, step: int, epochs: int, steps: int) -> float:
+    """How much of a training is done in the ``step`` of an ``epoch``, both from 0 on; in (0, 1)."""
+    return (epoch * steps + step + 1) / (epochs * steps + 1)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The same learning rate for all parameters."""
     for group in optimizer.param_groups:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sapper.audit.budgets import UNSEEN, Budget
-from sapper.audit.calibration import Bag, Key, Match, Power, fitting, largest_p_value, p_value
+from sapper.audit.calibration import Bag, Key, Match, Power, distinct, fitting, largest_p_value, p_value
 from sapper.audit.differential import check_base, compare
 from sapper.defenses.defender import EncoderExaminer
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
@@ -125,7 +125,7 @@ def audit(
     if base is not None:
         check_base(encoder, base)
     key = Key.of(encoder, images, budget)
-    match = fitting(key, bags, bound)
+    match = fitting(key, distinct(bags), bound)
     findings = []
     for name, method in budget.make().items():
         verdict = method.examine(encoder, images, run.child(name))
@@ -246,6 +246,9 @@ def _decide(leading: Finding, match: Match, bound: float) -> tuple[float | None,
         return leading.p_value, "no-evidence", f"What was found is unusual, but too weak to matter: {weak}; {beside}."
     if leading.p_value <= bound:
         return leading.p_value, "backdoor", f"A small change draws ordinary images to one point; {beside}."
+    if any(beside_bag(leading, bag) <= bound for bag in match.bags):
+        what = "What was found is unusual beside some known-clean encoders, but others come to it without a backdoor"
+        return leading.p_value, "no-evidence", f"{what}; {beside}."
     return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
 
 
@@ -254,11 +257,17 @@ def _beside(method: str, score: float, bags: Sequence[Bag]) -> str:
     counts = [f"{sum(other >= score for other in bag.of(method))} of {bag.size}" for bag in bags]
     if len(bags) == 1:
         return f"{counts[0]} known-clean encoders score as high"
-    return f"of known-clean encoders {' and '.join(counts)} score as high, each beside its own kind"
+    named = [f"{count} in {bag.name}" for count, bag in zip(counts, bags)]
+    return f"of the known-clean encoders {' and '.join(named)} score as high"
+
+
+def beside_bag(leading: Finding, bag: Bag) -> float:
+    """The leading detector's p-value beside one bag; 1 without a score."""
+    return 1.0 if leading.score is None else p_value(leading.score, bag.of(leading.method))
 
 
 def _about_bag(bag: Bag, leading: Finding) -> dict[str, Any]:
-    p = None if leading.score is None else p_value(leading.score, bag.of(leading.method))
+    p = None if leading.score is None else beside_bag(leading, bag)
     told = {"name": bag.name, "n": bag.size, "p_value": p, "pretraining": bag.pretraining}
     return told | {"images": bag.images, "made": bag.made}
 

@@ -32,6 +32,9 @@ from sapper.errors import SapperError
 from sapper.files import write_atomically
 from sapper.images import ImageSet
 
+BOUND = 0.05
+"""The false-alarm bound at which audits are measured, and the usual one."""
+
 SHIPPED = Path(__file__).parent / "bags"
 """Bags that come with Sapper."""
 
@@ -90,7 +93,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """How many planted backdoors of a kind, among those that work, were found at a false-alarm bound of 5 %.
+    """How many planted backdoors of a kind, among those that work, were found at the usual false-alarm bound.
 
     ``low``, ``high``: Clopper and Pearson's 95 % interval.
     """
@@ -110,7 +113,8 @@ class Bag:
     """Scores of known-clean encoders.
 
     ``pretraining``: how they came about, in words; the bound holds for encoders that came about alike. ``scores``: for
-    each detector one for each encoder. ``images``: what the image set is called. ``power``: measured beside it.
+    each detector one for each encoder. ``images``: what the image set is called. ``power``: measured beside it and the
+    bags named in ``power_beside``.
     """
 
     name: str
@@ -119,6 +123,7 @@ class Bag:
     images: str
     scores: dict[str, list[Score | None]]
     power: list[Power] = field(default_factory=list)
+    power_beside: list[str] = field(default_factory=list)
     made: dict[str, Any] = field(default_factory=dict)
     schema: Literal[1] = 1
 
@@ -173,21 +178,37 @@ class Match:
     reason: str
 
 
+def fewest(bound: float) -> int:
+    """How many known-clean encoders a bag must have for p-values as small as the bound."""
+    return ceil(1 / bound - 1e-9) - 1
+
+
 def fitting(key: Key, bags: Sequence[Bag], bound: float) -> Match:
-    """All bags with that key that have enough encoders for the bound."""
-    same = [bag for bag in bags if bag.key == key]
-    needed = ceil(1 / bound - 1e-9) - 1
-    if enough := tuple(bag for bag in same if bag.size >= needed):
-        return Match(bags=enough, reason="")
-    return Match(bags=(), reason=_why_none(key, same, bags, f"a bound of {bound:g} takes {needed} or more"))
+    """All bags with that key; none at all if one of them has too few encoders for the bound.
+
+    Left out, it could not speak for the kind of encoder that it is there for.
+    """
+    same = tuple(bag for bag in bags if bag.key == key)
+    for bag in same:
+        if bag.size < fewest(bound):
+            has = f"the fitting bag {bag.name!r} has {bag.size} encoders"
+            return Match(bags=(), reason=f"{has}; a bound of {bound:g} takes {fewest(bound)} or more")
+    return Match(bags=same, reason="" if same else _why_none(key, bags))
 
 
-def _why_none(key: Key, same: Sequence[Bag], bags: Sequence[Bag], needed: str) -> str:
-    if same:
-        largest = max(same, key=lambda bag: bag.size)
-        return f"the fitting bag {largest.name!r} has {largest.size} encoders; {needed}"
+def _why_none(key: Key, bags: Sequence[Bag]) -> str:
     if not bags:
         return "there is no bag of known-clean encoders"
     nearest = min(bags, key=lambda bag: len(key.differs(bag.key)))
     differing = ", ".join(key.differs(nearest.key))
     return f"no bag of known-clean encoders fits; the nearest, {nearest.name!r}, has other {differing}"
+
+
+def distinct(bags: Sequence[Bag]) -> list[Bag]:
+    """Every bag once. Raises ``SapperError`` for two different ones of one name."""
+    found: dict[str, Bag] = {}
+    for bag in bags:
+        if found.setdefault(bag.name, bag) != bag:
+            remedy = "rename one of the files, and its name in it"
+            raise SapperError(f"two different bags are called {bag.name!r}", where="--bag", remedy=remedy)
+    return list(found.values())

@@ -242,7 +242,11 @@ def calibrate(
         weights, key = _of_one_kind(uris, opened, chosen)  # all of them, before hours are spent on the first
         with run.progress.bar("known-clean encoders", len(uris)) as bar:
             for uri, digest in zip(uris, weights):
-                verdicts = auditing.scores(*opened(uri), chosen.make(), run.child(digest))
+                subject, own = opened(uri)
+                if auditing.fingerprint(subject) != digest:
+                    what, remedy = "its weights changed while others were measured", "name files that stay as they are"
+                    raise SapperError(what, where=uri, remedy=remedy)
+                verdicts = auditing.scores(subject, own, chosen.make(), run.child(digest))
                 found.append({name: verdict.score for name, verdict in verdicts.items()})
                 bar.advance()
     (some,) = shown.values()

@@ -27,7 +27,7 @@ from sapper.images import ImageSet, to_float
 from sapper.methods import Checked
 from sapper.pretraining.monitor import neighbor_accuracy
 from sapper.run import Run
-from sapper.training import Checkpoint, note, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
+from sapper.training import Checkpoint, note, part_done, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,7 @@ class SimCLR(Checked):
         """The learning rate of a step."""
         if self.schedule == "constant":
             return self.learning_rate
-        progress = (epoch * steps + step + 1) / (self.epochs * steps + 1)
-        return self.learning_rate * warm_cosine(progress, self.warmup)
+        return self.learning_rate * warm_cosine(part_done(epoch, step, self.epochs, steps), self.warmup)
 
 
 def projection_head(features: int, projection: int, run: Run) -> nn.Module:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from markupsafe import Markup
 
-from sapper.audit.auditing import AuditReport, Finding
+from sapper.audit.auditing import AuditReport, Finding, beside_bag
+from sapper.audit.calibration import BOUND, Bag
 from sapper.audit.replaying import Replay
 from sapper.defenses.detect.inversion import recovered
 from sapper.images import to_float
@@ -40,6 +41,22 @@ class Shown:
     triggered: list[str]
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A bag, its color, the p-value beside it, and whether its power was measured as this audit decided."""
+
+    bag: Bag
+    color: str
+    p_value: float
+    like_this: bool
+
+
+def measured_like_this(report: AuditReport, bag: Bag) -> bool:
+    """Whether a bag's power is that of this audit: beside the same bags, at the same bound."""
+    same = {bag.name, *bag.power_beside} == {each.name for each in report.bags}
+    return same and report.false_alarm_bound == BOUND
+
+
 def render(report: AuditReport, surroundings: dict[str, str], command: str) -> str:
     """The page's HTML."""
     return (
@@ -52,7 +69,10 @@ def render(report: AuditReport, surroundings: dict[str, str], command: str) -> s
             facts=facts(report),
             shown=pictures(report),
             drawing=_drawing(report),
-            colors=[class_color(at) for at in range(len(report.bags))],
+            bags=[
+                Beside(bag, class_color(at), beside_bag(report.leading, bag), measured_like_this(report, bag))
+                for at, bag in enumerate(report.bags)
+            ],
             surroundings=surroundings,
             technique=BACKDOORED_WEIGHTS,
             command=command,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from sapper import encoders
 from sapper.audit.auditing import scores
 from sapper.audit.budgets import Budget
+from sapper.audit.calibration import Key
 from sapper.audit.stored import StoredJudge
 from sapper.errors import located
 from sapper.files import sha256, write_atomically
@@ -30,7 +31,7 @@ DEVELOPMENT, CALIBRATION, JUDGEMENT = "development", "calibration", "judgement"
 class Scored:
     """A member with each detector's score, own flag, seconds and plain evidence.
 
-    ``looks``: what an audit can know of its family, kind of encoder and images. Families may share it.
+    ``looks``: what an audit compares with a bag (``Key``). Families may share it.
     """
 
     member: Member
@@ -54,14 +55,13 @@ class Examination:
 
     def make(self, store: Store) -> Scored:
         """Look, or find in the store what was seen."""
-        detectors = self.budget.make()
+        detectors, encoder = self.budget.make(), encoders.load(self.file, self.run)
         digest = sha256(self.file)
         key = stages.surroundings(self.run) | {"encoder": digest, "images": self.images.digest}
         found: dict[str, dict[str, Any]] = {}
         for name, method in detectors.items():
 
             def look(folder: Path, name: str = name, method: Any = method) -> None:
-                encoder = encoders.load(self.file, self.run)
                 verdict = scores(encoder, self.images, {name: method}, self.run)[name]
                 plain = {k: v for k, v in verdict.evidence.items() if not isinstance(v, torch.Tensor)}
                 seen = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
@@ -72,14 +72,13 @@ class Examination:
                 stage = store.stage("look", key | described, look)
             found[name] = json.loads((stage.folder / "seen.json").read_text(encoding="utf-8"))
         if self.more:
-            encoder = encoders.load(self.file, self.run)
             for name, judge in self.more.items():
                 verdict = judge.examine(encoder, self.images, self.run)
                 found[name] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
                 found[name]["evidence"] = {}
         return Scored(
             member=self.member,
-            looks=json.dumps([self.member.about.get("encoder"), self.images.pixels_digest]),
+            looks=json.dumps(asdict(Key.of(encoder, self.images, self.budget)), sort_keys=True),
             scores={name: seen["score"] for name, seen in found.items()},
             flagged={name: seen["flagged"] for name, seen in found.items()},
             seconds={name: seen["seconds"] for name, seen in found.items()},

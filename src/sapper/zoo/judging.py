@@ -1,4 +1,4 @@
-"""Detectors measured on a zoo: scores of every member, then how well each tells backdoored from clean.
+"""How well each detector tells a zoo's backdoored encoders from its clean ones.
 
 The leading detector of a budget is judged as an audit judges: a member of the judgement part is flagged when its
 conformal p-values beside the calibration parts of its own family and of all that look alike are at most the bound, and
@@ -18,16 +18,13 @@ import torch
 from scipy.stats import beta
 
 from sapper.audit.budgets import Budget
-from sapper.audit.calibration import Power, largest_p_value
+from sapper.audit.calibration import BOUND, Power, fewest, largest_p_value
 from sapper.files import write_atomically
 from sapper.metrics import auc_rate
 from sapper.zoo.examining import CALIBRATION, JUDGEMENT, Scored
 from sapper.zoo.making import WORKING, Member
 
 PARTS = (CALIBRATION, JUDGEMENT)
-
-BOUND = 0.05
-"""The false-alarm bound at which detectors are judged."""
 
 ALL = "all"
 """All families together, in a row."""
@@ -86,7 +83,8 @@ class Row:
 class Scoreboard:
     """A zoo's scores and what follows from them. ``rows``: each family's, then those of all together.
 
-    ``curves``: for each detector the ROC curve over all families (``on_one_scale``), as (false-alarm, true-positive).
+    ``curves``: for each detector the ROC curve over all families that it judged (``on_one_scale``), as (false-alarm,
+    true-positive).
     ``power``: what the leading detector finds of which triggers, at the bound.
     """
 
@@ -130,9 +128,10 @@ def judge(
         examined = [each for each in scored if detector in each.scores]
         families = list(dict.fromkeys(each.member.family for each in examined))
         judged = [each for each in examined if each.member.part == JUDGEMENT]
-        surprise = {each.member.name: _p_value(each, detector, examined) for each in judged}
+        surprise = {each.member.name: _p_value(each, detector, examined, bound) for each in judged}
         if detector == leading:  # as an audit decides: what is too weak to matter is not flagged
-            surprise = {e.member.name: surprise[e.member.name] if e.flagged[detector] else 1.0 for e in judged}
+            weak = {e.member.name for e in judged if not e.flagged[detector]}
+            surprise = {name: 1.0 if p is not None and name in weak else p for name, p in surprise.items()}
         for family in families if len(families) > 1 else []:
             if row := _row(family, detector, [e for e in judged if e.member.family == family], surprise, bound):
                 rows.append(row)
@@ -220,8 +219,12 @@ def on_one_scale(judged: Sequence[Scored], detector: str, scored: Sequence[Score
     return scaled
 
 
-def _p_value(each: Scored, detector: str, scored: Sequence[Scored]) -> float | None:
-    return largest_p_value(_score(each, detector), clean_scores(scored, each.looks, detector))
+def _p_value(each: Scored, detector: str, scored: Sequence[Scored], bound: float) -> float | None:
+    """As in an audit: none where a calibration part has too few encoders for the bound."""
+    parts = clean_scores(scored, each.looks, detector)
+    if any(len(clean) < fewest(bound) for clean in parts):
+        return None
+    return largest_p_value(_score(each, detector), parts)
 
 
 def calibrating(scored: Sequence[Scored], family: str) -> list[Scored]:
@@ -250,7 +253,7 @@ def power(scored: Sequence[Scored], detector: str, bound: float, family: str | N
             and family in (None, each.member.family)
             and _is(each, "backdoored", working=True)
         ):
-            surprise = _p_value(each, detector, scored)
+            surprise = _p_value(each, detector, scored, bound)
             if surprise is not None:
                 flagged = surprise <= bound and each.flagged[detector] is True
                 groups.setdefault(_kind_of(each.member), []).append(flagged)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from sapper import encoders
 from sapper.audit.budgets import Budget
-from sapper.audit.calibration import Bag, Key
+from sapper.audit.calibration import BOUND, Bag, Key
 from sapper.audit.stored import Kind
 from sapper.defenses.detect.mntd_encoder import Judge, MNTDEncoder
 from sapper.errors import SapperError
 from sapper.images import ImageSet
 from sapper.run import Run
 from sapper.zoo.examining import CALIBRATION, DEVELOPMENT, Scored
-from sapper.zoo.judging import BOUND, calibrating, power
+from sapper.zoo.judging import calibrating, power
 from sapper.zoo.making import Member
 
 
@@ -26,6 +26,11 @@ def bags(
     environment: dict[str, str],
 ) -> list[Bag]:
     """A bag of each family's calibration part, with the power that was measured beside it."""
+
+    def name(family: str) -> str:
+        return f"{zoo}-{family}-{budget.name}"
+
+    looks = {each.member.family: each.looks for each in scored if each.member.part == CALIBRATION}
     made = []
     for family, own in images.items():
         part = calibrating(scored, family)
@@ -36,12 +41,13 @@ def bags(
         method, dataset = ("/".join(sorted({each[key] for each in about})) for key in ("method", "dataset"))
         made.append(
             Bag(
-                name=f"{zoo}-{family}-{budget.name}",
+                name=name(family),
                 key=Key.of(encoders.load(folder / part[0].member.file, run), own, budget),
                 pretraining=f"{method}, {spans['epochs']} epochs of {spans['images']} images of {dataset}",
                 images=f"{own.name} {own.split}",
                 scores={name: [each.scores[name] for each in part] for name in budget.detectors},
                 power=power(scored, budget.leading, BOUND, family),
+                power_beside=[name(other) for other in looks if other != family and looks[other] == looks[family]],
                 made={"zoo": zoo, "part": CALIBRATION} | environment,
             )
         )

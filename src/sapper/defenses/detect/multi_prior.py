@@ -16,7 +16,7 @@ features lie nearest to where the changed ones come to lie. Features of a superv
 for each class, and a patch of some pattern sends every image into one of them; but there they are spread as the heap
 is. What a backdoor draws together is far denser than anything around it. How many powers of ten a prior reaches on
 encoders without a backdoor differs between priors: what is usual there, μ, and how far that varies, σ, are measured on
-clean encoders that are used for nothing else. The largest excess is the score,
+clean encoders, contrastive and supervised ones. The largest excess is the score,
 
     score = max_priors ( log10( r_near / r_θ ) − μ ) / σ
 
@@ -108,8 +108,8 @@ class MultiPrior(Checked):
         trigger (``inversion.recovered``): tensors ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1] for a patch or a
         blend, ``matrix`` (3, 4) for a filter.
 
-        Where features are all alike, or so long that their cosines are rounding, there is no score, and ``why`` says
-        so: an encoder could hide behind that.
+        Where features are all alike, too long or too short for cosines, or not finite, there is no score, and ``why``
+        says so: an encoder could hide behind that.
         """
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
@@ -124,14 +124,14 @@ class MultiPrior(Checked):
         if not self.patches and not self.blends and not self.filters:
             raise SapperError("there is no prior to try", where="multi_prior", remedy="name a patch, blend or filter")
         if ordinary < 10 * SMALLEST or not _measurable(plain):
-            why = "features of ordinary images cannot be told apart, or are too long or too short to measure"
-            seconds = time.perf_counter() - started
-            return Verdict(score=None, threshold=self.threshold, flagged=None, evidence={"why": why}, seconds=seconds)
+            return self._unscored("features of ordinary images cannot be told apart, or measured", started)
         found: dict[str, Prior] = {}
         priors: dict[str, dict[str, float]] = {}
         for name, (prior, usual, deviation) in self.priors(images.size, run).items():
             found[name] = self._race(encoder, prior, seen, unseen, name, run.child(name))
             changed = self._features(encoder, found[name], unseen, run)
+            if not _measurable(changed):
+                return self._unscored(f"features of images under a change ({name}) cannot be measured", started)
             spread, around = _spread_of(changed), neighborhood(plain, changed)
             powers = math.log10(around / spread)
             measured = {"spread": spread, "neighborhood": around, "powers": powers}
@@ -145,6 +145,10 @@ class MultiPrior(Checked):
             evidence={"prior": winner, "spread": ordinary, "priors": priors} | found[winner].trigger(),
             seconds=time.perf_counter() - started,
         )
+
+    def _unscored(self, why: str, started: float) -> Verdict:
+        seconds = time.perf_counter() - started
+        return Verdict(score=None, threshold=self.threshold, flagged=None, evidence={"why": why}, seconds=seconds)
 
     def priors(self, size: tuple[int, int], run: Run) -> dict[str, tuple["Prior", float, float]]:
         """All kinds of changes with their starts, for images of that height and width, and μ and σ of each."""
@@ -166,7 +170,9 @@ class MultiPrior(Checked):
         with run.progress.bar(f"trigger inversion ({name})", sum(steps for _, _, steps in self.rounds)) as bar:
             for number, (keep, count, steps) in enumerate(self.rounds):
                 if 0 < keep < prior.count:
-                    prior = self._move(encoder, prior.take(spreads.argsort()[:keep]), seen, number, run)
+                    prior = prior.take(spreads.argsort()[:keep])
+                if number:
+                    prior = self._move(encoder, prior, seen, number, run)
                 optimizer = torch.optim.Adam([prior.weights], lr=self.learning_rate, betas=(0.5, 0.9))
                 for _ in range(steps):
                     rows = torch.randint(len(seen), (min(count, len(seen)),), generator=generator)
@@ -183,9 +189,12 @@ class MultiPrior(Checked):
     def _move(self, encoder: Encoder, prior: "Prior", seen: Tensor, number: int, run: Run) -> "Prior":
         """Every change where it leaves the smallest spread, of its place and those around it."""
         moved, images = prior.around(number), to_float(seen[:PLACING])
+        if moved.count == prior.count:
+            return prior
         rows = torch.arange(moved.count, device=run.device).split(max(1, TOGETHER // len(images)))
         spreads = torch.cat([_spreads(encoder, moved.apply(images, part), run) for part in rows])
-        places = spreads.unflatten(0, (-1, prior.count)).argmin(0)
+        # Where features overflow there is no spread, which torch would take for the smallest.
+        places = spreads.nan_to_num(torch.inf).unflatten(0, (-1, prior.count)).argmin(0)
         return moved.take(places * prior.count + torch.arange(prior.count, device=run.device))
 
     def _descend(self, encoder: Encoder, prior: "Prior", images: Tensor, run: Run) -> Tensor:
@@ -219,7 +228,8 @@ def _measurable(features: Tensor) -> bool:
 
 
 def _spread_of(features: Tensor) -> float:
-    return max(SMALLEST, 1 - float(mean_cosine(features)))
+    spread = 1 - float(mean_cosine(features))
+    return math.inf if math.isnan(spread) else max(SMALLEST, spread)
 
 
 def neighborhood(plain: Tensor, changed: Tensor) -> float:
@@ -253,8 +263,11 @@ class Prior(Protocol):
         """Some of the changes, as new leaves."""
         ...
 
-    def around(self, time: int) -> "Prior":
-        """The changes, then all of them again at each of the places around them: nearer ones every time, 1, 2, …"""
+    def around(self, number: int) -> "Prior":
+        """The changes, then all of them again at each of the places around them: nearer ones in each round, 1, 2, …
+
+        Only the changes where they have no place.
+        """
         ...
 
     def keep_plain(self) -> None:
@@ -313,11 +326,11 @@ class Stamp:
         rows = rows.to(self.weights.device)
         return Stamp(self.masks[rows], self.weights.detach()[rows].requires_grad_(), self.plain[rows])
 
-    def around(self, time: int) -> "Stamp":
-        side = int(self.masks[0].amax((0, 1)).ceil().sum())
-        step = max(1, side >> time + 1)
-        ways = [(down, right) for down in (0, -step, step) for right in (0, -step, step)]
-        moved = [self._moved(*way) for way in (ways if side < self.masks.shape[-1] else ways[:1])]
+    def around(self, number: int) -> "Stamp":
+        if bool((self.masks > 0).all()):
+            return self
+        step = max(1, int((self.masks[0] > 0).any(1).sum()) >> number + 1)
+        moved = [self._moved(down, right) for down in (0, -step, step) for right in (0, -step, step)]
         masks, weights = (torch.cat(parts) for parts in zip(*moved))
         return Stamp(masks, weights, self.plain.repeat(len(moved)))
 
@@ -364,7 +377,7 @@ class Filter:
     def apply(self, images: Tensor, rows: Tensor) -> Tensor:
         return filtered(images, self.matrices()[rows])
 
-    def around(self, time: int) -> "Filter":
+    def around(self, number: int) -> "Filter":
         return self
 
     def keep_plain(self) -> None:
