@@ -6,7 +6,7 @@ element by itself, so that each aim goes the way it would go alone; those that a
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -137,6 +137,55 @@ class CostSchedule:
     def take(self, rows: Tensor) -> "CostSchedule":
         """The schedule of some of the aims."""
         return CostSchedule(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+class MaskSearch(CostRule, Protocol):
+    """What searches of a smallest mask have in common beyond λ: the steps, and the share of hits that is a success."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def minibatches(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def success(self) -> float: ...
+
+
+Descend = Callable[[torch.optim.Optimizer, list[Tensor], Tensor, Tensor, Tensor], Tensor]
+"""A step of Adam: (optimizer, weights, aims that are left, λ of each, uint8 images) → the share that hits each aim."""
+
+
+def smallest_masks(descend: Descend, count: int, pixels: Tensor, method: MaskSearch, run: Run, name: str) -> Triggers:
+    """The smallest successful trigger of each of ``count`` aims, on uint8 images (N, 3, H, W) drawn at random.
+
+    Neural Cleanse's search: λ rises while a mask succeeds and falls while it does not; whatever is finished leaves.
+    """
+    size = pixels.shape[2], pixels.shape[3]
+    weights = start(count, size, run.child("start"))
+    optimizer = torch.optim.Adam(weights, lr=method.learning_rate, betas=(0.5, 0.9))
+    best, schedule = Triggers.none(count, size, run.device), CostSchedule.start(count, run.device)
+    pixels, generator = pixels.to(run.device), run.child("batches").generator()
+    active = torch.arange(count, device=run.device)
+    with run.progress.bar(f"trigger inversion ({name})", method.steps) as bar:
+        for _ in range(method.steps):
+            hits = torch.zeros(len(active), device=run.device)
+            for _ in range(method.minibatches):
+                rows = torch.randint(len(pixels), (method.batch,), generator=generator).to(run.device)
+                hits += descend(optimizer, weights, active, schedule.cost, pixels[rows])
+            masks, patterns = (unit(weight.detach()) for weight in weights)
+            success = hits / method.minibatches
+            improved = best.improve(active, masks.squeeze(1), patterns, success, method.success)
+            finished = schedule.follow(success >= method.success, improved, method)
+            bar.advance(1, f"{len(active)} of {count} left")
+            if finished.any():
+                active, schedule = active[~finished], schedule.take(~finished)
+                weights = shrink(optimizer, weights, ~finished)
+            if len(active) == 0:
+                break
+    return best
 
 
 CONSISTENT = 1.4826

@@ -34,7 +34,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.defender import Defender, Logits
-from sapper.defenses.detect.inversion import CostSchedule, Triggers, anomaly_index, shrink, stamp, start, unit
+from sapper.defenses.detect.inversion import Triggers, anomaly_index, smallest_masks, stamp
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.images import ImageSet
@@ -116,28 +116,13 @@ class NeuralCleanse(Checked):
     def invert(self, logits: Logits, images: ImageSet, classes: int, run: Run) -> Triggers:
         """The smallest successful trigger of each class, of all its restarts."""
         aims = torch.arange(classes, device=run.device).repeat_interleave(self.restarts)
-        size, device = images.size, run.device
-        weights = start(len(aims), size, run.child("start"))
-        optimizer = torch.optim.Adam(weights, lr=self.learning_rate, betas=(0.5, 0.9))
-        best, schedule = Triggers.none(len(aims), size, device), CostSchedule.start(len(aims), device)
-        pixels, generator = images.images.to(device), run.child("batches").generator()
-        active = torch.arange(len(aims), device=device)
-        with run.progress.bar("trigger inversion (Neural Cleanse)", self.steps) as bar:
-            for _ in range(self.steps):
-                reached = torch.zeros(len(active), device=device)
-                for _ in range(self.minibatches):
-                    rows = torch.randint(len(pixels), (self.batch,), generator=generator).to(device)
-                    reached += self._descend(optimizer, weights, aims[active], schedule.cost, logits, pixels[rows], run)
-                masks, patterns = (unit(weight.detach()) for weight in weights)
-                success = reached / self.minibatches
-                improved = best.improve(active, masks.squeeze(1), patterns, success, self.success)
-                finished = schedule.follow(success >= self.success, improved, self)
-                bar.advance(1, f"{len(active)} of {len(aims)} left")
-                if finished.any():
-                    active, schedule = active[~finished], schedule.take(~finished)
-                    weights = shrink(optimizer, weights, ~finished)
-                if len(active) == 0:
-                    break
+
+        def descend(
+            optimizer: torch.optim.Optimizer, weights: list[Tensor], active: Tensor, cost: Tensor, pixels: Tensor
+        ) -> Tensor:
+            return self._descend(optimizer, weights, aims[active], cost, logits, pixels, run)
+
+        best = smallest_masks(descend, len(aims), images.images, self, run, "Neural Cleanse")
         return best.smallest(classes, self.restarts)
 
     def _descend(

@@ -32,7 +32,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import CostSchedule, Triggers, anomaly_index, shrink, stamp, start, unit
+from sapper.defenses.detect.inversion import Triggers, anomaly_index, smallest_masks, stamp
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -122,34 +122,16 @@ class SSLCleanse(Checked):
 
     def invert(self, encoder: Encoder, pool: Tensor, features: Tensor, clusters: Tensor, run: Run) -> Triggers:
         """The smallest successful trigger of each cluster."""
-        count, device = int(clusters.max()) + 1, run.device
+        count = int(clusters.max()) + 1
         centers = F.normalize(torch.stack([features[clusters == k].mean(0) for k in range(count)]), dim=1)
-        weights = start(count, (pool.shape[2], pool.shape[3]), run.child("start"))
-        optimizer = torch.optim.Adam(weights, lr=self.learning_rate, betas=(0.5, 0.9))
-        best = Triggers.none(count, (pool.shape[2], pool.shape[3]), device)
-        schedule = CostSchedule.start(count, device)
-        pixels, generator = pool.to(device), run.child("batches").generator()
-        active = torch.arange(count, device=device)
-        with run.progress.bar("trigger inversion (SSL-Cleanse)", self.steps) as bar:
-            for _ in range(self.steps):
-                reached = torch.zeros(len(active), device=device)
-                for _ in range(self.minibatches):
-                    rows = torch.randint(len(pixels), (self.batch,), generator=generator).to(device)
-                    near = self._descend(
-                        optimizer, weights, centers[active], schedule.cost, encoder, pixels[rows], features, run
-                    )
-                    reached += (clusters[near] == active.unsqueeze(1)).float().mean(1)
-                masks, patterns = (unit(weight.detach()) for weight in weights)
-                success = reached / self.minibatches
-                improved = best.improve(active, masks.squeeze(1), patterns, success, self.success)
-                finished = schedule.follow(success >= self.success, improved, self)
-                bar.advance(1, f"{len(active)} of {count} left")
-                if finished.any():
-                    active, schedule = active[~finished], schedule.take(~finished)
-                    weights = shrink(optimizer, weights, ~finished)
-                if len(active) == 0:
-                    break
-        return best
+
+        def descend(
+            optimizer: torch.optim.Optimizer, weights: list[Tensor], active: Tensor, cost: Tensor, pixels: Tensor
+        ) -> Tensor:
+            near = self._descend(optimizer, weights, centers[active], cost, encoder, pixels, features, run)
+            return (clusters[near] == active.unsqueeze(1)).float().mean(1)
+
+        return smallest_masks(descend, count, pool, self, run, "SSL-Cleanse")
 
     def _descend(
         self,
