@@ -160,7 +160,9 @@ def test_a_bag_that_comes_with_sapper_fits_the_demos_encoder() -> None:
 
 def test_bags_that_come_with_sapper_fit_its_detectors_and_are_large_enough() -> None:
     families = ("objects", "cifar10", "objects-supervised", "cifar10-supervised")
-    assert {shipped.name for shipped in shipped_bags()} == {f"small-{family}-quick" for family in families}
+    assert {shipped.name for shipped in shipped_bags()} == {
+        f"small-{family}-{budget}" for family in families for budget in ("quick", "standard")
+    }
     for shipped in shipped_bags():
         budget = BUDGETS[shipped.key.budget]
         current = Key.of(encoder(0.0), photos(), budget).detectors

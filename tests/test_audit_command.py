@@ -81,6 +81,16 @@ def test_exit_codes_say_the_verdict(
     assert end.out.splitlines()[-1] == f"report: {tmp_path / 'out' / 'audit.html'}"
 
 
+def test_an_audit_that_fails_leaves_no_earlier_verdict(sapper: Sapper, place: Path, tmp_path: Path) -> None:
+    """Whoever takes up the folder afterwards, a workflow say, must not find another encoder's."""
+    assert sapper(*words(place, tmp_path)).code == 3
+    assert sapper("replay", tmp_path / "audit.json", "--images", place / "balls", "--device", "cpu").code == 0
+    (tmp_path / "notes.txt").write_text("mine")
+    common: list[str | Path] = ["--images", place / "photos", "--device", "cpu", "--out", tmp_path]
+    assert "no such file" in told(sapper("audit", place / "absent.safetensors", *common))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_a_replay_of_the_same_and_of_another_file(sapper: Sapper, place: Path, tmp_path: Path) -> None:
     sapper(*words(place, tmp_path))
     end = sapper("replay", tmp_path / "audit.json", "--images", place / "balls", "--device", "cpu")
@@ -95,6 +105,10 @@ def test_a_replay_of_the_same_and_of_another_file(sapper: Sapper, place: Path, t
     (tmp_path / "audit.json").write_text(json.dumps(content | {"encoder": content["encoder"] | {"sha256": "0" * 64}}))
     refused = sapper("replay", tmp_path / "audit.json", "--images", place / "balls", "--device", "cpu")
     assert "not the file that was audited" in told(refused)
+    elsewhere = {"opening": {"uri": "moved.safetensors"}}
+    (tmp_path / "audit.json").write_text(json.dumps(content | elsewhere))
+    assert "--encoder" in told(sapper("replay", tmp_path / "audit.json", "--images", place / "balls"))
+    (tmp_path / "audit.json").write_text(json.dumps(content | {"encoder": content["encoder"] | {"sha256": "0" * 64}}))
     meant = ("--encoder", place / "subject.safetensors")
     assert sapper("replay", tmp_path / "audit.json", "--images", place / "balls", *meant).code == 0
 
@@ -248,7 +262,7 @@ def test_a_signal_is_no_verdict(place: Path, tmp_path: Path, number: int, code: 
         assert process.stdout.readline() == "looking\n"
         process.send_signal(number)
         assert process.wait(60) == code
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_name_in_another_encoding_is_told_or_written(sapper: Sapper, place: Path, tmp_path: Path) -> None:

@@ -299,6 +299,11 @@ def test_normalization_and_size_can_be_said(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 48, 48)
     pixels = normalized(images, opened)
     assert torch.allclose(opened(images), encoder.backbone(pixels), atol=1e-6)
+    guessed = encoders.open(str(path), RUN, Opening()).card.origin["normalization"]
+    sized = encoders.open(str(path), RUN, Opening(size=48)).card.origin["normalization"]
+    assert sized == guessed  # who says the size has not said the colors
+    half = encoders.open(str(path), RUN, Opening(mean=(0.5, 0.4, 0.3))).card.origin["normalization"]
+    assert half == f"mean as was said; the rest {guessed}"
 
 
 def put_into_hub(cache: Path, repository: str, files: dict[str, bytes], commit: str = "c" * 40) -> None:

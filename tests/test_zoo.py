@@ -218,6 +218,12 @@ def test_a_build_goes_on_where_it_stopped(plan: Plan, tmp_path: Path) -> None:
         build(plan, tmp_path, "judgment")
 
 
+def test_a_zoo_without_an_encoder_does_not_stand_in_the_way(plan: Plan, tmp_path: Path) -> None:
+    """A plan that failed before its first encoder was there, and its corrected form."""
+    (tmp_path / building.MANIFEST).write_text(json.dumps({"schema": 1, "plan": {"name": "wrong"}, "members": []}))
+    assert build(plan, tmp_path, "calibration")
+
+
 def test_a_folder_with_another_zoo_is_left_alone(data: Path, built: Path) -> None:
     other = parse_plan(content(data) | {"seed": 5}, "micro.toml")
     before = (built / building.MANIFEST).read_bytes()

@@ -192,7 +192,8 @@ def fitting(key: Key, bags: Sequence[Bag], bound: float) -> Match:
     for bag in same:
         if bag.size < fewest(bound):
             has = f"the fitting bag {bag.name!r} has {bag.size} encoders"
-            return Match(bags=(), reason=f"{has}; a bound of {bound:g} takes {fewest(bound)} or more")
+            smallest = f"the smallest bound beside it is {1 / (bag.size + 1):.2g}"
+            return Match(bags=(), reason=f"{has}; a bound of {bound:g} takes {fewest(bound)} or more ({smallest})")
     return Match(bags=same, reason="" if same else _why_none(key, bags))
 
 
@@ -200,8 +201,13 @@ def _why_none(key: Key, bags: Sequence[Bag]) -> str:
     if not bags:
         return "there is no bag of known-clean encoders"
     nearest = min(bags, key=lambda bag: len(key.differs(bag.key)))
-    differing = ", ".join(key.differs(nearest.key))
-    return f"no bag of known-clean encoders fits; the nearest, {nearest.name!r}, has other {differing}"
+    differing = key.differs(nearest.key)
+    told = f"no bag of known-clean encoders fits; the nearest, {nearest.name!r}, has other {', '.join(differing)}"
+    if differing == ["images"]:
+        return f"{told}: it was made with {nearest.images}"
+    if "budget" in differing and set(differing) <= {"images", "budget", "detectors"}:
+        return f"{told}: it was made with the budget {nearest.key.budget} and {nearest.images}"
+    return told
 
 
 def distinct(bags: Sequence[Bag]) -> list[Bag]:

@@ -32,6 +32,9 @@ EXIT = {"no-evidence": 0, "backdoor": 1, "undecided": 3}
 REPLAY = "replay.json"
 """Beside ``audit.json``: what the last replay measured."""
 
+LEFT = ("audit.html", "audit.sarif", "audit.cdx.json", "triggers.safetensors", "audit.json", REPLAY)
+"""What audits and replays leave; ``audit.json`` after the others, for which it vouches."""
+
 EncoderArgument = Annotated[
     str, typer.Argument(help="A file, timm:NAME, torchvision:NAME, open_clip:NAME/TAG, hf-hub:ORG/MODEL@REVISION …")
 ]
@@ -57,7 +60,9 @@ BagOption = Annotated[
 def audit(
     encoder: EncoderArgument,
     images: Images,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder for the reports [runs/audit].")] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the reports, runs/audit by default.")
+    ] = None,
     split: Split = None,
     budget: BudgetOption = "quick",
     bags: BagOption = None,
@@ -95,6 +100,8 @@ def audit(
         raise SapperError(f"{bound:g} is no share", where="--false-alarms", remedy="give one between 0 and 1")
     folder = out_folder or Path("runs") / "audit"
     check_writable(folder)
+    for name in LEFT:  # an earlier audit's: whatever ends now must not leave another encoder's verdict behind
+        (folder / name).unlink(missing_ok=True)
     run, bars = _begin(device, threads, seed)
     import safetensors.torch
 
@@ -128,15 +135,14 @@ def audit(
         "opening": {"uri": encoder} | {key: value for key, value in options.items() if value is not None},
         "triggers": {"file": replaying.TRIGGERS, "sha256": hashlib.sha256(triggers).hexdigest()},
     }
-    files: dict[str, str | bytes] = {
-        "audit.html": page.render(report, around, command),
-        "audit.sarif": _json(sarif.render(report)),
-        "audit.cdx.json": _json(cyclonedx.render(report)),
-        replaying.TRIGGERS: triggers,
-        "audit.json": _json(content),  # last: it vouches for the others
-    }
-    (folder / REPLAY).unlink(missing_ok=True)  # an earlier audit's
-    for name, written in files.items():
+    contents: list[str | bytes] = [
+        page.render(report, around, command),
+        _json(sarif.render(report)),
+        _json(cyclonedx.render(report)),
+        triggers,
+        _json(content),
+    ]
+    for name, written in zip(LEFT, contents):
         write_atomically(folder / name, written)
     for line in page.lines(report):
         say(line)
@@ -169,6 +175,9 @@ def replay(
     opening |= {} if encoder else found.content["opening"]
     uri = encoder or opening["uri"]
     opening.pop("uri", None)
+    if encoder is None and Path(uri).suffix in WEIGHTS and not Path(uri).exists():
+        remedy = "name its place with --encoder, or run this where the audit was run"
+        raise SapperError("the audited encoder is not there", where=uri, remedy=remedy)
     with bars as progress:
         run = _with(run, progress)
         subject = _open(uri, run, **opening, trust_code=trust_code, weak=allow_weak_sandbox)
@@ -260,7 +269,9 @@ def calibrate(
     )
     calibration.write_bag(bag, out_file)
     least = 1 / (len(uris) + 1)
-    say(f"{len(uris)} known-clean encoders; the smallest p-value beside them is {least:.3g}: {out_file}")
+    few = calibration.fewest(calibration.BOUND)
+    more = f"; an audit at {calibration.BOUND:.0%} takes {few} or more" if len(uris) < few else ""
+    say(f"{len(uris)} known-clean encoders; the smallest p-value beside them is {least:.3g}{more}: {out_file}")
 
 
 def _of_one_kind(uris: list[str], opened: Callable[[str], tuple[Any, Any]], budget: Any) -> tuple[list[str], Any]:

@@ -102,12 +102,15 @@ def check_writable(folder: Path) -> None:
     """Find out before the work, not after it, whether results can be written."""
     from sapper.files import write_atomically
 
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     trial = folder / ".writable"
     try:
         write_atomically(trial, "")
     except SapperError as error:
         raise SapperError(error.what, where=str(folder), remedy="name another folder with --out") from error
     trial.unlink()
+    for place in made:  # what ends with an error leaves no empty folders
+        place.rmdir()
 
 
 def device_of(name: str) -> Any:

@@ -52,8 +52,11 @@ def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
     _check_normalization(encoder.card, uri)
     _try(encoder, uri)
     origin = encoder.card.origin | {"opened": uri, **found.about}
-    said = any(value is not None for value in (opening.mean, opening.std, opening.size))
-    origin["normalization"] = SAID if said else found.normalization
+    said = [name for name in ("mean", "std") if getattr(opening, name) is not None]
+    origin["normalization"] = {
+        0: found.normalization,
+        1: f"{' and '.join(said)} {SAID}; the rest {found.normalization}",
+    }.get(len(said), SAID)
     encoder.card = replace(encoder.card, origin=origin)
     return encoder.to(run.device).eval()
 

@@ -23,12 +23,13 @@ WORDS = {
 }
 
 MEANING = {
-    "backdoor": "Do not build on this encoder before somebody has looked at the trigger below and replayed it. "
+    "backdoor": "Do not build on this encoder before somebody has looked at the recovered trigger and replayed it. "
     "A clean encoder like those of a bag comes out like this in at most {bound} of audits, on average over bags.",
     "no-evidence": "Nothing that this audit can see speaks against this encoder. That is not a proof that it is safe: "
     "what was not tried, and what no audit of this kind can see, is listed under coverage.",
     "undecided": "The evidence is shown, but without known-clean encoders of the same kind nobody can say what a clean "
-    "one would score. Make a bag with sapper calibrate, or judge the replay of the trigger yourself.",
+    "one would score. Make a bag of 19 or more with sapper calibrate (the same images, budget and options), or look at "
+    "what the trigger does when it is replayed.",
 }
 
 

@@ -98,7 +98,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _claim(folder: Path, plan: Plan) -> None:
     """The folder as this plan's own."""
-    if not (folder / MANIFEST).exists():
+    if not (folder / MANIFEST).exists() or not read_members(folder):
         content = {"schema": 1, "plan": plan.content, "members": []}
         write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
     elif _manifest(folder)["plan"] != json.loads(json.dumps(plan.content)):
