@@ -89,6 +89,8 @@ def test_an_audit_that_fails_leaves_no_earlier_verdict(sapper: Sapper, place: Pa
     common: list[str | Path] = ["--images", place / "photos", "--device", "cpu", "--out", tmp_path]
     assert "no such file" in told(sapper("audit", place / "absent.safetensors", *common))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    (tmp_path / "audit.json").mkdir()
+    assert "cannot be replaced" in told(sapper(*words(place, tmp_path)))
 
 
 def test_a_replay_of_the_same_and_of_another_file(sapper: Sapper, place: Path, tmp_path: Path) -> None:

@@ -100,8 +100,7 @@ def audit(
         raise SapperError(f"{bound:g} is no share", where="--false-alarms", remedy="give one between 0 and 1")
     folder = out_folder or Path("runs") / "audit"
     check_writable(folder)
-    for name in LEFT:  # an earlier audit's: whatever ends now must not leave another encoder's verdict behind
-        (folder / name).unlink(missing_ok=True)
+    _remove_earlier(folder)
     run, bars = _begin(device, threads, seed)
     import safetensors.torch
 
@@ -272,6 +271,16 @@ def calibrate(
     few = calibration.fewest(calibration.BOUND)
     more = f"; an audit at {calibration.BOUND:.0%} takes {few} or more" if len(uris) < few else ""
     say(f"{len(uris)} known-clean encoders; the smallest p-value beside them is {least:.3g}{more}: {out_file}")
+
+
+def _remove_earlier(folder: Path) -> None:
+    """What an earlier audit left: however this one ends, it must not leave another encoder's verdict behind."""
+    for name in LEFT:
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            remedy = "name another folder with --out"
+            raise SapperError(f"cannot be replaced: {error}", where=str(folder / name), remedy=remedy) from error
 
 
 def _of_one_kind(uris: list[str], opened: Callable[[str], tuple[Any, Any]], budget: Any) -> tuple[list[str], Any]:

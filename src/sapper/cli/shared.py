@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,8 +110,9 @@ def check_writable(folder: Path) -> None:
     except SapperError as error:
         raise SapperError(error.what, where=str(folder), remedy="name another folder with --out") from error
     trial.unlink()
-    for place in made:  # what ends with an error leaves no empty folders
-        place.rmdir()
+    with suppress(OSError):  # another process has begun to write there
+        for place in made:  # what ends with an error leaves no empty folders
+            place.rmdir()
 
 
 def device_of(name: str) -> Any:

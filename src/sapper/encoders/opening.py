@@ -53,10 +53,8 @@ def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
     _try(encoder, uri)
     origin = encoder.card.origin | {"opened": uri, **found.about}
     said = [name for name in ("mean", "std") if getattr(opening, name) is not None]
-    origin["normalization"] = {
-        0: found.normalization,
-        1: f"{' and '.join(said)} {SAID}; the rest {found.normalization}",
-    }.get(len(said), SAID)
+    rest = f"{said[0]} {SAID}; the rest {found.normalization}" if said else found.normalization
+    origin["normalization"] = SAID if len(said) == 2 else rest
     encoder.card = replace(encoder.card, origin=origin)
     return encoder.to(run.device).eval()
 

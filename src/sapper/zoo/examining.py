@@ -71,11 +71,10 @@ class Examination:
                 described = stages.method_key(Named(name=name, parameters=method))
                 stage = store.stage("look", key | described, look)
             found[name] = json.loads((stage.folder / "seen.json").read_text(encoding="utf-8"))
-        if self.more:
-            for name, judge in self.more.items():
-                verdict = judge.examine(encoder, self.images, self.run)
-                found[name] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
-                found[name]["evidence"] = {}
+        for name, judge in self.more.items():
+            verdict = judge.examine(encoder, self.images, self.run)
+            found[name] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
+            found[name]["evidence"] = {}
         return Scored(
             member=self.member,
             looks=json.dumps(asdict(Key.of(encoder, self.images, self.budget)), sort_keys=True),
