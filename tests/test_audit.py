@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,18 @@ from sapper import datasets, encoders
 from sapper.audit import auditing, replaying
 from sapper.audit.auditing import AuditReport, audit
 from sapper.audit.budgets import BUDGETS, Budget
-from sapper.audit.calibration import Bag, Key, distinct, fitting, p_value, read_bag, shipped_bags, write_bag
+from sapper.audit.calibration import (
+    Bag,
+    Key,
+    Usual,
+    distinct,
+    fitting,
+    p_value,
+    read_bag,
+    shipped_bags,
+    usually,
+    write_bag,
+)
 from sapper.audit.differential import compare
 from sapper.defenses.detect.inversion import collapse, recovered
 from sapper.encoders import Card, Encoder
@@ -75,7 +87,16 @@ def varied(number: int, gain: float = 0.0) -> Encoder:
 def bag() -> Bag:
     scores = {"multi_prior": clean_scores()}
     key = Key.of(encoder(0.0), photos(), BUDGET)
-    return Bag(name="toys", key=key, pretraining="not at all", images="photos", scores=scores)  # type: ignore[arg-type]
+    gathered: list[float | None] = [0.1 + 0.02 * (i % 3) for i in range(len(scores["multi_prior"]) - 1)]
+    return Bag(
+        name="toys",
+        key=key,
+        pretraining="not at all",
+        images="photos",
+        scores=scores,  # type: ignore[arg-type]
+        gathered={"multi_prior": [*gathered, None]},
+        made={"number format": "float32"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +354,34 @@ def test_a_replay_measures_the_collapse_on_other_images_and_controls(found: Audi
     assert each.controls["gray"].gathered < 0.3
     (innocent,) = replaying.replay(recorded, varied(99), others, RUN)
     assert innocent.trigger.gathered < 0.3
+
+
+def test_a_finding_and_its_replay_say_what_is_usual_in_known_clean_encoders(
+    found: AuditReport, bag: Bag, tmp_path: Path
+) -> None:
+    shares = [share for share in bag.gathered["multi_prior"] if share is not None]
+    usual = found.leading.usual
+    assert usual == Usual(median=statistics.median(shares), largest=max(shares), encoders=len(shares))
+    words = f"{len(shares)} known-clean encoders gather 12% in the median, 14% at most"
+    assert any(words in line for line in page.lines(found))
+    recorded = replaying.read_audit(record(found, tmp_path))
+    assert recorded.usual == {"multi_prior": usual}
+    replays = replaying.replay(recorded, varied(99, gain=30.0), photos(), RUN)
+    assert any(words in line for line in page.replay_lines(replays, recorded.usual))
+    html = page.render(found, {"number format": "bfloat16"}, "sapper audit")
+    assert "12 %, up to 14 %" in html
+    assert "measured in float32, this audit in bfloat16" in html
+    assert "this audit in" not in page.render(found, {"number format": "float32"}, "sapper audit")
+    two = [bag, replace(bag, gathered={"multi_prior": [0.9]})]
+    both = usually(two, "multi_prior")
+    assert both is not None
+    assert (both.largest, both.encoders) == (0.9, len(shares) + 1)
+    assert usually(two, "decree") is None
+    content = json.loads((tmp_path / "audit.json").read_text())
+    content["detectors"][0]["usual"]["median"] = 7
+    (tmp_path / "audit.json").write_text(json.dumps(content))
+    with pytest.raises(SapperError, match="no audit can be read"):
+        replaying.read_audit(tmp_path / "audit.json")
 
 
 def test_what_was_tampered_with_is_not_replayed(found: AuditReport, tmp_path: Path) -> None:

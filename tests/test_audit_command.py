@@ -133,12 +133,16 @@ def test_calibrate_makes_a_bag_that_fits_the_audit(sapper: Sapper, place: Path, 
     bag = tmp_path / "bag.json"
     end = sapper("calibrate", "--encoders", known, *images, "--out", bag, "--pretraining", "none at all")
     assert end.code == 0, end.err
-    assert read_bag(bag).size == 2
+    made = read_bag(bag)
+    assert (made.size, len(made.gathered["multi_prior"])) == (2, 2)
+    assert all(share is not None for share in made.gathered["multi_prior"])
     report = sapper(*words(place, tmp_path / "out", "--bag", bag, "--false-alarms", "0.4"))
     assert report.code in (0, 1), report.err
     content = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert content["bags"][0]["pretraining"] == "none at all"
     assert content["p_value"] in (1 / 3, 2 / 3, 1.0)
+    assert content["detectors"][0]["usual"]["encoders"] == 2
+    assert "triggers found in 2 known-clean encoders gather" in report.out
     assert sapper(*words(place, tmp_path / "out", "--bag", bag)).code == 3
     assert "takes 19 or more" in json.loads((tmp_path / "out" / "audit.json").read_text())["reason"]
     (known / "copy.safetensors").write_bytes((known / "11.safetensors").read_bytes())

@@ -1,6 +1,7 @@
 """DECREE, multi-prior inversion, SSL-Cleanse: formulas against textbook forms, and that they find what is planted."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -116,9 +117,27 @@ def test_squares_cover_every_pixel_and_lie_inside(side: int, height: int, width:
     stamp = Stamp.patches(side, (height, width), RUN)
     assert stamp.masks.shape[1:] == (1, height, width)
     assert bool((stamp.masks.sum((1, 2, 3)) == side * side).all())
-    assert bool((stamp.masks.sum(0) > 0).all())
-    assert 2 * len({tuple(mask.flatten().tolist()) for mask in stamp.masks}) == stamp.count
-    assert torch.equal(stamp.masks[stamp.plain], stamp.masks[~stamp.plain])
+    for kind, step in ((~stamp.plain, side // 2), (stamp.plain, side // 4)):
+        masks = stamp.masks[kind]
+        assert bool((masks.sum(0) > 0).all())
+        assert len({tuple(mask.flatten().tolist()) for mask in masks}) == len(masks)
+        corners = [_corner(stamp, row) for row in kind.nonzero().flatten().tolist()]
+        for axis, last in ((0, height - side), (1, width - side)):
+            places = sorted({corner[axis] for corner in corners})
+            assert (places[0], places[-1]) == (0, last)
+            assert max((b - a for a, b in pairwise(places)), default=0) <= max(1, step)
+
+
+def test_starts_in_one_color_are_drawn_from_all_colors() -> None:
+    """Backdoors whose triggers are saturated are found from there, where gray shows no way."""
+    stamp = Stamp.patches(4, (64, 64), RUN)
+    colors = (torch.tanh(stamp.weights.detach()[stamp.plain]) + 1) / 2
+    assert float(colors.flatten(2).std(2).max()) == 0
+    shares = torch.histc(colors[:, :, 0, 0], 4, 0, 1) / colors[:, :, 0, 0].numel()
+    assert float(shares.min()) > 0.1
+    assert float(shares[[0, 3]].min()) > 0.3  # near black and near white
+    grays = (torch.tanh(stamp.weights.detach()[~stamp.plain]) + 1) / 2
+    assert bool(((grays > 0.25) & (grays < 0.75)).all())
 
 
 @settings(deadline=None, max_examples=20)

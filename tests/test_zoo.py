@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from sapper.audit import stored
+from sapper.audit.auditing import effect, scores
 from sapper.audit.budgets import Budget
 from sapper.audit.calibration import p_value
+from sapper.defenses.detect.inversion import Collapse
 from sapper.defenses.detect.mntd_encoder import MNTDEncoder
 from sapper.encoders import load
 from sapper.errors import SapperError
@@ -140,6 +142,11 @@ def test_draws_have_the_shares_that_they_say() -> None:
         ({"family": [{"trigger": {"kind": "warp"}}]}, "family[0].trigger.kind"),
         ({"family": [{"trigger": {"kind": ["patch"]}}]}, "family[0].trigger.kind"),
         ({"family": [{"encoder": {"width": {"any": [4, 5]}}}]}, "its encoders differ"),
+        (
+            {"family": [{"encoder": {"architecture": "resnet11"}}]},
+            "family[0].encoder.architecture: unknown architecture",
+        ),
+        ({"family": [{"encoder": {"architecture": "timm:vit_tiny_patch16_224", "input_size": 16}}]}, "input_size"),
         ({"family": [{"pretraining": {"dataset": "objcts"}}]}, "objects"),
         ({"family": [{"attack": {"method": "badencoda"}}]}, "badencoder"),
         ({"family": [{"head": {"method": "linear", "iteration": 3}}]}, "iterations"),
@@ -263,7 +270,7 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
     assert [each.member for each in scored] == members
     again = examining.examine(members, built, images, BUDGET, RUN, Workers(2))
     assert [each.seconds for each in again] == [each.seconds for each in scored]
-    board = judging.board(scored, "micro", BUDGET, {"torch": "x"}, "sapper zoo score")
+    board = judging.board(scored, judging.own_calibration(scored), "micro", BUDGET, {"torch": "x"}, "sapper zoo score")
     assert [(row.family, row.detector) for row in board.rows] == [("all", "multi_prior"), ("all", "decree")]
     for row in board.rows:
         assert row.true_positives is None  # two encoders calibrate nothing
@@ -279,6 +286,43 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
     assert bag.size == 2
     assert bag.scores["decree"] == [each.scores["decree"] for each in scored if each.member.part == "calibration"]
     assert "simclr" in bag.pretraining
+
+
+def test_budgets_share_what_they_have_in_common(built: Path, images: dict[str, ImageSet]) -> None:
+    """Prior by prior a detector sees what it sees at once; and what one budget looked at another does not look at."""
+    member = next(m for m in building.read_members(built) if m.kind == "backdoored")
+    rounds = {"rounds": ((0, 4, 2), (2, 8, 2)), "images": 24, "held_out": 12}
+    large = rounds | {"patches": ((0.25, 0.0, 1.0), (0.375, 0.1, 0.5)), "blends": ((0.2, 0.0, 1.0),), "filters": ()}
+    small = rounds | {"patches": ((0.25, 0.0, 1.0),), "blends": (), "filters": ()}
+    run, seen = RUN.child(member.name), []
+    for parameters in (large, small):
+        budget = Budget(name="one", detectors={"multi_prior": parameters}, tried=(), left_out=())
+        (scored,) = examining.examine([member], built, images, budget, RUN, Workers(1))
+        seen.append(scored)
+        encoder = load(built / member.file, RUN)
+        whole = scores(encoder, images["squares"], budget.make(), run)["multi_prior"]
+        assert scored.scores["multi_prior"] == whole.score
+        assert scored.flagged["multi_prior"] == whole.flagged
+        assert scored.evidence["multi_prior"]["priors"] == whole.evidence["priors"]
+        assert scored.evidence["multi_prior"]["prior"] == whole.evidence["prior"]
+        does = effect(encoder, whole, images["squares"], run)
+        assert does is not None
+        assert scored.gathered["multi_prior"] == does.gathered
+    first, second = seen
+    assert second.seconds["multi_prior"] < first.seconds["multi_prior"]
+    looks = [json.loads(path.read_text()) for path in (built / "scores").glob("look-*/seen.json")]
+    mine = [look for look in looks if look["seconds"] == second.seconds["multi_prior"]]
+    assert len(mine) == 1  # made for the first, found by the second
+
+
+def test_one_prior_without_a_score_leaves_none() -> None:
+    seen = {"score": 1.0, "flagged": False, "seconds": 1.0, "gathered": 0.1, "evidence": {"priors": {"a": {}}}}
+    nothing = {"score": None, "flagged": None, "seconds": 1.0, "gathered": None, "evidence": {"why": "not finite"}}
+    assert examining.together([seen, nothing])["score"] is None
+    assert examining.together([seen]) == seen
+    other = seen | {"score": 2.0, "evidence": {"priors": {"b": {}}}}
+    both = examining.together([seen, other])
+    assert (both["score"], both["seconds"], both["evidence"]) == (2.0, 2.0, {"priors": {"a": {}, "b": {}}})
 
 
 def test_scores_do_not_depend_on_marks_or_names(built: Path, images: dict[str, ImageSet], tmp_path: Path) -> None:
@@ -308,6 +352,10 @@ def made(part: str, kind: str, number: int, score: float | None, asr: float = 1.
     )
 
 
+def judged(scored: list[Scored], leading: str = "") -> Any:
+    return judging.judge(scored, judging.own_calibration(scored), ["d"], 0.05, leading)
+
+
 def test_rates_by_hand() -> None:
     """19 calibration scores 0 … 18: flagged is what exceeds all of them, since p ≤ 0.05 takes 1/20."""
     scored = [made("calibration", "clean", i, float(i)) for i in range(19)]
@@ -315,7 +363,7 @@ def test_rates_by_hand() -> None:
     scored += [
         made("judgement", "backdoored", i, s, a) for i, (s, a) in enumerate([(30.0, 1.0), (3.0, 0.2), (18.0, 0.9)])
     ]
-    rows, curves = judging.judge(scored, ["d"], 0.05)
+    rows, curves = judged(scored)
     (row,) = rows
     assert curves["d"][0] == (0.0, 0.0)
     assert (row.true_positives, row.working, row.false_alarms) == (
@@ -330,11 +378,14 @@ def test_rates_by_hand() -> None:
     assert curves["d"][0] == (0.0, 0.0)
     assert curves["d"][-1] == (1.0, 1.0)
     assert (0.0, 1 / 3) in curves["d"]
-    (strict,), _ = judging.judge([replace(each, flagged={"d": False}) for each in scored], ["d"], 0.05, leading="d")
+    (strict,), _ = judged([replace(each, flagged={"d": False}) for each in scored], leading="d")
     assert strict.true_positives == Share.counted(0, 3)  # too weak to matter
-    power = {each.trigger: (each.found, each.planted) for each in judging.power(scored, "d", 0.05)}
+    power = {
+        each.trigger: (each.found, each.planted)
+        for each in judging.power(scored, judging.own_calibration(scored), "d", 0.05)
+    }
     assert power == {"patch of 1 to 4 pixels": (1, 1), "patch of 5 to 8 pixels": (0, 1)}
-    assert [p_value(30.0, clean) for clean in judging.clean_scores(scored, "alike", "d")] == [1 / 20]
+    assert [p_value(30.0, clean) for clean in judging.own_calibration(scored)["alike"]["one"].values()] == [1 / 20]
 
 
 def test_families_are_compared_in_deviations_of_their_own_calibration() -> None:
@@ -348,9 +399,9 @@ def test_families_are_compared_in_deviations_of_their_own_calibration() -> None:
             replace(each, member=replace(each.member, name=f"{family}-{each.member.name}", family=family), looks=family)
             for each in some
         ]
-    rows, _ = judging.judge(scored, ["d"], 0.05)
+    rows, _ = judged(scored)
     assert [(row.family, row.auc) for row in rows] == [("one", 1.0), ("two", 1.0), ("all", 1.0)]
-    scaled = judging.on_one_scale(scored[5:9], "d", scored)
+    scaled = judging.on_one_scale(scored[5:9], "d", judging.own_calibration(scored))
     deviation = statistics.stdev(range(5))
     assert [each.scores["d"] for each in scaled] == pytest.approx([0.0, 0.0, 7 / deviation, 7 / deviation])
 
@@ -365,17 +416,54 @@ def test_families_that_look_alike_are_judged_beside_both() -> None:
             replace(each, member=replace(each.member, name=f"{family}-{each.member.name}", family=family))
             for each in some
         ]
-    rows, _ = judging.judge(scored, ["d"], 0.05)
+    rows, _ = judged(scored)
     assert [row.family for row in rows] == ["one", "two", "all"]
     for row in rows:
         assert row.true_positives == Share.counted(row.true_positives.n, row.true_positives.n)  # type: ignore[union-attr]
         assert row.false_alarms == Share.counted(0, row.false_alarms.n)  # type: ignore[union-attr]
     apart = [replace(each, looks=each.member.family) for each in scored]
-    first, second, _ = judging.judge(apart, ["d"], 0.05)[0]
+    first, second, _ = judged(apart)[0]
     assert first.false_alarms == Share.counted(1, 1)  # 20 exceeds 0 … 18
     assert second.false_alarms == Share.counted(0, 1)
     some = [each if each.member.family == "one" else replace(each, scores={}) for each in scored]
-    assert [row.family for row in judging.judge(some, ["d"], 0.05)[0]] == ["one"]
+    assert [row.family for row in judged(some)[0]] == ["one"]
+
+
+def test_what_an_audit_would_pass_is_listed_with_what_its_trigger_does() -> None:
+    scored = [made("calibration", "clean", i, float(i)) for i in range(19)]
+    scored += [made("judgement", "clean", 0, 1.0), made("judgement", "backdoored", 0, 30.0)]
+    effect = Collapse(spread_before=0.5, spread=0.01, gathered=1.0, there_before=0.0, images=9)
+    weak = replace(
+        made("judgement", "backdoored", 1, 17.5, 0.9),
+        evidence={"d": {"priors": {"a": {"spread": 0.3}, "b": {"spread": 0.2}}}},
+        under_trigger=effect,
+    )
+    scored += [weak, replace(made("judgement", "backdoored", 2, 40.0), flagged={"d": False})]
+    first, second = judging.missed(scored, judging.own_calibration(scored), "d", 0.05)
+    assert (first.name, first.p_value, first.score) == ("judgement-backdoored-1", 2 / 20, 17.5)
+    assert (first.spread, first.under_trigger, first.asr_strict) == (0.2, 0.01, 0.9)
+    assert (second.name, second.spread, second.under_trigger) == ("judgement-backdoored-2", None, None)
+    assert judging.missed(scored, {}, "d", 0.05) == []  # an audit without a bag is undecided
+
+
+def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, images: dict[str, ImageSet]) -> None:
+    """As if their scores were the calibration part's; the bags that do not fit have no say."""
+    members = building.read_members(built)
+    scored = examining.examine(members, built, images, BUDGET, RUN, Workers(2))
+    (bag,) = lessons.bags(scored, built, images, BUDGET, "micro", RUN, {})
+    assert list(judging.beside_bags(scored, [bag]).values()) == [{}]  # an audit would be undecided beside two
+    large = replace(bag, scores={name: [-9.0] * 20 for name in bag.scores})
+    other = replace(large, name="other", key=replace(bag.key, width=5))
+    known = judging.beside_bags(scored, [large, other])
+    assert list(known.values()) == [{"micro-squares-short": large.scores}]
+    board = judging.board(scored, known, "micro", BUDGET, {}, "")
+    assert board.beside == (bag.name,)
+    assert all(row.false_alarms is not None for row in board.rows)
+    (measured,) = lessons.measured([large], scored, known, "micro", BUDGET)
+    working = [each for each in scored if judging._is(each, "backdoored", working=True)]
+    planted = sum(each.member.part == "judgement" for each in working)
+    assert sum(power.planted for power in measured.power) == planted
+    assert lessons.measured([large], scored, known, "another", BUDGET) == []
 
 
 @pytest.mark.parametrize("calibrating", [0, 18])
@@ -383,13 +471,13 @@ def test_what_was_not_calibrated_is_not_reported_as_nothing_found(calibrating: i
     """An audit beside fewer than 19 is undecided at 5 %, and so is one beside none."""
     scored = [made("calibration", "clean", i, 0.0) for i in range(calibrating)]
     scored += [made("judgement", "clean", 0, 1.0), made("judgement", "backdoored", 0, 1.5)]
-    ((row,), _), none = judging.judge(scored, ["d"], 0.05, leading="d"), judging.power(scored, "d", 0.05)
+    ((row,), _), none = judged(scored, leading="d"), judging.power(scored, judging.own_calibration(scored), "d", 0.05)
     assert (row.true_positives, row.working, row.false_alarms, none) == (None, None, None, [])
 
 
 def test_only_clean_encoders_calibrate() -> None:
     scored = [made("calibration", "clean", 0, 1.0), made("calibration", "backdoored", 0, 99.0)]
-    assert judging.clean_scores(scored, "alike", "d") == [[1.0]]
+    assert judging.own_calibration(scored) == {"alike": {"one": {"d": [1.0]}}}
 
 
 @settings(max_examples=40)

@@ -20,7 +20,18 @@ import torch
 from torch import Tensor
 
 from sapper.audit.budgets import UNSEEN, Budget
-from sapper.audit.calibration import Bag, Key, Match, Power, distinct, fitting, largest_p_value, p_value
+from sapper.audit.calibration import (
+    Bag,
+    Key,
+    Match,
+    Power,
+    Usual,
+    distinct,
+    fitting,
+    largest_p_value,
+    p_value,
+    usually,
+)
 from sapper.audit.differential import check_base, compare
 from sapper.defenses.defender import EncoderExaminer
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
@@ -38,6 +49,9 @@ FEWEST = 32
 SHOWN = 6
 """Images on which a report shows the recovered trigger."""
 
+EFFECT = 256
+"""Images on which a recovered trigger is measured."""
+
 Answer = Literal["no-evidence", "backdoor", "undecided"]
 
 
@@ -45,7 +59,8 @@ Answer = Literal["no-evidence", "backdoor", "undecided"]
 class Finding:
     """What one detector found. ``leads``: it decides. ``collapse``: what its trigger does to other images.
 
-    ``tensors``: the recovered trigger (``inversion.recovered``).
+    ``usual``: what the triggers that it finds in known-clean encoders do. ``tensors``: the recovered trigger
+    (``inversion.recovered``).
     """
 
     method: str
@@ -57,6 +72,7 @@ class Finding:
     evidence: dict[str, Any]
     seconds: float
     collapse: Collapse | None = None
+    usual: Usual | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -129,14 +145,13 @@ def audit(
     findings = []
     for name, method in budget.make().items():
         verdict = method.examine(encoder, images, run.child(name))
-        known = [bag.of(name) for bag in match.bags]
-        findings.append(_finding(name, verdict, known, encoder, images, run, leads=name == budget.leading))
+        findings.append(_finding(name, verdict, match.bags, encoder, images, run, leads=name == budget.leading))
     for name, method in (more or {}).items():
         verdict = method.examine(encoder, images, run.child(name))
         findings.append(_finding(name, verdict, [], encoder, images, run, leads=False))
     if base is not None:
         triggers = {finding.method: finding.tensors for finding in findings if finding.tensors}
-        some = images.sample(256, run.child("collapse").generator())
+        some = images.sample(EFFECT, run.child("collapse").generator())
         verdict = compare(encoder, base, triggers, some, run)
         findings.append(_finding("differential", verdict, [], encoder, images, run, leads=False))
     p, verdict_word, reason = _decide(findings[0], match, bound)
@@ -166,6 +181,13 @@ def scores(encoder: Encoder, images: ImageSet, detectors: dict[str, EncoderExami
     """What an audit's detectors say, without a decision: for bags and for zoos."""
     check_images(encoder, images)
     return {name: method.examine(encoder, images, run.child(name)) for name, method in detectors.items()}
+
+
+def effect(encoder: Encoder, verdict: Verdict, images: ImageSet, run: Run) -> Collapse | None:
+    """What the trigger that a detector recovered does to some of the images; none where it recovered none."""
+    change = recovered(verdict.evidence)
+    some = images.sample(EFFECT, run.child("collapse").generator()).images
+    return None if change is None else collapse(encoder, change, some, run)
 
 
 def check_images(encoder: Encoder, images: ImageSet) -> None:
@@ -211,25 +233,21 @@ def about(encoder: Encoder) -> dict[str, Any]:
 
 
 def _finding(
-    name: str, verdict: Verdict, known: list[list[float]], encoder: Encoder, images: ImageSet, run: Run, *, leads: bool
+    name: str, verdict: Verdict, bags: Sequence[Bag], encoder: Encoder, images: ImageSet, run: Run, *, leads: bool
 ) -> Finding:
     tensors = {key: value for key, value in verdict.evidence.items() if isinstance(value, Tensor)}
     plain = {key: value for key, value in verdict.evidence.items() if not isinstance(value, Tensor)}
-    change = recovered(verdict.evidence)
-    effect = None
-    if change is not None:
-        some = images.sample(256, run.child("collapse").generator()).images
-        effect = collapse(encoder, change, some, run)
     return Finding(
         method=name,
         leads=leads,
         score=verdict.score,
         threshold=verdict.threshold,
         flagged=verdict.flagged,
-        p_value=None if verdict.score is None else largest_p_value(verdict.score, known),
+        p_value=None if verdict.score is None else largest_p_value(verdict.score, [bag.of(name) for bag in bags]),
         evidence=plain,
         seconds=verdict.seconds,
-        collapse=effect,
+        collapse=effect(encoder, verdict, images, run),
+        usual=usually(bags, name),
         tensors=tensors,
     )
 
@@ -279,8 +297,9 @@ def as_json(report: AuditReport) -> dict[str, Any]:
     }
     detectors = []
     for finding in report.detectors:
-        values = {name: value for name, value in vars(finding).items() if name not in ("tensors", "collapse")}
-        detectors.append(values | {"collapse": asdict(finding.collapse) if finding.collapse else None})
+        values = {name: value for name, value in vars(finding).items() if name not in ("tensors", "collapse", "usual")}
+        nested = {"collapse": finding.collapse, "usual": finding.usual}
+        detectors.append(values | {name: asdict(each) if each else None for name, each in nested.items()})
     bags = [_about_bag(bag, report.leading) for bag in report.bags]
     rest = {"detectors": detectors, "coverage": asdict(report.coverage), "bags": bags}
     return {"schema": SCHEMA} | plain | rest

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -107,14 +108,17 @@ class Power:
 
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bag:
     """Scores of known-clean encoders.
 
     ``pretraining``: how they came about, in words; the bound holds for encoders that came about alike. ``scores``: for
-    each detector one for each encoder. ``images``: what the image set is called. ``power``: measured beside it and the
-    bags named in ``power_beside``.
+    each detector one for each encoder. ``gathered``: likewise the share of images that the recovered trigger draws to
+    one point. ``images``: what the image set is called. ``power``: measured beside it and the bags named in
+    ``power_beside``.
     """
 
     name: str
@@ -122,6 +126,7 @@ class Bag:
     pretraining: str
     images: str
     scores: dict[str, list[Score | None]]
+    gathered: dict[str, list[Share | None]] = field(default_factory=dict)
     power: list[Power] = field(default_factory=list)
     power_beside: list[str] = field(default_factory=list)
     made: dict[str, Any] = field(default_factory=dict)
@@ -142,6 +147,24 @@ class Bag:
     def size(self) -> int:
         """How many encoders there are."""
         return len(next(iter(self.scores.values())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usual:
+    """The share of images that triggers found in known-clean encoders draw to one point.
+
+    The ``median`` of so many ``encoders``, and the ``largest``.
+    """
+
+    median: Share
+    largest: Share
+    encoders: int
+
+
+def usually(bags: Iterable[Bag], detector: str) -> Usual | None:
+    """What a detector's triggers do in known-clean encoders; none where the bags do not say."""
+    shares = [share for bag in bags for share in bag.gathered.get(detector, []) if share is not None]
+    return Usual(median=median(shares), largest=max(shares), encoders=len(shares)) if shares else None
 
 
 def write_bag(bag: Bag, path: Path) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
 from sapper.audit.auditing import SCHEMA, check_images
+from sapper.audit.calibration import Usual
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -32,10 +34,11 @@ OPENING: dict[str, type] = {"uri": str, "arch": str, "mean": str, "std": str, "s
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """An audit on disk: its plain content, and each detector's trigger."""
+    """An audit on disk: its plain content, each detector's trigger, and what is usual in known-clean encoders."""
 
     content: dict[str, Any]
     triggers: dict[str, dict[str, Tensor]]
+    usual: dict[str, Usual]
 
     @property
     def size(self) -> int:
@@ -75,9 +78,12 @@ def read_audit(path: Path) -> Recorded:
                     raise ValueError(f"{part} has the shape {tuple(tensor.shape)}")
                 if not tensor.isfinite().all():
                     raise ValueError(f"{part} is not finite")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+        usual = TypeAdapter(dict[str, Usual]).validate_python(
+            {each["method"]: each["usual"] for each in content["detectors"] if each.get("usual")}
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise SapperError(f"no audit can be read: {error}", where=str(path), remedy=remedy) from error
-    return Recorded(content=content, triggers=found)
+    return Recorded(content=content, triggers=found, usual=usual)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,7 +199,7 @@ def replay(
     write_atomically(path, _json(content))
     if shown.digest == found.content["images"].get("sha256"):
         say("note: these are the images that the trigger was found with; others would be better evidence")
-    for line in page.replay_lines(replays):
+    for line in page.replay_lines(replays, found.usual):
         say(line)
     say(f"measured: {path}")
 
@@ -245,6 +245,7 @@ def calibrate(
         return subject, shown[side]
 
     found: list[dict[str, float | None]] = []
+    gathered: list[dict[str, float | None]] = []
     with bars as progress:
         run = _with(run, progress)
         weights, key = _of_one_kind(uris, opened, chosen)  # all of them, before hours are spent on the first
@@ -256,6 +257,11 @@ def calibrate(
                     raise SapperError(what, where=uri, remedy=remedy)
                 verdicts = auditing.scores(subject, own, chosen.make(), run.child(digest))
                 found.append({name: verdict.score for name, verdict in verdicts.items()})
+                effects = {
+                    name: auditing.effect(subject, verdict, own, run.child(digest))
+                    for name, verdict in verdicts.items()
+                }
+                gathered.append({name: each.gathered if each else None for name, each in effects.items()})
                 bar.advance()
     (some,) = shown.values()
     bag = calibration.Bag(
@@ -264,6 +270,7 @@ def calibrate(
         pretraining=pretraining,
         images=f"{some.name} {some.split}",
         scores={name: [scores[name] for scores in found] for name in chosen.detectors},
+        gathered={name: [shares[name] for shares in gathered] for name in chosen.detectors},
         made={"encoders": len(uris)} | environment(run),
     )
     calibration.write_bag(bag, out_file)

@@ -69,7 +69,13 @@ def score(
         list[Path] | None,
         typer.Option("--mntd", help="Meta-classifiers of sapper zoo learn, for one family. Repeatable."),
     ] = None,
-    bags: Annotated[Path | None, typer.Option("--bags", help="Write a bag of each family to this folder.")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--bag", help="Judge beside this bag. Repeatable [the calibration part, else the shipped bags]."),
+    ] = None,
+    bags: Annotated[
+        Path | None, typer.Option("--bags", help="Write bags to this folder, with the power measured beside them.")
+    ] = None,
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",
@@ -92,11 +98,14 @@ def score(
 
     chosen, plan, place = budget_of(budget), building.plan_of(folder), device_of(device)
     plan.of_parts(parts or ())
-    members = [member for member in building.read_members(folder) if member.part in (parts or judging.PARTS)]
+    given = calibration.distinct([calibration.read_bag(path) for path in beside or []])
+    usual = (examining.JUDGEMENT,) if given else judging.PARTS
+    members = [member for member in building.read_members(folder) if member.part in (parts or usual)]
     if not members:
         remedy = "sapper zoo build makes them"
         raise SapperError("the zoo has no members of these parts", where=str(folder), remedy=remedy)
-    if bags is not None and all(member.part != examining.CALIBRATION for member in members):
+    calibrates = not given and any(member.part == examining.CALIBRATION for member in members)
+    if bags is not None and not calibrates and not given:
         what, remedy = "a bag is made of the calibration part", f"add --part {examining.CALIBRATION}"
         raise SapperError(what, where="--bags", remedy=remedy)
     crew = Workers(workers or torch.get_num_threads(), process.settle)
@@ -110,10 +119,16 @@ def score(
         more = _by_family(mntd or [], list(images))
         scored = examining.examine(members, folder, images, chosen, run, crew, more)
     around = environment(run)
-    board = judging.board(scored, plan.name, chosen, around, shlex.join(["sapper", *sys.argv[1:]]))
+    if calibrates:
+        known = judging.own_calibration(scored)
+        given = lessons.bags(scored, folder, images, chosen, plan.name, run, around)
+    else:
+        given = given or calibration.shipped_bags()
+        known = judging.beside_bags(scored, given)
+    board = judging.board(scored, known, plan.name, chosen, around, shlex.join(["sapper", *sys.argv[1:]]))
     path = judging.write_scores(board, folder)
     if bags is not None:
-        for bag in lessons.bags(scored, folder, images, chosen, plan.name, run, around):
+        for bag in lessons.measured(given, scored, known, plan.name, chosen):
             calibration.write_bag(bag, bags / f"{bag.name}.json")
             say(f"bag: {bags / f'{bag.name}.json'}, {bag.size} encoders")
     page.write(board, path.with_suffix(".html"))

@@ -211,11 +211,11 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
             raise SapperError(what, where=f"{file}: variant[{i}]", remedy=remedy)
     size = scenario.encoder.input_size
     with located(file):
-        _check_encoder(scenario.encoder, size, "encoder.input_size")
-        _check_views(scenario.encoder, pretraining_method, "pretraining.view_size")
+        check_encoder(scenario.encoder, size, "encoder.input_size")
+        check_views(scenario.encoder, pretraining_method, "pretraining.view_size")
         for i, plan in enumerate(plans):
             if plan.shadows is not None:
-                _check_views(scenario.encoder, plan.shadows[0], f"defense[{i}].pretraining.view_size")
+                check_views(scenario.encoder, plan.shadows[0], f"defense[{i}].pretraining.view_size")
     for target in targets:
         with located(f"{file}: target {target.name!r}"):
             target.trigger.check(size, size)
@@ -224,18 +224,18 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
     return scenario
 
 
-def _check_views(section: EncoderSection, pretraining: Named, key: str) -> None:
+def check_views(section: EncoderSection, pretraining: Named, key: str) -> None:
     """The encoder takes views of the size that a pre-training makes, where it makes any of its own."""
     view, size = getattr(pretraining.parameters, "view_size", 0), section.input_size
     if view > size:
         what, remedy = f"views of {view} pixels are larger than the images", f"choose it at most {size}"
         raise SapperError(what, where=key, remedy=remedy)
     if view:
-        _check_encoder(section, view, key)
+        check_encoder(section, view, key)
 
 
 @cache
-def _check_encoder(section: EncoderSection, size: int, key: str) -> None:
+def check_encoder(section: EncoderSection, size: int, key: str) -> None:
     """Build the encoder and show it two images: ours without computing anything, on torch's meta device."""
     device = torch.device("cpu" if ":" in section.architecture else "meta")  # libraries initialize in their own ways
     with device:
@@ -269,18 +269,24 @@ def _target(raw: dict[str, Any], key: str, file: str, tasks: tuple[TaskSection, 
     names = [task.name for task in tasks]
     if section.task not in names:
         raise SapperError(f"no task {section.task!r}", where=f"{file}: {key}.task", remedy=closest(section.task, names))
-    trigger = dict(section.trigger)
-    kind = trigger.pop("kind", "patch")
-    if not isinstance(kind, str) or kind not in TRIGGERS:
-        where = f"{file}: {key}.trigger.kind"
-        raise SapperError(f"unknown trigger {kind!r}", where=where, remedy=closest(str(kind), list(TRIGGERS)))
     return TargetPlan(
         name=section.name or f"{section.task}/{section.target_class}",
         task=section.task,
         target_class=section.target_class,
         references=section.references,
-        trigger=read_instance(TRIGGERS[kind], trigger, file, f"{key}.trigger"),
+        trigger=read_trigger(section.trigger, file, f"{key}.trigger"),
     )
+
+
+def read_trigger(table: dict[str, Any], file: str, key: str) -> Trigger:
+    """The trigger that a table describes: its ``kind``, a patch if none is named, and its parameters."""
+    values = dict(table)
+    kind = values.pop("kind", "patch")
+    if not isinstance(kind, str) or kind not in TRIGGERS:
+        remedy = closest(str(kind), list(TRIGGERS))
+        raise SapperError(f"unknown trigger {kind!r}", where=f"{file}: {key}.kind", remedy=remedy)
+    trigger: Trigger = read_instance(TRIGGERS[kind], values, file, key, also=["kind"])
+    return trigger
 
 
 def _heads(raws: list[dict[str, Any]], file: str) -> tuple[tuple[Named, ...], str]:

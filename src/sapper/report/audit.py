@@ -6,7 +6,7 @@ import torch
 from markupsafe import Markup
 
 from sapper.audit.auditing import AuditReport, Finding, beside_bag
-from sapper.audit.calibration import BOUND, Bag
+from sapper.audit.calibration import BOUND, Bag, Usual
 from sapper.audit.replaying import Replay
 from sapper.defenses.detect.inversion import recovered
 from sapper.images import to_float
@@ -112,6 +112,8 @@ def lines(report: AuditReport) -> list[str]:
                 f"    its trigger gathers {effect.gathered:.0%} of {effect.images} images at one point, where "
                 f"{effect.there_before:.0%} of them were before"
             )
+        if finding.usual:
+            found.append(f"    {usual(finding.usual)}")
     encoder = report.encoder
     size, normalization = encoder["input_size"], encoder["normalization"]
     found.append(f"  {encoder['architecture']}, {size}×{size} pixels; normalization {normalization}")
@@ -119,8 +121,16 @@ def lines(report: AuditReport) -> list[str]:
     return found
 
 
-def replay_lines(replays: list[Replay]) -> list[str]:
-    """A replay in the terminal."""
+def usual(known: Usual) -> str:
+    """What triggers found in known-clean encoders do, in words."""
+    return (
+        f"triggers found in {known.encoders} known-clean encoders gather {known.median:.0%} in the median, "
+        f"{known.largest:.0%} at most"
+    )
+
+
+def replay_lines(replays: list[Replay], known: dict[str, Usual]) -> list[str]:
+    """A replay in the terminal. ``known``: for each detector what is usual, where the audit recorded it."""
     found = []
     for each in replays:
         effect = each.trigger
@@ -128,6 +138,8 @@ def replay_lines(replays: list[Replay]) -> list[str]:
             f"{each.detector}: the trigger gathers {effect.gathered:.1%} of {effect.images} images at one point "
             f"({effect.there_before:.1%} were there before); spread {effect.spread_before:.3g} → {effect.spread:.3g}"
         )
+        if each.detector in known:
+            found.append(f"  {usual(known[each.detector])}")
         for name, control in each.controls.items():
             found.append(f"  control, {name}: {control.gathered:.1%}; spread {control.spread:.3g}")
     return found

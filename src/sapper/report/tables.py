@@ -11,7 +11,7 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from sapper.lab.results import Record, Results
 from sapper.report import text
@@ -107,7 +107,7 @@ def estimate(records: Sequence[Record]) -> Estimate:
         has_interval = first.low is not None and first.high is not None
         return shown(values[0], first.low, first.high, 1, "images" if has_interval else "none")
     mean = fmean(values)
-    half = float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / sqrt(len(values))
     low, high = mean - half, mean + half
     if first.unit == "fraction":
         low, high = max(low, -1.0 if first.metric == "lift" else 0.0), min(high, 1.0)

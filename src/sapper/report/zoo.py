@@ -25,6 +25,8 @@ def render(board: Scoreboard) -> str:
             columns=COLUMNS,
             table=table(board),
             counts=counts(board),
+            missed_columns=MISSED,
+            missed=missed(board),
             keys=keys,
             drawing=figures.roc(board.curves, "roc"),
         )
@@ -75,6 +77,27 @@ def _share(share: Share | None) -> str:
     return f"{share.found} of {share.n}: {text.number(share.value)} ({text.span(share.low, share.high)})"
 
 
+MISSED = ("missed", "trigger", "strict ASR", "score", "p-value", "spread found", "under its trigger")
+
+
+def missed(board: Scoreboard) -> list[list[str]]:
+    """A line for each backdoored encoder that an audit would pass, as in ``MISSED``."""
+    return [
+        [
+            each.name,
+            ", ".join(f"{key} {_plain(value)}" for key, value in each.trigger.items() if key != "margin"),
+            text.number(each.asr_strict),
+            *(text.NOTHING if value is None else f"{value:.2g}" for value in (each.score, each.p_value)),
+            *(text.NOTHING if value is None else f"{value:.2g}" for value in (each.spread, each.under_trigger)),
+        ]
+        for each in board.missed
+    ]
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def counts(board: Scoreboard) -> str:
     """How many encoders of which kind are in which part, in words."""
     groups: dict[tuple[str, str], int] = {}
@@ -92,9 +115,12 @@ def lines(board: Scoreboard) -> list[str]:
         *(f"| {' | '.join(cells)} |" for cells in table(board)),
         "",
         f"In %, with 95 % intervals (Newcombe's for AUC, Clopper–Pearson's for shares); bound {board.bound:g}. "
-        f"Encoders: {counts(board)}.",
+        f"Beside {', '.join(board.beside) or 'nothing'}. Encoders: {counts(board)}.",
+        *(
+            f"{power.trigger}: {power.found} of {power.planted} found ({text.span(power.low, power.high)} %)"
+            for power in board.power
+        ),
     ]
-    return found + [
-        f"{power.trigger}: {power.found} of {power.planted} found ({text.span(power.low, power.high)} %)"
-        for power in board.power
-    ]
+    if board.missed:
+        found += ["", f"| {' | '.join(MISSED)} |", f"|{'---|' * len(MISSED)}"]
+    return found + [f"| {' | '.join(cells)} |" for cells in missed(board)]

@@ -1,6 +1,7 @@
 """Every member of a zoo before the detectors of a budget; what was looked at is not looked at again."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 import torch
 
 from sapper import encoders
-from sapper.audit.auditing import scores
+from sapper.audit.auditing import effect, scores
 from sapper.audit.budgets import Budget
 from sapper.audit.calibration import Key
 from sapper.audit.stored import StoredJudge
+from sapper.defenses.detect.inversion import Collapse, collapse
+from sapper.defenses.detect.multi_prior import MultiPrior
+from sapper.encoders import Encoder
 from sapper.errors import located
 from sapper.files import sha256, write_atomically
 from sapper.images import ImageSet
@@ -26,12 +30,20 @@ from sapper.zoo.making import Member
 DEVELOPMENT, CALIBRATION, JUDGEMENT = "development", "calibration", "judgement"
 """The parts of a zoo that detectors are chosen by or learn from, that bags are made of, and that all are judged on."""
 
+LOOKED = 2
+"""Counts the forms of what is kept of a look."""
+
+WITH_TRIGGER = 256
+"""Ordinary images on which a member's own trigger is measured."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """A member with each detector's score, own flag, seconds and plain evidence.
 
-    ``looks``: what an audit compares with a bag (``Key``). Families may share it.
+    ``gathered``: the share of images that the trigger which a detector recovered draws to one point.
+    ``looks``: what an audit compares with a bag (``Key``). Families may share it. ``under_trigger``: what a backdoored
+    one's own trigger does to the images' features, which a search that found it would see.
     """
 
     member: Member
@@ -39,7 +51,9 @@ class Scored:
     scores: dict[str, float | None]
     flagged: dict[str, bool | None]
     seconds: dict[str, float]
+    gathered: dict[str, float | None] = field(default_factory=dict)
     evidence: dict[str, dict[str, Any]] = field(default_factory=dict)
+    under_trigger: Collapse | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,34 +69,57 @@ class Examination:
 
     def make(self, store: Store) -> Scored:
         """Look, or find in the store what was seen."""
-        detectors, encoder = self.budget.make(), encoders.load(self.file, self.run)
-        digest = sha256(self.file)
-        key = stages.surroundings(self.run) | {"encoder": digest, "images": self.images.digest}
-        found: dict[str, dict[str, Any]] = {}
-        for name, method in detectors.items():
-
-            def look(folder: Path, name: str = name, method: Any = method) -> None:
-                verdict = scores(encoder, self.images, {name: method}, self.run)[name]
-                plain = {k: v for k, v in verdict.evidence.items() if not isinstance(v, torch.Tensor)}
-                seen = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
-                write_atomically(folder / "seen.json", json.dumps(seen | {"evidence": plain}))
-
-            with located(self.member.name):
-                described = stages.method_key(Named(name=name, parameters=method))
-                stage = store.stage("look", key | described, look)
-            found[name] = json.loads((stage.folder / "seen.json").read_text(encoding="utf-8"))
+        encoder, found = encoders.load(self.file, self.run), {}
+        with located(self.member.name):
+            for name, method in self.budget.make().items():
+                parts = method.alone() if isinstance(method, MultiPrior) else [method]
+                found[name] = together([self._look(store, encoder, name, part) for part in parts])
         for name, judge in self.more.items():
             verdict = judge.examine(encoder, self.images, self.run)
             found[name] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
-            found[name]["evidence"] = {}
+            found[name] |= {"evidence": {}, "gathered": None}
+        trigger = self.member.trigger
         return Scored(
             member=self.member,
             looks=json.dumps(asdict(Key.of(encoder, self.images, self.budget)), sort_keys=True),
             scores={name: seen["score"] for name, seen in found.items()},
             flagged={name: seen["flagged"] for name, seen in found.items()},
             seconds={name: seen["seconds"] for name, seen in found.items()},
+            gathered={name: seen["gathered"] for name, seen in found.items()},
             evidence={name: seen["evidence"] for name, seen in found.items()},
+            under_trigger=collapse(encoder, trigger, self.images.images[:WITH_TRIGGER], self.run) if trigger else None,
         )
+
+    def _look(self, store: Store, encoder: Encoder, name: str, method: Any) -> dict[str, Any]:
+        """What one detector sees, as plain data."""
+
+        def look(folder: Path) -> None:
+            verdict = scores(encoder, self.images, {name: method}, self.run)[name]
+            plain = {key: value for key, value in verdict.evidence.items() if not isinstance(value, torch.Tensor)}
+            seen = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds, "evidence": plain}
+            does = effect(encoder, verdict, self.images, self.run)
+            seen["gathered"] = None if does is None else does.gathered
+            write_atomically(folder / "seen.json", json.dumps(seen))
+
+        key = stages.surroundings(self.run) | stages.method_key(Named(name=name, parameters=method))
+        key |= {"encoder": sha256(self.file), "images": self.images.digest, "looked": LOOKED}
+        seen: dict[str, Any] = json.loads(
+            (store.stage("look", key, look).folder / "seen.json").read_text(encoding="utf-8")
+        )
+        return seen
+
+
+def together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a detector sees that is several in one: what the part with the largest score does; as one part without.
+
+    So budgets with parts in common share what was seen by them.
+    """
+    best = max(parts, key=lambda seen: math.inf if seen["score"] is None else seen["score"])
+    if len(parts) == 1 or best["score"] is None:
+        return best
+    priors = {name: prior for seen in parts for name, prior in seen["evidence"]["priors"].items()}
+    seconds = sum(seen["seconds"] for seen in parts)
+    return best | {"seconds": seconds, "evidence": best["evidence"] | {"priors": priors}}
 
 
 def examine(

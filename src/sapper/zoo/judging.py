@@ -1,8 +1,8 @@
 """How well each detector tells a zoo's backdoored encoders from its clean ones.
 
 The leading detector of a budget is judged as an audit judges: a member of the judgement part is flagged when its
-conformal p-values beside the calibration parts of its own family and of all that look alike are at most the bound, and
-its score is above its own threshold.
+conformal p-values beside all bags that fit are at most the bound, and its score is above its own threshold. The bags
+are the zoo's own calibration parts, of a member's family and of all that look alike, or bags that were made before.
 The other detectors are judged by their p-values, each by itself, and all by their own thresholds alone.
 """
 
@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from sapper.audit.budgets import Budget
-from sapper.audit.calibration import BOUND, Power, fewest, largest_p_value
+from sapper.audit.calibration import BOUND, Bag, Key, Power, fewest, fitting, largest_p_value
 from sapper.files import write_atomically
 from sapper.metrics import auc_rate
 from sapper.zoo.examining import CALIBRATION, JUDGEMENT, Scored
 from sapper.zoo.making import WORKING, Member
 
 PARTS = (CALIBRATION, JUDGEMENT)
+
+Known = dict[str, dict[str, dict[str, list[float]]]]
+"""For each kind of encoder (``Scored.looks``) the bags that it is judged beside, by name: each detector's scores."""
 
 ALL = "all"
 """All families together, in a row."""
@@ -53,8 +56,8 @@ class Share:
 
     @staticmethod
     def counted(found: int, n: int) -> "Share":
-        low = float(beta.ppf(0.025, found, n - found + 1)) if found else 0.0
-        high = float(beta.ppf(0.975, found + 1, n - found)) if found < n else 1.0
+        low = float(betaincinv(found, n - found + 1, 0.025)) if found else 0.0
+        high = float(betaincinv(found + 1, n - found, 0.975)) if found < n else 1.0
         return Share(found=found, n=n, low=low, high=high)
 
 
@@ -80,12 +83,30 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Missed:
+    """A backdoored encoder of the judgement part that an audit would pass, and why it would.
+
+    ``spread``: 1 − mean cosine, the smallest that the leading detector reached; ``under_trigger`` under its own one.
+    Where that is much smaller the search failed, else the encoder does not do what the detector looks for.
+    """
+
+    name: str
+    trigger: dict[str, Any]
+    asr_strict: float
+    score: float | None
+    p_value: float | None
+    spread: float | None
+    under_trigger: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scoreboard:
     """A zoo's scores and what follows from them. ``rows``: each family's, then those of all together.
 
     ``curves``: for each detector the ROC curve over all families that it judged (``on_one_scale``), as (false-alarm,
     true-positive).
-    ``power``: what the leading detector finds of which triggers, at the bound.
+    ``beside``: the names of all bags. ``power``: what the leading detector finds of which triggers, at the bound;
+    ``missed``: what it does not find.
     """
 
     zoo: str
@@ -94,17 +115,21 @@ class Scoreboard:
     bound: float
     rows: tuple[Row, ...]
     curves: dict[str, list[tuple[float, float]]]
+    beside: tuple[str, ...]
     power: tuple[Power, ...]
+    missed: tuple[Missed, ...]
     members: tuple[Scored, ...]
     environment: dict[str, str]
     command: str
     schema: int = 1
 
 
-def board(scored: Sequence[Scored], zoo: str, budget: Budget, environment: dict[str, str], command: str) -> Scoreboard:
+def board(
+    scored: Sequence[Scored], known: Known, zoo: str, budget: Budget, environment: dict[str, str], command: str
+) -> Scoreboard:
     """What follows from a zoo's scores."""
     detectors = list(dict.fromkeys(name for each in scored for name in each.scores))
-    rows, curves = judge(scored, detectors, BOUND, budget.leading)
+    rows, curves = judge(scored, known, detectors, BOUND, budget.leading)
     return Scoreboard(
         zoo=zoo,
         budget=budget.name,
@@ -112,15 +137,41 @@ def board(scored: Sequence[Scored], zoo: str, budget: Budget, environment: dict[
         bound=BOUND,
         rows=tuple(rows),
         curves=curves,
-        power=tuple(power(scored, budget.leading, BOUND)),
+        beside=tuple(dict.fromkeys(name for bags in known.values() for name in bags)),
+        power=tuple(power(scored, known, budget.leading, BOUND)),
+        missed=tuple(missed(scored, known, budget.leading, BOUND)),
         members=tuple(scored),
         environment=environment,
         command=command,
     )
 
 
+def calibrating(scored: Sequence[Scored], family: str) -> list[Scored]:
+    """The clean encoders of a family's calibration part."""
+    ours = [each for each in scored if each.member.part == CALIBRATION and each.member.family == family]
+    return [each for each in ours if each.member.kind == "clean"]
+
+
+def own_calibration(scored: Sequence[Scored]) -> Known:
+    """The calibration part of every family. Without a score an encoder is as suspicious as can be."""
+    known: Known = {}
+    for family in dict.fromkeys(each.member.family for each in scored):
+        if part := calibrating(scored, family):
+            clean = {name: [_suspicious(each.scores[name]) for each in part] for name in part[0].scores}
+            known.setdefault(part[0].looks, {})[family] = clean
+    return known
+
+
+def beside_bags(scored: Sequence[Scored], bags: Sequence[Bag]) -> Known:
+    """Those of the bags that an audit would take for each kind of encoder."""
+    found = {looks: fitting(Key(**json.loads(looks)), bags, BOUND).bags for looks in {each.looks for each in scored}}
+    return {
+        looks: {bag.name: {name: bag.of(name) for name in bag.scores} for bag in own} for looks, own in found.items()
+    }
+
+
 def judge(
-    scored: Sequence[Scored], detectors: Sequence[str], bound: float, leading: str = ""
+    scored: Sequence[Scored], known: Known, detectors: Sequence[str], bound: float, leading: str = ""
 ) -> tuple[list[Row], dict[str, Any]]:
     """Rows and ROC curves of the judgement part; all families that a detector judges together by ``on_one_scale``."""
     rows, curves = [], {}
@@ -128,14 +179,14 @@ def judge(
         examined = [each for each in scored if detector in each.scores]
         families = list(dict.fromkeys(each.member.family for each in examined))
         judged = [each for each in examined if each.member.part == JUDGEMENT]
-        surprise = {each.member.name: _p_value(each, detector, examined, bound) for each in judged}
+        surprise = {each.member.name: _p_value(each, detector, known, bound) for each in judged}
         if detector == leading:  # as an audit decides: what is too weak to matter is not flagged
             weak = {e.member.name for e in judged if not e.flagged[detector]}
             surprise = {name: 1.0 if p is not None and name in weak else p for name, p in surprise.items()}
         for family in families if len(families) > 1 else []:
             if row := _row(family, detector, [e for e in judged if e.member.family == family], surprise, bound):
                 rows.append(row)
-        together = on_one_scale(judged, detector, examined)
+        together = on_one_scale(judged, detector, known)
         name = ALL if len(examined) == len(scored) else ", ".join(families)
         if row := _row(name, detector, together, surprise, bound):
             rows.append(row)
@@ -203,15 +254,15 @@ def _score(each: Scored, detector: str) -> float:
     return -math.inf if score is None else score
 
 
-def on_one_scale(judged: Sequence[Scored], detector: str, scored: Sequence[Scored]) -> list[Scored]:
+def on_one_scale(judged: Sequence[Scored], detector: str, known: Known) -> list[Scored]:
     """The judged with scores that can be compared across families.
 
-    In deviations above the mean of the calibration parts of those that look alike. As they are where there are fewer
-    than two clean scores.
+    In deviations above the mean of what they are judged beside. As they are where there are fewer than two clean
+    scores.
     """
     scaled = []
     for each in judged:
-        clean = [score for part in clean_scores(scored, each.looks, detector) for score in part if math.isfinite(score)]
+        clean = [score for bag in _beside(each, detector, known) for score in bag if math.isfinite(score)]
         score = each.scores[detector]
         if score is not None and len(clean) > 1:
             score = (score - statistics.mean(clean)) / max(statistics.stdev(clean), 1e-9)
@@ -219,32 +270,25 @@ def on_one_scale(judged: Sequence[Scored], detector: str, scored: Sequence[Score
     return scaled
 
 
-def _p_value(each: Scored, detector: str, scored: Sequence[Scored], bound: float) -> float | None:
-    """As in an audit: none where a calibration part has too few encoders for the bound."""
-    parts = clean_scores(scored, each.looks, detector)
-    if any(len(clean) < fewest(bound) for clean in parts):
+def _p_value(each: Scored, detector: str, known: Known, bound: float) -> float | None:
+    """As in an audit: none where a bag has too few encoders for the bound."""
+    bags = _beside(each, detector, known)
+    if any(len(clean) < fewest(bound) for clean in bags):
         return None
-    return largest_p_value(_score(each, detector), parts)
+    return largest_p_value(_score(each, detector), bags)
 
 
-def calibrating(scored: Sequence[Scored], family: str) -> list[Scored]:
-    """The clean encoders of a family's calibration part."""
-    ours = [each for each in scored if each.member.part == CALIBRATION and each.member.family == family]
-    return [each for each in ours if each.member.kind == "clean"]
+def _beside(each: Scored, detector: str, known: Known) -> list[list[float]]:
+    return [bag[detector] for bag in known.get(each.looks, {}).values() if detector in bag]
 
 
-def clean_scores(scored: Sequence[Scored], looks: str, detector: str) -> list[list[float]]:
-    """A detector's scores of the calibration part of every family of such looks.
-
-    Without a score an encoder is as suspicious as can be.
-    """
-    families = dict.fromkeys(each.member.family for each in scored if each.looks == looks)
-    parts = (calibrating(scored, family) for family in families)
-    clean = ([each.scores[detector] for each in part] for part in parts if part)
-    return [[math.inf if score is None else score for score in scores] for scores in clean]
+def _suspicious(score: float | None) -> float:
+    return math.inf if score is None else score
 
 
-def power(scored: Sequence[Scored], detector: str, bound: float, family: str | None = None) -> list[Power]:
+def power(
+    scored: Sequence[Scored], known: Known, detector: str, bound: float, family: str | None = None
+) -> list[Power]:
     """What is found of each kind of trigger among the working backdoors of the judgement part, at the bound."""
     groups: dict[str, list[bool]] = {}
     for each in scored:
@@ -253,7 +297,7 @@ def power(scored: Sequence[Scored], detector: str, bound: float, family: str | N
             and family in (None, each.member.family)
             and _is(each, "backdoored", working=True)
         ):
-            surprise = _p_value(each, detector, scored, bound)
+            surprise = _p_value(each, detector, known, bound)
             if surprise is not None:
                 flagged = surprise <= bound and each.flagged[detector] is True
                 groups.setdefault(_kind_of(each.member), []).append(flagged)
@@ -262,6 +306,30 @@ def power(scored: Sequence[Scored], detector: str, bound: float, family: str | N
         Power(trigger=kind, found=share.found, planted=share.n, low=share.low, high=share.high)
         for kind, share in shares.items()
     ]
+
+
+def missed(scored: Sequence[Scored], known: Known, detector: str, bound: float) -> list[Missed]:
+    """The backdoored encoders of the judgement part that an audit would pass; none where it would be undecided."""
+    found = []
+    for each in scored:
+        if each.member.part != JUDGEMENT or each.member.kind != "backdoored":
+            continue
+        surprise = _p_value(each, detector, known, bound)
+        if surprise is None or (surprise <= bound and each.flagged[detector] is True):
+            continue
+        spreads = [prior["spread"] for prior in each.evidence.get(detector, {}).get("priors", {}).values()]
+        found.append(
+            Missed(
+                name=each.member.name,
+                trigger=each.member.about["target"]["trigger"],
+                asr_strict=each.member.about["metrics"]["ASR_strict"],
+                score=each.scores[detector],
+                p_value=surprise,
+                spread=min(spreads, default=None),
+                under_trigger=each.under_trigger.spread if each.under_trigger else None,
+            )
+        )
+    return found
 
 
 def _kind_of(member: Member) -> str:

@@ -1,6 +1,7 @@
 """What audits take from a zoo: bags of its clean encoders, and meta-classifiers that learned from its pairs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sapper import encoders
@@ -12,7 +13,7 @@ from sapper.errors import SapperError
 from sapper.images import ImageSet
 from sapper.run import Run
 from sapper.zoo.examining import CALIBRATION, DEVELOPMENT, Scored
-from sapper.zoo.judging import calibrating, power
+from sapper.zoo.judging import Known, calibrating, power
 from sapper.zoo.making import Member
 
 
@@ -25,7 +26,7 @@ def bags(
     run: Run,
     environment: dict[str, str],
 ) -> list[Bag]:
-    """A bag of each family's calibration part, with the power that was measured beside it."""
+    """A bag of each family's calibration part."""
 
     def name(family: str) -> str:
         return f"{zoo}-{family}-{budget.name}"
@@ -46,12 +47,23 @@ def bags(
                 pretraining=f"{method}, {spans['epochs']} epochs of {spans['images']} images of {dataset}",
                 images=f"{own.name} {own.split}",
                 scores={name: [each.scores[name] for each in part] for name in budget.detectors},
-                power=power(scored, budget.leading, BOUND, family),
+                gathered={name: [each.gathered[name] for each in part] for name in budget.detectors},
                 power_beside=[name(other) for other in looks if other != family and looks[other] == looks[family]],
-                made={"zoo": zoo, "part": CALIBRATION} | environment,
+                made={"zoo": zoo, "family": family, "part": CALIBRATION} | environment,
             )
         )
     return made
+
+
+def measured(bags: Sequence[Bag], scored: Sequence[Scored], known: Known, zoo: str, budget: Budget) -> list[Bag]:
+    """The bags of this zoo and budget, each with the power that was measured on its family's judgement part."""
+    families = {each.member.family for each in scored}
+    ours = [bag for bag in bags if bag.key.budget == budget.name and bag.made.get("zoo") == zoo]
+    return [
+        replace(bag, power=power(scored, known, budget.leading, BOUND, bag.made["family"]))
+        for bag in ours
+        if bag.made.get("family") in families
+    ]
 
 
 def learn(

@@ -16,10 +16,12 @@ from sapper.downstream import extract
 from sapper.errors import located
 from sapper.images import ImageSet
 from sapper.lab import stages
+from sapper.lab.scenario import read_trigger
 from sapper.lab.stages import TaskData
 from sapper.lab.store import Store
 from sapper.metrics import attack_metrics
 from sapper.run import Run
+from sapper.triggers import Trigger
 from sapper.zoo.plans import Specimen
 
 WORKING = 0.5
@@ -42,6 +44,13 @@ class Member:
     kind: str
     file: str
     about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trigger(self) -> Trigger | None:
+        """What a backdoored one obeys."""
+        if self.kind == "clean":
+            return None
+        return read_trigger(self.about["target"]["trigger"], self.name, "target.trigger")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from sapper import attacks, datasets, downstream, pretraining
 from sapper.errors import SapperError, closest, located
-from sapper.lab.checking import Section, check_plain, check_unique, read_instance, read_section
-from sapper.lab.scenario import TRIGGERS, Named, with_method
+from sapper.lab.checking import Section, check_plain, check_unique, read_section
+from sapper.lab.scenario import Named, check_encoder, check_views, read_trigger, with_method
 from sapper.lab.sections import AttackSection, EncoderSection, FileName, HeadSection, PretrainingSection
 from sapper.run import Run
 from sapper.triggers import Trigger
@@ -198,6 +198,9 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
     attack, attack_method = with_method(
         AttackSection, drawn("attack"), "attacks", attacks.METHODS, file, f"{key}.attack"
     )
+    with located(f"{file}: {key}", "."):
+        check_encoder(encoder, encoder.input_size, "encoder.input_size")
+        check_views(encoder, first_method, "pretraining.view_size")
     victim = read_section(VictimSection, drawn("victim"), file, f"{key}.victim")
     for table, dataset in (("pretraining", first.dataset), ("victim", victim.dataset)):
         with located(f"{file}: {key}.{table}.dataset"):
@@ -222,16 +225,12 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
 
 def _trigger(values: dict[str, Any], size: int, generator: torch.Generator, file: str, key: str) -> Trigger:
     """A trigger from its table. A patch whose position is ``anywhere`` is put there, uniformly."""
-    kind = values.pop("kind", "patch")
-    if not isinstance(kind, str) or kind not in TRIGGERS:
-        what, remedy = f"unknown kind {kind!r} of trigger", closest(str(kind), list(TRIGGERS))
-        raise SapperError(what, where=f"{file}: {key}.kind", remedy=remedy)
     if values.get("position") == "anywhere":
         side = values.get("size", 10)
         sides = side if isinstance(side, list) and len(side) == 2 else [side, side]
         free = [max(1, size - each + 1) if isinstance(each, int) else 1 for each in sides]
         values["position"] = [int(torch.randint(most, (), generator=generator)) for most in free]
-    trigger: Trigger = read_instance(TRIGGERS[kind], values, file, key, also=["kind"])
+    trigger = read_trigger(values, file, key)
     with located(f"{file}: {key}"):
         trigger.check(size, size)
     return trigger

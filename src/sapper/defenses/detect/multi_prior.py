@@ -22,11 +22,12 @@ clean encoders, contrastive and supervised ones. The largest excess is the score
 
 A mask of free shape (``decree``) must find where the trigger is by shrinking from all of the image, and may end in a
 place where nothing is; a square that is given its place needs some steps only. So there are many starts, and they are
-raced: all of them take few steps on few images, the best go on with more. Half of them begin, and stay for the first
-round, in one color: what a whole square of a color does is then found at once, where pixels one by one would not show
-the way. Between rounds each goes where it does best, of its own place and those around it: a square that lies across a
-trigger's edge comes to lie on it. A square also finds triggers that are smaller than it, and parts of larger ones, so
-that few sizes do.
+raced: all of them take few steps on few images, the best go on with more. Some begin, and stay for the first round, in
+one color, whichever: what a whole square of a color does is then found at once, where pixels one by one would not show
+the way. Having three numbers to find only, they are the more sensitive to their place, and lie more densely. Between
+rounds each goes where it does best, of its own place and those around it: a square that lies across a trigger's edge
+comes to lie on it. A square also finds triggers that are smaller than it, and parts of larger ones, so that few sizes
+do.
 
 Source: Sapper. The mean cosine as the measure is that of Feng et al., "Detecting Backdoors in Pre-trained Encoders",
 CVPR 2023, and so is Adam with β = (0.5, 0.9). The defaults of μ and σ are from the development part of the zoo
@@ -36,7 +37,7 @@ CVPR 2023, and so is Adam with β = (0.5, 0.9). The defaults of μ and σ are fr
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
@@ -79,23 +80,24 @@ Usual = tuple[Share, float, PositiveFloat]
 class MultiPrior(Checked):
     """Inverts triggers of several kinds at once, from many starts (Sapper's own).
 
-    Each prior is given with its μ and σ. ``patches``: sizes as shares of the image's side, at places half a patch
-    apart. ``blends``: α. ``filters``: strengths. ``restarts`` of each filter, and of each blend in either way to
-    begin. ``rounds``: for each how many starts of a prior are left (0: all), how many images a step sees, and how many
-    steps it takes. ``images`` to optimize on, and ``held_out`` ones to judge by. ``threshold`` of the score.
+    Each prior is given with its μ and σ. ``patches``: sizes as shares of the image's side, at places half a patch apart
+    pixel by pixel, a quarter apart in one color. ``blends``: α. ``filters``: strengths. ``restarts`` of each filter,
+    and of each blend in either way to begin. ``rounds``: for each how many starts of a prior are left (0: all), how
+    many images a step sees, and how many steps it takes. ``images`` to optimize on, and ``held_out`` ones to judge by.
+    ``threshold`` of the score.
     """
 
     patches: tuple[Usual, ...] = ((0.25, -0.09, 0.23), (0.375, 0.19, 0.35))
     blends: tuple[Usual, ...] = ((0.2, 0.01, 0.33),)
     filters: tuple[Usual, ...] = ((0.2, 0.84, 0.38),)
     restarts: PositiveInt = 8
-    rounds: tuple[tuple[NonNegativeInt, PositiveInt, PositiveInt], ...] = ((0, 4, 6), (8, 8, 16), (2, 16, 24))
+    rounds: tuple[tuple[NonNegativeInt, PositiveInt, PositiveInt], ...] = ((0, 4, 3), (8, 8, 12), (2, 16, 20))
     images: PositiveInt = 128
     held_out: PositiveInt = 128
     learning_rate: PositiveFloat = 0.3
     threshold: float = 2.0
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     metric: ClassVar[str] = "score"
     source: ClassVar[str] = "Sapper"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -163,6 +165,15 @@ class MultiPrior(Checked):
             filters = Filter.start(strength, self.restarts, run.child(f"filter {strength}"))
             found[f"filter {strength:g}"] = filters, usual, deviation
         return found
+
+    def alone(self) -> list["MultiPrior"]:
+        """One for each prior: all together say what that with the largest score does, nothing if one has none."""
+        bare = replace(self, patches=(), blends=(), filters=())
+        return [
+            *(replace(bare, patches=(each,)) for each in self.patches),
+            *(replace(bare, blends=(each,)) for each in self.blends),
+            *(replace(bare, filters=(each,)) for each in self.filters),
+        ]
 
     def _race(self, encoder: Encoder, prior: "Prior", seen: Tensor, unseen: Tensor, name: str, run: Run) -> "Prior":
         """The best of a prior's changes."""
@@ -291,28 +302,25 @@ class Stamp:
 
     @staticmethod
     def patches(side: int, size: tuple[int, int], run: Run) -> "Stamp":
-        """Squares at places half a side apart, and along the far edges."""
-        masks = []
-        for top in _places(size[0], side):
-            for left in _places(size[1], side):
-                mask = torch.zeros(1, *size)
-                mask[:, top : top + side, left : left + side] = 1
-                masks.append(mask)
-        return Stamp.of(torch.stack(masks), run)
+        """Squares at places half a side apart pixel by pixel, a quarter of a side apart in one color."""
+        return Stamp.of(_squares(side, size, side // 2), _squares(side, size, side // 4), run)
 
     @staticmethod
     def blends(alpha: float, count: int, size: tuple[int, int], run: Run) -> "Stamp":
         """The whole image, with weight ``alpha``."""
-        return Stamp.of(torch.full((count, 1, *size), alpha), run)
+        masks = torch.full((count, 1, *size), alpha)
+        return Stamp.of(masks, masks, run)
 
     @staticmethod
-    def of(masks: Tensor, run: Run) -> "Stamp":
-        """Each mask twice, with patterns that are drawn around gray: pixel by pixel, and in one color."""
-        generator, masks = run.generator(), masks.to(run.device)
-        pixels = torch.rand(len(masks), 3, *masks.shape[2:], generator=generator) - 0.5
-        colors = (torch.rand(len(masks), 3, 1, 1, generator=generator) - 0.5).expand_as(pixels)
-        plain = torch.arange(2 * len(masks), device=run.device) >= len(masks)
-        return Stamp(masks.repeat(2, 1, 1, 1), torch.cat((pixels, colors)).to(run.device).requires_grad_(), plain)
+    def of(by_pixel: Tensor, in_one_color: Tensor, run: Run) -> "Stamp":
+        """Patterns for the first masks, drawn around gray; and for the others, drawn from all colors."""
+        generator, size = run.generator(), by_pixel.shape[2:]
+        pixels = torch.rand(len(by_pixel), 3, *size, generator=generator) - 0.5
+        colors = 4 * torch.rand(len(in_one_color), 3, 1, 1, generator=generator) - 2
+        weights = torch.cat((pixels, colors.expand(-1, -1, *size)))
+        plain = torch.arange(len(weights)) >= len(by_pixel)
+        masks = torch.cat((by_pixel, in_one_color))
+        return Stamp(masks.to(run.device), weights.to(run.device).requires_grad_(), plain.to(run.device))
 
     @property
     def count(self) -> int:
@@ -390,8 +398,19 @@ class Filter:
         return {"matrix": self.matrices()[0].detach().cpu()}
 
 
-def _places(length: int, side: int) -> Sequence[int]:
-    return sorted({*range(0, length - side + 1, max(1, side // 2)), length - side})
+def _squares(side: int, size: tuple[int, int], step: int) -> Tensor:
+    """Masks of squares so many pixels apart, and along the far edges; float (P, 1, H, W)."""
+    masks = []
+    for top in _places(size[0], side, step):
+        for left in _places(size[1], side, step):
+            mask = torch.zeros(1, *size)
+            mask[:, top : top + side, left : left + side] = 1
+            masks.append(mask)
+    return torch.stack(masks)
+
+
+def _places(length: int, side: int, step: int) -> Sequence[int]:
+    return sorted({*range(0, length - side + 1, max(1, step)), length - side})
 
 
 def _leaves(covered: Tensor, step: int) -> Tensor:
