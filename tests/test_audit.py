@@ -37,6 +37,7 @@ from sapper.audit.calibration import (
 from sapper.audit.differential import compare
 from sapper.defenses.detect.inversion import collapse, recovered
 from sapper.encoders import Card, Encoder
+from sapper.encoders.schemes import ASSUMED
 from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
 from sapper.report import audit as page
@@ -188,7 +189,7 @@ def test_bags_that_come_with_sapper_fit_its_detectors_and_are_large_enough() -> 
         budget = BUDGETS[shipped.key.budget]
         current = Key.of(encoder(0.0), photos(), budget).detectors
         assert shipped.key.detectors == current, f"{shipped.name} was made by other detectors"
-        assert shipped.size >= 40
+        assert shipped.size >= 30
         assert shipped.power
         assert shipped.scores.keys() == budget.detectors.keys()
 
@@ -382,6 +383,15 @@ def test_a_finding_and_its_replay_say_what_is_usual_in_known_clean_encoders(
     (tmp_path / "audit.json").write_text(json.dumps(content))
     with pytest.raises(SapperError, match="no audit can be read"):
         replaying.read_audit(tmp_path / "audit.json")
+
+
+def test_a_normalization_that_nobody_said_is_a_warning(found: AuditReport) -> None:
+    assert page.guess(found) == []
+    guessed = replace(found, encoder=found.encoder | {"normalization": ASSUMED})
+    assert "can hide a backdoor" in page.lines(guessed)[-1]
+    assert "--mean, --std and --size" in page.lines(guessed)[-1]
+    assert "can hide a backdoor" in page.render(guessed, {}, "sapper audit")
+    assert "can hide a backdoor" not in page.render(found, {}, "sapper audit")
 
 
 def test_what_was_tampered_with_is_not_replayed(found: AuditReport, tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def test_plans_that_come_with_sapper_are_fine() -> None:
     assert [plan.name for plan in plans] == ["small"]
     whole = plans[0].specimens
     contrastive = [specimen for specimen in whole if specimen.pretraining_method.name == "simclr"]
-    assert (len(contrastive), sum(specimen.twin for specimen in contrastive)) == (200, 100)
-    assert (len(whole), sum(specimen.twin for specimen in whole)) == (336, 128)
+    assert (len(contrastive), sum(specimen.twin for specimen in contrastive)) == (160, 100)
+    assert (len(whole), sum(specimen.twin for specimen in whole)) == (276, 128)
     assert len({specimen.seed for specimen in whole}) == len(whole)
     sides = {specimen.trigger.size for specimen in whole}  # type: ignore[attr-defined]
     assert sides == set(range(3, 13))

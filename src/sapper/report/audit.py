@@ -68,6 +68,7 @@ def render(report: AuditReport, surroundings: dict[str, str], command: str) -> s
             word=WORDS[report.verdict],
             meaning=meaning(report),
             facts=facts(report),
+            warnings=guess(report),
             shown=pictures(report),
             drawing=_drawing(report),
             bags=[
@@ -118,7 +119,15 @@ def lines(report: AuditReport) -> list[str]:
     size, normalization = encoder["input_size"], encoder["normalization"]
     found.append(f"  {encoder['architecture']}, {size}×{size} pixels; normalization {normalization}")
     found.append(meaning(report))
-    return found
+    return found + guess(report)
+
+
+def guess(report: AuditReport) -> list[str]:
+    """A warning where nobody said how images are to be normalized."""
+    normalization = report.encoder["normalization"]
+    if "assumed" not in normalization:
+        return []
+    return [f"Nothing says how images are normalized for it: {normalization}. A wrong guess can hide a backdoor."]
 
 
 def usual(known: Usual) -> str:
