@@ -66,6 +66,13 @@ def test_a_killed_process_is_one_clear_error() -> None:
     assert "--workers" in str(caught.value.remedy)
 
 
+def test_without_processes_work_is_done_here_in_order() -> None:
+    done: list[int] = []
+    results = Workers(0).run(report, [(number,) for number in range(3)], lambda: done.append(1))
+    assert [(number, process) for number, process, _ in results] == [(number, os.getpid()) for number in range(3)]
+    assert len(done) == 3
+
+
 def test_no_jobs_are_no_work() -> None:
     assert Workers(2).run(report, [], lambda: None) == []
 

@@ -78,15 +78,15 @@ def plan(data: Path) -> Plan:
     return parse_plan(content(data), "micro.toml")
 
 
-def build(plan: Plan, folder: Path, *parts: str) -> list[Member]:
+def build(plan: Plan, folder: Path, *parts: str, workers: int = 0) -> list[Member]:
     pantry = Pantry.load(plan, RUN, data_root=None, download=False)
-    return building.build(plan, folder, RUN, Workers(2), parts=parts, data=pantry)
+    return building.build(plan, folder, RUN, Workers(workers), parts=parts, data=pantry)
 
 
 @pytest.fixture(scope="module")
 def built(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zoo")
-    build(plan, folder)
+    build(plan, folder, workers=2)
     return folder
 
 
@@ -268,7 +268,7 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
     members = building.read_members(built)
     scored = examining.examine(members, built, images, BUDGET, RUN, Workers(2))
     assert [each.member for each in scored] == members
-    again = examining.examine(members, built, images, BUDGET, RUN, Workers(2))
+    again = examining.examine(members, built, images, BUDGET, RUN, Workers(0))
     assert [each.seconds for each in again] == [each.seconds for each in scored]
     board = judging.board(scored, judging.own_calibration(scored), "micro", BUDGET, {"torch": "x"}, "sapper zoo score")
     assert [(row.family, row.detector) for row in board.rows] == [("all", "multi_prior"), ("all", "decree")]
@@ -297,7 +297,7 @@ def test_budgets_share_what_they_have_in_common(built: Path, images: dict[str, I
     run, seen = RUN.child(member.name), []
     for parameters in (large, small):
         budget = Budget(name="one", detectors={"multi_prior": parameters}, tried=(), left_out=())
-        (scored,) = examining.examine([member], built, images, budget, RUN, Workers(1))
+        (scored,) = examining.examine([member], built, images, budget, RUN, Workers(0))
         seen.append(scored)
         encoder = load(built / member.file, RUN)
         whole = scores(encoder, images["squares"], budget.make(), run)["multi_prior"]
@@ -334,7 +334,7 @@ def test_scores_do_not_depend_on_marks_or_names(built: Path, images: dict[str, I
     encoders.save(disguised, tmp_path / "clean.safetensors")
     other = replace(member, file="clean.safetensors", kind="clean", about={})
     first, second = (
-        examining.examine([m], folder, images, BUDGET, RUN, Workers(1))[0]
+        examining.examine([m], folder, images, BUDGET, RUN, Workers(0))[0]
         for m, folder in ((member, built), (other, tmp_path))
     )
     assert first.scores == second.scores
@@ -449,7 +449,7 @@ def test_what_an_audit_would_pass_is_listed_with_what_its_trigger_does() -> None
 def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, images: dict[str, ImageSet]) -> None:
     """As if their scores were the calibration part's; the bags that do not fit have no say."""
     members = building.read_members(built)
-    scored = examining.examine(members, built, images, BUDGET, RUN, Workers(2))
+    scored = examining.examine(members, built, images, BUDGET, RUN, Workers(0))
     (bag,) = lessons.bags(scored, built, images, BUDGET, "micro", RUN, {})
     assert list(judging.beside_bags(scored, [bag]).values()) == [{}]  # an audit would be undecided beside two
     large = replace(bag, scores={name: [-9.0] * 20 for name in bag.scores})

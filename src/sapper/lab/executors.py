@@ -24,7 +24,10 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Workers:
-    """``count`` processes with one thread each. ``settle`` is called in each of them before torch is loaded."""
+    """``count`` processes with one thread each, or 0 to work in this one.
+
+    ``settle`` is called in each of them before torch is loaded.
+    """
 
     count: int = 1
     settle: Callable[[], None] = _nothing
@@ -35,8 +38,8 @@ class Workers:
         Functions, jobs and results travel by pickle between processes of ours, a few at a time. The first error ends
         all work and is raised here, an interrupt likewise. Raises ``SapperError`` when a process is killed.
         """
-        if not jobs:
-            return []
+        if not jobs or not self.count:
+            return _here(function, jobs, done)
         context = multiprocessing.get_context("spawn")  # a fork of a process that has used its threads may hang
         others = multiprocessing.active_children()
         with ProcessPoolExecutor(min(self.count, len(jobs)), context, _begin, (self.settle,)) as pool:
@@ -65,13 +68,16 @@ class Workers:
         self, device: Any, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], done: Callable[[], None]
     ) -> list[T]:
         """``run`` on a CPU; on an accelerator one job after another in this process."""
-        if device.type == "cpu":
-            return self.run(function, jobs, done)
-        results = []
-        for job in jobs:
-            results.append(function(*job))
-            done()
-        return results
+        return (self.run if device.type == "cpu" else _here)(function, jobs, done)
+
+
+def _here(function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], done: Callable[[], None]) -> list[T]:
+    """One job after another in this process."""
+    results = []
+    for job in jobs:
+        results.append(function(*job))
+        done()
+    return results
 
 
 def _ended(under_way: dict[Future[T], int], done: Callable[[], None]) -> dict[int, T]:
