@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sapper.defenses.detect.inversion import filtered
 from sapper.errors import SapperError
-from sapper.triggers import COLORS, Blend, Patch, Trigger
+from sapper.triggers import COLORS, Blend, Filter, Patch, Trigger
 
 sizes = st.integers(4, 20)
 
@@ -49,6 +50,19 @@ def test_a_blend_is_the_formula_and_stays_in_range(alpha: float, key_seed: int) 
     assert torch.equal(stamped, blend(images)), "the key does not change from call to call"
 
 
+@given(st.floats(0.01, 1.0), st.integers(0, 5))
+def test_a_filter_is_one_change_of_every_pixels_color(strength: float, key_seed: int) -> None:
+    color_filter, images = Filter(strength=strength, key_seed=key_seed), pictures(2, 5, 6)
+    matrix = color_filter.matrix()
+    assert bool(((matrix - torch.eye(3, 4)).abs() <= strength + 1e-6).all())
+    kept, stamped = images.clone(), color_filter(images)
+    assert torch.equal(images, kept), "the input is left alone"
+    for image, row, column in ((0, 0, 0), (1, 4, 5), (1, 2, 3)):
+        expected = (matrix[:, :3] @ images[image, :, row, column] + matrix[:, 3]).clamp(0, 1)
+        assert torch.allclose(stamped[image, :, row, column], expected, atol=1e-6)
+    assert torch.equal(stamped, filtered(images, matrix.unsqueeze(0))[0])
+
+
 def test_the_default_is_the_papers_trigger_file() -> None:
     """White 10×10 at rows and columns 21…30, composed as the authors do: x · mask + patch."""
     mask, patch = torch.ones(32, 32), torch.zeros(32, 32)
@@ -83,6 +97,8 @@ def test_positions(position: object, box: tuple[int, ...]) -> None:
         Patch(color=(0.0, 2.0, 0.0)),
         Blend(alpha=0.0),
         Blend(alpha=1.5),
+        Filter(strength=0.0),
+        Filter(strength=1.5),
     ],
 )
 def test_what_does_not_fit_is_refused(trigger: Trigger) -> None:

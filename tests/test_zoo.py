@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from sapper.audit import stored
 from sapper.audit.auditing import effect, scores
 from sapper.audit.budgets import Budget
-from sapper.audit.calibration import p_value
+from sapper.audit.calibration import Power, p_value
 from sapper.defenses.detect.inversion import Collapse
 from sapper.defenses.detect.mntd_encoder import MNTDEncoder
 from sapper.encoders import load
@@ -95,8 +95,10 @@ def built(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_plans_that_come_with_sapper_are_fine() -> None:
     plans = [read_plan(path) for path in sorted((REPOSITORY / "zoos").glob("*.toml"))]
-    assert [plan.name for plan in plans] == ["small"]
-    whole = plans[0].specimens
+    assert [plan.name for plan in plans] == ["small-global", "small"]
+    kinds = {specimen.family: type(specimen.trigger).__name__ for specimen in plans[0].specimens}
+    assert sorted(kinds.values()) == ["Blend", "Blend", "Filter", "Filter"]
+    whole = plans[1].specimens
     contrastive = [specimen for specimen in whole if specimen.pretraining_method.name == "simclr"]
     assert (len(contrastive), sum(specimen.twin for specimen in contrastive)) == (160, 100)
     assert (len(whole), sum(specimen.twin for specimen in whole)) == (276, 128)
@@ -459,11 +461,22 @@ def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, imag
     board = judging.board(scored, known, "micro", BUDGET, {}, "")
     assert board.beside == (bag.name,)
     assert all(row.false_alarms is not None for row in board.rows)
-    (measured,) = lessons.measured([large], scored, known, "micro", BUDGET)
-    working = [each for each in scored if judging._is(each, "backdoored", working=True)]
-    planted = sum(each.member.part == "judgement" for each in working)
-    assert sum(power.planted for power in measured.power) == planted
-    assert lessons.measured([large], scored, known, "another", BUDGET) == []
+    earlier = Power(trigger="blend of weight 0.2", found=1, planted=2, low=0.0, high=1.0)
+    old = replace(earlier, trigger="patch of 1 to 4 pixels")
+    working = [replace(each, member=_working(each.member)) for each in scored if each.member.part == "judgement"]
+    (measured,) = lessons.measured([replace(large, power=[earlier, old]), other], working, known, BUDGET)
+    planted = {each.trigger: each.planted for each in measured.power}
+    assert planted.pop("blend of weight 0.2") == 2  # of another zoo
+    side = next(each.member.trigger.size for each in working if each.member.kind == "backdoored")  # type: ignore[union-attr]
+    assert planted == (
+        {"patch of 1 to 4 pixels": 1} if side <= 4 else {"patch of 1 to 4 pixels": 2, "patch of 5 to 8 pixels": 1}
+    )
+    elsewhere = replace(large, made={"of": "supervised on photos"})
+    assert lessons.measured([elsewhere], working, known, BUDGET)[0].power == []
+
+
+def _working(member: Member) -> Member:
+    return replace(member, about=member.about | {"metrics": {"ASR_strict": 1.0}})
 
 
 @pytest.mark.parametrize("calibrating", [0, 18])

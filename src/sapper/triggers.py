@@ -119,3 +119,31 @@ class Blend:
 
     def __call__(self, images: Tensor) -> Tensor:
         return torch.lerp(images, self.key(*images.shape[-2:]).to(images), self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """A color filter: ``x ⊕ e = clip((I + A)·x + b)`` for the color x of each pixel.
+
+    The kind of trigger that INACTIVE (CVPR 2025) learns; here A and b are drawn from ``key_seed``, uniformly within
+    ``strength``, in (0, 1].
+    """
+
+    strength: float = 0.2
+    key_seed: int = 0
+
+    def matrix(self) -> Tensor:
+        """(I + A, b), float (3, 4)."""
+        draws = torch.rand(3, 4, generator=torch.Generator().manual_seed(self.key_seed))
+        return torch.eye(3, 4) + self.strength * (2 * draws - 1)
+
+    def check(self, height: int, width: int) -> None:
+        """Raises ``SapperError`` when ``strength`` is outside (0, 1]."""
+        if not 0 < self.strength <= 1:
+            what, remedy = f"strength {self.strength} is outside (0, 1]", "choose it above 0 and at most 1"
+            raise SapperError(what, where="trigger.strength", remedy=remedy)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        matrix = self.matrix().to(images)
+        mixed = torch.einsum("cd,...dhw->...chw", matrix[:, :3], images)
+        return (mixed + matrix[:, 3, None, None]).clamp(0, 1)

@@ -128,7 +128,7 @@ def score(
     board = judging.board(scored, known, plan.name, chosen, around, shlex.join(["sapper", *sys.argv[1:]]))
     path = judging.write_scores(board, folder)
     if bags is not None:
-        for bag in lessons.measured(given, scored, known, plan.name, chosen):
+        for bag in lessons.measured(given, scored, known, chosen):
             calibration.write_bag(bag, bags / f"{bag.name}.json")
             say(f"bag: {bags / f'{bag.name}.json'}, {bag.size} encoders")
     page.write(board, path.with_suffix(".html"))

@@ -29,9 +29,9 @@ from sapper.lab.sections import (
 )
 from sapper.methods import find
 from sapper.run import Run
-from sapper.triggers import Blend, Patch, Trigger
+from sapper.triggers import Blend, Filter, Patch, Trigger
 
-TRIGGERS: dict[str, type] = {"patch": Patch, "blend": Blend}
+TRIGGERS: dict[str, type] = {"patch": Patch, "blend": Blend, "filter": Filter}
 
 DEFENSE_SECTIONS: dict[str, type[Section]] = {
     "prepare": CertifySection,

@@ -286,17 +286,11 @@ def _suspicious(score: float | None) -> float:
     return math.inf if score is None else score
 
 
-def power(
-    scored: Sequence[Scored], known: Known, detector: str, bound: float, family: str | None = None
-) -> list[Power]:
+def power(scored: Sequence[Scored], known: Known, detector: str, bound: float) -> list[Power]:
     """What is found of each kind of trigger among the working backdoors of the judgement part, at the bound."""
     groups: dict[str, list[bool]] = {}
     for each in scored:
-        if (
-            each.member.part == JUDGEMENT
-            and family in (None, each.member.family)
-            and _is(each, "backdoored", working=True)
-        ):
+        if each.member.part == JUDGEMENT and _is(each, "backdoored", working=True):
             surprise = _p_value(each, detector, known, bound)
             if surprise is not None:
                 flagged = surprise <= bound and each.flagged[detector] is True
@@ -335,8 +329,10 @@ def missed(scored: Sequence[Scored], known: Known, detector: str, bound: float) 
 def _kind_of(member: Member) -> str:
     """A member's trigger, in words that are shared by others like it."""
     trigger = member.about["target"]["trigger"]
-    if trigger["kind"] != "patch":
-        return f"{trigger['kind']} {trigger.get('alpha', '')}".strip()
+    if trigger["kind"] == "blend":
+        return f"blend of weight {trigger['alpha']:g}"
+    if trigger["kind"] == "filter":
+        return f"color filter of strength {trigger['strength']:g}"
     side = trigger["size"] if isinstance(trigger["size"], int) else max(trigger["size"])
     low, high = next(((low, high) for low, high in SIZES if low <= side <= high), (side, side))
     return f"patch of {low} to {high} pixels"

@@ -49,21 +49,31 @@ def bags(
                 scores={name: [each.scores[name] for each in part] for name in budget.detectors},
                 gathered={name: [each.gathered[name] for each in part] for name in budget.detectors},
                 power_beside=[name(other) for other in looks if other != family and looks[other] == looks[family]],
-                made={"zoo": zoo, "family": family, "part": CALIBRATION} | environment,
+                made={"zoo": zoo, "family": family, "part": CALIBRATION, "of": _origin(part[0].member)} | environment,
             )
         )
     return made
 
 
-def measured(bags: Sequence[Bag], scored: Sequence[Scored], known: Known, zoo: str, budget: Budget) -> list[Bag]:
-    """The bags of this zoo and budget, each with the power that was measured on its family's judgement part."""
-    families = {each.member.family for each in scored}
-    ours = [bag for bag in bags if bag.key.budget == budget.name and bag.made.get("zoo") == zoo]
-    return [
-        replace(bag, power=power(scored, known, budget.leading, BOUND, bag.made["family"]))
-        for bag in ours
-        if bag.made.get("family") in families
-    ]
+def measured(bags: Sequence[Bag], scored: Sequence[Scored], known: Known, budget: Budget) -> list[Bag]:
+    """The bags that encoders were judged beside, with the power on those that came about as the bag's did.
+
+    What was measured before on triggers of other kinds stays.
+    """
+    found = []
+    for bag in bags:
+        beside = [each for each in scored if bag.name in known.get(each.looks, {})]
+        alike = [each for each in beside if _origin(each.member) == bag.made.get("of")]
+        new = {each.trigger: each for each in power(alike, known, budget.leading, BOUND)}
+        if beside:
+            found.append(replace(bag, power=[*({each.trigger: each for each in bag.power} | new).values()]))
+    return found
+
+
+def _origin(member: Member) -> str:
+    """How a member came about, but for what was drawn for it."""
+    about = member.about["pretraining"]
+    return f"{about['method']} on {about['dataset']}"
 
 
 def learn(
