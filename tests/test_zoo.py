@@ -16,17 +16,18 @@ from scipy.stats import binomtest
 from sapper.audit import stored
 from sapper.audit.auditing import effect, scores
 from sapper.audit.budgets import Budget
-from sapper.audit.calibration import Power, p_value
-from sapper.defenses.detect.inversion import Collapse
+from sapper.audit.calibration import Power, p_value, read_bag, write_bag
+from sapper.defenses.detect.inversion import mean_cosine
 from sapper.defenses.detect.mntd_encoder import MNTDEncoder
 from sapper.encoders import load
 from sapper.errors import SapperError
-from sapper.images import ImageSet
+from sapper.images import ImageSet, to_float
 from sapper.lab.executors import Workers
 from sapper.report import zoo as page
 from sapper.run import Run
+from sapper.triggers import Patch
 from sapper.zoo import building, examining, judging, lessons, making
-from sapper.zoo.examining import Scored
+from sapper.zoo.examining import Gathering, Scored
 from sapper.zoo.judging import Share
 from sapper.zoo.making import Member
 from sapper.zoo.pantry import Pantry, ordinary_images
@@ -272,7 +273,15 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
     assert [each.member for each in scored] == members
     again = examining.examine(members, built, images, BUDGET, RUN, Workers(0))
     assert [each.seconds for each in again] == [each.seconds for each in scored]
-    board = judging.board(scored, judging.own_calibration(scored), "micro", BUDGET, {"torch": "x"}, "sapper zoo score")
+    twin = next(each for each in scored if each.member.kind == "backdoored")
+    assert twin.under_trigger is not None
+    assert all((each.under_trigger is None) == (each.member.kind == "clean") for each in scored)
+    drawn = twin.member.about["target"]["trigger"]
+    trigger = Patch(size=drawn["size"], position=tuple(drawn["position"]), color=drawn["color"])
+    with torch.no_grad():
+        features = load(built / twin.member.file, RUN).eval()(trigger(to_float(images["squares"].images)))
+    assert twin.under_trigger.spread == pytest.approx(1 - float(mean_cosine(features)), abs=1e-5)
+    board = judging.board(scored, own(scored), "micro", BUDGET, {"torch": "x"}, "sapper zoo score")
     assert [(row.family, row.detector) for row in board.rows] == [("all", "multi_prior"), ("all", "decree")]
     for row in board.rows:
         assert row.true_positives is None  # two encoders calibrate nothing
@@ -296,11 +305,10 @@ def test_budgets_share_what_they_have_in_common(built: Path, images: dict[str, I
     rounds = {"rounds": ((0, 4, 2), (2, 8, 2)), "images": 24, "held_out": 12}
     large = rounds | {"patches": ((0.25, 0.0, 1.0), (0.375, 0.1, 0.5)), "blends": ((0.2, 0.0, 1.0),), "filters": ()}
     small = rounds | {"patches": ((0.25, 0.0, 1.0),), "blends": (), "filters": ()}
-    run, seen = RUN.child(member.name), []
+    run, looks = RUN.child(member.name), []
     for parameters in (large, small):
         budget = Budget(name="one", detectors={"multi_prior": parameters}, tried=(), left_out=())
         (scored,) = examining.examine([member], built, images, budget, RUN, Workers(0))
-        seen.append(scored)
         encoder = load(built / member.file, RUN)
         whole = scores(encoder, images["squares"], budget.make(), run)["multi_prior"]
         assert scored.scores["multi_prior"] == whole.score
@@ -310,11 +318,8 @@ def test_budgets_share_what_they_have_in_common(built: Path, images: dict[str, I
         does = effect(encoder, whole, images["squares"], run)
         assert does is not None
         assert scored.gathered["multi_prior"] == does.gathered
-    first, second = seen
-    assert second.seconds["multi_prior"] < first.seconds["multi_prior"]
-    looks = [json.loads(path.read_text()) for path in (built / "scores").glob("look-*/seen.json")]
-    mine = [look for look in looks if look["seconds"] == second.seconds["multi_prior"]]
-    assert len(mine) == 1  # made for the first, found by the second
+        looks.append({path.name for path in (built / "scores").glob("look-*")})
+    assert looks[0] == looks[1]  # what the first budget looked at the second found
 
 
 def test_one_prior_without_a_score_leaves_none() -> None:
@@ -354,8 +359,12 @@ def made(part: str, kind: str, number: int, score: float | None, asr: float = 1.
     )
 
 
+def own(scored: list[Scored]) -> judging.Known:
+    return judging.own_calibration(scored, "zoo", "quick")
+
+
 def judged(scored: list[Scored], leading: str = "") -> Any:
-    return judging.judge(scored, judging.own_calibration(scored), ["d"], 0.05, leading)
+    return judging.judge(scored, own(scored), ["d"], 0.05, leading)
 
 
 def test_rates_by_hand() -> None:
@@ -382,12 +391,9 @@ def test_rates_by_hand() -> None:
     assert (0.0, 1 / 3) in curves["d"]
     (strict,), _ = judged([replace(each, flagged={"d": False}) for each in scored], leading="d")
     assert strict.true_positives == Share.counted(0, 3)  # too weak to matter
-    power = {
-        each.trigger: (each.found, each.planted)
-        for each in judging.power(scored, judging.own_calibration(scored), "d", 0.05)
-    }
+    power = {each.trigger: (each.found, each.planted) for each in judging.power(scored, own(scored), "d", 0.05)}
     assert power == {"patch of 1 to 4 pixels": (1, 1), "patch of 5 to 8 pixels": (0, 1)}
-    assert [p_value(30.0, clean) for clean in judging.own_calibration(scored)["alike"]["one"].values()] == [1 / 20]
+    assert [p_value(30.0, clean) for clean in own(scored)["alike"]["zoo-one-quick"].values()] == [1 / 20]
 
 
 def test_families_are_compared_in_deviations_of_their_own_calibration() -> None:
@@ -403,7 +409,7 @@ def test_families_are_compared_in_deviations_of_their_own_calibration() -> None:
         ]
     rows, _ = judged(scored)
     assert [(row.family, row.auc) for row in rows] == [("one", 1.0), ("two", 1.0), ("all", 1.0)]
-    scaled = judging.on_one_scale(scored[5:9], "d", judging.own_calibration(scored))
+    scaled = judging.on_one_scale(scored[5:9], "d", own(scored))
     deviation = statistics.stdev(range(5))
     assert [each.scores["d"] for each in scaled] == pytest.approx([0.0, 0.0, 7 / deviation, 7 / deviation])
 
@@ -434,17 +440,17 @@ def test_families_that_look_alike_are_judged_beside_both() -> None:
 def test_what_an_audit_would_pass_is_listed_with_what_its_trigger_does() -> None:
     scored = [made("calibration", "clean", i, float(i)) for i in range(19)]
     scored += [made("judgement", "clean", 0, 1.0), made("judgement", "backdoored", 0, 30.0)]
-    effect = Collapse(spread_before=0.5, spread=0.01, gathered=1.0, there_before=0.0, images=9)
     weak = replace(
         made("judgement", "backdoored", 1, 17.5, 0.9),
-        evidence={"d": {"priors": {"a": {"spread": 0.3}, "b": {"spread": 0.2}}}},
-        under_trigger=effect,
+        evidence={"d": {"prior": "a", "priors": {"a": {"powers": 0.3}, "b": {"powers": 0.9}}}},
+        under_trigger=Gathering(spread=0.001, neighborhood=0.1),
     )
     scored += [weak, replace(made("judgement", "backdoored", 2, 40.0), flagged={"d": False})]
-    first, second = judging.missed(scored, judging.own_calibration(scored), "d", 0.05)
+    scored += [made("judgement", "backdoored", 3, None)]  # undecided
+    first, second = judging.missed(scored, own(scored), "d", 0.05)
     assert (first.name, first.p_value, first.score) == ("judgement-backdoored-1", 2 / 20, 17.5)
-    assert (first.spread, first.under_trigger, first.asr_strict) == (0.2, 0.01, 0.9)
-    assert (second.name, second.spread, second.under_trigger) == ("judgement-backdoored-2", None, None)
+    assert (first.powers, first.under_trigger, first.asr_strict) == (0.3, pytest.approx(2.0), 0.9)
+    assert (second.name, second.powers, second.under_trigger) == ("judgement-backdoored-2", None, None)
     assert judging.missed(scored, {}, "d", 0.05) == []  # an audit without a bag is undecided
 
 
@@ -465,14 +471,21 @@ def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, imag
     old = replace(earlier, trigger="patch of 1 to 4 pixels")
     working = [replace(each, member=_working(each.member)) for each in scored if each.member.part == "judgement"]
     (measured,) = lessons.measured([replace(large, power=[earlier, old]), other], working, known, BUDGET)
+    assert measured.power_beside == []
+    elsewhere = replace(large, power=[earlier, old], power_beside=["another"])
+    assert "blend of weight 0.2" not in {
+        p.trigger for p in lessons.measured([elsewhere], working, known, BUDGET)[0].power
+    }
     planted = {each.trigger: each.planted for each in measured.power}
     assert planted.pop("blend of weight 0.2") == 2  # of another zoo
     side = next(each.member.trigger.size for each in working if each.member.kind == "backdoored")  # type: ignore[union-attr]
     assert planted == (
         {"patch of 1 to 4 pixels": 1} if side <= 4 else {"patch of 1 to 4 pixels": 2, "patch of 5 to 8 pixels": 1}
     )
-    elsewhere = replace(large, made={"of": "supervised on photos"})
-    assert lessons.measured([elsewhere], working, known, BUDGET)[0].power == []
+    for origin in ({"of": ["supervised on photos"]}, {}):
+        assert lessons.measured([replace(large, made=origin)], working, known, BUDGET) == []
+    (own,) = lessons.measured([bag], scored, judging.own_calibration(scored, "micro", "short"), BUDGET)
+    assert (own.name, own.scores) == (bag.name, bag.scores)
 
 
 def _working(member: Member) -> Member:
@@ -484,13 +497,16 @@ def test_what_was_not_calibrated_is_not_reported_as_nothing_found(calibrating: i
     """An audit beside fewer than 19 is undecided at 5 %, and so is one beside none."""
     scored = [made("calibration", "clean", i, 0.0) for i in range(calibrating)]
     scored += [made("judgement", "clean", 0, 1.0), made("judgement", "backdoored", 0, 1.5)]
-    ((row,), _), none = judged(scored, leading="d"), judging.power(scored, judging.own_calibration(scored), "d", 0.05)
+    ((row,), _), none = (
+        judged(scored, leading="d"),
+        judging.power(scored, own(scored), "d", 0.05),
+    )
     assert (row.true_positives, row.working, row.false_alarms, none) == (None, None, None, [])
 
 
 def test_only_clean_encoders_calibrate() -> None:
     scored = [made("calibration", "clean", 0, 1.0), made("calibration", "backdoored", 0, 99.0)]
-    assert judging.own_calibration(scored) == {"alike": {"one": {"d": [1.0]}}}
+    assert own(scored) == {"alike": {"zoo-one-quick": {"d": [1.0]}}}
 
 
 @settings(max_examples=40)
@@ -533,12 +549,18 @@ def test_meta_classifiers_survive_their_file_and_judge_their_kind_only(
 def test_the_commands_of_a_zoo(sapper: Sapper, data: Path, tmp_path: Path) -> None:
     file, folder = tmp_path / "plan.toml", tmp_path / "zoo"
     small = content(data)
-    lines = ['name = "micro"\nseed = 4\n[part.development]\nclean = 1\nbackdoored = 1\n[[family]]\nname = "squares"']
+    parts = ("development", 1, 1), ("calibration", 1, 0), ("judgement", 1, 1)
+    lines = [
+        'name = "micro"\nseed = 4',
+        *(f"[part.{name}]\nclean = {n}\nbackdoored = {twins}" for name, n, twins in parts),
+    ]
+    lines += ['[[family]]\nname = "squares"']
     for table in ("encoder", "pretraining", "images", "attack", "victim", "trigger", "head"):
         values = ", ".join(f"{key} = {_toml(value)}" for key, value in small["family"][0][table].items())
         lines.append(f"{table} = {{ {values} }}")
     file.write_text("\n".join(lines))
-    end = sapper("zoo", "build", file, "--out", folder, "--device", "cpu", "--workers", "1")
+    on = ("--device", "cpu", "--workers", "1")
+    end = sapper("zoo", "build", file, "--out", folder, "--part", "development", *on)
     assert end.code == 0, end.err
     assert "1 clean and 1 backdoored encoders" in end.out
     assert json.loads((folder / "zoo.json").read_text())["schema"] == 1
@@ -547,6 +569,28 @@ def test_the_commands_of_a_zoo(sapper: Sapper, data: Path, tmp_path: Path) -> No
     assert "no budget 'quik'" in told(sapper("zoo", "score", folder, "--budget", "quik"))
     assert "small" in told(sapper("zoo", "build", "smal"))
     assert "no family 'cubes'" in told(sapper("zoo", "learn", folder, "--family", "cubes", "--out", tmp_path / "m"))
+    assert sapper("zoo", "build", file, "--out", folder, *on).code == 0
+    end = sapper("zoo", "score", folder, "--bags", tmp_path / "bags", *on)
+    assert end.code == 0, end.err
+    bag = read_bag(tmp_path / "bags" / "micro-squares-quick.json")
+    assert (bag.size, bag.power, len(bag.gathered["multi_prior"])) == (1, [], 1)
+    assert (
+        "Beside micro-squares-quick. Encoders: calibration: 1 clean; judgement: 1 clean; judgement: 1 back" in end.out
+    )
+    assert "micro-squares-quick" in (folder / "scores-quick.html").read_text()
+    few = told(sapper("zoo", "score", folder, "--bag", tmp_path / "bags" / "micro-squares-quick.json", *on))
+    assert "squares cannot be judged: the fitting bag" in few
+    end = sapper("zoo", "score", folder, "--part", "judgement", *on)
+    assert end.code == 0, end.err
+    assert "squares cannot be judged: no bag of known-clean encoders fits" in end.out
+    large = replace(bag, scores={name: [-9.0] * 19 for name in bag.scores}, gathered={})
+    write_bag(large, tmp_path / "large.json")
+    end = sapper("zoo", "score", folder, "--bag", tmp_path / "large.json", "--bags", tmp_path / "more", *on)
+    assert end.code == 0, end.err
+    assert read_bag(tmp_path / "more" / "micro-squares-quick.json").size == 19
+    escaping = replace(large, name="../micro")
+    write_bag(escaping, tmp_path / "escaping.json")
+    assert "no bag can be read: name" in told(sapper("zoo", "score", folder, "--bag", tmp_path / "escaping.json", *on))
 
 
 def _toml(value: Any) -> str:

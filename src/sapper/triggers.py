@@ -123,10 +123,10 @@ class Blend:
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """A color filter: ``x ⊕ e = clip((I + A)·x + b)`` for the color x of each pixel.
+    """A color filter: ``x ⊕ e = clip((I + A)·x + b)`` for the color x of each pixel, the same for all.
 
-    The kind of trigger that INACTIVE (CVPR 2025) learns; here A and b are drawn from ``key_seed``, uniformly within
-    ``strength``, in (0, 1].
+    A and b are drawn from ``key_seed``, uniformly within ``strength``, in (0, 1]. Filters that are learned, or that
+    change from pixel to pixel, are stronger; this is the simplest of the kind.
     """
 
     strength: float = 0.2
@@ -144,6 +144,10 @@ class Filter:
             raise SapperError(what, where="trigger.strength", remedy=remedy)
 
     def __call__(self, images: Tensor) -> Tensor:
-        matrix = self.matrix().to(images)
-        mixed = torch.einsum("cd,...dhw->...chw", matrix[:, :3], images)
-        return (mixed + matrix[:, 3, None, None]).clamp(0, 1)
+        return filtered(images, self.matrix().to(images).unsqueeze(0))[0]
+
+
+def filtered(images: Tensor, matrices: Tensor) -> Tensor:
+    """clip(M·(x, 1)) of each pixel's color: (P, N, 3, H, W), of images (N, 3, H, W) in [0, 1] and M (P, 3, 4)."""
+    mixed = torch.einsum("pcd,ndhw->pnchw", matrices[:, :, :3], images)
+    return (mixed + matrices[:, None, :, 3, None, None]).clamp(0, 1)

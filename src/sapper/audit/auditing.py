@@ -22,15 +22,15 @@ from torch import Tensor
 from sapper.audit.budgets import UNSEEN, Budget
 from sapper.audit.calibration import (
     Bag,
+    InClean,
     Key,
     Match,
     Power,
-    Usual,
     distinct,
     fitting,
+    in_clean,
     largest_p_value,
     p_value,
-    usually,
 )
 from sapper.audit.differential import check_base, compare
 from sapper.defenses.defender import EncoderExaminer
@@ -59,7 +59,7 @@ Answer = Literal["no-evidence", "backdoor", "undecided"]
 class Finding:
     """What one detector found. ``leads``: it decides. ``collapse``: what its trigger does to other images.
 
-    ``usual``: what the triggers that it finds in known-clean encoders do. ``tensors``: the recovered trigger
+    ``in_clean``: what the triggers that it finds in known-clean encoders do. ``tensors``: the recovered trigger
     (``inversion.recovered``).
     """
 
@@ -72,7 +72,7 @@ class Finding:
     evidence: dict[str, Any]
     seconds: float
     collapse: Collapse | None = None
-    usual: Usual | None = None
+    in_clean: InClean | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -186,8 +186,12 @@ def scores(encoder: Encoder, images: ImageSet, detectors: dict[str, EncoderExami
 def effect(encoder: Encoder, verdict: Verdict, images: ImageSet, run: Run) -> Collapse | None:
     """What the trigger that a detector recovered does to some of the images; none where it recovered none."""
     change = recovered(verdict.evidence)
-    some = images.sample(EFFECT, run.child("collapse").generator()).images
-    return None if change is None else collapse(encoder, change, some, run)
+    return None if change is None else collapse(encoder, change, some_of(images, run), run)
+
+
+def some_of(images: ImageSet, run: Run) -> Tensor:
+    """The images on which changes are measured, uint8 (N, 3, H, W)."""
+    return images.sample(EFFECT, run.child("collapse").generator()).images
 
 
 def check_images(encoder: Encoder, images: ImageSet) -> None:
@@ -247,7 +251,7 @@ def _finding(
         evidence=plain,
         seconds=verdict.seconds,
         collapse=effect(encoder, verdict, images, run),
-        usual=usually(bags, name),
+        in_clean=in_clean(bags, name),
         tensors=tensors,
     )
 
@@ -297,8 +301,10 @@ def as_json(report: AuditReport) -> dict[str, Any]:
     }
     detectors = []
     for finding in report.detectors:
-        values = {name: value for name, value in vars(finding).items() if name not in ("tensors", "collapse", "usual")}
-        nested = {"collapse": finding.collapse, "usual": finding.usual}
+        values = {
+            name: value for name, value in vars(finding).items() if name not in ("tensors", "collapse", "in_clean")
+        }
+        nested = {"collapse": finding.collapse, "in_clean": finding.in_clean}
         detectors.append(values | {name: asdict(each) if each else None for name, each in nested.items()})
     bags = [_about_bag(bag, report.leading) for bag in report.bags]
     rest = {"detectors": detectors, "coverage": asdict(report.coverage), "bags": bags}

@@ -108,7 +108,7 @@ class Power:
 
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,23 +121,28 @@ class Bag:
     ``power_beside``.
     """
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
     key: Key
     pretraining: str
     images: str
     scores: dict[str, list[Score | None]]
-    gathered: dict[str, list[Share | None]] = field(default_factory=dict)
+    gathered: dict[str, list[Fraction | None]] = field(default_factory=dict)
     power: list[Power] = field(default_factory=list)
     power_beside: list[str] = field(default_factory=list)
     made: dict[str, Any] = field(default_factory=dict)
     schema: Literal[1] = 1
 
     def __post_init__(self) -> None:
-        """Raises ``SapperError`` unless every detector of the key has a score for every encoder."""
+        """Raises ``SapperError`` unless every detector of the key has a score for every encoder, and a share if any."""
         sizes = {name: len(scores) for name, scores in self.scores.items()}
+        shares = {name: len(shares) for name, shares in self.gathered.items()}
         if sizes.keys() != self.key.detectors.keys() or len(set(sizes.values())) != 1 or 0 in sizes.values():
             what = f"its scores do not fit together: {sizes} for {', '.join(self.key.detectors)}"
-            raise SapperError(what, where=f"bag {self.name}", remedy="make it anew with sapper calibrate")
+        elif shares and shares != sizes:
+            what = f"its shares do not fit its scores: {shares} and {sizes}"
+        else:
+            return
+        raise SapperError(what, where=f"bag {self.name}", remedy="make it anew with sapper calibrate")
 
     def of(self, detector: str) -> list[float]:
         """A detector's scores; one without a score is as suspicious as can be, so that the bound still holds."""
@@ -150,21 +155,21 @@ class Bag:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Usual:
+class InClean:
     """The share of images that triggers found in known-clean encoders draw to one point.
 
     The ``median`` of so many ``encoders``, and the ``largest``.
     """
 
-    median: Share
-    largest: Share
+    median: Fraction
+    largest: Fraction
     encoders: int
 
 
-def usually(bags: Iterable[Bag], detector: str) -> Usual | None:
+def in_clean(bags: Iterable[Bag], detector: str) -> InClean | None:
     """What a detector's triggers do in known-clean encoders; none where the bags do not say."""
     shares = [share for bag in bags for share in bag.gathered.get(detector, []) if share is not None]
-    return Usual(median=median(shares), largest=max(shares), encoders=len(shares)) if shares else None
+    return InClean(median=median(shares), largest=max(shares), encoders=len(shares)) if shares else None
 
 
 def write_bag(bag: Bag, path: Path) -> None:

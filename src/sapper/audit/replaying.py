@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sapper.audit.auditing import SCHEMA, check_images
-from sapper.audit.calibration import Usual
+from sapper.audit.calibration import InClean
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -34,11 +34,11 @@ OPENING: dict[str, type] = {"uri": str, "arch": str, "mean": str, "std": str, "s
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """An audit on disk: its plain content, each detector's trigger, and what is usual in known-clean encoders."""
+    """An audit on disk: its plain content, each detector's trigger, and what is usual in known-clean ones."""
 
     content: dict[str, Any]
     triggers: dict[str, dict[str, Tensor]]
-    usual: dict[str, Usual]
+    in_clean: dict[str, InClean]
 
     @property
     def size(self) -> int:
@@ -78,12 +78,12 @@ def read_audit(path: Path) -> Recorded:
                     raise ValueError(f"{part} has the shape {tuple(tensor.shape)}")
                 if not tensor.isfinite().all():
                     raise ValueError(f"{part} is not finite")
-        usual = TypeAdapter(dict[str, Usual]).validate_python(
-            {each["method"]: each["usual"] for each in content["detectors"] if each.get("usual")}
+        in_clean = TypeAdapter(dict[str, InClean]).validate_python(
+            {each["method"]: each["in_clean"] for each in content["detectors"] if each.get("in_clean")}
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise SapperError(f"no audit can be read: {error}", where=str(path), remedy=remedy) from error
-    return Recorded(content=content, triggers=found, usual=usual)
+    return Recorded(content=content, triggers=found, in_clean=in_clean)
 
 
 @dataclass(frozen=True, kw_only=True)

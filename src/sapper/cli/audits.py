@@ -199,7 +199,7 @@ def replay(
     write_atomically(path, _json(content))
     if shown.digest == found.content["images"].get("sha256"):
         say("note: these are the images that the trigger was found with; others would be better evidence")
-    for line in page.replay_lines(replays, found.usual):
+    for line in page.replay_lines(replays, found.in_clean):
         say(line)
     say(f"measured: {path}")
 

@@ -99,15 +99,12 @@ def score(
     chosen, plan, place = budget_of(budget), building.plan_of(folder), device_of(device)
     plan.of_parts(parts or ())
     given = calibration.distinct([calibration.read_bag(path) for path in beside or []])
-    usual = (examining.JUDGEMENT,) if given else judging.PARTS
-    members = [member for member in building.read_members(folder) if member.part in (parts or usual)]
+    default_parts = (examining.JUDGEMENT,) if given else judging.PARTS
+    members = [member for member in building.read_members(folder) if member.part in (parts or default_parts)]
     if not members:
         remedy = "sapper zoo build makes them"
         raise SapperError("the zoo has no members of these parts", where=str(folder), remedy=remedy)
     calibrates = not given and any(member.part == examining.CALIBRATION for member in members)
-    if bags is not None and not calibrates and not given:
-        what, remedy = "a bag is made of the calibration part", f"add --part {examining.CALIBRATION}"
-        raise SapperError(what, where="--bags", remedy=remedy)
     crew = Workers(workers or torch.get_num_threads(), process.settle)
     torch.set_num_threads(1)  # as in the workers, whose stages these are
     with progress(err) as bars:
@@ -117,18 +114,26 @@ def score(
             for family in dict.fromkeys(member.family for member in members)
         }
         more = _by_family(mntd or [], list(images))
+        if not calibrates:
+            given, asked = given or calibration.shipped_bags(), bool(given) or bags is not None
+            for family, why in lessons.unfit(members, folder, images, given, chosen, run).items():
+                if asked:  # before hours are spent on what cannot be judged
+                    raise SapperError(f"{family} cannot be judged: {why}", where="--bag", remedy="name a bag that fits")
+                say(f"{family} cannot be judged: {why}")
         scored = examining.examine(members, folder, images, chosen, run, crew, more)
     around = environment(run)
     if calibrates:
-        known = judging.own_calibration(scored)
+        known = judging.own_calibration(scored, plan.name, budget)
         given = lessons.bags(scored, folder, images, chosen, plan.name, run, around)
     else:
-        given = given or calibration.shipped_bags()
         known = judging.beside_bags(scored, given)
     board = judging.board(scored, known, plan.name, chosen, around, shlex.join(["sapper", *sys.argv[1:]]))
     path = judging.write_scores(board, folder)
     if bags is not None:
-        for bag in lessons.measured(given, scored, known, chosen):
+        measured = lessons.measured(given, scored, known, chosen)
+        if not measured:
+            say("no bag is written: none is of encoders that came about as these did")
+        for bag in measured:
             calibration.write_bag(bag, bags / f"{bag.name}.json")
             say(f"bag: {bags / f'{bag.name}.json'}, {bag.size} encoders")
     page.write(board, path.with_suffix(".html"))

@@ -24,9 +24,9 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Workers:
-    """``count`` processes with one thread each, or 0 to work in this one.
+    """``count`` processes with one thread each; ``settle`` is called in each of them before torch is loaded.
 
-    ``settle`` is called in each of them before torch is loaded.
+    With 0 all is done in this process, as it is: for tests. (The option ``--workers 0`` means as many as threads.)
     """
 
     count: int = 1

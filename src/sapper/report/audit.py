@@ -6,9 +6,10 @@ import torch
 from markupsafe import Markup
 
 from sapper.audit.auditing import AuditReport, Finding, beside_bag
-from sapper.audit.calibration import BOUND, Bag, Usual
+from sapper.audit.calibration import BOUND, Bag, InClean
 from sapper.audit.replaying import Replay
 from sapper.defenses.detect.inversion import recovered
+from sapper.encoders.schemes import ASSUMED
 from sapper.images import to_float
 from sapper.lab.pictures import png
 from sapper.report import figures, text
@@ -113,8 +114,8 @@ def lines(report: AuditReport) -> list[str]:
                 f"    its trigger gathers {effect.gathered:.0%} of {effect.images} images at one point, where "
                 f"{effect.there_before:.0%} of them were before"
             )
-        if finding.usual:
-            found.append(f"    {usual(finding.usual)}")
+        if finding.in_clean:
+            found.append(f"    {in_clean(finding.in_clean)}")
     encoder = report.encoder
     size, normalization = encoder["input_size"], encoder["normalization"]
     found.append(f"  {encoder['architecture']}, {size}×{size} pixels; normalization {normalization}")
@@ -123,14 +124,14 @@ def lines(report: AuditReport) -> list[str]:
 
 
 def guess(report: AuditReport) -> list[str]:
-    """A warning where nobody said how images are to be normalized."""
+    """A warning where how images are to be normalized is a guess, or a part of it."""
     normalization = report.encoder["normalization"]
-    if "assumed" not in normalization:
+    if ASSUMED not in normalization:
         return []
-    return [f"Nothing says how images are normalized for it: {normalization}. A wrong guess can hide a backdoor."]
+    return [f"How images are normalized for it is a guess ({normalization}). A wrong one can hide a backdoor."]
 
 
-def usual(known: Usual) -> str:
+def in_clean(known: InClean) -> str:
     """What triggers found in known-clean encoders do, in words."""
     return (
         f"triggers found in {known.encoders} known-clean encoders gather {known.median:.0%} in the median, "
@@ -138,7 +139,7 @@ def usual(known: Usual) -> str:
     )
 
 
-def replay_lines(replays: list[Replay], known: dict[str, Usual]) -> list[str]:
+def replay_lines(replays: list[Replay], known: dict[str, InClean]) -> list[str]:
     """A replay in the terminal. ``known``: for each detector what is usual, where the audit recorded it."""
     found = []
     for each in replays:
@@ -148,7 +149,7 @@ def replay_lines(replays: list[Replay], known: dict[str, Usual]) -> list[str]:
             f"({effect.there_before:.1%} were there before); spread {effect.spread_before:.3g} → {effect.spread:.3g}"
         )
         if each.detector in known:
-            found.append(f"  {usual(known[each.detector])}")
+            found.append(f"  {in_clean(known[each.detector])}")
         for name, control in each.controls.items():
             found.append(f"  control, {name}: {control.gathered:.1%}; spread {control.spread:.3g}")
     return found

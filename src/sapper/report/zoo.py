@@ -77,7 +77,7 @@ def _share(share: Share | None) -> str:
     return f"{share.found} of {share.n}: {text.number(share.value)} ({text.span(share.low, share.high)})"
 
 
-MISSED = ("missed", "trigger", "strict ASR", "score", "p-value", "spread found", "under its trigger")
+MISSED = ("missed", "trigger", "strict ASR", "score", "p-value", "powers found", "under its trigger")
 
 
 def missed(board: Scoreboard) -> list[list[str]]:
@@ -88,7 +88,7 @@ def missed(board: Scoreboard) -> list[list[str]]:
             ", ".join(f"{key} {_plain(value)}" for key, value in each.trigger.items() if key != "margin"),
             text.number(each.asr_strict),
             *(text.NOTHING if value is None else f"{value:.2g}" for value in (each.score, each.p_value)),
-            *(text.NOTHING if value is None else f"{value:.2g}" for value in (each.spread, each.under_trigger)),
+            *(text.NOTHING if value is None else f"{value:.2g}" for value in (each.powers, each.under_trigger)),
         ]
         for each in board.missed
     ]

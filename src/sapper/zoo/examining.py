@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from sapper import encoders
-from sapper.audit.auditing import effect, scores
+from sapper.audit.auditing import effect, scores, some_of
 from sapper.audit.budgets import Budget
 from sapper.audit.calibration import Key
 from sapper.audit.stored import StoredJudge
-from sapper.defenses.detect.inversion import Collapse, collapse
-from sapper.defenses.detect.multi_prior import MultiPrior
+from sapper.defenses.detect.multi_prior import MultiPrior, neighborhood, spread_of
+from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import located
 from sapper.files import sha256, write_atomically
@@ -33,8 +33,18 @@ DEVELOPMENT, CALIBRATION, JUDGEMENT = "development", "calibration", "judgement"
 LOOKED = 2
 """Counts the forms of what is kept of a look."""
 
-WITH_TRIGGER = 256
-"""Ordinary images on which a member's own trigger is measured."""
+
+@dataclass(frozen=True, kw_only=True)
+class Gathering:
+    """The ``spread`` of features that a change leaves, and that of the images around (``multi_prior``)."""
+
+    spread: float
+    neighborhood: float
+
+    @property
+    def powers(self) -> float:
+        """The powers of ten between the two, which a score rests on."""
+        return math.log10(self.neighborhood / self.spread)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +53,7 @@ class Scored:
 
     ``gathered``: the share of images that the trigger which a detector recovered draws to one point.
     ``looks``: what an audit compares with a bag (``Key``). Families may share it. ``under_trigger``: what a backdoored
-    one's own trigger does to the images' features, which a search that found it would see.
+    one's own trigger does, which a search that found it would see.
     """
 
     member: Member
@@ -53,7 +63,7 @@ class Scored:
     seconds: dict[str, float]
     gathered: dict[str, float | None] = field(default_factory=dict)
     evidence: dict[str, dict[str, Any]] = field(default_factory=dict)
-    under_trigger: Collapse | None = None
+    under_trigger: Gathering | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +88,6 @@ class Examination:
             verdict = judge.examine(encoder, self.images, self.run)
             found[name] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
             found[name] |= {"evidence": {}, "gathered": None}
-        trigger = self.member.trigger
         return Scored(
             member=self.member,
             looks=json.dumps(asdict(Key.of(encoder, self.images, self.budget)), sort_keys=True),
@@ -87,8 +96,22 @@ class Examination:
             seconds={name: seen["seconds"] for name, seen in found.items()},
             gathered={name: seen["gathered"] for name, seen in found.items()},
             evidence={name: seen["evidence"] for name, seen in found.items()},
-            under_trigger=collapse(encoder, trigger, self.images.images[:WITH_TRIGGER], self.run) if trigger else None,
+            under_trigger=self._under_trigger(store, encoder),
         )
+
+    def _under_trigger(self, store: Store, encoder: Encoder) -> Gathering | None:
+        trigger = self.member.trigger
+        if trigger is None:
+            return None
+
+        def stamp(folder: Path) -> None:
+            some = some_of(self.images, self.run)
+            plain, stamped = (extract(encoder, some, self.run, change).float() for change in (None, trigger))
+            seen = Gathering(spread=spread_of(stamped), neighborhood=neighborhood(plain, stamped))
+            write_atomically(folder / "seen.json", json.dumps(asdict(seen)))
+
+        described = {"kind": type(trigger).__name__} | asdict(trigger)  # type: ignore[call-overload]
+        return Gathering(**self._kept(store, "stamp", {"trigger": described}, stamp))
 
     def _look(self, store: Store, encoder: Encoder, name: str, method: Any) -> dict[str, Any]:
         """What one detector sees, as plain data."""
@@ -101,11 +124,14 @@ class Examination:
             seen["gathered"] = None if does is None else does.gathered
             write_atomically(folder / "seen.json", json.dumps(seen))
 
-        key = stages.surroundings(self.run) | stages.method_key(Named(name=name, parameters=method))
-        key |= {"encoder": sha256(self.file), "images": self.images.digest, "looked": LOOKED}
-        seen: dict[str, Any] = json.loads(
-            (store.stage("look", key, look).folder / "seen.json").read_text(encoding="utf-8")
-        )
+        described = stages.method_key(Named(name=name, parameters=method))
+        return self._kept(store, "look", described | {"looked": LOOKED}, look)
+
+    def _kept(self, store: Store, kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> dict[str, Any]:
+        """What ``make`` leaves in ``seen.json``, made once for an encoder and its images."""
+        key = stages.surroundings(self.run) | {"encoder": sha256(self.file), "images": self.images.digest} | key
+        stage = store.stage(kind, key, make)
+        seen: dict[str, Any] = json.loads((stage.folder / "seen.json").read_text(encoding="utf-8"))
         return seen
 
 

@@ -86,8 +86,10 @@ class Row:
 class Missed:
     """A backdoored encoder of the judgement part that an audit would pass, and why it would.
 
-    ``spread``: 1 − mean cosine, the smallest that the leading detector reached; ``under_trigger`` under its own one.
-    Where that is much smaller the search failed, else the encoder does not do what the detector looks for.
+    ``powers`` of ten between the spread of features under the change that the leading detector found, and that of the
+    images around; ``under_trigger``: the same of the encoder's own trigger. Where this is much more, the search failed;
+    where both are small, the encoder does not do what the detector looks for; else clean encoders do as much, or it is
+    too weak to count.
     """
 
     name: str
@@ -95,7 +97,7 @@ class Missed:
     asr_strict: float
     score: float | None
     p_value: float | None
-    spread: float | None
+    powers: float | None
     under_trigger: float | None
 
 
@@ -152,13 +154,18 @@ def calibrating(scored: Sequence[Scored], family: str) -> list[Scored]:
     return [each for each in ours if each.member.kind == "clean"]
 
 
-def own_calibration(scored: Sequence[Scored]) -> Known:
+def bag_name(zoo: str, family: str, budget: str) -> str:
+    """What the bag of a family's calibration part is called."""
+    return f"{zoo}-{family}-{budget}"
+
+
+def own_calibration(scored: Sequence[Scored], zoo: str, budget: str) -> Known:
     """The calibration part of every family. Without a score an encoder is as suspicious as can be."""
     known: Known = {}
     for family in dict.fromkeys(each.member.family for each in scored):
         if part := calibrating(scored, family):
             clean = {name: [_suspicious(each.scores[name]) for each in part] for name in part[0].scores}
-            known.setdefault(part[0].looks, {})[family] = clean
+            known.setdefault(part[0].looks, {})[bag_name(zoo, family, budget)] = clean
     return known
 
 
@@ -309,9 +316,10 @@ def missed(scored: Sequence[Scored], known: Known, detector: str, bound: float) 
         if each.member.part != JUDGEMENT or each.member.kind != "backdoored":
             continue
         surprise = _p_value(each, detector, known, bound)
-        if surprise is None or (surprise <= bound and each.flagged[detector] is True):
+        if surprise is None or each.scores[detector] is None or (surprise <= bound and each.flagged[detector] is True):
             continue
-        spreads = [prior["spread"] for prior in each.evidence.get(detector, {}).get("priors", {}).values()]
+        evidence = each.evidence.get(detector, {})
+        winner = evidence.get("priors", {}).get(evidence.get("prior"))
         found.append(
             Missed(
                 name=each.member.name,
@@ -319,8 +327,8 @@ def missed(scored: Sequence[Scored], known: Known, detector: str, bound: float) 
                 asr_strict=each.member.about["metrics"]["ASR_strict"],
                 score=each.scores[detector],
                 p_value=surprise,
-                spread=min(spreads, default=None),
-                under_trigger=each.under_trigger.spread if each.under_trigger else None,
+                powers=winner and winner["powers"],
+                under_trigger=each.under_trigger.powers if each.under_trigger else None,
             )
         )
     return found

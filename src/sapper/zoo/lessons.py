@@ -6,14 +6,14 @@ from pathlib import Path
 
 from sapper import encoders
 from sapper.audit.budgets import Budget
-from sapper.audit.calibration import BOUND, Bag, Key
+from sapper.audit.calibration import BOUND, Bag, Key, fitting
 from sapper.audit.stored import Kind
 from sapper.defenses.detect.mntd_encoder import Judge, MNTDEncoder
 from sapper.errors import SapperError
 from sapper.images import ImageSet
 from sapper.run import Run
 from sapper.zoo.examining import CALIBRATION, DEVELOPMENT, Scored
-from sapper.zoo.judging import Known, calibrating, power
+from sapper.zoo.judging import Known, bag_name, calibrating, power
 from sapper.zoo.making import Member
 
 
@@ -27,11 +27,6 @@ def bags(
     environment: dict[str, str],
 ) -> list[Bag]:
     """A bag of each family's calibration part."""
-
-    def name(family: str) -> str:
-        return f"{zoo}-{family}-{budget.name}"
-
-    looks = {each.member.family: each.looks for each in scored if each.member.part == CALIBRATION}
     made = []
     for family, own in images.items():
         part = calibrating(scored, family)
@@ -42,36 +37,58 @@ def bags(
         method, dataset = ("/".join(sorted({each[key] for each in about})) for key in ("method", "dataset"))
         made.append(
             Bag(
-                name=name(family),
+                name=bag_name(zoo, family, budget.name),
                 key=Key.of(encoders.load(folder / part[0].member.file, run), own, budget),
                 pretraining=f"{method}, {spans['epochs']} epochs of {spans['images']} images of {dataset}",
                 images=f"{own.name} {own.split}",
                 scores={name: [each.scores[name] for each in part] for name in budget.detectors},
                 gathered={name: [each.gathered[name] for each in part] for name in budget.detectors},
-                power_beside=[name(other) for other in looks if other != family and looks[other] == looks[family]],
-                made={"zoo": zoo, "family": family, "part": CALIBRATION, "of": _origin(part[0].member)} | environment,
+                made={"zoo": zoo, "part": CALIBRATION, "of": sorted({_origin(each.member) for each in part})}
+                | environment,
             )
         )
     return made
 
 
+def unfit(
+    members: Sequence[Member],
+    folder: Path,
+    images: dict[str, ImageSet],
+    bags: Sequence[Bag],
+    budget: Budget,
+    run: Run,
+) -> dict[str, str]:
+    """The families for which an audit would find no fitting bag, and why."""
+    found = {}
+    for family, own in images.items():
+        first = next(member for member in members if member.family == family)
+        match = fitting(Key.of(encoders.load(folder / first.file, run), own, budget), bags, BOUND)
+        if not match.bags:
+            found[family] = match.reason
+    return found
+
+
 def measured(bags: Sequence[Bag], scored: Sequence[Scored], known: Known, budget: Budget) -> list[Bag]:
     """The bags that encoders were judged beside, with the power on those that came about as the bag's did.
 
-    What was measured before on triggers of other kinds stays.
+    What was measured earlier, on triggers of other kinds, stays where it was measured beside the same bags. A bag that
+    does not say how its encoders came about is left out.
     """
     found = []
     for bag in bags:
         beside = [each for each in scored if bag.name in known.get(each.looks, {})]
-        alike = [each for each in beside if _origin(each.member) == bag.made.get("of")]
-        new = {each.trigger: each for each in power(alike, known, budget.leading, BOUND)}
-        if beside:
-            found.append(replace(bag, power=[*({each.trigger: each for each in bag.power} | new).values()]))
+        alike = [each for each in beside if _origin(each.member) in bag.made.get("of", [])]
+        if alike:
+            others = [name for name in known[alike[0].looks] if name != bag.name]
+            earlier = bag.power if set(bag.power_beside) == set(others) else []
+            new = power(alike, known, budget.leading, BOUND)
+            merged = {each.trigger: each for each in [*earlier, *new]}
+            found.append(replace(bag, power=list(merged.values()), power_beside=others))
     return found
 
 
 def _origin(member: Member) -> str:
-    """How a member came about, but for what was drawn for it."""
+    """By which method on what data a member was trained."""
     about = member.about["pretraining"]
     return f"{about['method']} on {about['dataset']}"
 

@@ -18,6 +18,7 @@ from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.images import Change, to_float
 from sapper.run import Run
+from sapper.triggers import filtered
 
 
 @dataclass
@@ -211,12 +212,6 @@ def mean_cosine(features: Tensor) -> Tensor:
     count = features.shape[-2]
     together = F.normalize(features, dim=-1).sum(-2).square().sum(-1)  # the N cosines of each with itself are 1
     return (together - count) / (count * (count - 1))
-
-
-def filtered(images: Tensor, matrices: Tensor) -> Tensor:
-    """clip(M·(x, 1)) of each pixel's color: (P, N, 3, H, W), of images (N, 3, H, W) in [0, 1] and M (P, 3, 4)."""
-    mixed = torch.einsum("pcd,ndhw->pnchw", matrices[:, :, :3], images)
-    return (mixed + matrices[:, None, :, 3, None, None]).clamp(0, 1)
 
 
 def recovered(evidence: Mapping[str, Any]) -> Change | None:

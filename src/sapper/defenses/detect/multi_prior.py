@@ -45,12 +45,13 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import filtered, mean_cosine, unit
+from sapper.defenses.detect.inversion import mean_cosine, unit
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
 from sapper.methods import Checked
 from sapper.run import Run
+from sapper.triggers import filtered
 from sapper.verdicts import Verdict
 
 TOGETHER = 256
@@ -122,7 +123,7 @@ class MultiPrior(Checked):
             raise SapperError(what, where=images.name, remedy=remedy)
         seen, unseen = shown[held:], shown[:held]
         plain = self._features(encoder, None, unseen, run)
-        ordinary = _spread_of(plain)
+        ordinary = spread_of(plain)
         if not self.patches and not self.blends and not self.filters:
             raise SapperError("there is no prior to try", where="multi_prior", remedy="name a patch, blend or filter")
         if ordinary < 10 * SMALLEST or not _measurable(plain):
@@ -134,7 +135,7 @@ class MultiPrior(Checked):
             changed = self._features(encoder, found[name], unseen, run)
             if not _measurable(changed):
                 return self._unscored(f"features of images under a change ({name}) cannot be measured", started)
-            spread, around = _spread_of(changed), neighborhood(plain, changed)
+            spread, around = spread_of(changed), neighborhood(plain, changed)
             powers = math.log10(around / spread)
             measured = {"spread": spread, "neighborhood": around, "powers": powers}
             priors[name] = {"score": (powers - usual) / deviation} | measured
@@ -219,7 +220,7 @@ class MultiPrior(Checked):
 
     def _spread(self, encoder: Encoder, change: "Prior", images: Tensor, run: Run) -> float:
         """The spread that one change leaves."""
-        return _spread_of(self._features(encoder, change, images, run))
+        return spread_of(self._features(encoder, change, images, run))
 
     @torch.no_grad()
     def _features(self, encoder: Encoder, change: "Prior | None", images: Tensor, run: Run) -> Tensor:
@@ -238,7 +239,8 @@ def _measurable(features: Tensor) -> bool:
     return bool(((lengths > MEASURABLE[0]) & (lengths < MEASURABLE[1])).all())
 
 
-def _spread_of(features: Tensor) -> float:
+def spread_of(features: Tensor) -> float:
+    """1 − the mean cosine of two of the features, float (N, D); infinite where that is not a number."""
     spread = 1 - float(mean_cosine(features))
     return math.inf if math.isnan(spread) else max(SMALLEST, spread)
 
@@ -248,7 +250,7 @@ def neighborhood(plain: Tensor, changed: Tensor) -> float:
     point = F.normalize(F.normalize(changed, dim=1).mean(0), dim=0)
     count = max(NEIGHBORS, round(len(plain) * NEAR))
     nearest = (F.normalize(plain, dim=1) @ point).topk(min(count, len(plain))).indices
-    return _spread_of(plain[nearest])
+    return spread_of(plain[nearest])
 
 
 def _spreads(encoder: Encoder, images: Tensor, run: Run) -> Tensor:
