@@ -147,7 +147,7 @@ def test_a_bag_survives_its_file(bag: Bag, tmp_path: Path) -> None:
 def test_a_bag_fits_only_what_it_was_made_for(bag: Bag) -> None:
     assert fitting(bag.key, [bag], 0.05).bags == (bag,)
     assert fitting(bag.key, [], 0.05).bags == ()
-    few = replace(bag, scores={"multi_prior": bag.scores["multi_prior"][:18]})
+    few = replace(bag, gathered={}, scores={"multi_prior": bag.scores["multi_prior"][:18]})
     assert fitting(bag.key, [few], 0.05).bags == ()
     assert "takes 19 or more" in fitting(bag.key, [few], 0.05).reason
     assert fitting(bag.key, [few, bag], 0.05).bags == ()  # what is too small must not lose its say
@@ -213,7 +213,7 @@ def test_a_planted_backdoor_is_found_and_shown(found: AuditReport) -> None:
 
 def test_what_is_unusual_but_weak_is_no_evidence(bag: Bag) -> None:
     """Beside a bag of encoders that all score lower still, an ordinary one has the smallest p-value there is."""
-    lower = replace(bag, scores={"multi_prior": [-1e6] * 40})
+    lower = replace(bag, gathered={}, scores={"multi_prior": [-1e6] * 40})
     report = audit(varied(55), photos(), BUDGET, [lower], RUN)
     assert report.p_value == pytest.approx(1 / 41)
     assert report.verdict == "no-evidence"
@@ -274,7 +274,10 @@ def test_only_the_leading_detector_decides(bag: Bag) -> None:
     """A second opinion with p = 1/25 on every encoder must not add false alarms."""
     both = replace(BUDGET, detectors={"multi_prior": SHORT, "decree": {"epochs": 1, "images": 32, "success": 0.2}})
     low = replace(
-        bag, key=Key.of(encoder(0.0), photos(), both), scores=bag.scores | {"decree": [-1.0] * len(clean_scores())}
+        bag,
+        key=Key.of(encoder(0.0), photos(), both),
+        gathered={},
+        scores=bag.scores | {"decree": [-1.0] * len(clean_scores())},
     )
     report = audit(varied(55), photos(), both, [low], RUN)
     assert report.detectors[1].p_value == pytest.approx(1 / 25)
