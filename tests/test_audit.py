@@ -230,7 +230,9 @@ def test_no_backdoor_no_evidence(bag: Bag) -> None:
 def test_every_bag_that_fits_has_a_say(bag: Bag) -> None:
     """What is unusual beside contrastive encoders only may be an ordinary supervised one."""
     suspect, low, high = varied(99, gain=30.0), -1e6, 1e6
-    others = [replace(bag, name=f"at {score:g}", scores={"multi_prior": [score] * 40}) for score in (low, high)]
+    others = [
+        replace(bag, name=f"at {score:g}", gathered={}, scores={"multi_prior": [score] * 40}) for score in (low, high)
+    ]
     told = {
         names: audit(suspect, photos(), BUDGET, some, RUN)
         for names, some in (("low", [bag, others[0]]), ("high", [bag, others[1]]))
