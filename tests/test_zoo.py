@@ -460,7 +460,7 @@ def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, imag
     scored = examining.examine(members, built, images, BUDGET, RUN, Workers(0))
     (bag,) = lessons.bags(scored, built, images, BUDGET, "micro", RUN, {})
     assert list(judging.beside_bags(scored, [bag]).values()) == [{}]  # an audit would be undecided beside two
-    large = replace(bag, scores={name: [-9.0] * 20 for name in bag.scores})
+    large = replace(bag, gathered={}, scores={name: [-9.0] * 20 for name in bag.scores})
     other = replace(large, name="other", key=replace(bag.key, width=5))
     known = judging.beside_bags(scored, [large, other])
     assert list(known.values()) == [{"micro-squares-short": large.scores}]
@@ -482,8 +482,8 @@ def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, imag
     assert planted == (
         {"patch of 1 to 4 pixels": 1} if side <= 4 else {"patch of 1 to 4 pixels": 2, "patch of 5 to 8 pixels": 1}
     )
-    for origin in ({"of": ["supervised on photos"]}, {}):
-        assert lessons.measured([replace(large, made=origin)], working, known, BUDGET) == []
+    for origins in (["supervised on photos"], []):
+        assert lessons.measured([replace(large, origins=origins)], working, known, BUDGET) == []
     (own,) = lessons.measured([bag], scored, judging.own_calibration(scored, "micro", "short"), BUDGET)
     assert (own.name, own.scores) == (bag.name, bag.scores)
 

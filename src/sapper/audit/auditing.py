@@ -151,8 +151,7 @@ def audit(
         findings.append(_finding(name, verdict, [], encoder, images, run, leads=False))
     if base is not None:
         triggers = {finding.method: finding.tensors for finding in findings if finding.tensors}
-        some = images.sample(EFFECT, run.child("collapse").generator())
-        verdict = compare(encoder, base, triggers, some, run)
+        verdict = compare(encoder, base, triggers, some_of(images, run), run)
         findings.append(_finding("differential", verdict, [], encoder, images, run, leads=False))
     p, verdict_word, reason = _decide(findings[0], match, bound)
     return AuditReport(
@@ -186,12 +185,12 @@ def scores(encoder: Encoder, images: ImageSet, detectors: dict[str, EncoderExami
 def effect(encoder: Encoder, verdict: Verdict, images: ImageSet, run: Run) -> Collapse | None:
     """What the trigger that a detector recovered does to some of the images; none where it recovered none."""
     change = recovered(verdict.evidence)
-    return None if change is None else collapse(encoder, change, some_of(images, run), run)
+    return None if change is None else collapse(encoder, change, some_of(images, run).images, run)
 
 
-def some_of(images: ImageSet, run: Run) -> Tensor:
-    """The images on which changes are measured, uint8 (N, 3, H, W)."""
-    return images.sample(EFFECT, run.child("collapse").generator()).images
+def some_of(images: ImageSet, run: Run) -> ImageSet:
+    """The images on which changes are measured."""
+    return images.sample(EFFECT, run.child("collapse").generator())
 
 
 def check_images(encoder: Encoder, images: ImageSet) -> None:
@@ -301,10 +300,8 @@ def as_json(report: AuditReport) -> dict[str, Any]:
     }
     detectors = []
     for finding in report.detectors:
-        values = {
-            name: value for name, value in vars(finding).items() if name not in ("tensors", "collapse", "in_clean")
-        }
         nested = {"collapse": finding.collapse, "in_clean": finding.in_clean}
+        values = {name: value for name, value in vars(finding).items() if name != "tensors" and name not in nested}
         detectors.append(values | {name: asdict(each) if each else None for name, each in nested.items()})
     bags = [_about_bag(bag, report.leading) for bag in report.bags]
     rest = {"detectors": detectors, "coverage": asdict(report.coverage), "bags": bags}

@@ -117,8 +117,8 @@ class Bag:
 
     ``pretraining``: how they came about, in words; the bound holds for encoders that came about alike. ``scores``: for
     each detector one for each encoder. ``gathered``: likewise the share of images that the recovered trigger draws to
-    one point. ``images``: what the image set is called. ``power``: measured beside it and the bags named in
-    ``power_beside``.
+    one point. ``images``: what the image set is called. ``origins``: by which methods on which data they were
+    trained, as a zoo says it. ``power``: measured on encoders of these origins, beside the bag and ``power_beside``.
     """
 
     name: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
@@ -127,6 +127,7 @@ class Bag:
     images: str
     scores: dict[str, list[Score | None]]
     gathered: dict[str, list[Fraction | None]] = field(default_factory=dict)
+    origins: list[str] = field(default_factory=list)
     power: list[Power] = field(default_factory=list)
     power_beside: list[str] = field(default_factory=list)
     made: dict[str, Any] = field(default_factory=dict)

@@ -105,7 +105,7 @@ class Examination:
             return None
 
         def stamp(folder: Path) -> None:
-            some = some_of(self.images, self.run)
+            some = some_of(self.images, self.run).images
             plain, stamped = (extract(encoder, some, self.run, change).float() for change in (None, trigger))
             seen = Gathering(spread=spread_of(stamped), neighborhood=neighborhood(plain, stamped))
             write_atomically(folder / "seen.json", json.dumps(asdict(seen)))

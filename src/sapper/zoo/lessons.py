@@ -43,8 +43,8 @@ def bags(
                 images=f"{own.name} {own.split}",
                 scores={name: [each.scores[name] for each in part] for name in budget.detectors},
                 gathered={name: [each.gathered[name] for each in part] for name in budget.detectors},
-                made={"zoo": zoo, "part": CALIBRATION, "of": sorted({_origin(each.member) for each in part})}
-                | environment,
+                origins=sorted({_origin(each.member) for each in part}),
+                made={"zoo": zoo, "part": CALIBRATION} | environment,
             )
         )
     return made
@@ -77,7 +77,7 @@ def measured(bags: Sequence[Bag], scored: Sequence[Scored], known: Known, budget
     found = []
     for bag in bags:
         beside = [each for each in scored if bag.name in known.get(each.looks, {})]
-        alike = [each for each in beside if _origin(each.member) in bag.made.get("of", [])]
+        alike = [each for each in beside if _origin(each.member) in bag.origins]
         if alike:
             others = [name for name in known[alike[0].looks] if name != bag.name]
             earlier = bag.power if set(bag.power_beside) == set(others) else []

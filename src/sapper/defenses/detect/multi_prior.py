@@ -36,22 +36,21 @@ CVPR 2023, and so is Adam with β = (0.5, 0.9). The defaults of μ and σ are fr
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import mean_cosine, unit
+from sapper.defenses.detect.inversion import mean_cosine
+from sapper.defenses.detect.priors import Filter, Prior, Stamp
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
 from sapper.methods import Checked
 from sapper.run import Run
-from sapper.triggers import filtered
 from sapper.verdicts import Verdict
 
 TOGETHER = 256
@@ -153,7 +152,7 @@ class MultiPrior(Checked):
         seconds = time.perf_counter() - started
         return Verdict(score=None, threshold=self.threshold, flagged=None, evidence={"why": why}, seconds=seconds)
 
-    def priors(self, size: tuple[int, int], run: Run) -> dict[str, tuple["Prior", float, float]]:
+    def priors(self, size: tuple[int, int], run: Run) -> dict[str, tuple[Prior, float, float]]:
         """All kinds of changes with their starts, for images of that height and width, and μ and σ of each."""
         found: dict[str, tuple[Prior, float, float]] = {}
         for share, usual, deviation in self.patches:
@@ -176,7 +175,7 @@ class MultiPrior(Checked):
             *(replace(bare, filters=(each,)) for each in self.filters),
         ]
 
-    def _race(self, encoder: Encoder, prior: "Prior", seen: Tensor, unseen: Tensor, name: str, run: Run) -> "Prior":
+    def _race(self, encoder: Encoder, prior: Prior, seen: Tensor, unseen: Tensor, name: str, run: Run) -> Prior:
         """The best of a prior's changes."""
         generator, spreads = run.generator(), torch.zeros(prior.count, device=run.device)
         with run.progress.bar(f"trigger inversion ({name})", sum(steps for _, _, steps in self.rounds)) as bar:
@@ -198,7 +197,7 @@ class MultiPrior(Checked):
         return prior.take(torch.tensor([min(range(prior.count), key=lambda row: finals[row])]))
 
     @torch.no_grad()
-    def _move(self, encoder: Encoder, prior: "Prior", seen: Tensor, number: int, run: Run) -> "Prior":
+    def _move(self, encoder: Encoder, prior: Prior, seen: Tensor, number: int, run: Run) -> Prior:
         """Every change where it leaves the smallest spread, of its place and those around it."""
         moved, images = prior.around(number), to_float(seen[:PLACING])
         if moved.count == prior.count:
@@ -209,7 +208,7 @@ class MultiPrior(Checked):
         places = spreads.nan_to_num(torch.inf).unflatten(0, (-1, prior.count)).argmin(0)
         return moved.take(places * prior.count + torch.arange(prior.count, device=run.device))
 
-    def _descend(self, encoder: Encoder, prior: "Prior", images: Tensor, run: Run) -> Tensor:
+    def _descend(self, encoder: Encoder, prior: Prior, images: Tensor, run: Run) -> Tensor:
         """Gradients of every change's spread on the images; the spreads (count,)."""
         spreads = []
         for rows in torch.arange(prior.count, device=images.device).split(max(1, TOGETHER // len(images))):
@@ -218,12 +217,12 @@ class MultiPrior(Checked):
             spreads.append(spread.detach())
         return torch.cat(spreads)
 
-    def _spread(self, encoder: Encoder, change: "Prior", images: Tensor, run: Run) -> float:
+    def _spread(self, encoder: Encoder, change: Prior, images: Tensor, run: Run) -> float:
         """The spread that one change leaves."""
         return spread_of(self._features(encoder, change, images, run))
 
     @torch.no_grad()
-    def _features(self, encoder: Encoder, change: "Prior | None", images: Tensor, run: Run) -> Tensor:
+    def _features(self, encoder: Encoder, change: Prior | None, images: Tensor, run: Run) -> Tensor:
         """Features, float (N, D), of images under one change, or as they are."""
         features = []
         for chunk in to_float(images).split(TOGETHER):
@@ -258,164 +257,3 @@ def _spreads(encoder: Encoder, images: Tensor, run: Run) -> Tensor:
     with run.autocast():
         features = encoder(images.flatten(0, 1))
     return 1 - mean_cosine(features.float().unflatten(0, images.shape[:2]))
-
-
-class Prior(Protocol):
-    """Changes of one kind that are optimized together. ``weights``: what is optimized, one row for each."""
-
-    weights: Tensor
-
-    @property
-    def count(self) -> int: ...
-
-    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Float images (N, 3, H, W) in [0, 1] under the changes in ``rows``: (len(rows), N, 3, H, W)."""
-        ...
-
-    def take(self, rows: Tensor) -> "Prior":
-        """Some of the changes, as new leaves."""
-        ...
-
-    def around(self, number: int) -> "Prior":
-        """The changes, then all of them again at each of the places around them: nearer ones in each round, 1, 2, …
-
-        Only the changes where they have no place.
-        """
-        ...
-
-    def keep_plain(self) -> None:
-        """Change the gradients so that what is of one color stays so."""
-
-    def trigger(self) -> dict[str, Tensor]:
-        """The first change, for the evidence."""
-        ...
-
-
-@dataclass
-class Stamp:
-    """x' = (1 − m)·x + m·θ with given masks m, float (P, 1, H, W): patches and blends.
-
-    ``plain`` bool (P,): which of them begin in one color.
-    """
-
-    masks: Tensor
-    weights: Tensor
-    plain: Tensor
-
-    @staticmethod
-    def patches(side: int, size: tuple[int, int], run: Run) -> "Stamp":
-        """Squares at places half a side apart pixel by pixel, a quarter of a side apart in one color."""
-        return Stamp.of(_squares(side, size, side // 2), _squares(side, size, side // 4), run)
-
-    @staticmethod
-    def blends(alpha: float, count: int, size: tuple[int, int], run: Run) -> "Stamp":
-        """The whole image, with weight ``alpha``."""
-        masks = torch.full((count, 1, *size), alpha)
-        return Stamp.of(masks, masks, run)
-
-    @staticmethod
-    def of(by_pixel: Tensor, in_one_color: Tensor, run: Run) -> "Stamp":
-        """Patterns for the first masks, drawn around gray; and for the others, drawn from all colors."""
-        generator, size = run.generator(), by_pixel.shape[2:]
-        pixels = torch.rand(len(by_pixel), 3, *size, generator=generator) - 0.5
-        colors = 4 * torch.rand(len(in_one_color), 3, 1, 1, generator=generator) - 2
-        weights = torch.cat((pixels, colors.expand(-1, -1, *size)))
-        plain = torch.arange(len(weights)) >= len(by_pixel)
-        masks = torch.cat((by_pixel, in_one_color))
-        return Stamp(masks.to(run.device), weights.to(run.device).requires_grad_(), plain.to(run.device))
-
-    @property
-    def count(self) -> int:
-        return len(self.weights)
-
-    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
-        masks, patterns = self.masks[rows].unsqueeze(1), unit(self.weights[rows]).unsqueeze(1)
-        return torch.lerp(images.unsqueeze(0), patterns, masks)
-
-    def take(self, rows: Tensor) -> "Stamp":
-        rows = rows.to(self.weights.device)
-        return Stamp(self.masks[rows], self.weights.detach()[rows].requires_grad_(), self.plain[rows])
-
-    def around(self, number: int) -> "Stamp":
-        if bool((self.masks > 0).all()):
-            return self
-        step = max(1, int((self.masks[0] > 0).any(1).sum()) >> number + 1)
-        moved = [self._moved(down, right) for down in (0, -step, step) for right in (0, -step, step)]
-        masks, weights = (torch.cat(parts) for parts in zip(*moved))
-        return Stamp(masks, weights, self.plain.repeat(len(moved)))
-
-    def _moved(self, down: int, right: int) -> tuple[Tensor, Tensor]:
-        """Masks and weights, moved by so many pixels; what would leave the image stays."""
-        leaves = _leaves(self.masks.amax((1, 3)), down) | _leaves(self.masks.amax((1, 2)), right)
-        masks, weights = (
-            torch.where(leaves.view(-1, 1, 1, 1), each, each.roll((down, right), (2, 3)))
-            for each in (self.masks, self.weights)
-        )
-        return masks, weights
-
-    def keep_plain(self) -> None:
-        gradients = self.weights.grad
-        if gradients is not None:
-            means = gradients.mean((2, 3), keepdim=True).expand_as(gradients)
-            self.weights.grad = torch.where(self.plain.view(-1, 1, 1, 1), means, gradients)
-
-    def trigger(self) -> dict[str, Tensor]:
-        return {"mask": self.masks[0, 0].cpu(), "pattern": unit(self.weights[0].detach()).cpu()}
-
-
-@dataclass
-class Filter:
-    """x' = clip((I + A)·x + b) for each pixel's color, with A and b within ``strength``; weights (P, 3, 4)."""
-
-    strength: float
-    weights: Tensor
-
-    @staticmethod
-    def start(strength: float, count: int, run: Run) -> "Filter":
-        """Filters that are drawn at random."""
-        draws = torch.randn(count, 3, 4, generator=run.generator())
-        return Filter(strength, draws.to(run.device).requires_grad_())
-
-    @property
-    def count(self) -> int:
-        return len(self.weights)
-
-    def matrices(self) -> Tensor:
-        """(I + A, b), float (P, 3, 4)."""
-        return torch.eye(3, 4, device=self.weights.device) + self.strength * torch.tanh(self.weights)
-
-    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
-        return filtered(images, self.matrices()[rows])
-
-    def around(self, number: int) -> "Filter":
-        return self
-
-    def keep_plain(self) -> None:
-        """A filter has no pixels of its own."""
-
-    def take(self, rows: Tensor) -> "Filter":
-        return Filter(self.strength, self.weights.detach()[rows.to(self.weights.device)].requires_grad_())
-
-    def trigger(self) -> dict[str, Tensor]:
-        return {"matrix": self.matrices()[0].detach().cpu()}
-
-
-def _squares(side: int, size: tuple[int, int], step: int) -> Tensor:
-    """Masks of squares so many pixels apart, and along the far edges; float (P, 1, H, W)."""
-    masks = []
-    for top in _places(size[0], side, step):
-        for left in _places(size[1], side, step):
-            mask = torch.zeros(1, *size)
-            mask[:, top : top + side, left : left + side] = 1
-            masks.append(mask)
-    return torch.stack(masks)
-
-
-def _places(length: int, side: int, step: int) -> Sequence[int]:
-    return sorted({*range(0, length - side + 1, max(1, step)), length - side})
-
-
-def _leaves(covered: Tensor, step: int) -> Tensor:
-    """Which masks, that cover these of L rows or columns, float (P, L), leave the image by that step; bool (P,)."""
-    edge = covered[:, covered.shape[1] - step :] if step > 0 else covered[:, : -min(step, 0)]
-    return (edge > 0).any(1)
