@@ -293,6 +293,11 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
     assert "<svg" in html
     assert "multi_prior (decides)" in html
     assert any(line.startswith("| all | decree |") for line in page.lines(board))
+    only_clean = [each for each in scored if each.member.part == "calibration"]
+    unjudged = judging.board(only_clean, own(scored), "micro", BUDGET, {}, "")
+    assert page.lines(unjudged) == [f"{page.NOTHING_JUDGED} Encoders: calibration: 2 clean."]
+    assert page.NOTHING_JUDGED in page.render(unjudged)
+    assert "ROC" not in page.render(unjudged)
     (bag,) = lessons.bags(scored, built, images, BUDGET, "micro", RUN, {})
     assert bag.size == 2
     assert bag.scores["decree"] == [each.scores["decree"] for each in scored if each.member.part == "calibration"]

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from sapper import __version__
-from sapper.cli import audits, experiments, listing, zoos
+from sapper.cli import audits, calibrating, experiments, listing, zoos
 from sapper.cli.shared import err, guarded, out, printable
 from sapper.errors import SapperError
 
@@ -45,7 +45,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     experiments.report,
     audits.audit,
     audits.replay,
-    audits.calibrate,
+    calibrating.calibrate,
     listing.methods,
 )
 for command in COMMANDS:

@@ -23,6 +23,7 @@ def render(board: Scoreboard) -> str:
         .render(
             board=board,
             columns=COLUMNS,
+            nothing_judged=NOTHING_JUDGED,
             table=table(board),
             counts=counts(board),
             missed_columns=MISSED,
@@ -32,6 +33,8 @@ def render(board: Scoreboard) -> str:
         )
     )
 
+
+NOTHING_JUDGED = "Nothing was judged: these are no encoders of both kinds that nothing was chosen by."
 
 COLUMNS = (
     "family",
@@ -109,6 +112,8 @@ def counts(board: Scoreboard) -> str:
 
 def lines(board: Scoreboard) -> list[str]:
     """The table as Markdown, which a terminal shows as well; and what was found of which triggers."""
+    if not board.rows:
+        return [f"{NOTHING_JUDGED} Encoders: {counts(board)}."]
     found = [
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",

@@ -1,0 +1,99 @@
+"""What commands on encoders share: the options that say how to open one and which images to show it, and the doing."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from sapper import process
+from sapper.cli.shared import device_of, err, printable
+from sapper.errors import SapperError
+
+EncoderArgument = Annotated[
+    str, typer.Argument(help="A file, timm:NAME, torchvision:NAME, open_clip:NAME/TAG, hf-hub:ORG/MODEL@REVISION …")
+]
+Images = Annotated[
+    str, typer.Option("--images", help="Ordinary images, without labels: a folder, a file, or a data set's name.")
+]
+Split = Annotated[str | None, typer.Option("--split", help="Of a data set with splits [test].")]
+Arch = Annotated[str | None, typer.Option("--arch", help="The architecture, where a file of weights does not tell it.")]
+Mean = Annotated[str | None, typer.Option("--mean", help="Three numbers with commas, for images in [0, 1].")]
+Std = Annotated[str | None, typer.Option("--std", help="Three numbers with commas.")]
+Size = Annotated[int | None, typer.Option("--size", min=1, help="Side of the images in pixels.")]
+TrustCode = Annotated[bool, typer.Option("--trust-code", help="Run package.module:factory, your own code.")]
+WeakSandbox = Annotated[
+    bool, typer.Option("--allow-weak-sandbox", help="Read pickles even where system calls cannot be filtered.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the search for triggers.")]
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
+"""Suffixes of files of weights."""
+
+
+def begin(device: str, threads: int, seed: int) -> tuple[Any, Any]:
+    """Settle the process, and only then load torch."""
+    process.settle()
+    with err.status("loading"):
+        import torch
+
+        from sapper.progress import progress
+        from sapper.run import Run, fast_dtype
+
+    place = device_of(device)
+    if threads:
+        torch.set_num_threads(threads)
+    return Run(seed=seed, device=place, dtype=fast_dtype(place)), progress(err)
+
+
+def open_encoder(
+    uri: str,
+    run: Any,
+    arch: str | None,
+    mean: str | None,
+    std: str | None,
+    size: int | None,
+    *,
+    trust_code: bool,
+    weak: bool,
+) -> Any:
+    from sapper import encoders
+    from sapper.encoders.schemes import Opening
+
+    opening = Opening(
+        architecture=arch,
+        size=size,
+        mean=_color(mean, "--mean"),
+        std=_color(std, "--std", positive=True),
+        trust_code=trust_code,
+        allow_weak_sandbox=weak,
+    )
+    with err.status(f"opening {escape(printable(uri))}"):
+        return encoders.open(uri, run, opening)
+
+
+def _color(text: str | None, option: str, *, positive: bool = False) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        red = green = blue = float("nan")
+    if not all(-10 <= value <= 10 and (value > 0 or not positive) for value in (red, green, blue)):
+        remedy = f"write three numbers with commas, as {option} 0.485,0.456,0.406"
+        raise SapperError(f"{text!r} is no color", where=option, remedy=remedy)
+    return red, green, blue
+
+
+def load_images(name: str, split: str | None, size: int, data_root: Path | None, *, download: bool) -> Any:
+    """Ordinary images of the encoder's size: the split that was named, else test, else what there is."""
+    from sapper import datasets
+
+    if split is None:
+        split = "test" if name in datasets.names() or _has_test(Path(name)) else "train"
+    return datasets.load(name, split, data_root=data_root, size=size, download=download)
+
+
+def _has_test(path: Path) -> bool:
+    from sapper.datasets.loading import find_split
+
+    return find_split(path, "test") is not None
