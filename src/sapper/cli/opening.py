@@ -26,6 +26,7 @@ WeakSandbox = Annotated[
     bool, typer.Option("--allow-weak-sandbox", help="Read pickles even where system calls cannot be filtered.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the search for triggers.")]
+
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
 """Suffixes of files of weights."""
 

@@ -112,8 +112,6 @@ def counts(board: Scoreboard) -> str:
 
 def lines(board: Scoreboard) -> list[str]:
     """The table as Markdown, which a terminal shows as well; and what was found of which triggers."""
-    if not board.rows:
-        return [f"{NOTHING_JUDGED} Encoders: {counts(board)}."]
     found = [
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
@@ -121,10 +119,12 @@ def lines(board: Scoreboard) -> list[str]:
         "",
         f"In %, with 95 % intervals (Newcombe's for AUC, Clopper–Pearson's for shares); bound {board.bound:g}. "
         f"Beside {', '.join(board.beside) or 'nothing'}. Encoders: {counts(board)}.",
-        *(
-            f"{power.trigger}: {power.found} of {power.planted} found ({text.span(power.low, power.high)} %)"
-            for power in board.power
-        ),
+    ]
+    if not board.rows:
+        found = [f"{NOTHING_JUDGED} Encoders: {counts(board)}."]
+    found += [
+        f"{power.trigger}: {power.found} of {power.planted} found ({text.span(power.low, power.high)} %)"
+        for power in board.power
     ]
     if board.missed:
         found += ["", f"| {' | '.join(MISSED)} |", f"|{'---|' * len(MISSED)}"]
