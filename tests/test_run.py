@@ -1,13 +1,16 @@
-"""Seeds that depend on names, not on order; images in memory."""
+"""Seeds that depend on names, not on order; progress in logs; images in memory."""
 
+import io
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
 from sapper.methods import find, parameters
+from sapper.progress import progress
 from sapper.run import Run, fast_dtype
 from tests.test_badencoder import images
 
@@ -33,6 +36,24 @@ def test_fast_dtype_is_one_that_works_here() -> None:
     assert dtype in (torch.float32, torch.bfloat16)
     with Run(dtype=dtype).autocast():
         assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == dtype
+
+
+def test_a_log_gets_a_line_now_and_then() -> None:
+    """No control characters, counts of what is done, and nothing at all before its time."""
+    told = {}
+    for every in (0.0, 1000.0):
+        log = io.StringIO()
+        with (
+            progress(Console(file=log, width=20), every) as bars,
+            bars.bar("looking at [encoders]", 40, done=10) as bar,
+        ):
+            bar.advance(20)
+            bar.advance(10, note="score 3.1")
+        told[every] = log.getvalue().splitlines()
+    assert told[1000.0] == []
+    first, last = told[0.0]
+    assert first.startswith("looking at [encoders]: 30 of 40, about ")
+    assert last == "looking at [encoders]: 40 of 40, about 0 s left (score 3.1)"
 
 
 def labeled() -> ImageSet:
