@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sapper import cli
+from sapper.__main__ import main
 from tests.program import Ended, Sapper
 
 # The tests' networks are tiny: a second thread gains nothing, and on a busy machine the two wait for one another.
@@ -51,11 +51,9 @@ def sapper(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         monkeypatch.setattr(cli.out, "_width", 80)
         monkeypatch.setattr(cli.err, "_width", 80)
         capsys.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code
-        return Ended(int(code or 0), *capsys.readouterr())
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert isinstance(end.value.code, int)
+        return Ended(end.value.code, *capsys.readouterr())
 
     return call

@@ -1,9 +1,10 @@
 """Audits: p-values, bags, verdicts, and what nobody may influence them by."""
 
+import hashlib
 import json
 import math
 import statistics
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ from sapper.images import ImageSet, to_float
 from sapper.report import audit as page
 from sapper.report import cyclonedx, sarif
 from sapper.run import Run
-from tests.test_encoder_inversion import SIZE, encoder, photos
+from sapper.verdicts import Verdict
+from tests.test_encoder_inversion import SIZE, Fragile, encoder, photos
 
 RUN = Run(seed=5)
 
@@ -124,6 +126,10 @@ def test_p_values_of_exchangeable_scores_keep_every_bound(scores: list[int]) -> 
         assert sum(p <= alpha + 1e-12 for p in values) <= alpha * len(scores) + 1e-9
 
 
+def edited(path: Path, **change: Any) -> str:
+    return json.dumps(json.loads(path.read_text()) | change)
+
+
 def test_a_bag_survives_its_file(bag: Bag, tmp_path: Path) -> None:
     path = tmp_path / "toys.json"
     write_bag(bag, path)
@@ -136,6 +142,9 @@ def test_a_bag_survives_its_file(bag: Bag, tmp_path: Path) -> None:
         json.dumps(short),
         path.read_text().replace('"schema": 1', '"schema": 2'),
         '{"schema": 1, "scores": [NaN]}',
+        edited(path, made={"number format": math.nan}),
+        edited(path, power=[{"trigger": "x", "found": 1, "planted": 1, "low": math.nan, "high": 1.0}]),
+        edited(path, name="\x1b[2Jtoys"),
     ):
         path.write_text(text)
         with pytest.raises(SapperError, match=r"no bag can be read|do not fit together"):
@@ -193,9 +202,9 @@ def test_bags_that_come_with_sapper_fit_its_detectors_and_are_large_enough() -> 
         assert shipped.scores.keys() == budget.detectors.keys()
 
 
-@pytest.mark.xfail(strict=True, reason="multi_prior's version 5 is not judged yet")
-def test_shipped_bags_tell_their_power() -> None:
-    assert all(shipped.power for shipped in shipped_bags())
+@pytest.mark.parametrize("budget", ["quick", pytest.param("standard", marks=pytest.mark.xfail(strict=True))])
+def test_shipped_bags_tell_their_power(budget: str) -> None:
+    assert all(shipped.power for shipped in shipped_bags() if shipped.key.budget == budget)
 
 
 # Verdicts
@@ -397,7 +406,7 @@ def test_a_finding_and_its_replay_say_what_is_usual_in_known_clean_encoders(
 
 
 def test_a_normalization_that_nobody_said_is_a_warning(found: AuditReport) -> None:
-    assert page.guess(found) == []
+    assert page.guess(found.encoder) == []
     guessed = replace(found, encoder=found.encoder | {"normalization": ASSUMED})
     assert "can hide a backdoor" in page.lines(guessed)[-1]
     assert "--mean, --std and --size" in page.lines(guessed)[-1]
@@ -425,6 +434,32 @@ def test_what_was_tampered_with_is_not_replayed(found: AuditReport, tmp_path: Pa
         replaying.read_audit(path)
     triggers.unlink()
     with pytest.raises(SapperError, match="no audit can be read"):
+        replaying.read_audit(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "why"),
+    [
+        ({"mask": torch.zeros(SIZE, SIZE), "pattern": torch.full((3, SIZE, SIZE), 1e30)}, "no trigger has"),
+        ({"mask": torch.full((SIZE, SIZE), -0.1), "pattern": torch.zeros(3, SIZE, SIZE)}, "no trigger has"),
+        ({"mask": torch.zeros(SIZE, SIZE), "pattern": torch.full((3, SIZE, SIZE), torch.nan)}, "no trigger has"),
+        ({"mask": torch.zeros(SIZE, SIZE, dtype=torch.complex64), "pattern": torch.zeros(3, SIZE, SIZE)}, "complex64"),
+        ({"mask": torch.zeros(SIZE, SIZE), "pattern": torch.zeros(3, SIZE, SIZE, dtype=torch.int64)}, "int64"),
+        ({"mask": torch.zeros(SIZE, 1), "pattern": torch.zeros(3, SIZE, SIZE)}, "shape"),
+        ({"mask": torch.zeros(SIZE, SIZE)}, "is no trigger"),
+        ({"matrix": 3 * torch.eye(3, 4)}, "no trigger has"),
+    ],
+)
+def test_a_forged_trigger_is_not_replayed(
+    found: AuditReport, tmp_path: Path, tensors: dict[str, Tensor], why: str
+) -> None:
+    """Pixels beyond all images would gather the features of any encoder, and frame a clean one."""
+    path = record(found, tmp_path)
+    forged = safetensors.torch.save({f"multi_prior/{name}": value for name, value in tensors.items()})
+    (tmp_path / replaying.TRIGGERS).write_bytes(forged)
+    known = {"file": replaying.TRIGGERS, "sha256": hashlib.sha256(forged).hexdigest()}
+    path.write_text(edited(path, triggers=known))
+    with pytest.raises(SapperError, match=rf"no audit can be read: .*{why}"):
         replaying.read_audit(path)
 
 
@@ -458,6 +493,40 @@ def test_only_what_the_base_does_not_do_speaks_against_an_encoder(found: AuditRe
     assert not same.flagged
     assert same.evidence["likeness"] == pytest.approx(1.0, abs=1e-6)
     assert compare(suspect, base, {}, photos(), RUN).flagged is None
+
+
+def test_draws_depend_on_the_encoder_as_in_bags(found: AuditReport) -> None:
+    """Scores of a bag and of an audit come about alike: that of an encoder in the bag is its own."""
+    suspect = varied(99, gain=30.0)
+    run = RUN.child(auditing.fingerprint(suspect))
+    assert auditing.scores(suspect, photos(), BUDGET.make(), run)["multi_prior"].score == found.leading.score
+
+
+def test_an_audit_computes_in_the_number_format_of_its_bags(bag: Bag) -> None:
+    def formats(*bags: Bag) -> str:
+        return audit(varied(55), photos(), BUDGET, bags, RUN).number_format
+
+    half = replace(bag, name="half", made={"number format": "bfloat16"})
+    assert formats(half) == "bfloat16"
+    assert formats(half, bag) == formats(replace(bag, made={})) == formats() == "float32"
+
+
+def test_what_cannot_be_measured_is_undecided_and_told(bag: Bag) -> None:
+    """Wherever features are beyond all numbers, and whatever further detectors answer: nothing is lost."""
+
+    class Boundless:
+        metric = "score"
+
+        def examine(self, *_: Any) -> Verdict:
+            return Verdict(score=math.inf, threshold=0.0, flagged=True, evidence={"norm": math.inf})
+
+    whole = encoder(gain=0.0)
+    fragile = Encoder(Fragile(0.0), whole.card, whole.feature_size)
+    report = audit(fragile, photos(), BUDGET, [bag], RUN, base=whole, more={"boundless": Boundless()})
+    assert (report.verdict, report.hidden) == ("undecided", True)
+    assert "cannot be" in report.reason
+    assert [(each.score, each.flagged) for each in report.detectors] == [(None, None)] * 3
+    assert not audit(varied(55), photos(), BUDGET, [], RUN).hidden
 
 
 # What it leaves
@@ -519,4 +588,5 @@ def test_the_json_has_the_promised_keys(report: AuditReport) -> None:
     for detector in content["detectors"]:
         assert {"method", "score", "threshold", "flagged", "p_value", "evidence", "seconds"} <= detector.keys()
     assert content["encoder"]["input_size"] == SIZE
-    assert asdict(report.coverage)["unseen"]
+    assert content["coverage"]["unseen"]
+    assert content["number_format"] == "float32"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sapper import datasets, encoders
 from sapper.audit import auditing, calibration
@@ -115,6 +116,47 @@ def test_a_replay_of_the_same_and_of_another_file(sapper: Sapper, place: Path, t
     assert sapper("replay", tmp_path / "audit.json", "--images", place / "balls", *meant).code == 0
 
 
+def test_the_audited_file_is_replayed_as_it_was_opened_wherever_it_lies(
+    sapper: Sapper, place: Path, tmp_path: Path
+) -> None:
+    said = ("--mean", "0.1,0.2,0.3", "--std", "0.5,0.5,0.5")
+    assert sapper(*words(place, tmp_path, *said)).code == 3
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes((place / "subject.safetensors").read_bytes())
+    replay = ("replay", tmp_path / "audit.json", "--images", place / "balls", "--device", "cpu")
+
+    def mean(*more: str | Path) -> list[float]:
+        assert sapper(*replay, *more).code == 0
+        found: list[float] = json.loads((tmp_path / "replay.json").read_text())["encoder"]["mean"]
+        return found
+
+    assert mean() == mean("--encoder", moved) == [0.1, 0.2, 0.3]
+    assert mean("--encoder", moved, "--mean", "0.4,0.5,0.6") == [0.4, 0.5, 0.6]
+    encoders.save(encoders.build(Run(seed=2), architecture="resnet10", width=4, input_size=16), moved)
+    assert mean("--encoder", moved) != [0.1, 0.2, 0.3]
+
+
+def test_an_encoder_cannot_hide_behind_features_that_nobody_can_measure(
+    sapper: Sapper, place: Path, tmp_path: Path
+) -> None:
+    """Without a bag nobody can say anything, and a job may go on; with one only the encoder is to blame."""
+    subject = encoders.load(place / "subject.safetensors", Run())
+    with torch.no_grad():
+        for parameter in subject.backbone.layer4[-1].bn2.parameters():  # type: ignore[operator, union-attr, index]
+            parameter.mul_(1e22)
+    huge = tmp_path / "huge.safetensors"
+    encoders.save(subject, huge)
+    common = ("--images", place / "photos", "--device", "cpu", "--fail-on", "backdoor", "--out", tmp_path / "out")
+    budget = BUDGETS["quick"]
+    key = Key.of(subject, datasets.load(f"{place}/photos", "train", size=16), budget)
+    bag = Bag(name="fitting", key=key, pretraining="", images="", scores={"multi_prior": [0.0] * 40})
+    write_bag(bag, tmp_path / "fitting.json")
+    end = sapper("audit", huge, *common, "--bag", tmp_path / "fitting.json")
+    assert end.code == 3, end.err
+    assert "gave no score" in end.out
+    assert sapper("audit", huge, *common).code == 0
+
+
 def test_a_claimed_base_is_compared(sapper: Sapper, place: Path, tmp_path: Path) -> None:
     end = sapper(*words(place, tmp_path, "--base", place / "subject.safetensors"))
     assert end.code == 3
@@ -137,8 +179,9 @@ def test_calibrate_makes_a_bag_that_fits_the_audit(sapper: Sapper, place: Path, 
     assert (made.size, len(made.gathered["multi_prior"])) == (2, 2)
     assert all(share is not None for share in made.gathered["multi_prior"])
     report = sapper(*words(place, tmp_path / "out", "--bag", bag, "--false-alarms", "0.4"))
-    assert report.code in (0, 1), report.err
     content = json.loads((tmp_path / "out" / "audit.json").read_text())
+    suspicious = content["p_value"] <= 0.4 and content["detectors"][0]["flagged"]
+    assert report.code == (1 if suspicious else 0), report.err
     assert content["bags"][0]["pretraining"] == "none at all"
     assert content["p_value"] in (1 / 3, 2 / 3, 1.0)
     assert content["detectors"][0]["in_clean"]["encoders"] == 2
@@ -165,6 +208,17 @@ def test_bags_that_are_named_are_asked_instead_of_those_that_ship(
     assert sapper(*words(place, tmp_path, *both)).code == 0
 
 
+def test_a_bag_that_could_not_be_read_again_is_not_begun(sapper: Sapper, place: Path, tmp_path: Path) -> None:
+    common = ("calibrate", "--encoders", place / "subject.safetensors", "--images", place / "photos")
+    for more in (
+        ("--out", tmp_path / "my\\bag.json"),
+        ("--out", tmp_path / "\x1b[2Jbag.json"),
+        ("--out", tmp_path / "bag.json", "--pretraining", "SimCLR\udcff"),
+    ):
+        assert "a bag cannot name" in told(sapper(*common, *more))
+    assert not list(tmp_path.iterdir())
+
+
 def test_calibrate_looks_at_all_encoders_before_it_measures_one(
     sapper: Sapper, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +238,8 @@ def test_calibrate_looks_at_all_encoders_before_it_measures_one(
     [
         (("--budget", "quik"), "quick"),
         (("--fail-on", "never"), "backdoor or undecided"),
-        (("--false-alarms", "1.5"), "between 0 and 1"),
+        (("--false-alarms", "1.5"), "from 1e-06 to 1"),
+        (("--false-alarms", "1e-320"), "from 1e-06 to 1"),
         (("--mean", "0.5,0.5"), "three numbers"),
         (("--std", "0.2,0.2,0"), "three numbers"),
         (("--arch", "resnet11"), "resnet"),
@@ -215,6 +270,7 @@ def test_images_and_encoders_that_are_not_there_are_told(sapper: Sapper, place: 
         (place / "absent", "absent"),
     ):
         assert expected in told(sapper("audit", subject, "--images", images, *out))
+    assert "too long" in told(sapper("audit", "a" * 300 + ".pth", "--images", place / "photos", *out))
     for name, expected in (("subject.safetensor", "there is no such file"), ("tim:resnet50", "timm")):
         assert expected in told(sapper("audit", name, "--images", place / "photos", *out))
     assert sapper("audit", subject, *out).code == 2  # --images is required
@@ -253,7 +309,7 @@ def test_a_crash_is_no_verdict(
 IN_THE_MIDDLE = """
 import time
 from sapper.audit import auditing, calibration
-from sapper.cli import main
+from sapper.__main__ import main
 auditing.audit = lambda *_, **__: (print("looking", flush=True), time.sleep(60))
 main()
 """

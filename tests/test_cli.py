@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sapper import __version__, attacks, cli, datasets, defenses, downstream, pretraining
 from sapper.cli import experiments
+from sapper.cli.shared import say
 from sapper.errors import SapperError
 from sapper.lab import runner
 from sapper.lab.results import Record, Results, read_results, write_results
@@ -256,6 +259,42 @@ def test_ctrl_c_in_the_middle_of_a_training_ends_with_130(file: Path, tmp_path: 
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+MISUSED = [("audit", "--nope"), ("audit", "x", "--images", "y", "--fail-on", "never"), ("nonsense",)]
+
+
+@pytest.mark.parametrize("misused", MISUSED)
+def test_what_cannot_even_be_told_ends_with_2(misused: tuple[str, ...]) -> None:
+    """Python's own code for that is 1, which in an audit is evidence of a backdoor."""
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run([*PROGRAM, *misused], stderr=full, check=False).returncode == 2
+    reading, writing = os.pipe()
+    os.close(reading)
+    end = subprocess.run([*PROGRAM, *misused], stderr=writing, check=False)
+    os.close(writing)
+    assert end.returncode in (2, 141)
+
+
+@pytest.mark.parametrize("missing", ["rich", "typer", "sapper.errors"])
+def test_half_an_installation_ends_with_2(missing: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; from sapper.__main__ import main; main()"
+    end = subprocess.run([sys.executable, "-c", program, "--version"], capture_output=True, text=True, check=False)
+    assert (end.returncode, end.stdout) == (2, "")
+    assert missing in end.stderr
+
+
+@given(what=st.text(), where=st.text(), remedy=st.text())
+def test_no_message_moves_the_cursor_or_forges_a_line(what: str, where: str, remedy: str) -> None:
+    """Names in hostile files come in messages about them."""
+    lines = str(SapperError(what, where=where or "x", remedy=remedy or "y")).split("\n")
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines)
+
+
+def test_output_does_not_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    say("bag \x1b[2J\u202e\nNo evidence of a backdoor.\udcff")
+    assert capsys.readouterr().out == "bag ?[2J? No evidence of a backdoor.?\n"
+
+
 def test_a_closed_pipe_ends_with_141() -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -295,7 +334,7 @@ def read_from_terminal(descriptor: int) -> str:
 
 TELL_MODULES = """
 import atexit, sys
-from sapper.cli import main
+from sapper.__main__ import main
 atexit.register(lambda: print(sorted(sys.modules)))
 main()
 """

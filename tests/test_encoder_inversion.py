@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sapper.defenses.detect.decree import Decree, Schedule
-from sapper.defenses.detect.inversion import mean_cosine, start
+from sapper.defenses.detect.inversion import collapse, mean_cosine, recovered, start
 from sapper.defenses.detect.multi_prior import MultiPrior
 from sapper.defenses.detect.priors import Filter, Stamp
 from sapper.defenses.detect.ssl_cleanse import SSLCleanse, knee
@@ -293,6 +294,48 @@ def test_an_encoder_that_no_trigger_collapses_has_no_mask() -> None:
     assert verdict.evidence["PL1"] == 1.0
     assert verdict.score == 0.0
     assert verdict.flagged is False
+    assert recovered(verdict.evidence) is None
+
+
+class Fragile(Planted):
+    """Features of images with a bright pixel are beyond all numbers."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.where(images.amax((1, 2, 3)).unsqueeze(1) > 0.77, torch.inf, super().forward(images))
+
+
+@pytest.mark.parametrize("method", [QUICK, Decree(epochs=1, images=96, batch=32), SSLCleanse(steps=1)])
+def test_features_that_cannot_be_measured_are_no_score(method: MultiPrior | Decree | SSLCleanse) -> None:
+    """Whichever images they are of."""
+    whole = encoder(gain=0.0)
+    fragile = Encoder(Fragile(0.0), whole.card, whole.feature_size)
+    bright = (to_float(photos().images).amax((1, 2, 3)) > 0.77).double().mean()
+    assert 0 < bright < 0.5
+    verdict = method.examine(fragile, photos(), RUN)
+    assert (verdict.score, verdict.flagged) == (None, None)
+    assert "cannot be" in verdict.evidence["why"]
+    assert collapse(fragile, lambda images: images, photos().images, RUN) is None
+    assert collapse(whole, lambda images: images, photos().images, RUN) is not None
+
+
+def test_both_parts_of_the_images_are_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders come class by class; what is searched on and what is measured on must not be different classes."""
+    parts: dict[str, Tensor] = {}
+
+    def race(_: MultiPrior, _encoder: Encoder, prior: Any, seen: Tensor, unseen: Tensor, *_rest: Any) -> Any:
+        parts.update(seen=seen, unseen=unseen)
+        return prior.take(torch.tensor([0]))
+
+    monkeypatch.setattr(MultiPrior, "_race", race)
+    sorted_ones = photos().take(photos().images.double().mean((1, 2, 3)).argsort())
+    QUICK.examine(encoder(gain=0.0), sorted_ones, RUN)
+    assert (len(parts["seen"]), len(parts["unseen"])) == (64, 32)
+    ranks = [
+        {int((sorted_ones.images == image).all((1, 2, 3)).nonzero()[0]) for image in part} for part in parts.values()
+    ]
+    assert not ranks[0] & ranks[1]
+    for part in ranks:
+        assert 0.3 < sum(rank < 48 for rank in part) / len(part) < 0.7
 
 
 def test_a_step_of_decree_is_its_formula() -> None:

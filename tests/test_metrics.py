@@ -101,6 +101,10 @@ def test_auc_is_that_of_scikit_learn(positive: list[int], negative: list[int]) -
     assert auc(torch.tensor(positive), torch.tensor(negative)) == pytest.approx(expected)
 
 
+def test_two_that_have_no_score_are_a_tie() -> None:
+    assert auc(torch.tensor([-torch.inf, 5.0]), torch.tensor([-torch.inf, 1.0])) == (0.5 + 0 + 1 + 1) / 4
+
+
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.lists(st.integers(0, 6), min_size=1, max_size=12))
 def test_the_auc_is_in_its_interval_and_mirrored(positive: list[int], negative: list[int]) -> None:
     rate = auc_rate(torch.tensor(positive), torch.tensor(negative))

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torchvision import models
 
 from sapper import encoders
+from sapper.audit import auditing
 from sapper.encoders import Encoder, Opening, layouts, schemes, sources
 from sapper.errors import SapperError
+from sapper.files import sha256
 from sapper.run import Run
 
 RUN = Run(seed=1)
@@ -287,6 +289,17 @@ def test_ours_are_opened_with_their_cards(tmp_path: Path) -> None:
     assert opened.card.origin["normalization"] == "from its card"
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(opened(images), encoder(images))
+
+
+def test_what_a_file_says_of_its_own_opening_does_not_count(tmp_path: Path) -> None:
+    """A bill of materials would else name the commit of the genuine model."""
+    claims = {"revision": "f" * 40, "sha256": "0" * 64, "layout": "timm", "method": "simclr"}
+    path = tmp_path / "claims.safetensors"
+    encoders.save(made().marked(backdoored=False, origin=claims), path)
+    about = auditing.about(encoders.open(str(path), RUN))
+    assert "revision" not in about
+    assert about["sha256"] == sha256(path)
+    assert about["layout"] != "timm"
 
 
 def test_normalization_and_size_can_be_said(tmp_path: Path) -> None:

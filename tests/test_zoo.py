@@ -33,7 +33,7 @@ from sapper.zoo.making import Member
 from sapper.zoo.pantry import Pantry, ordinary_images
 from sapper.zoo.plans import Plan, Specimen, draw, parse_plan, read_plan
 from tests.conftest import REPOSITORY
-from tests.micro import write_data
+from tests.micro import write_data, write_npz
 from tests.program import Sapper, told
 
 RUN = Run(seed=4)
@@ -57,7 +57,7 @@ def content(data: Path) -> dict[str, Any]:
                 "name": "squares",
                 "encoder": {"architecture": "resnet10", "width": 4, "input_size": 16},
                 "pretraining": {"dataset": f"{data}/photos", "images": 40, "epochs": {"any": [1, 2]}, "batch": 20},
-                "images": {"dataset": f"{data}/photos", "split": "train", "images": 36},  # there is no other split
+                "images": {"dataset": f"{data}/photos"},
                 "attack": {"shadow_images": 20, "epochs": 1, "batch": 10, "reference_views": 2},
                 "victim": {"dataset": f"{data}/balls", "references": 1},
                 "trigger": {"size": {"between": [2, 5]}, "position": "anywhere"},
@@ -71,6 +71,7 @@ def content(data: Path) -> dict[str, Any]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_data(folder)
+    write_npz(folder / "photos" / "test.npz", 36, seed=2, labeled=False)
     return folder
 
 
@@ -82,6 +83,10 @@ def plan(data: Path) -> Plan:
 def build(plan: Plan, folder: Path, *parts: str, workers: int = 0) -> list[Member]:
     pantry = Pantry.load(plan, RUN, data_root=None, download=False)
     return building.build(plan, folder, RUN, Workers(workers), parts=parts, data=pantry)
+
+
+def members_of(folder: Path) -> list[Member]:
+    return building.read_members(folder, building.plan_of(folder))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +141,7 @@ def test_draws_have_the_shares_that_they_say() -> None:
     [
         ({"part": {"judgement": {"clean": 1, "backdoored": 2}}}, "part.judgement.backdoored"),
         ({"part": {}}, "part"),
+        ({"part": {"x/../../y": {"clean": 1}}}, "part"),
         ({"family": [{"part": {"judgement": {"clean": 1, "backdoored": 2}}}]}, "family[0].part.judgement.backdoored"),
         ({"family": [{"part": {"judgment": {"clean": 1}}}]}, "judgement"),
         ({"colour": 1}, "unknown key 'colour'"),
@@ -168,6 +174,18 @@ def test_mistakes_in_a_plan_are_told_with_their_place(data: Path, change: dict[s
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize("count", [{}, {"images": 40}])
+def test_a_defender_has_other_images_than_the_pre_training(data: Path, count: dict[str, int]) -> None:
+    """Whatever was drawn, and however many of them there are."""
+    wrong = content(data)
+    family = wrong["family"][0]
+    family["pretraining"] |= {"dataset": {"any": [f"{data}/photos"]}, "split": {"any": ["train", "test"]}}
+    family["images"] |= {"split": "test"} | count
+    wrong["part"]["judgement"]["clean"] = 20
+    with pytest.raises(SapperError, match=r"images\.split: these are the images of the pre-training"):
+        parse_plan(wrong, "micro.toml")
+
+
 def test_a_family_may_have_numbers_of_its_own(data: Path) -> None:
     more = content(data)
     more["family"].append(more["family"][0] | {"name": "few", "part": {"judgement": {"clean": 1}}})
@@ -197,7 +215,7 @@ def test_a_member_does_not_depend_on_the_others(data: Path, plan: Plan) -> None:
 
 
 def test_a_zoo_has_its_members_marked_and_measured(built: Path) -> None:
-    members = building.read_members(built)
+    members = members_of(built)
     counts = {(m.part, m.kind): 0 for m in members}
     for member in members:
         counts[member.part, member.kind] += 1
@@ -216,14 +234,43 @@ def test_a_zoo_has_its_members_marked_and_measured(built: Path) -> None:
     assert len({member.file for member in members}) == len(members)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"family": "x"}, "no family 'x'"),
+        ({"part": "x"}, "part 'x'"),
+        ({"kind": "odd"}, "kind"),
+        ({"file": None}, "file"),
+        ({"file": "/etc/passwd"}, "not in this folder"),
+        ({"file": "../elsewhere.safetensors"}, "not in this folder"),
+        ({"kind": "backdoored", "about": {}}, "target"),
+        ({"kind": "backdoored", "about": {"target": {"trigger": {"kind": "patch"}}}}, "metrics"),
+    ],
+)
+def test_what_was_edited_in_a_zoo_is_told(
+    sapper: Sapper, built: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    manifest = json.loads((built / building.MANIFEST).read_text())
+    manifest["members"][0] |= change
+    (tmp_path / building.MANIFEST).write_text(json.dumps(manifest))
+    end = told(sapper("zoo", "score", tmp_path, "--device", "cpu"))
+    assert "members[0]" in end
+    assert words in end
+
+
+def test_a_manifest_without_end_is_told(sapper: Sapper, tmp_path: Path) -> None:
+    (tmp_path / building.MANIFEST).write_text("[" * 100_000)
+    assert "no zoo can be read" in told(sapper("zoo", "score", tmp_path))
+
+
 def test_a_build_goes_on_where_it_stopped(plan: Plan, tmp_path: Path) -> None:
     first = build(plan, tmp_path, "calibration")
-    assert {member.part for member in building.read_members(tmp_path)} == {"calibration"}
+    assert {member.part for member in members_of(tmp_path)} == {"calibration"}
     stamps = {member.file: (tmp_path / member.file).stat().st_mtime_ns for member in first}
     again = build(plan, tmp_path, "calibration", "judgement")
     assert again[: len(first)] == first
     assert {file: (tmp_path / file).stat().st_mtime_ns for file in stamps} == stamps
-    assert {member.part for member in building.read_members(tmp_path)} == {"calibration", "judgement"}
+    assert {member.part for member in members_of(tmp_path)} == {"calibration", "judgement"}
     with pytest.raises(SapperError, match="no part 'judgment'"):
         build(plan, tmp_path, "judgment")
 
@@ -268,7 +315,7 @@ def images(plan: Plan) -> dict[str, ImageSet]:
 
 
 def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, ImageSet], tmp_path: Path) -> None:
-    members = building.read_members(built)
+    members = members_of(built)
     scored = examining.examine(members, built, images, BUDGET, RUN, Workers(2))
     assert [each.member for each in scored] == members
     again = examining.examine(members, built, images, BUDGET, RUN, Workers(0))
@@ -306,7 +353,7 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
 
 def test_budgets_share_what_they_have_in_common(built: Path, images: dict[str, ImageSet]) -> None:
     """Prior by prior a detector sees what it sees at once; and what one budget looked at another does not look at."""
-    member = next(m for m in building.read_members(built) if m.kind == "backdoored")
+    member = next(m for m in members_of(built) if m.kind == "backdoored")
     rounds = {"rounds": ((0, 4, 2), (2, 8, 2)), "images": 24, "held_out": 12}
     large = rounds | {"patches": ((0.25, 0.0, 1.0), (0.375, 0.1, 0.5)), "blends": ((0.2, 0.0, 1.0),), "filters": ()}
     small = rounds | {"patches": ((0.25, 0.0, 1.0),), "blends": (), "filters": ()}
@@ -341,7 +388,7 @@ def test_scores_do_not_depend_on_marks_or_names(built: Path, images: dict[str, I
     """The same weights under another name, with another card, in another folder."""
     from sapper import encoders
 
-    member = next(m for m in building.read_members(built) if m.kind == "backdoored")
+    member = next(m for m in members_of(built) if m.kind == "backdoored")
     disguised = load(built / member.file, RUN).marked(backdoored=False, origin={"method": "simclr"})
     encoders.save(disguised, tmp_path / "clean.safetensors")
     other = replace(member, file="clean.safetensors", kind="clean", about={})
@@ -461,7 +508,7 @@ def test_what_an_audit_would_pass_is_listed_with_what_its_trigger_does() -> None
 
 def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, images: dict[str, ImageSet]) -> None:
     """As if their scores were the calibration part's; the bags that do not fit have no say."""
-    members = building.read_members(built)
+    members = members_of(built)
     scored = examining.examine(members, built, images, BUDGET, RUN, Workers(0))
     (bag,) = lessons.bags(scored, built, images, BUDGET, "micro", RUN, {})
     assert list(judging.beside_bags(scored, [bag]).values()) == [{}]  # an audit would be undecided beside two
@@ -529,7 +576,7 @@ def test_shares_have_clopper_and_pearsons_interval(n: int, data: st.DataObject) 
 def test_meta_classifiers_survive_their_file_and_judge_their_kind_only(
     built: Path, images: dict[str, ImageSet], tmp_path: Path
 ) -> None:
-    members = [member for member in building.read_members(built) if member.part == "development"]
+    members = [member for member in members_of(built) if member.part == "development"]
     method = MNTDEncoder(shadows=1, validation=1, meta_classifiers=2, queries=2, hidden=3, epochs=2)
     judge, kind = lessons.learn(members, built, images["squares"], method, RUN)
     path = tmp_path / "meta.safetensors"

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class SapperError(Exception):
@@ -22,9 +25,24 @@ class SapperError(Exception):
         return partial(SapperError, where=self.where, remedy=self.remedy), (self.what,)
 
     def __str__(self) -> str:
-        where = f"{self.where}: " if self.where else ""
-        remedy = f"\n  remedy: {self.remedy}" if self.remedy else ""
-        return f"{where}{self.what}{remedy}"
+        where = f"{printable(self.where)}: " if self.where else ""
+        remedy = f"\n  remedy: {printable(self.remedy)}" if self.remedy else ""
+        return f"{where}{printable(self.what)}{remedy}"
+
+
+def printable(text: str) -> str:
+    """A line of text that a terminal may get, whoever wrote it.
+
+    Names in foreign files can hold what would move the cursor, turn text around or forge a line. That becomes question
+    marks, as the bytes of file names in another encoding do.
+    """
+    return "".join(char if char.isprintable() else " " if char in "\n\t" else "?" for char in text)
+
+
+def first_mistake(error: "ValidationError") -> str:
+    """The first thing that does not fit, with its key, in one line."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 MOST_NAMES = 20

@@ -94,9 +94,12 @@ def attack_metrics(
 
 
 def auc(positive: Tensor, negative: Tensor) -> float:
-    """Area under the ROC curve: how often a score of ``positive`` (n,) exceeds one of ``negative`` (m,), ties half."""
-    difference = positive.double().unsqueeze(1) - negative.double().unsqueeze(0)
-    return float(((difference > 0).double() + 0.5 * (difference == 0)).mean())
+    """Area under the ROC curve: how often a score of ``positive`` (n,) exceeds one of ``negative`` (m,), ties half.
+
+    Scores may be infinite; two infinities are a tie.
+    """
+    ours, theirs = positive.double().unsqueeze(1), negative.double().unsqueeze(0)
+    return float(((ours > theirs).double() + 0.5 * (ours == theirs)).mean())
 
 
 def auc_rate(positive: Tensor, negative: Tensor) -> Rate:

@@ -26,6 +26,11 @@ class Verdict:
     seconds: float = 0.0
 
 
+def unscored(why: str, threshold: float, seconds: float) -> Verdict:
+    """No score, and in words why."""
+    return Verdict(score=None, threshold=threshold, flagged=None, evidence={"why": why}, seconds=seconds)
+
+
 def threat(patch: int) -> str:
     """One patch, in words."""
     return f"one {patch}×{patch} patch anywhere"

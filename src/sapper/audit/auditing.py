@@ -3,7 +3,8 @@
     backdoor       the leading detector's p-value is at most the false-alarm bound beside every bag that fits, and its
                    score above its threshold
     no-evidence    one of the two is not so: nothing unusual was found, or nothing that is of use to an attacker
-    undecided      there is no fitting bag, so that nobody can say what a clean encoder would have scored
+    undecided      there is no fitting bag, so that nobody can say what a clean encoder would have scored; or the
+                   encoder's features cannot be measured
 
 The second condition keeps encoders that are unusual without being dangerous, a supervised classifier's say, from
 being flagged for that; it can only lower the rate of false alarms. The other detectors' p-values stand beside it as
@@ -11,9 +12,10 @@ evidence and decide nothing.
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -36,6 +38,7 @@ from sapper.audit.differential import check_base, compare
 from sapper.defenses.defender import EncoderExaminer
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
+from sapper.encoders.opening import OPENED
 from sapper.errors import SapperError
 from sapper.images import ImageSet
 from sapper.run import Run
@@ -51,6 +54,9 @@ SHOWN = 6
 
 EFFECT = 256
 """Images on which a recovered trigger is measured."""
+
+FORMATS: dict[str | None, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Number formats as bags name them."""
 
 Answer = Literal["no-evidence", "backdoor", "undecided"]
 
@@ -95,7 +101,7 @@ class AuditReport:
 
     ``p_value`` of the leading detector, none without a fitting bag. ``false_alarm_bound``: how often an encoder like
     those of a bag may come out as backdoored. ``encoder``, ``images``, ``bags``: what was audited, with what, beside
-    what.
+    what. ``number_format``: of the detectors' computations.
     ``shown``: uint8 (n, 3, H, W), images as they are, for pictures.
     """
 
@@ -105,6 +111,7 @@ class AuditReport:
     false_alarm_bound: float
     budget: str
     seed: int
+    number_format: str
     detectors: tuple[Finding, ...]
     encoder: dict[str, Any]
     images: dict[str, Any]
@@ -116,6 +123,11 @@ class AuditReport:
     @property
     def leading(self) -> Finding:
         return next(finding for finding in self.detectors if finding.leads)
+
+    @property
+    def hidden(self) -> bool:
+        """Whether there are bags to judge by, but nothing to be judged: an encoder could hide behind that."""
+        return bool(self.bags) and self.leading.score is None
 
 
 def audit(
@@ -134,6 +146,8 @@ def audit(
     ``bags``: of known-clean encoders, of which some may fit. ``bound``: the share of false alarms that is allowed.
     ``base``: the encoder that this one is said to be, or to have been made from; compared, if given (``differential``).
     ``more``: further detectors, whose findings are evidence beside the budget's.
+    All draws depend on the seed and on the encoder's weights, as in bags, so that no start can be foreseen and none is
+    the same for all encoders. Computed in the number format of the bags that fit.
     Raises ``SapperError`` for too few images or images of another size.
     """
     started = time.perf_counter()
@@ -142,17 +156,18 @@ def audit(
         check_base(encoder, base)
     key = Key.of(encoder, images, budget)
     match = fitting(key, distinct(bags), bound)
+    looking = as_the_bags(run, match.bags).child(fingerprint(encoder))
     findings = []
     for name, method in budget.make().items():
-        verdict = method.examine(encoder, images, run.child(name))
-        findings.append(_finding(name, verdict, match.bags, encoder, images, run, leads=name == budget.leading))
+        verdict = method.examine(encoder, images, looking.child(name))
+        findings.append(_finding(name, verdict, match.bags, encoder, images, looking, leads=name == budget.leading))
     for name, method in (more or {}).items():
-        verdict = method.examine(encoder, images, run.child(name))
-        findings.append(_finding(name, verdict, [], encoder, images, run, leads=False))
+        verdict = method.examine(encoder, images, looking.child(name))
+        findings.append(_finding(name, verdict, [], encoder, images, looking, leads=False))
     if base is not None:
         triggers = {finding.method: finding.tensors for finding in findings if finding.tensors}
-        verdict = compare(encoder, base, triggers, some_of(images, run), run)
-        findings.append(_finding("differential", verdict, [], encoder, images, run, leads=False))
+        verdict = compare(encoder, base, triggers, some_of(images, looking), looking)
+        findings.append(_finding("differential", verdict, [], encoder, images, looking, leads=False))
     p, verdict_word, reason = _decide(findings[0], match, bound)
     return AuditReport(
         verdict=verdict_word,
@@ -161,6 +176,7 @@ def audit(
         false_alarm_bound=bound,
         budget=budget.name,
         seed=run.seed,
+        number_format=str(looking.dtype).removeprefix("torch."),
         detectors=tuple(findings),
         encoder=about(encoder),
         images=about_images(images),
@@ -174,6 +190,13 @@ def audit(
         seconds=time.perf_counter() - started,
         shown=images.sample(SHOWN, run.child("shown").generator()).images,
     )
+
+
+def as_the_bags(run: Run, bags: Sequence[Bag]) -> Run:
+    """The run in the number format that the bags were measured in, if it is one: scores in another differ a little."""
+    formats = {bag.made.get("number format") for bag in bags}
+    dtype = FORMATS.get(formats.pop()) if len(formats) == 1 else None
+    return run if dtype is None else replace(run, dtype=dtype)
 
 
 def scores(encoder: Encoder, images: ImageSet, detectors: dict[str, EncoderExaminer], run: Run) -> dict[str, Verdict]:
@@ -222,7 +245,7 @@ def about_images(images: ImageSet) -> dict[str, Any]:
 def about(encoder: Encoder) -> dict[str, Any]:
     """What an encoder is, for the report. It is told, and no verdict rests on it."""
     card = encoder.card
-    origin = {key: card.origin[key] for key in ("opened", "file", "sha256", "layout", "revision") if key in card.origin}
+    origin = {key: card.origin[key] for key in OPENED if key in card.origin}
     return origin | {
         "architecture": card.architecture,
         "width": card.width,
@@ -230,7 +253,7 @@ def about(encoder: Encoder) -> dict[str, Any]:
         "input_size": card.input_size,
         "mean": list(card.mean),
         "std": list(card.std),
-        "normalization": card.origin.get("normalization", "from its card"),
+        "normalization": origin.get("normalization", "from its card"),
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
     }
 
@@ -238,6 +261,8 @@ def about(encoder: Encoder) -> dict[str, Any]:
 def _finding(
     name: str, verdict: Verdict, bags: Sequence[Bag], encoder: Encoder, images: ImageSet, run: Run, *, leads: bool
 ) -> Finding:
+    if verdict.score is not None and not math.isfinite(verdict.score):
+        verdict = replace(verdict, score=None, flagged=None)
     tensors = {key: value for key, value in verdict.evidence.items() if isinstance(value, Tensor)}
     plain = {key: value for key, value in verdict.evidence.items() if not isinstance(value, Tensor)}
     return Finding(
@@ -263,7 +288,7 @@ def _decide(leading: Finding, match: Match, bound: float) -> tuple[float | None,
         return None, "undecided", f"{leading.method} gave no score: {why}."
     beside = _beside(leading.method, leading.score, match.bags)
     if leading.p_value <= bound and not leading.flagged:
-        weak = f"a score of {leading.score:.2g}, where {leading.threshold:g} counts"
+        weak = f"a score of {leading.score:.3f}, where {leading.threshold:g} counts"
         return leading.p_value, "no-evidence", f"What was found is unusual, but too weak to matter: {weak}; {beside}."
     if leading.p_value <= bound:
         return leading.p_value, "backdoor", f"A small change draws ordinary images to one point; {beside}."

@@ -29,7 +29,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from sapper.audit.budgets import Budget
 from sapper.encoders import Encoder
-from sapper.errors import SapperError
+from sapper.errors import SapperError, first_mistake
 from sapper.files import write_atomically
 from sapper.images import ImageSet
 
@@ -38,6 +38,10 @@ BOUND = 0.05
 
 SHIPPED = Path(__file__).parent / "bags"
 """Bags that come with Sapper."""
+
+
+NAME = r"^[^/\\\x00-\x1f\x7f-\x9f]+$"
+"""What a bag may be called: a file's name that a terminal can show."""
 
 
 def p_value(score: float, clean: Sequence[float]) -> float:
@@ -92,6 +96,9 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+Score = Annotated[float, Field(allow_inf_nan=False)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Power:
     """How many planted backdoors of a kind, among those that work, were found at the usual false-alarm bound.
@@ -102,11 +109,9 @@ class Power:
     trigger: str
     found: int
     planted: int
-    low: float
-    high: float
+    low: Score
+    high: Score
 
-
-Score = Annotated[float, Field(allow_inf_nan=False)]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -121,7 +126,7 @@ class Bag:
     trained, as a zoo says it. ``power``: measured on encoders of these origins, beside the bag and ``power_beside``.
     """
 
-    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
+    name: Annotated[str, Field(pattern=NAME)]
     key: Key
     pretraining: str
     images: str
@@ -130,7 +135,7 @@ class Bag:
     origins: list[str] = field(default_factory=list)
     power: list[Power] = field(default_factory=list)
     power_beside: list[str] = field(default_factory=list)
-    made: dict[str, Any] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
     schema: Literal[1] = 1
 
     def __post_init__(self) -> None:
@@ -184,14 +189,9 @@ def read_bag(path: Path) -> Bag:
         bag: Bag = TypeAdapter(Bag).validate_json(path.read_bytes())
         return bag
     except (OSError, ValidationError) as error:
-        what = str(error) if isinstance(error, OSError) else _first(error)
+        what = str(error) if isinstance(error, OSError) else first_mistake(error)
         remedy = "name a file that sapper calibrate or sapper zoo score made"
         raise SapperError(f"no bag can be read: {what}", where=str(path), remedy=remedy) from error
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def shipped_bags() -> list[Bag]:

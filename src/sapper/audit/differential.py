@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import collapse, recovered
+from sapper.defenses.detect.inversion import collapse, measurable, recovered
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -51,12 +51,15 @@ def compare(
         change = recovered(tensors)
         if change is not None:
             here, there = (collapse(each, change, images.images, run) for each in (encoder, base))
+            if here is None or there is None:
+                continue
             seen[name] = {"encoder": asdict(here), "base": asdict(there)}
             scores[name] = math.log10(max(there.spread, SMALLEST) / max(here.spread, SMALLEST))
     evidence: dict[str, Any] = {"triggers": seen} | _weights(encoder, base)
     if base.feature_size == encoder.feature_size:
-        both = [extract(each, images.images, run) for each in (encoder, base)]
-        evidence["likeness"] = float((both[0] * both[1]).sum(1).mean())
+        ours, theirs = (extract(each, images.images, run) for each in (encoder, base))
+        if measurable(ours) and measurable(theirs):
+            evidence["likeness"] = float((ours * theirs).sum(1).mean())
     score = max(scores.values(), default=None)
     return Verdict(
         score=score,

@@ -71,19 +71,36 @@ def read_audit(path: Path) -> Recorded:
         if not isinstance(content["images"], dict):
             raise ValueError("it does not say which images it saw")
         for detector, parts in found.items():
-            if parts.keys() not in ({"mask", "pattern"}, {"matrix"}):
-                raise ValueError(f"{', '.join(parts)} of {detector} is no trigger")
-            for part, tensor in parts.items():
-                if tensor.shape != {"mask": (size, size), "pattern": (3, size, size), "matrix": (3, 4)}[part]:
-                    raise ValueError(f"{part} has the shape {tuple(tensor.shape)}")
-                if not tensor.isfinite().all():
-                    raise ValueError(f"{part} is not finite")
+            _check_trigger(detector, parts, size)
         in_clean = TypeAdapter(dict[str, InClean]).validate_python(
             {each["method"]: each["in_clean"] for each in content["detectors"] if each.get("in_clean")}
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         raise SapperError(f"no audit can be read: {error}", where=str(path), remedy=remedy) from error
     return Recorded(content=content, triggers=found, in_clean=in_clean)
+
+
+def _check_trigger(detector: str, parts: dict[str, Tensor], size: int) -> None:
+    """Raises ``ValueError`` for what no detector recovers: beyond the range of pixels anything swamps any encoder."""
+    if not detector.isidentifier() or parts.keys() not in ({"mask", "pattern"}, {"matrix"}):
+        raise ValueError(f"{', '.join(parts)} of {detector} is no trigger")
+    for part, tensor in parts.items():
+        if tensor.shape != {"mask": (size, size), "pattern": (3, size, size), "matrix": (3, 4)}[part]:
+            raise ValueError(f"{part} has the shape {tuple(tensor.shape)}")
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{part} is of {str(tensor.dtype).removeprefix('torch.')} instead of float32")
+        inside = (tensor - torch.eye(3, 4)).abs() <= 1 if part == "matrix" else (tensor >= 0) & (tensor <= 1)
+        if not inside.all():
+            raise ValueError(f"{part} has values that no trigger has")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +142,11 @@ def as_json(replays: list[Replay]) -> list[dict[str, Any]]:
 def _measure(encoder: Encoder, tensors: dict[str, Tensor], images: ImageSet, run: Run) -> Collapse:
     change = recovered(tensors)
     assert change is not None  # read_audit lets nothing else in
-    return collapse(encoder, change, images.images, run)
+    found = collapse(encoder, change, images.images, run)
+    if found is None:
+        what, remedy = "its features of these images cannot be measured", "such an encoder is of no use"
+        raise SapperError(what, where=str(encoder.card.origin.get("opened", "the encoder")), remedy=remedy)
+    return found
 
 
 def _controls(tensors: dict[str, Tensor], run: Run) -> dict[str, dict[str, Tensor]]:

@@ -10,12 +10,13 @@ from typing import ClassVar
 
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sapper.defenses.detect.mntd_encoder import Judge, MNTDEncoder
 from sapper.encoders import Encoder
-from sapper.errors import SapperError
+from sapper.errors import SapperError, first_mistake
 from sapper.files import write_atomically
 from sapper.images import ImageSet
 from sapper.run import Run
@@ -77,12 +78,13 @@ def load(path: Path) -> StoredJudge:
     remedy = "name a file that sapper zoo learn wrote"
     try:
         with safe_open(str(path), "pt") as file:
-            kind = Kind(**json.loads((file.metadata() or {})[METADATA]))
+            kind = TypeAdapter(Kind).validate_json((file.metadata() or {})[METADATA])
             state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _check(state, kind)
         return StoredJudge(MNTDEncoder().restore(state), kind)
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise SapperError(f"no meta-classifiers can be read: {error}", where=str(path), remedy=remedy) from error
+        what = first_mistake(error) if isinstance(error, ValidationError) else error
+        raise SapperError(f"no meta-classifiers can be read: {what}", where=str(path), remedy=remedy) from error
 
 
 def _check(state: dict[str, Tensor], kind: Kind) -> None:

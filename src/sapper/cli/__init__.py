@@ -4,14 +4,14 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from sapper import __version__
 from sapper.cli import audits, calibrating, experiments, listing, zoos
-from sapper.cli.shared import err, guarded, out, printable
+from sapper.cli.shared import BROKEN_PIPE, ChosenEnd, err, guarded, out
 from sapper.errors import SapperError
 
 app = typer.Typer(
@@ -57,30 +57,34 @@ for of_zoos in (zoos.build, zoos.score, zoos.learn):
 app.add_typer(zoo, name="zoo")
 
 
-def main() -> None:
-    """The program ``sapper``: exit code 0, or 2 with one message when something from outside cannot be used.
+def main() -> int:
+    """Run a command; its exit code: 0, or 2 with one message when something from outside cannot be used.
 
-    An audit has codes of its own, so that a crash, too, ends with 2 and not with Python's 1, which would be a verdict.
-    An interrupt ends with 130, a closed pipe with 141, as shells have it.
+    An audit has codes of its own. A crash ends with 2; an interrupt with 130 and a closed pipe with 141, as in shells.
     """
     try:
         app([word for word in sys.argv[1:] if word != "--debug"])
+    except ChosenEnd as end:
+        return end.chosen
+    except SystemExit as end:  # Typer's: for help, wrong usage, an interrupt, and with 1 for a pipe that is closed
+        return end.code if end.code in (0, 130, BROKEN_PIPE) else 2
     except SapperError as error:
-        _end(error)
+        return _end(error)
     except Exception as error:
         # torch's own kinds: OutOfMemoryError on an accelerator, a plain RuntimeError on the CPU
         full = isinstance(error, RuntimeError) and re.search("out of memory|not enough memory", str(error))
         if not full and not isinstance(error, MemoryError):
             traceback.print_exc()
             err.print("[bold red]error[/bold red] this is a fault in sapper; please report it with the lines above")
-            sys.exit(2)
+            return 2
         remedy = "take a smaller batch, a narrower encoder or fewer images; finished stages and epochs are kept"
-        _end(SapperError("the memory is not enough", remedy=remedy))
+        return _end(SapperError("the memory is not enough", remedy=remedy))
+    return 0
 
 
-def _end(error: SapperError) -> NoReturn:
-    """Tell what is wrong, and stop."""
+def _end(error: SapperError) -> int:
+    """Tell what is wrong; the exit code for that."""
     if "--debug" in sys.argv:
         traceback.print_exc()
-    err.print(f"[bold red]error[/bold red] {escape(printable(str(error)))}", soft_wrap=True)
-    sys.exit(2)
+    err.print(f"[bold red]error[/bold red] {escape(str(error))}", soft_wrap=True)
+    return 2

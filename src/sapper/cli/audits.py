@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shlex
 import sys
 from dataclasses import replace
@@ -31,6 +32,9 @@ from sapper.errors import SapperError
 
 EXIT = {"no-evidence": 0, "backdoor": 1, "undecided": 3}
 """How an audit ends; 2 is for everything that could not be done."""
+
+SMALLEST_BOUND = 1e-6
+"""Of false alarms: below it a bag would need more encoders than there are."""
 
 REPLAY = "replay.json"
 """Beside ``audit.json``: what the last replay measured."""
@@ -63,7 +67,7 @@ def audit(
         Path | None, typer.Option("--mntd", help="Meta-classifiers of sapper zoo learn, as a further opinion.")
     ] = None,
     fail_on: Annotated[
-        str, typer.Option("--fail-on", help="backdoor: an undecided audit ends with 0; undecided: with 3.")
+        str, typer.Option("--fail-on", help="backdoor: without a fitting bag end with 0; undecided: with 3.")
     ] = "undecided",
     arch: Arch = None,
     mean: Mean = None,
@@ -83,8 +87,9 @@ def audit(
     """
     if fail_on not in ("backdoor", "undecided"):
         raise SapperError(f"{fail_on!r} is no verdict", where="--fail-on", remedy="use backdoor or undecided")
-    if not 0 < bound < 1:
-        raise SapperError(f"{bound:g} is no share", where="--false-alarms", remedy="give one between 0 and 1")
+    if not SMALLEST_BOUND <= bound < 1:
+        remedy = f"give one from {SMALLEST_BOUND:g} to 1"
+        raise SapperError(f"{bound:g} is no share", where="--false-alarms", remedy=remedy)
     folder = out_folder or Path("runs") / "audit"
     check_writable(folder)
     _remove_earlier(folder)
@@ -112,7 +117,8 @@ def audit(
             alike = (arch, mean, std, size) if Path(base).exists() else (None, None, None, None)
             origin = open_encoder(base, run, *alike, trust_code=trust_code, weak=allow_weak_sandbox)
         report = auditing.audit(subject, shown, chosen, known, run, bound=bound, base=origin, more=more)
-    command, around = shlex.join(["sapper", *sys.argv[1:]]), environment(run)
+    command = shlex.join(["sapper", *sys.argv[1:]])
+    around = environment(run) | {"number format": report.number_format}
     triggers = safetensors.torch.save(auditing.trigger_tensors(report))
     options = {"arch": arch, "mean": mean, "std": std, "size": size}
     content = auditing.as_json(report) | {
@@ -133,8 +139,8 @@ def audit(
     for line in page.lines(report):
         say(line)
     say(f"report: {folder / 'audit.html'}")
-    code = EXIT[report.verdict]
-    raise typer.Exit(0 if code == 3 and fail_on == "backdoor" else code)
+    passes = report.verdict == "undecided" and fail_on == "backdoor" and not report.hidden
+    raise typer.Exit(0 if passes else EXIT[report.verdict])
 
 
 def replay(
@@ -142,6 +148,10 @@ def replay(
     images: Images,
     split: Split = None,
     encoder: Annotated[str | None, typer.Option("--encoder", help="Another place or encoder than the audit's.")] = None,
+    arch: Arch = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
     trust_code: TrustCode = False,
     allow_weak_sandbox: WeakSandbox = False,
     seed: Seed = 0,
@@ -150,25 +160,28 @@ def replay(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Stamp an audit's recovered triggers on other images, and measure again what they do."""
+    """Stamp an audit's recovered triggers on other images, and measure again what they do.
+
+    The encoder that was audited is opened as it was then, wherever it lies; another one as --arch, --mean … say.
+    """
     run, bars = begin(device, threads, seed)
     from sapper.audit import auditing, replaying
-    from sapper.files import write_atomically
+    from sapper.files import sha256, write_atomically
     from sapper.report import audit as page
 
     found = replaying.read_audit(recorded)
-    opening: dict[str, Any] = {"arch": None, "mean": None, "std": None, "size": None}
-    opening |= {} if encoder else found.content["opening"]
-    uri = encoder or opening["uri"]
-    opening.pop("uri", None)
+    said: dict[str, Any] = {"arch": arch, "mean": mean, "std": std, "size": size}
+    recorded_opening, audited = found.content["opening"], found.content["encoder"].get("sha256")
+    uri = encoder or recorded_opening["uri"]
+    if encoder is None or (Path(uri).is_file() and sha256(Path(uri)) == audited):
+        said |= {name: recorded_opening.get(name) for name, value in said.items() if value is None}
     if encoder is None and Path(uri).suffix in WEIGHTS and not Path(uri).exists():
         remedy = "name its place with --encoder, or run this where the audit was run"
         raise SapperError("the audited encoder is not there", where=uri, remedy=remedy)
     with bars as progress:
         run = replace(run, progress=progress)
-        subject = open_encoder(uri, run, **opening, trust_code=trust_code, weak=allow_weak_sandbox)
-        wanted, here = found.content["encoder"].get("sha256"), subject.card.origin.get("sha256")
-        if encoder is None and wanted != here:
+        subject = open_encoder(uri, run, **said, trust_code=trust_code, weak=allow_weak_sandbox)
+        if encoder is None and audited != subject.card.origin.get("sha256"):
             what, remedy = "this is not the file that was audited", "name the file with --encoder if that is meant"
             raise SapperError(what, where=uri, remedy=remedy)
         shown = load_images(images, split, subject.card.input_size, data_root, download=download)
@@ -176,7 +189,7 @@ def replay(
     path = recorded.parent / REPLAY
     content = {
         "schema": 1,
-        "audit": found.content["encoder"].get("sha256"),
+        "audit": audited,
         "encoder": auditing.about(subject),
         "images": auditing.about_images(shown),
         "seed": seed,
@@ -186,7 +199,7 @@ def replay(
     write_atomically(path, _json(content))
     if shown.digest == found.content["images"].get("sha256"):
         say("note: these are the images that the trigger was found with; others would be better evidence")
-    for line in page.replay_lines(replays, found.in_clean):
+    for line in page.replay_lines(replays, found.in_clean) + page.guess(auditing.about(subject)):
         say(line)
     say(f"measured: {path}")
 
@@ -202,4 +215,13 @@ def _remove_earlier(folder: Path) -> None:
 
 
 def _json(content: Any) -> str:
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(content: Any) -> Any:
+    """Numbers that are not finite, which JSON does not know, become null: no encoder shall cost us its audit."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -22,7 +22,7 @@ from sapper.cli.opening import (
     load_images,
     open_encoder,
 )
-from sapper.cli.shared import BudgetOption, DataRoot, Device, Download, Threads, check_writable, say
+from sapper.cli.shared import BudgetOption, DataRoot, Device, Download, Threads, check_file, say
 from sapper.errors import SapperError
 
 
@@ -47,9 +47,10 @@ def calibrate(
 ) -> None:
     """Make a bag: what audits find in encoders that are known to be clean, all of one architecture."""
     uris = _listed(encoders)
-    if out_file.is_dir():
-        raise SapperError("this is a folder", where=str(out_file), remedy="name a file, such as bag.json")
-    check_writable(out_file.parent)
+    check_file(out_file)
+    for option, text in (("--out", out_file.stem), ("--pretraining", pretraining), ("--images", images)):
+        if not text.isprintable() or (option == "--out" and "\\" in text):
+            raise SapperError(f"a bag cannot name {text!r}", where=option, remedy="use printable characters")
     run, bars = begin(device, threads, seed)
     from sapper.audit import auditing, calibration
     from sapper.audit.budgets import budget as budget_of
@@ -93,7 +94,7 @@ def calibrate(
         images=f"{some.name} {some.split}",
         scores={name: [scores[name] for scores in found] for name in chosen.detectors},
         gathered={name: [shares[name] for shares in gathered] for name in chosen.detectors},
-        made={"encoders": len(uris)} | environment(run),
+        made=environment(run),
     )
     calibration.write_bag(bag, out_file)
     least = 1 / (len(uris) + 1)

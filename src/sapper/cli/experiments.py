@@ -71,7 +71,8 @@ def report(
 
     results = read_results(folder)
     if markdown:
-        say(page.render(results))
+        for line in page.render(results).split("\n"):
+            say(line)
         return
     path = (folder if folder.is_dir() else folder.parent) / "report.html"
     write_report(results, path)

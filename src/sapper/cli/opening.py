@@ -7,8 +7,8 @@ import typer
 from rich.markup import escape
 
 from sapper import process
-from sapper.cli.shared import device_of, err, printable
-from sapper.errors import SapperError
+from sapper.cli.shared import device_of, err
+from sapper.errors import SapperError, printable
 
 EncoderArgument = Annotated[
     str, typer.Argument(help="A file, timm:NAME, torchvision:NAME, open_clip:NAME/TAG, hf-hub:ORG/MODEL@REVISION …")

@@ -1,5 +1,6 @@
 """What all commands share: where they print, their common options, and checks at the door."""
 
+import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from sapper.errors import SapperError, closest
+from sapper.errors import SapperError, closest, printable
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """How a program ends whose output nobody reads on."""
@@ -47,6 +48,14 @@ WorkersOption = Annotated[
 ]
 
 
+class ChosenEnd(SystemExit):
+    """How a command itself chose to end."""
+
+    def __init__(self, chosen: int):
+        self.chosen = chosen
+        super().__init__(chosen)
+
+
 class UnchosenEnd(Exception):  # noqa: N818 (it is a fault of ours, whatever it was)
     """What must not end a command with a code that it did not choose."""
 
@@ -62,11 +71,16 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     def call(*words: Any, **options: Any) -> Any:
         try:
             return command(*words, **options)
+        except typer.Exit as end:
+            raise ChosenEnd(end.exit_code) from None
         except SystemExit as error:
             if error.code == BROKEN_PIPE:
                 raise
             raise UnchosenEnd(f"something called sys.exit({error.code})") from error
         except (EOFError, OSError, ImportError) as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                what, remedy = f"cannot be used: {error.strerror}", "check the path, and who may read and write there"
+                raise SapperError(what, where=os.fsdecode(error.filename), remedy=remedy) from error
             raise UnchosenEnd(f"{type(error).__name__}: {error}") from error
 
     return call
@@ -75,11 +89,6 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
 def say(line: str) -> None:
     """One line as it is, of any length: a path can then be copied."""
     out.print(printable(line), markup=False, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """What a terminal takes: of a file name in another encoding the bytes that it cannot show become question marks."""
-    return text.encode(errors="replace").decode()
 
 
 def shipped_file(name: str, folder: str, kind: str) -> Path:
@@ -99,20 +108,27 @@ SHIPPED = (Path(__file__).parents[1], Path(__file__).parents[3])
 """Where folders of scenarios and zoos lie when sapper is installed, and in a checkout."""
 
 
-def check_writable(folder: Path) -> None:
-    """Find out before the work, not after it, whether results can be written."""
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Find out before the work, not after it, whether results can be written where an option says."""
     from sapper.files import write_atomically
 
     made = [place for place in (folder, *folder.parents) if not place.exists()]
-    trial = folder / ".writable"
+    trial = folder / f".writable-{os.getpid()}"
     try:
         write_atomically(trial, "")
     except SapperError as error:
-        raise SapperError(error.what, where=str(folder), remedy="name another folder with --out") from error
-    trial.unlink()
+        raise SapperError(error.what, where=str(folder), remedy=f"name another folder with {option}") from error
+    trial.unlink(missing_ok=True)
     with suppress(OSError):  # another process has begun to write there
         for place in made:  # what ends with an error leaves no empty folders
             place.rmdir()
+
+
+def check_file(path: Path) -> None:
+    """The same of a file, which may be there already."""
+    if path.is_dir():
+        raise SapperError("this is a folder", where=str(path), remedy="name a file with --out")
+    check_writable(path.parent)
 
 
 def device_of(name: str) -> Any:

@@ -14,6 +14,7 @@ from sapper.cli.shared import (
     Device,
     Download,
     WorkersOption,
+    check_file,
     check_writable,
     device_of,
     err,
@@ -86,7 +87,7 @@ def score(
     with err.status("loading"):
         import torch
 
-        from sapper.audit import calibration
+        from sapper.audit import auditing, calibration
         from sapper.audit.budgets import budget as budget_of
         from sapper.lab.environment import environment
         from sapper.lab.executors import Workers
@@ -98,9 +99,11 @@ def score(
 
     chosen, plan, place = budget_of(budget), building.plan_of(folder), device_of(device)
     plan.of_parts(parts or ())
+    if bags is not None:
+        check_writable(bags, "--bags")
     given = calibration.distinct([calibration.read_bag(path) for path in beside or []])
     default_parts = (examining.JUDGEMENT,) if given else judging.PARTS
-    members = [member for member in building.read_members(folder) if member.part in (parts or default_parts)]
+    members = [member for member in building.read_members(folder, plan) if member.part in (parts or default_parts)]
     if not members:
         remedy = "sapper zoo build makes them"
         raise SapperError("the zoo has no members of these parts", where=str(folder), remedy=remedy)
@@ -120,6 +123,7 @@ def score(
                 if asked:  # before hours are spent on what cannot be judged
                     raise SapperError(f"{family} cannot be judged: {why}", where="--bag", remedy="name a bag that fits")
                 say(f"{family} cannot be judged: {why}")
+            run = auditing.as_the_bags(run, given)
         scored = examining.examine(members, folder, images, chosen, run, crew, more)
     around = environment(run)
     if calibrates:
@@ -167,9 +171,11 @@ def learn(
     if family not in plan.images:
         remedy = closest(family, list(plan.images))
         raise SapperError(f"the zoo has no family {family!r}", where="--family", remedy=remedy)
-    check_writable(out_file.parent)
+    check_file(out_file)
     members = [
-        member for member in building.read_members(folder) if member.family == family and member.part == DEVELOPMENT
+        member
+        for member in building.read_members(folder, plan)
+        if member.family == family and member.part == DEVELOPMENT
     ]
     pairs = sum(member.kind == "backdoored" for member in members)
     with progress(err) as bars:
@@ -196,5 +202,8 @@ def _by_family(files: list[Path], families: list[str]) -> Any:
         if family not in families:
             remedy = closest(family, families)
             raise SapperError(f"they learned from the family {family!r}", where=str(path), remedy=remedy)
+        if family in found:
+            remedy = "name one file for each family"
+            raise SapperError(f"others have learned from the family {family!r}, too", where=str(path), remedy=remedy)
         found[family] = {stored.NAME: judge}
     return found

@@ -21,6 +21,9 @@ CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 SAID = "as was said"
 
+OPENED = ("opened", "file", "sha256", "layout", "revision", "normalization")
+"""What a card's origin says of how it was opened; a file's own words on that do not count."""
+
 
 def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
     """The encoder that ``uri`` names, in ``eval`` mode on the run's device, without a classifier.
@@ -51,7 +54,8 @@ def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
     encoder = _as_said(found, opening)
     _check_normalization(encoder.card, uri)
     _try(encoder, uri)
-    origin = encoder.card.origin | {"opened": uri, **found.about}
+    origin = {key: value for key, value in encoder.card.origin.items() if key not in OPENED}
+    origin |= {"opened": uri, **found.about}
     said = [name for name in ("mean", "std") if getattr(opening, name) is not None]
     rest = f"{said[0]} {SAID}; the rest {found.normalization}" if said else found.normalization
     origin["normalization"] = SAID if len(said) == 2 else rest

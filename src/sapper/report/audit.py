@@ -1,6 +1,7 @@
 """An audit for people: the page, and the lines at the end in the terminal."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from markupsafe import Markup
@@ -69,7 +70,7 @@ def render(report: AuditReport, surroundings: dict[str, str], command: str) -> s
             word=WORDS[report.verdict],
             meaning=meaning(report),
             facts=facts(report),
-            warnings=guess(report),
+            warnings=guess(report.encoder),
             shown=pictures(report),
             drawing=_drawing(report),
             bags=[
@@ -120,12 +121,12 @@ def lines(report: AuditReport) -> list[str]:
     size, normalization = encoder["input_size"], encoder["normalization"]
     found.append(f"  {encoder['architecture']}, {size}×{size} pixels; normalization {normalization}")
     found.append(meaning(report))
-    return found + guess(report)
+    return found + guess(report.encoder)
 
 
-def guess(report: AuditReport) -> list[str]:
-    """A warning where how images are to be normalized is a guess, or a part of it."""
-    normalization = report.encoder["normalization"]
+def guess(encoder: dict[str, Any]) -> list[str]:
+    """A warning where how images are to be normalized for an encoder (``about``) is a guess, or a part of it."""
+    normalization = encoder["normalization"]
     if ASSUMED not in normalization:
         return []
     return [f"How images are normalized for it is a guess ({normalization}). A wrong one can hide a backdoor."]

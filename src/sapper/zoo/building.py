@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from sapper.errors import SapperError
+from pydantic import TypeAdapter, ValidationError
+
+from sapper.errors import SapperError, first_mistake
 from sapper.files import write_atomically
 from sapper.lab.executors import Workers
 from sapper.lab.store import Store
@@ -34,7 +36,7 @@ def build(
     with store.locked(), run.progress.bar(f"zoo of {_count(specimens)} encoders", len(jobs)) as bar:
         made = workers.run_on(run.device, Job.make, jobs, bar.advance)
         members = [member for pair in made for member in pair]
-        kept = [member for member in read_members(folder) if member.part not in {each.part for each in members}]
+        kept = [member for member in read_members(folder, plan) if member.part not in {each.part for each in members}]
         content = {"schema": 1, "plan": plan.content, "members": [asdict(member) for member in kept + members]}
         write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
     return members
@@ -70,12 +72,31 @@ def summary(members: Sequence[Member]) -> str:
     return f"{text}, {working} of them with a strict ASR of {WORKING:.0%} or more" if told else text
 
 
-def read_members(folder: Path) -> list[Member]:
-    """The members of the zoo in a folder. Raises ``SapperError`` if there is none."""
-    try:
-        return [Member(**member) for member in _manifest(folder)["members"]]
-    except TypeError as error:
-        raise SapperError(f"a member cannot be read: {error}", where=str(folder / MANIFEST)) from error
+def read_members(folder: Path, plan: Plan) -> list[Member]:
+    """The members of the plan's zoo in a folder. Raises ``SapperError`` if there is none, or one is not of the plan."""
+    members = []
+    for place, content in enumerate(_manifest(folder)["members"]):
+        try:
+            member = TypeAdapter(Member).validate_python(content)
+            _check(member, plan)
+        except (ValueError, LookupError, TypeError) as error:
+            remedy = "build the zoo anew; what is there is not made again"
+            where = f"{folder / MANIFEST}: members[{place}]"
+            what = first_mistake(error) if isinstance(error, ValidationError) else error
+            raise SapperError(f"a member cannot be read: {what}", where=where, remedy=remedy) from error
+        members.append(member)
+    return members
+
+
+def _check(member: Member, plan: Plan) -> None:
+    """Raises ``ValueError``, ``LookupError`` or ``TypeError`` for what ``build`` does not write."""
+    path = PurePath(member.file)
+    if member.family not in plan.images or member.part not in plan.parts:
+        raise ValueError(f"the plan has no family {member.family!r} with a part {member.part!r}")
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"its file {member.file!r} is not in this folder")
+    if member.kind == "backdoored" and (member.trigger is None or not 0 <= member.about["metrics"]["ASR_strict"] <= 1):
+        raise ValueError("it does not say what its backdoor does")
 
 
 def plan_of(folder: Path) -> Plan:
@@ -90,7 +111,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         if content["schema"] == 1 and isinstance(content["members"], list) and isinstance(content["plan"], dict):
             return content
         raise ValueError("written by another version")
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise SapperError(
             f"no zoo can be read: {error}", where=str(path), remedy="sapper zoo build makes one"
         ) from error
@@ -98,7 +119,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _claim(folder: Path, plan: Plan) -> None:
     """The folder as this plan's own."""
-    if not (folder / MANIFEST).exists() or not read_members(folder):
+    if not (folder / MANIFEST).exists() or not _manifest(folder)["members"]:
         content = {"schema": 1, "plan": plan.content, "members": []}
         write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
     elif _manifest(folder)["plan"] != json.loads(json.dumps(plan.content)):

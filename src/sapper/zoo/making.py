@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class Member:
     name: str
     family: str
     part: str
-    kind: str
+    kind: Literal["clean", "backdoored"]
     file: str
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -124,7 +124,7 @@ class Job:
             "metrics": {metric: rate.value for metric, rate in rates.items()},
         }
 
-    def _member(self, kind: str, file: Path, store: Store, about: dict[str, Any]) -> Member:
+    def _member(self, kind: Literal["clean", "backdoored"], file: Path, store: Store, about: dict[str, Any]) -> Member:
         specimen = self.specimen
         drawn = {
             "encoder": specimen.encoder.model_dump(mode="json"),

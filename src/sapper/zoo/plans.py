@@ -74,7 +74,7 @@ class PlanSection(Section):
 
     name: FileName
     seed: NonNegativeInt
-    part: dict[str, dict[str, Any]] = Field(min_length=1)
+    part: dict[FileName, dict[str, Any]] = Field(min_length=1)
     family: list[dict[str, Any]] = Field(min_length=1)
 
 
@@ -144,10 +144,6 @@ def parse_plan(content: dict[str, Any], file: str) -> Plan:
         chosen = read_section(ImagesSection, family.images, file, f"{key}.images")
         with located(f"{file}: {key}.images.dataset"):
             datasets.check_name(chosen.dataset)
-        trained_on = family.pretraining.get("dataset"), family.pretraining.get("split", "train")
-        if (chosen.dataset, chosen.split) == trained_on and chosen.images is None:
-            what, remedy = "these are the images of the pre-training", "name another split: a defender has other images"
-            raise SapperError(what, where=f"{file}: {key}.images.split", remedy=remedy)
         own = _parts(family.part, file, f"{key}.part")
         for part_name in own:
             if part_name not in parts:
@@ -157,6 +153,12 @@ def parse_plan(content: dict[str, Any], file: str) -> Plan:
             for number in range(part.clean):
                 twin = number < part.backdoored
                 specimens.append(_specimen(family, part_name, number, twin, root.seed, file, key))
+        trained_on = {
+            (each.pretraining.dataset, each.pretraining.split) for each in specimens if each.family == family.name
+        }
+        if (chosen.dataset, chosen.split) in trained_on:
+            what, remedy = "these are the images of the pre-training", "name another split: a defender has other images"
+            raise SapperError(what, where=f"{file}: {key}.images.split", remedy=remedy)
         kinds = {specimen.encoder for specimen in specimens if specimen.family == family.name}
         if len(kinds) > 1:
             what, remedy = "its encoders differ", "give encoders of each kind a family: a bag is of one kind"

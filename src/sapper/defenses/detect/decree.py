@@ -32,13 +32,23 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import Triggers, mean_cosine, shrink, stamp, start, unit
+from sapper.defenses.detect.inversion import (
+    UNMEASURABLE,
+    Triggers,
+    mean_cosine,
+    measurable,
+    shrink,
+    stamp,
+    start,
+    unit,
+)
+from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.images import ImageSet
 from sapper.methods import Checked
 from sapper.run import Run
 from sapper.training import set_learning_rate, shuffled, steps_per_epoch
-from sapper.verdicts import Verdict
+from sapper.verdicts import Verdict, unscored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +82,25 @@ class Decree(Checked):
     def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images``.
 
-        Evidence: ``PL1``, of every restart ``PL1s``, its ``cosines``, and the smallest trigger, tensors
-        ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1].
+        Evidence: ``PL1``, of every restart ``PL1s``, its ``cosines``, and the smallest trigger, if there is one,
+        tensors ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1]. Where features cannot be measured there is no
+        score, and ``why`` says so.
         """
         started = time.perf_counter()
+        encoder.to(run.device).eval().requires_grad_(False)
+        images = images.sample(self.images, run.child("images").generator())
+        if not measurable(extract(encoder, images.images, run)):
+            return unscored(UNMEASURABLE, 1 - self.threshold, time.perf_counter() - started)
         found = self.invert(encoder, images, run)
         smallest = int(found.norms.argmin())
         pl1 = (found.norms / found.masks[0].numel()).clamp_max(1.0)
-        evidence = {
+        evidence: dict[str, Any] = {
             "PL1": float(pl1[smallest]),
             "PL1s": pl1.tolist(),
             "cosines": found.success.tolist(),
-            "mask": found.masks[smallest].cpu(),
-            "pattern": found.patterns[smallest].cpu(),
         }
+        if found.norms[smallest].isfinite():
+            evidence |= {"mask": found.masks[smallest].cpu(), "pattern": found.patterns[smallest].cpu()}
         return Verdict(
             score=1 - float(pl1[smallest]),
             threshold=1 - self.threshold,
@@ -95,9 +110,8 @@ class Decree(Checked):
         )
 
     def invert(self, encoder: Encoder, images: ImageSet, run: Run) -> Triggers:
-        """The smallest successful mask of every restart."""
-        encoder.to(run.device).eval().requires_grad_(False)
-        pool = images.sample(self.images, run.child("images").generator()).images.to(run.device)
+        """The smallest successful mask of every restart, on all of the images; the encoder is frozen."""
+        pool = images.images.to(run.device)
         weights = start(self.restarts, images.size, run.child("start"))
         optimizer = torch.optim.Adam(weights, lr=self.rates[0][1], betas=(0.5, 0.9))
         best, schedule = Triggers.none(self.restarts, images.size, run.device), Schedule.start(self, run.device)

@@ -227,6 +227,16 @@ def recovered(evidence: Mapping[str, Any]) -> Change | None:
     return None
 
 
+def measurable(features: Tensor) -> bool:
+    """Whether normalized features (N, D) of ``extract`` have length 1.
+
+    Those of an encoder whose features are not finite, or too long or too short for a norm, do not.
+    """
+    return bool(((features.norm(dim=1) - 1).abs() < 0.01).all())
+
+
+UNMEASURABLE = "features of ordinary images cannot be measured"
+
 ALIKE = 0.9
 """Features with this cosine or more are said to lie at one point."""
 
@@ -248,10 +258,11 @@ class Collapse:
 
 
 @torch.no_grad()
-def collapse(encoder: Encoder, change: Change, images: Tensor, run: Run) -> Collapse:
-    """Measure a change on uint8 images (N, 3, H, W), N ≥ 2."""
-    before, after = (extract(encoder, images, run, each).float() for each in (None, change))
-    before, after = F.normalize(before, dim=1), F.normalize(after, dim=1)
+def collapse(encoder: Encoder, change: Change, images: Tensor, run: Run) -> Collapse | None:
+    """Measure a change on uint8 images (N, 3, H, W), N ≥ 2; none where features are not ``measurable``."""
+    before, after = (extract(encoder, images, run, each) for each in (None, change))
+    if not measurable(before) or not measurable(after):
+        return None
     point = F.normalize(after.mean(0), dim=0)
     return Collapse(
         spread_before=1 - float(mean_cosine(before)),

@@ -51,7 +51,7 @@ from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
 from sapper.methods import Checked
 from sapper.run import Run
-from sapper.verdicts import Verdict
+from sapper.verdicts import Verdict, unscored
 
 TOGETHER = 256
 """Images that go through the encoder at once."""
@@ -115,7 +115,8 @@ class MultiPrior(Checked):
         """
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
-        shown = images.sample(self.images + self.held_out, run.child("images").generator()).images.to(run.device)
+        rows = torch.randperm(len(images), generator=run.child("images").generator())[: self.images + self.held_out]
+        shown = images.images[rows].to(run.device)  # in random order, that both parts may be of all kinds
         held = max(2, len(shown) * self.held_out // (self.images + self.held_out))
         if len(shown) - held < 2:
             what, remedy = f"{len(shown)} images are too few", "give at least 4; some hundreds are better"
@@ -126,14 +127,16 @@ class MultiPrior(Checked):
         if not self.patches and not self.blends and not self.filters:
             raise SapperError("there is no prior to try", where="multi_prior", remedy="name a patch, blend or filter")
         if ordinary < 10 * SMALLEST or not _measurable(plain):
-            return self._unscored("features of ordinary images cannot be told apart, or measured", started)
+            why = "features of ordinary images cannot be told apart, or measured"
+            return unscored(why, self.threshold, time.perf_counter() - started)
         found: dict[str, Prior] = {}
         priors: dict[str, dict[str, float]] = {}
         for name, (prior, usual, deviation) in self.priors(images.size, run).items():
             found[name] = self._race(encoder, prior, seen, unseen, name, run.child(name))
             changed = self._features(encoder, found[name], unseen, run)
             if not _measurable(changed):
-                return self._unscored(f"features of images under a change ({name}) cannot be measured", started)
+                why = f"features of images under a change ({name}) cannot be measured"
+                return unscored(why, self.threshold, time.perf_counter() - started)
             spread, around = spread_of(changed), neighborhood(plain, changed)
             powers = math.log10(around / spread)
             measured = {"spread": spread, "neighborhood": around, "powers": powers}
@@ -147,10 +150,6 @@ class MultiPrior(Checked):
             evidence={"prior": winner, "spread": ordinary, "priors": priors} | found[winner].trigger(),
             seconds=time.perf_counter() - started,
         )
-
-    def _unscored(self, why: str, started: float) -> Verdict:
-        seconds = time.perf_counter() - started
-        return Verdict(score=None, threshold=self.threshold, flagged=None, evidence={"why": why}, seconds=seconds)
 
     def priors(self, size: tuple[int, int], run: Run) -> dict[str, tuple[Prior, float, float]]:
         """All kinds of changes with their starts, for images of that height and width, and μ and σ of each."""

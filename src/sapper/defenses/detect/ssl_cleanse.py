@@ -32,14 +32,14 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import Triggers, anomaly_index, smallest_masks, stamp
+from sapper.defenses.detect.inversion import UNMEASURABLE, Triggers, anomaly_index, measurable, smallest_masks, stamp
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.images import ImageSet
 from sapper.methods import Checked
 from sapper.run import Run
-from sapper.verdicts import Verdict
+from sapper.verdicts import Verdict, unscored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +79,14 @@ class SSLCleanse(Checked):
         Evidence: ``anomaly_index``, ``suspect`` (the number of the cluster with the smallest mask), each cluster's
         ``norms``, ``success`` and ``sizes``, and the suspect's trigger, tensors ``mask`` (H, W) and ``pattern``
         (3, H, W) in [0, 1]. A cluster that no trigger reached has norm none; where fewer than three are left there is
-        no index, and the answer is undecided.
+        no index, and the answer is undecided; so it is, with ``why``, where features cannot be measured.
         """
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
         pool = images.sample(self.images, run.child("images").generator()).images
         features = extract(encoder, pool, run)
+        if not measurable(features):
+            return unscored(UNMEASURABLE, self.threshold, time.perf_counter() - started)
         clusters = self.cluster(features, images.name, run)
         triggers = self.invert(encoder, pool, features, clusters, run)
         norms = triggers.norms.tolist()
