@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sapper.defenses.detect.decree import Decree, Schedule
-from sapper.defenses.detect.inversion import collapse, mean_cosine, recovered, start
+from sapper.defenses.detect.inversion import collapse, encode, mean_cosine, recovered, start
 from sapper.defenses.detect.multi_prior import MultiPrior
 from sapper.defenses.detect.priors import Filter, Stamp
 from sapper.defenses.detect.ssl_cleanse import SSLCleanse, knee
 from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
-from sapper.images import ImageSet, to_float
+from sapper.images import PIXELS, ImageSet, at_once, to_float
 from sapper.run import Run
 from sapper.triggers import Patch
 
@@ -61,6 +61,44 @@ def test_the_mean_cosine_is_that_of_all_pairs(count: int, seed: int) -> None:
     for each, ours in zip(features, mean_cosine(features)):
         pairs = [F.cosine_similarity(each[i], each[j], dim=0) for i in range(count) for j in range(count) if i != j]
         assert float(ours) == pytest.approx(float(torch.stack(pairs).mean()), abs=1e-9)
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_features_and_gradients_do_not_depend_on_how_many_images_memory_takes(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    model = encoder(gain=3.0).eval().requires_grad_(False)
+    images = to_float(photos().images[:8])
+    whole, parts = images.clone().requires_grad_(), images.clone().requires_grad_()
+    expected = model(whole)
+    expected.square().mean(1).log().sum().backward()
+    monkeypatch.setitem(PIXELS, "cpu", most * SIZE * SIZE)
+    found = encode(model, parts, RUN)
+    found.square().mean(1).log().sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(parts.grad, whole.grad)
+
+
+@pytest.mark.parametrize("method", [MultiPrior(patches=((0.25, 0.3, 0.2),)), Decree(epochs=2, batch=32)])
+def test_a_detector_that_finds_little_memory_finds_the_same(
+    monkeypatch: pytest.MonkeyPatch, method: MultiPrior | Decree
+) -> None:
+    suspect = encoder(gain=30.0)
+    much = method.examine(suspect, photos(), RUN)
+    monkeypatch.setitem(PIXELS, "cpu", 5 * SIZE * SIZE)
+    little = method.examine(suspect, photos(), RUN)
+    assert little.score == pytest.approx(much.score, abs=0.01)
+    assert little.flagged == much.flagged
+
+
+def test_how_many_images_memory_takes() -> None:
+    def counts(size: int, device: str) -> list[int]:
+        return [at_once(torch.empty(1, 3, size, size, device=device), gradients=each) for each in (True, False)]
+
+    assert counts(224, "cpu") == [10, 80]
+    assert counts(32, "cpu") == [512, 4096]
+    assert counts(2000, "cpu") == [1, 1]
+    assert counts(224, "meta") == [167, 1336]
 
 
 # Multi-prior inversion

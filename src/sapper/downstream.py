@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sapper.encoders import Encoder
-from sapper.images import Change, to_float
+from sapper.images import Change, at_once, to_float
 from sapper.methods import Checked
 from sapper.run import Run
 from sapper.training import set_learning_rate, shuffled, warm_cosine
@@ -39,13 +39,13 @@ class Head(Protocol):
 def extract(encoder: Encoder, images: Tensor, run: Run, change: Change | None = None, batch: int = 500) -> Tensor:
     """L2-normalized features, float32 (N, D) on the run's device, of uint8 images (N, 3, H, W).
 
-    With ``change``, of the images that it makes of them (a trigger stamps them). The encoder is used in ``eval`` mode
-    and left in it.
+    With ``change``, of the images that it makes of them (a trigger stamps them). At most ``batch`` of them are in the
+    encoder at once, fewer of large ones. The encoder is used in ``eval`` mode and left in it.
     """
     encoder.eval()
     features = []
     with run.progress.bar("features", len(images)) as bar:
-        for chunk in images.split(batch):
+        for chunk in images.split(min(batch, at_once(images, gradients=False))):
             pixels = to_float(chunk.to(run.device))
             with run.autocast():
                 output = encoder(pixels if change is None else change(pixels))

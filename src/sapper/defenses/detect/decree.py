@@ -35,6 +35,7 @@ from torch import Tensor
 from sapper.defenses.detect.inversion import (
     UNMEASURABLE,
     Triggers,
+    encode,
     mean_cosine,
     measurable,
     shrink,
@@ -147,9 +148,8 @@ class Decree(Checked):
     ) -> Tensor:
         """One step of Adam for every restart on the same images; the mean cosine of each, before it."""
         masks, stamped = stamp(weights, pixels)
-        with run.autocast():
-            features = encoder(stamped.flatten(0, 1))
-        cosines = mean_cosine(features.float().unflatten(0, (len(masks), -1)))
+        features = encode(encoder, stamped.flatten(0, 1), run)
+        cosines = mean_cosine(features.unflatten(0, (len(masks), -1)))
         optimizer.zero_grad(set_to_none=True)
         (-cosines + cost * 3 * masks.flatten(1).sum(1)).sum().backward()
         optimizer.step()

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sapper.downstream import extract
 from sapper.encoders import Encoder
-from sapper.images import Change, to_float
+from sapper.images import Change, at_once, to_float
 from sapper.run import Run
 from sapper.triggers import filtered
 
@@ -205,6 +206,20 @@ def anomaly_index(norms: list[float]) -> tuple[float | None, int | None]:
     median = statistics.median(finite)
     deviation = CONSISTENT * statistics.median(abs(norm - median) for norm in finite)
     return (median - min(finite)) / max(deviation, 1e-6), norms.index(min(finite))
+
+
+def encode(encoder: Encoder, images: Tensor, run: Run) -> Tensor:
+    """Features, float (N, D), of float images (N, 3, H, W), with gradients.
+
+    Of more images than memory is meant for (``at_once``) in chunks, of which each is computed once more for its
+    gradient.
+    """
+    most = at_once(images, gradients=True)
+    with run.autocast():
+        if len(images) <= most:
+            return encoder(images).float()
+        parts = [checkpoint(encoder, chunk, use_reentrant=False).float() for chunk in images.split(most)]
+        return torch.cat(parts)
 
 
 def mean_cosine(features: Tensor) -> Tensor:

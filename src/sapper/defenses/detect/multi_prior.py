@@ -48,13 +48,13 @@ from sapper.defenses.detect.inversion import mean_cosine
 from sapper.defenses.detect.priors import Filter, Prior, Stamp
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.images import ImageSet, to_float
+from sapper.images import ImageSet, at_once, to_float
 from sapper.methods import Checked
 from sapper.run import Run
 from sapper.verdicts import Verdict, unscored
 
 TOGETHER = 256
-"""Images that go through the encoder at once."""
+"""Images that go through the encoder at once; fewer of large ones (``at_once``)."""
 
 PLACING = 16
 """Images by which a change's place is chosen."""
@@ -177,7 +177,7 @@ class MultiPrior(Checked):
     def _race(self, encoder: Encoder, prior: Prior, seen: Tensor, unseen: Tensor, name: str, run: Run) -> Prior:
         """The best of a prior's changes."""
         generator, spreads = run.generator(), torch.zeros(prior.count, device=run.device)
-        with run.progress.bar(f"trigger inversion ({name})", sum(steps for _, _, steps in self.rounds)) as bar:
+        with run.progress.bar(f"trigger inversion ({name})", self._work(prior.count, len(seen))) as bar:
             for number, (keep, count, steps) in enumerate(self.rounds):
                 if 0 < keep < prior.count:
                     prior = prior.take(spreads.argsort()[:keep])
@@ -191,9 +191,17 @@ class MultiPrior(Checked):
                         prior.keep_plain()
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                    bar.advance(1, f"{prior.count} left, spread {float(spreads.min()):.4f}")
+                    bar.advance(prior.count * len(rows), f"{prior.count} left, spread {float(spreads.min()):.4f}")
         finals = [self._spread(encoder, prior.take(torch.tensor([row])), unseen, run) for row in range(prior.count)]
         return prior.take(torch.tensor([min(range(prior.count), key=lambda row: finals[row])]))
+
+    def _work(self, starts: int, images: int) -> int:
+        """How many changed images a race of that many starts descends on: the first steps are most of it."""
+        work = 0
+        for keep, count, steps in self.rounds:
+            starts = min(keep or starts, starts)
+            work += starts * min(count, images) * steps
+        return work
 
     @torch.no_grad()
     def _move(self, encoder: Encoder, prior: Prior, seen: Tensor, number: int, run: Run) -> Prior:
@@ -201,7 +209,7 @@ class MultiPrior(Checked):
         moved, images = prior.around(number), to_float(seen[:PLACING])
         if moved.count == prior.count:
             return prior
-        rows = torch.arange(moved.count, device=run.device).split(max(1, TOGETHER // len(images)))
+        rows = _groups(moved, images, gradients=False)
         spreads = torch.cat([_spreads(encoder, moved.apply(images, part), run) for part in rows])
         # Where features overflow there is no spread, which torch would take for the smallest.
         places = spreads.nan_to_num(torch.inf).unflatten(0, (-1, prior.count)).argmin(0)
@@ -210,7 +218,7 @@ class MultiPrior(Checked):
     def _descend(self, encoder: Encoder, prior: Prior, images: Tensor, run: Run) -> Tensor:
         """Gradients of every change's spread on the images; the spreads (count,)."""
         spreads = []
-        for rows in torch.arange(prior.count, device=images.device).split(max(1, TOGETHER // len(images))):
+        for rows in _groups(prior, images, gradients=True):
             spread = _spreads(encoder, prior.apply(images, rows), run)
             spread.sum().backward()
             spreads.append(spread.detach())
@@ -224,11 +232,17 @@ class MultiPrior(Checked):
     def _features(self, encoder: Encoder, change: Prior | None, images: Tensor, run: Run) -> Tensor:
         """Features, float (N, D), of images under one change, or as they are."""
         features = []
-        for chunk in to_float(images).split(TOGETHER):
+        for chunk in to_float(images).split(min(TOGETHER, at_once(images, gradients=False))):
             changed = chunk if change is None else change.apply(chunk, torch.tensor([0], device=chunk.device))[0]
             with run.autocast():
                 features.append(encoder(changed).float())
         return torch.cat(features)
+
+
+def _groups(prior: Prior, images: Tensor, *, gradients: bool) -> tuple[Tensor, ...]:
+    """The changes in groups that memory takes, each on all of the images; rows, int64 (n,)."""
+    together = min(TOGETHER, at_once(images, gradients=gradients))
+    return torch.arange(prior.count, device=images.device).split(max(1, together // len(images)))
 
 
 def _measurable(features: Tensor) -> bool:

@@ -32,7 +32,15 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import UNMEASURABLE, Triggers, anomaly_index, measurable, smallest_masks, stamp
+from sapper.defenses.detect.inversion import (
+    UNMEASURABLE,
+    Triggers,
+    anomaly_index,
+    encode,
+    measurable,
+    smallest_masks,
+    stamp,
+)
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -148,9 +156,7 @@ class SSLCleanse(Checked):
     ) -> Tensor:
         """One step of Adam for every cluster on the same images; each one's nearest image before it, (clusters, B)."""
         masks, stamped = stamp(weights, pixels)
-        with run.autocast():
-            output = encoder(stamped.flatten(0, 1))
-        units = F.normalize(output.float(), dim=1).unflatten(0, (len(masks), -1))
+        units = F.normalize(encode(encoder, stamped.flatten(0, 1), run), dim=1).unflatten(0, (len(masks), -1))
         losses = 1 - (units * centers.unsqueeze(1)).sum(2).mean(1)
         optimizer.zero_grad(set_to_none=True)
         (losses + cost * masks.flatten(1).mean(1)).sum().backward()
