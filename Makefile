@@ -21,7 +21,7 @@ demo: setup                              ## the whole story on embedded data, en
 	$(RUN)/sapper demo $(if $(OUT),--out $(OUT))
 
 test: setup                              ## the tests
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n auto --dist loadfile
 
 test-all: setup                          ## the longer tests, too
 	$(RUN)/python -m pytest -m 'slow or not slow'

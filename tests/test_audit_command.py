@@ -133,7 +133,32 @@ def test_the_audited_file_is_replayed_as_it_was_opened_wherever_it_lies(
     assert mean() == mean("--encoder", moved) == [0.1, 0.2, 0.3]
     assert mean("--encoder", moved, "--mean", "0.4,0.5,0.6") == [0.4, 0.5, 0.6]
     encoders.save(encoders.build(Run(seed=2), architecture="resnet10", width=4, input_size=16), moved)
-    assert mean("--encoder", moved) != [0.1, 0.2, 0.3]
+    elsewhere = tmp_path / "elsewhere.json"
+    end = sapper(*replay, "--encoder", moved, "--out", elsewhere)
+    assert "which is not the file that was audited" in end.out
+    assert json.loads(elsewhere.read_text())["encoder"]["mean"] != [0.1, 0.2, 0.3]
+    assert json.loads((tmp_path / "replay.json").read_text())["encoder"]["mean"] == [0.4, 0.5, 0.6]
+
+
+def test_a_bag_that_is_named_and_does_not_fit_is_told_before_the_search(
+    sapper: Sapper, place: Path, tmp_path: Path
+) -> None:
+    unfit = replace(read_bag(place / "ordinary.json"), name="unfit")
+    write_bag(replace(unfit, key=replace(unfit.key, width=5)), tmp_path / "unfit.json")
+    end = sapper(*words(place, tmp_path / "out", "--bag", tmp_path / "unfit.json"))
+    assert end.code == 3
+    assert "note: the audit will be undecided: no bag of known-clean encoders fits" in " ".join(end.err.split())
+    assert "note" not in sapper(*words(place, tmp_path / "out")).err
+
+
+def test_an_interrupt_is_told(sapper: Sapper, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(auditing, "audit", interrupt)
+    end = sapper(*words(place, tmp_path))
+    assert (end.code, list(tmp_path.iterdir())) == (130, [])
+    assert "interrupted; nothing was written" in end.err
 
 
 def test_an_encoder_cannot_hide_behind_features_that_nobody_can_measure(

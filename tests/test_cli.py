@@ -352,6 +352,12 @@ def test_help_and_version_do_not_wait_for_torch(words: tuple[str, ...]) -> None:
         assert end.stdout.splitlines()[0] == __version__
 
 
+@pytest.mark.parametrize("words", [("run",), ("audit",), ("replay",), ("zoo", "build"), ("zoo", "score")])
+def test_help_says_defaults_that_are_not_values(sapper: Sapper, words: tuple[str, ...]) -> None:
+    """In brackets they would be taken for markup, and vanish."""
+    assert "by default" in " ".join(sapper(*words, "--help").out.replace("│", " ").split())
+
+
 # Methods
 
 

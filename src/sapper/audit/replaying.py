@@ -52,7 +52,10 @@ def read_audit(path: Path) -> Recorded:
     """
     remedy = "name the audit.json that sapper audit wrote, with its other files beside it"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"it is not JSON ({error})") from error
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']} is not read")
         file = path.parent / TRIGGERS
@@ -72,6 +75,8 @@ def read_audit(path: Path) -> Recorded:
             raise ValueError("it does not say which images it saw")
         for detector, parts in found.items():
             _check_trigger(detector, parts, size)
+        order = [each["method"] for each in content["detectors"]]
+        found = {name: found[name] for name in sorted(found, key=order.index)}
         in_clean = TypeAdapter(dict[str, InClean]).validate_python(
             {each["method"]: each["in_clean"] for each in content["detectors"] if each.get("in_clean")}
         )

@@ -5,6 +5,8 @@ import json
 import math
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,8 +29,8 @@ from sapper.cli.opening import (
     load_images,
     open_encoder,
 )
-from sapper.cli.shared import BudgetOption, DataRoot, Device, Download, Threads, check_writable, say
-from sapper.errors import SapperError
+from sapper.cli.shared import BudgetOption, DataRoot, Device, Download, Threads, check_file, check_writable, err, say
+from sapper.errors import SapperError, printable
 
 EXIT = {"no-evidence": 0, "backdoor": 1, "undecided": 3}
 """How an audit ends; 2 is for everything that could not be done."""
@@ -106,7 +108,7 @@ def audit(
     chosen = budget_of(budget)
     more = {stored.NAME: stored.load(mntd)} if mntd else {}
     known = [calibration.read_bag(path) for path in bags] if bags else calibration.shipped_bags()
-    with bars as progress:
+    with bars as progress, _telling_interrupts():
         run = replace(run, progress=progress)
         subject = open_encoder(encoder, run, arch, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
         shown = load_images(images, split, subject.card.input_size, data_root, download=download)
@@ -116,6 +118,9 @@ def audit(
         if base is not None:
             alike = (arch, mean, std, size) if Path(base).exists() else (None, None, None, None)
             origin = open_encoder(base, run, *alike, trust_code=trust_code, weak=allow_weak_sandbox)
+        why = calibration.fitting(calibration.Key.of(subject, shown, chosen), known, bound).reason
+        if bags and why:
+            err.print(f"note: the audit will be undecided: {printable(why)}", markup=False)
         report = auditing.audit(subject, shown, chosen, known, run, bound=bound, base=origin, more=more)
     command = shlex.join(["sapper", *sys.argv[1:]])
     around = environment(run) | {"number format": report.number_format}
@@ -154,7 +159,10 @@ def replay(
     size: Size = None,
     trust_code: TrustCode = False,
     allow_weak_sandbox: WeakSandbox = False,
-    seed: Seed = 0,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="File for what is measured, replay.json beside the audit by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the changes in the trigger's place.")] = 0,
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",
@@ -164,6 +172,8 @@ def replay(
 
     The encoder that was audited is opened as it was then, wherever it lies; another one as --arch, --mean … say.
     """
+    path = out_file or recorded.parent / REPLAY
+    check_file(path)
     run, bars = begin(device, threads, seed)
     from sapper.audit import auditing, replaying
     from sapper.files import sha256, write_atomically
@@ -186,7 +196,6 @@ def replay(
             raise SapperError(what, where=uri, remedy=remedy)
         shown = load_images(images, split, subject.card.input_size, data_root, download=download)
         replays = replaying.replay(found, subject, shown, run)
-    path = recorded.parent / REPLAY
     content = {
         "schema": 1,
         "audit": audited,
@@ -199,9 +208,20 @@ def replay(
     write_atomically(path, _json(content))
     if shown.digest == found.content["images"].get("sha256"):
         say("note: these are the images that the trigger was found with; others would be better evidence")
+    if audited != subject.card.origin.get("sha256"):
+        say(f"on {uri}, which is not the file that was audited:")
     for line in page.replay_lines(replays, found.in_clean) + page.guess(auditing.about(subject)):
         say(line)
     say(f"measured: {path}")
+
+
+@contextmanager
+def _telling_interrupts() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("interrupted; nothing was written")
+        raise
 
 
 def _remove_earlier(folder: Path) -> None:

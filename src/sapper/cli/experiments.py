@@ -28,7 +28,9 @@ from sapper.cli.shared import (
     shipped_file,
 )
 
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for results.json and report.html [runs/NAME].")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Folder for results.json and report.html, runs/NAME by default.")
+]
 
 
 def run(

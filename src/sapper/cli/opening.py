@@ -16,7 +16,7 @@ EncoderArgument = Annotated[
 Images = Annotated[
     str, typer.Option("--images", help="Ordinary images, without labels: a folder, a file, or a data set's name.")
 ]
-Split = Annotated[str | None, typer.Option("--split", help="Of a data set with splits [test].")]
+Split = Annotated[str | None, typer.Option("--split", help="Of a data set with splits, test by default.")]
 Arch = Annotated[str | None, typer.Option("--arch", help="The architecture, where a file of weights does not tell it.")]
 Mean = Annotated[str | None, typer.Option("--mean", help="Three numbers with commas, for images in [0, 1].")]
 Std = Annotated[str | None, typer.Option("--std", help="Three numbers with commas.")]
@@ -81,7 +81,7 @@ def _color(text: str | None, option: str, *, positive: bool = False) -> tuple[fl
         red = green = blue = float("nan")
     if not all(-10 <= value <= 10 and (value > 0 or not positive) for value in (red, green, blue)):
         remedy = f"write three numbers with commas, as {option} 0.485,0.456,0.406"
-        raise SapperError(f"{text!r} is no color", where=option, remedy=remedy)
+        raise SapperError(f"{text!r} is not three numbers that images can have", where=option, remedy=remedy)
     return red, green, blue
 
 

@@ -31,7 +31,7 @@ out, err = _Console(highlight=False), _Console(stderr=True, highlight=False)
 
 StoreOption = Annotated[
     Path | None,
-    typer.Option("--store", envvar="SAPPER_STORE", help="Folder of finished stages [store below --out]."),
+    typer.Option("--store", envvar="SAPPER_STORE", help="Folder of finished stages, store below --out by default."),
 ]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", envvar="SAPPER_DATA", help="Folder of the real data sets.")

@@ -26,7 +26,9 @@ from sapper.errors import SapperError, closest
 
 def build(
     plan: Annotated[str, typer.Argument(help="A plan's file, or the name of one that comes with sapper.")],
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder for the zoo [runs/zoo-NAME].")] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the zoo, runs/zoo-NAME by default.")
+    ] = None,
     parts: Annotated[list[str] | None, typer.Option("--part", help="Only this part. Can be repeated.")] = None,
     data_root: DataRoot = None,
     download: Download = False,
@@ -64,7 +66,7 @@ def score(
     folder: Annotated[Path, typer.Argument(help="A zoo's folder.")],
     budget: BudgetOption = "quick",
     parts: Annotated[
-        list[str] | None, typer.Option("--part", help="Only this part. Can be repeated [all but development].")
+        list[str] | None, typer.Option("--part", help="Only this part, by default all but development. Repeatable.")
     ] = None,
     mntd: Annotated[
         list[Path] | None,
@@ -72,7 +74,9 @@ def score(
     ] = None,
     beside: Annotated[
         list[Path] | None,
-        typer.Option("--bag", help="Judge beside this bag. Repeatable [the calibration part, else the shipped bags]."),
+        typer.Option(
+            "--bag", help="Judge beside this bag, by default the calibration part, else shipped bags. Repeatable."
+        ),
     ] = None,
     bags: Annotated[
         Path | None, typer.Option("--bags", help="Write bags to this folder, with the power measured beside them.")

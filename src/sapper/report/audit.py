@@ -84,6 +84,10 @@ def render(report: AuditReport, surroundings: dict[str, str], command: str) -> s
     )
 
 
+CONTROLS = {"shuffled pixels": "shuffled pixels (the trigger's colors without its shape)"}
+"""What controls do that their names do not say."""
+
+
 def meaning(report: AuditReport) -> str:
     """What the verdict means, in plain words."""
     return MEANING[report.verdict].format(bound=f"{100 * report.false_alarm_bound:g} %")
@@ -108,7 +112,9 @@ def lines(report: AuditReport) -> list[str]:
         p = f", p = {finding.p_value:.3g}" if finding.p_value is not None else ""
         score = "no score" if finding.score is None else f"score {finding.score:.3g}"
         leads = " (decides)" if finding.leads else ""
-        found.append(f"  {finding.method}{leads}: {score}{p}, {text.duration(finding.seconds)}")
+        counts = f" (counts above {finding.threshold:g})" if finding.score is not None and finding.threshold else ""
+        prior = f", {finding.evidence['prior']}" if "prior" in finding.evidence else ""
+        found.append(f"  {finding.method}{leads}: {score}{counts}{p}{prior}, {text.duration(finding.seconds)}")
         if finding.collapse:
             effect = finding.collapse
             found.append(
@@ -152,7 +158,8 @@ def replay_lines(replays: list[Replay], known: dict[str, InClean]) -> list[str]:
         if each.detector in known:
             found.append(f"  {in_clean(known[each.detector])}")
         for name, control in each.controls.items():
-            found.append(f"  control, {name}: {control.gathered:.1%}; spread {control.spread:.3g}")
+            words = CONTROLS.get(name, name)
+            found.append(f"  control, {words}: {control.gathered:.1%}; spread {control.spread:.3g}")
     return found
 
 

@@ -160,7 +160,7 @@ def _load(file: Any) -> tuple[dict[str, Any], dict[str, Any], int]:
         if "weights_only" in text or "Unsupported" in text:
             text = text.split("\n\n")[-1] if "WeightsUnpickler error:" not in text else text.split("error:")[-1]
             raise RefusedError(f"it holds other things than weights: {_short(text)}") from error
-        raise RefusedError(f"torch cannot read it: {_short(error)}") from error
+        raise RefusedError(f"it is no file of weights that torch can read ({_short(error)})") from error
     tensors: dict[str, Any] = {}
     notes: dict[str, Any] = {}
     left_out = 0
