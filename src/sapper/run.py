@@ -8,6 +8,9 @@ from typing import Protocol
 
 import torch
 
+FORMATS: dict[str | None, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Number formats of the matrix work, by the names that scenarios, results and bags have for them."""
+
 
 class Bar(Protocol):
     """One stage's progress."""
@@ -48,6 +51,11 @@ class Run:
     progress: Progress = field(default_factory=Silent, compare=False)
     rank: int = 0
     world_size: int = 1
+
+    @property
+    def number_format(self) -> str:
+        """The name of ``dtype``, as in ``FORMATS``."""
+        return str(self.dtype).removeprefix("torch.")
 
     def child(self, name: str) -> "Run":
         """The same surroundings with a seed of its own, from this seed and ``name``."""

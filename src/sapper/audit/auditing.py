@@ -41,7 +41,7 @@ from sapper.encoders import Encoder
 from sapper.encoders.opening import OPENED
 from sapper.errors import SapperError
 from sapper.images import ImageSet
-from sapper.run import Run
+from sapper.run import FORMATS, Run
 from sapper.verdicts import Verdict
 
 SCHEMA = 1
@@ -54,9 +54,6 @@ SHOWN = 6
 
 EFFECT = 256
 """Images on which a recovered trigger is measured."""
-
-FORMATS: dict[str | None, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Number formats as bags name them."""
 
 Answer = Literal["no-evidence", "backdoor", "undecided"]
 
@@ -176,7 +173,7 @@ def audit(
         false_alarm_bound=bound,
         budget=budget.name,
         seed=run.seed,
-        number_format=str(looking.dtype).removeprefix("torch."),
+        number_format=looking.number_format,
         detectors=tuple(findings),
         encoder=about(encoder),
         images=about_images(images),

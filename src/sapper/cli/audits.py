@@ -5,8 +5,6 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +27,18 @@ from sapper.cli.opening import (
     load_images,
     open_encoder,
 )
-from sapper.cli.shared import BudgetOption, DataRoot, Device, Download, Threads, check_file, check_writable, err, say
+from sapper.cli.shared import (
+    BudgetOption,
+    DataRoot,
+    Device,
+    Download,
+    Threads,
+    check_file,
+    check_writable,
+    err,
+    say,
+    telling_interrupts,
+)
 from sapper.errors import SapperError, printable
 
 EXIT = {"no-evidence": 0, "backdoor": 1, "undecided": 3}
@@ -108,7 +117,7 @@ def audit(
     chosen = budget_of(budget)
     more = {stored.NAME: stored.load(mntd)} if mntd else {}
     known = [calibration.read_bag(path) for path in bags] if bags else calibration.shipped_bags()
-    with bars as progress, _telling_interrupts():
+    with telling_interrupts("interrupted; nothing was written"), bars as progress:
         run = replace(run, progress=progress)
         subject = open_encoder(encoder, run, arch, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
         shown = load_images(images, split, subject.card.input_size, data_root, download=download)
@@ -213,15 +222,6 @@ def replay(
     for line in page.replay_lines(replays, found.in_clean) + page.guess(auditing.about(subject)):
         say(line)
     say(f"measured: {path}")
-
-
-@contextmanager
-def _telling_interrupts() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        err.print("interrupted; nothing was written")
-        raise
 
 
 def _remove_earlier(folder: Path) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sapper import process
 from sapper.cli.shared import (
+    GOES_ON,
     SHIPPED,
     DataRoot,
     Device,
@@ -26,6 +27,7 @@ from sapper.cli.shared import (
     out,
     say,
     shipped_file,
+    telling_interrupts,
 )
 
 Out = Annotated[
@@ -110,7 +112,7 @@ def _run(
         from sapper.lab.trial import Lab
         from sapper.progress import progress
         from sapper.report import write_report
-        from sapper.run import Run, fast_dtype
+        from sapper.run import FORMATS, Run, fast_dtype
 
     scenario = read(file, tuple(overrides))
     place = device_of(device)
@@ -118,7 +120,7 @@ def _run(
     check_writable(folder)
     if threads:
         torch.set_num_threads(threads)
-    precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(scenario.precision) or fast_dtype(place)
+    precision = FORMATS.get(scenario.precision) or fast_dtype(place)
     options = {
         "--data-root": data_root,
         "--device": device if device != "auto" else None,
@@ -126,22 +128,18 @@ def _run(
         "--workers": workers or None,
         "--store": store,
     }
-    try:
-        with progress(err) as bars:
-            lab = Lab(
-                store=Store(store or folder / "store"),
-                out=folder,
-                run=Run(device=place, dtype=precision, progress=bars),
-                command=_command(file, folder, overrides, options, download=download),
-                data_root=data_root,
-                workers=Workers(workers or torch.get_num_threads(), process.settle),
-                download=download,
-                tell=lambda line: err.print(line, markup=False),
-            )
-            results = run_scenario(scenario, lab)
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on from here")
-        raise
+    with telling_interrupts(GOES_ON), progress(err) as bars:
+        lab = Lab(
+            store=Store(store or folder / "store"),
+            out=folder,
+            run=Run(device=place, dtype=precision, progress=bars),
+            command=_command(file, folder, overrides, options, download=download),
+            data_root=data_root,
+            workers=Workers(workers or torch.get_num_threads(), process.settle),
+            download=download,
+            tell=lambda line: err.print(line, markup=False),
+        )
+        results = run_scenario(scenario, lab)
     write_results(results, folder)
     write_report(results, folder / "report.html")
     print_results(results)

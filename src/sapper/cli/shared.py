@@ -2,8 +2,8 @@
 
 import os
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,6 +84,19 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             raise UnchosenEnd(f"{type(error).__name__}: {error}") from error
 
     return call
+
+
+GOES_ON = "interrupted; the same command goes on from here"
+
+
+@contextmanager
+def telling_interrupts(words: str) -> Iterator[None]:
+    """Tell the user who interrupts what becomes of the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(words)
+        raise
 
 
 def say(line: str) -> None:

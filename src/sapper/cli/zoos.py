@@ -9,6 +9,7 @@ import typer
 
 from sapper import process
 from sapper.cli.shared import (
+    GOES_ON,
     BudgetOption,
     DataRoot,
     Device,
@@ -20,6 +21,7 @@ from sapper.cli.shared import (
     err,
     say,
     shipped_file,
+    telling_interrupts,
 )
 from sapper.errors import SapperError, closest
 
@@ -51,14 +53,10 @@ def build(
     check_writable(folder)
     crew = Workers(workers or torch.get_num_threads(), process.settle)
     torch.set_num_threads(1)  # as in the workers, whose stages these are
-    try:
-        with progress(err) as bars:
-            run = Run(seed=read.seed, device=place, dtype=fast_dtype(place), progress=bars)
-            pantry = Pantry.load(read, run, parts=parts or (), data_root=data_root, download=download)
-            members = building.build(read, folder, run, crew, parts=parts or (), data=pantry)
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on from here")
-        raise
+    with telling_interrupts(GOES_ON), progress(err) as bars:
+        run = Run(seed=read.seed, device=place, dtype=fast_dtype(place), progress=bars)
+        pantry = Pantry.load(read, run, parts=parts or (), data_root=data_root, download=download)
+        members = building.build(read, folder, run, crew, parts=parts or (), data=pantry)
     say(f"{building.summary(members)}: {folder / building.MANIFEST}")
 
 

@@ -22,7 +22,7 @@ def environment(run: Run) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type,
-        "number format": str(run.dtype).removeprefix("torch."),
+        "number format": run.number_format,
         "threads": str(torch.get_num_threads()),
     }
 

@@ -21,6 +21,9 @@ MANIFEST = "zoo.json"
 """In a zoo's folder: its members, and where their files are."""
 
 
+_MEMBER = TypeAdapter(Member)
+
+
 def build(
     plan: Plan, folder: Path, run: Run, workers: Workers, *, parts: Sequence[str] = (), data: Pantry
 ) -> list[Member]:
@@ -77,7 +80,7 @@ def read_members(folder: Path, plan: Plan) -> list[Member]:
     members = []
     for place, content in enumerate(_manifest(folder)["members"]):
         try:
-            member = TypeAdapter(Member).validate_python(content)
+            member = _MEMBER.validate_python(content)
             _check(member, plan)
         except (ValueError, LookupError, TypeError) as error:
             remedy = "build the zoo anew; what is there is not made again"

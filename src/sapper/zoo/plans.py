@@ -153,14 +153,11 @@ def parse_plan(content: dict[str, Any], file: str) -> Plan:
             for number in range(part.clean):
                 twin = number < part.backdoored
                 specimens.append(_specimen(family, part_name, number, twin, root.seed, file, key))
-        trained_on = {
-            (each.pretraining.dataset, each.pretraining.split) for each in specimens if each.family == family.name
-        }
-        if (chosen.dataset, chosen.split) in trained_on:
+        its = [specimen for specimen in specimens if specimen.family == family.name]
+        if (chosen.dataset, chosen.split) in {(each.pretraining.dataset, each.pretraining.split) for each in its}:
             what, remedy = "these are the images of the pre-training", "name another split: a defender has other images"
             raise SapperError(what, where=f"{file}: {key}.images.split", remedy=remedy)
-        kinds = {specimen.encoder for specimen in specimens if specimen.family == family.name}
-        if len(kinds) > 1:
+        if len({specimen.encoder for specimen in its}) > 1:
             what, remedy = "its encoders differ", "give encoders of each kind a family: a bag is of one kind"
             raise SapperError(what, where=f"{file}: {key}.encoder", remedy=remedy)
         images[family.name] = chosen, specimens[-1].encoder.input_size
