@@ -1,7 +1,8 @@
 """Backbones from torchvision and timm, with the stem that small images need."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from sapper.encoders.encoder import Card, Encoder, Stem
+from sapper.encoders.preact import EXPANSION, PreActResNet
 from sapper.errors import SapperError, closest
 from sapper.run import Run
 
@@ -21,6 +23,31 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, in
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
+
+PREACT: dict[str, tuple[str, tuple[int, int, int, int]]] = {
+    "preact_resnet18": ("basic", (2, 2, 2, 2)),
+    "preact_resnet34": ("basic", (3, 4, 6, 3)),
+    "preact_resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "preact_resnet101": ("bottleneck", (3, 4, 23, 3)),
+    "preact_resnet152": ("bottleneck", (3, 8, 36, 3)),
+}
+"""Pre-activation ResNets: kind of block, and blocks of each layer. They have a stem of their own, as ``cifar``."""
+
+OWN = (*ARCHITECTURES, *PREACT)
+"""Networks that are built here, of any width."""
+
+ARGUMENTS: dict[str, type | tuple[type, ...]] = {
+    # of timm's vision transformers
+    **dict.fromkeys(("patch_size", "embed_dim", "depth", "num_heads", "reg_tokens"), int),
+    **dict.fromkeys(
+        ("class_token", "no_embed_class", "fc_norm", "final_norm", "pre_norm", "qk_norm", "qkv_bias"), bool
+    ),
+    **dict.fromkeys(("init_values", "mlp_ratio", "norm_eps"), (int, float)),
+    **dict.fromkeys(("global_pool", "act_layer"), str),
+    "se_ratio": (int, float),  # of squeeze-and-excitation branches without bias in timm's ResNets
+    "last_norm": bool,  # of pre-activation ResNets
+}
+"""What ``build`` takes as ``arguments``, and of which type. A foreign file or configuration chooses no others."""
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,6 +71,7 @@ def build(
     stem: Stem = "cifar",
     mean: tuple[float, float, float] = CIFAR_MEAN,
     std: tuple[float, float, float] = CIFAR_STD,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """An untrained encoder, initialized from the run's seed, on its device.
 
@@ -52,26 +80,59 @@ def build(
     ``ARCHITECTURES``, or ``timm:NAME``, ``torchvision:NAME`` or ``open_clip:NAME`` (its image tower). ``width`` is the
     number of channels after the stem (64 in the papers, less for CPUs; models by name have their own); the features are
     8 times as many, 32 times with bottleneck blocks. ``stem="imagenet"`` keeps the 7×7 convolution with stride 2 and
-    the max-pooling, and any model's own stem.
+    the max-pooling, and any model's own stem. ``arguments``: see ``Card`` and ``ARGUMENTS``.
 
-    Raises ``SapperError`` for an unknown architecture, or one whose stem cannot be changed.
+    Raises ``SapperError`` for an unknown architecture, one whose stem cannot be changed, or arguments that do not fit.
     """
     with run.seeded():
-        scheme, _, name = architecture.partition(":")
-        if scheme in BY_NAME:
-            backbone, features = BY_NAME[scheme](name, stem, input_size)
-        else:
-            backbone, features = _resnet(architecture, width, stem)
+        backbone, features = _network(architecture, width, stem, input_size, arguments or {})
         _replace_narrow_shortcuts(backbone)
-    card = Card(architecture=architecture, width=width, stem=stem, input_size=input_size, mean=mean, std=std)
+    card = Card(
+        architecture=architecture,
+        width=width,
+        stem=stem,
+        input_size=input_size,
+        mean=mean,
+        std=std,
+        arguments=dict(arguments or {}),
+    )
     return Encoder(backbone, card, features).to(run.device).to(memory_format=torch.channels_last)
+
+
+def _network(
+    architecture: str, width: int, stem: Stem, size: int, arguments: Mapping[str, Any]
+) -> tuple[nn.Module, int]:
+    """The module, and how many features it gives."""
+    for name, value in arguments.items():
+        if name not in ARGUMENTS or not isinstance(value, ARGUMENTS[name]):
+            what = f"{name} = {value!r} is no argument of a network"
+            raise SapperError(what, where="encoder.arguments", remedy=f"known: {', '.join(ARGUMENTS)}")
+    scheme, _, name = architecture.partition(":")
+    if scheme in BY_NAME:
+        return BY_NAME[scheme](name, stem, size, arguments)
+    if architecture not in OWN:
+        raise _unknown(architecture)
+    if architecture in PREACT:
+        kind, depth = PREACT[architecture]
+        return PreActResNet(kind, depth, width, **arguments), 8 * width * EXPANSION[kind]
+    if arguments:
+        what = f"{architecture} takes no {', '.join(arguments)}"
+        raise SapperError(what, where="encoder.arguments", remedy="leave them out, or choose another architecture")
+    return _resnet(architecture, width, stem)
+
+
+def _unknown(architecture: str) -> SapperError:
+    """An error with the closest names, of libraries as well where the name is one of theirs."""
+    import timm
+
+    theirs = [f"timm:{architecture}"] if architecture in timm.list_models() else []
+    near = f"did you mean {theirs[0]}?" if theirs else closest(architecture, [*OWN])
+    remedy = f"{near}, or {', '.join(f'{name}:NAME' for name in BY_NAME)}"
+    return SapperError(f"unknown architecture {architecture!r}", where="encoder.architecture", remedy=remedy)
 
 
 def _resnet(architecture: str, width: int, stem: Stem) -> tuple[nn.Module, int]:
     """torchvision's ResNet of any width, without its classifier."""
-    if architecture not in ARCHITECTURES:
-        remedy = f"{closest(architecture, list(ARCHITECTURES))}, or {', '.join(f'{name}:NAME' for name in BY_NAME)}"
-        raise SapperError(f"unknown architecture {architecture!r}", where="encoder.architecture", remedy=remedy)
     block, layers = ARCHITECTURES[architecture]
     net = ResNet(block, list(layers))
     net.inplanes = width
@@ -81,46 +142,70 @@ def _resnet(architecture: str, width: int, stem: Stem) -> tuple[nn.Module, int]:
         stride = 1 if index == 0 else 2
         net.add_module(f"layer{index + 1}", net._make_layer(block, width * 2**index, depth, stride=stride))
     net.fc = nn.Identity()
-    if stem == "cifar":
-        _use_cifar_stem(net, width)
+    if stem != "imagenet":
+        _use_small_stem(net, width, pool=stem == "cifar-pool")
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return net, 8 * width * block.expansion
 
 
-def blueprint(architecture: str, width: int, stem: Stem) -> dict[str, Tensor]:
-    """The state dict of a ResNet of ours without memory for it: what a foreign file asks for, before it is built.
+def blueprint(
+    architecture: str, width: int, stem: Stem, size: int, arguments: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
+    """The state dict of a network without memory for it: what a foreign file asks for, before it is built.
 
-    Raises ``SapperError`` for a size that no network has.
+    Raises ``SapperError`` for a network that there is not.
     """
     try:
         if width < 1:
             raise ValueError(width)
         with torch.device("meta"):
-            return _resnet(architecture, width, stem)[0].state_dict()
-    except (RuntimeError, ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
-        raise SapperError(f"there is no {architecture} of width {width}", remedy="get another copy") from error
+            return _network(architecture, width, stem, size, arguments or {})[0].state_dict()
+    except (RuntimeError, ValueError, TypeError, ZeroDivisionError, OverflowError, AssertionError) as error:
+        what = f"there is no {architecture} of width {width}" if architecture in OWN else f"there is no {architecture}"
+        more = f" with {', '.join(f'{name}={value}' for name, value in arguments.items())}" if arguments else ""
+        raise SapperError(f"{what}{more}", remedy="get another copy") from error
 
 
-def _timm(name: str, stem: Stem, size: int) -> tuple[nn.Module, int]:
+def _timm(name: str, stem: Stem, size: int, arguments: Mapping[str, Any]) -> tuple[nn.Module, int]:
     """A model of timm's by name, untrained and without its classifier."""
     import timm
 
     check_known("timm", name, timm.list_models())
     config = timm.get_pretrained_cfg(name)
     fixed = config is not None and config.fixed_input_size  # transformers, whose positions are as many as patches
-    arguments: dict[str, Any] = {"img_size": size} if fixed else {}
-    net: Any = timm.create_model(name, num_classes=0, **arguments)
+    given = ({"img_size": size} if fixed else {}) | _for_timm(arguments)
+    try:
+        net: Any = timm.create_model(name, num_classes=0, **given)
+    except (TypeError, AssertionError, AttributeError, KeyError, ValueError) as error:
+        told = ", ".join(f"{key} = {value}" for key, value in given.items())
+        what, remedy = f"timm's {name} cannot be made with {told}: {error}", "leave out the options that say so"
+        raise SapperError(what, where="encoder.architecture", remedy=remedy) from error
     _exchange_stem(net, name, stem)
     return net, net.head_hidden_size  # num_features is the width before a convolution that some models have last
 
 
-def _torchvision(name: str, stem: Stem, _size: int) -> tuple[nn.Module, int]:
+def _for_timm(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as timm's models take them."""
+    from timm.layers.norm import LayerNorm
+    from timm.layers.squeeze_excite import SEModule
+
+    given = dict(arguments)
+    if (ratio := given.pop("se_ratio", None)) is not None:
+        branch = partial(SEModule, rd_ratio=ratio, rd_divisor=1, bias=False)
+        given["block_args"] = {"attn_layer": branch}
+    if (eps := given.pop("norm_eps", None)) is not None:
+        given["norm_layer"] = partial(LayerNorm, eps=eps)
+    return given
+
+
+def _torchvision(name: str, stem: Stem, _size: int, arguments: Mapping[str, Any]) -> tuple[nn.Module, int]:
     """A model of torchvision's by name, untrained: what its last linear layer takes are the features."""
     from torchvision import models
 
     check_known("torchvision", name, models.list_models(module=models))
+    _take_none(name, arguments)
     slow = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # not to be warned of it
     net: Any = models.get_model(name, **slow)
     layers = [(place, layer) for place, layer in net.named_modules() if isinstance(layer, nn.Linear)]
@@ -134,18 +219,25 @@ def _torchvision(name: str, stem: Stem, _size: int) -> tuple[nn.Module, int]:
     return net, last.in_features
 
 
-def _open_clip(name: str, stem: Stem, _size: int) -> tuple[nn.Module, int]:
+def _open_clip(name: str, stem: Stem, _size: int, arguments: Mapping[str, Any]) -> tuple[nn.Module, int]:
     """The image tower of a model of open_clip's by name, untrained."""
     open_clip = import_open_clip()
     check_known("open_clip", name, open_clip.list_models())
-    if stem == "cifar":
+    _take_none(name, arguments)
+    if stem != "imagenet":
         remedy = 'say stem = "imagenet" and an input_size that the model is made for'
         raise SapperError(f"{name} has no ResNet stem to exchange", where="encoder.stem", remedy=remedy)
     tower = open_clip.create_model(name, load_weights=False).visual
     return tower, open_clip.get_model_config(name)["embed_dim"]
 
 
-BY_NAME: dict[str, Callable[[str, Stem, int], tuple[nn.Module, int]]] = {
+def _take_none(name: str, arguments: Mapping[str, Any]) -> None:
+    if arguments:
+        what = f"{name} takes no {', '.join(arguments)}"
+        raise SapperError(what, where="encoder.arguments", remedy=f"leave them out, or take timm:{name}")
+
+
+BY_NAME: dict[str, Callable[[str, Stem, int, Mapping[str, Any]], tuple[nn.Module, int]]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "open_clip": _open_clip,
@@ -190,17 +282,17 @@ def own_pixels(architecture: str, stem: Stem = "imagenet") -> Pixels:
         check_known("open_clip", name, open_clip.list_models())
         size = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
         return Pixels(size, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-    if stem == "cifar":
+    if stem != "imagenet" or architecture in PREACT:
         return Pixels(32, CIFAR_MEAN, CIFAR_STD)
     return Pixels(224, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _exchange_stem(net: Any, name: str, stem: Stem) -> None:
-    if stem == "cifar":
+    if stem != "imagenet":
         if not (isinstance(getattr(net, "conv1", None), nn.Conv2d) and hasattr(net, "maxpool")):
             remedy = 'say stem = "imagenet" and an input_size that the model is made for'
             raise SapperError(f"{name} has no ResNet stem to exchange", where="encoder.stem", remedy=remedy)
-        _use_cifar_stem(net, net.conv1.out_channels)
+        _use_small_stem(net, net.conv1.out_channels, pool=stem == "cifar-pool")
 
 
 class _NarrowShortcut(nn.Conv2d):
@@ -225,7 +317,8 @@ def _replace_narrow_shortcuts(net: nn.Module) -> None:
                 setattr(parent, name, shortcut)
 
 
-def _use_cifar_stem(net: nn.Module, width: int) -> None:
-    """Keep the full resolution of 32×32 images: a 3×3 convolution with stride 1, no max-pooling."""
+def _use_small_stem(net: nn.Module, width: int, *, pool: bool) -> None:
+    """Keep the full resolution of 32×32 images: a 3×3 convolution with stride 1, and by default no max-pooling."""
     net.conv1 = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
-    net.maxpool = nn.Identity()
+    if not pool:
+        net.maxpool = nn.Identity()

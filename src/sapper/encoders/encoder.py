@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from sapper.errors import SapperError, closest
 from sapper.training import Curves
 
-Stem = Literal["cifar", "imagenet"]
-"""What comes first in a ResNet. See ``build``."""
+Stem = Literal["cifar", "cifar-pool", "imagenet"]
+"""What comes first in a ResNet: a 3×3 convolution with stride 1, without or with max-pooling behind it, or a 7×7
+convolution with stride 2 and max-pooling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,8 @@ class Card:
     """What an encoder knows about itself; kept in the metadata of its file.
 
     ``architecture``, ``width``, ``stem``: what ``build`` needs. ``input_size`` in pixels. ``mean``, ``std``: per
-    channel, for images in [0, 1]. ``origin``: how it was made (method, parameters, data, seed).
+    channel, for images in [0, 1]. ``arguments``: in what the network differs from the architecture of that name, such
+    as ``{"num_heads": 12}``. ``origin``: how it was made (method, parameters, data, seed).
     ``backdoored``: whether an attack of ours made it; marks a file, and no measurement reads it.
     """
 
@@ -29,8 +31,14 @@ class Card:
     std: tuple[float, float, float]
     width: int = 64
     stem: Stem = "cifar"
+    arguments: dict[str, Any] = field(default_factory=dict)
     backdoored: bool = False
     origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def network(self) -> str:
+        """The architecture, and in what the network differs from it: ``timm:vit_small_patch16_224, num_heads=12``."""
+        return ", ".join([self.architecture, *(f"{name}={value}" for name, value in sorted(self.arguments.items()))])
 
 
 class Encoder(nn.Module):

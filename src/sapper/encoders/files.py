@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from sapper.encoders.backbones import ARCHITECTURES, blueprint, build
+from sapper.encoders.backbones import blueprint, build
 from sapper.encoders.encoder import Card, Encoder
 from sapper.encoders.sources import read
 from sapper.errors import SapperError
@@ -36,7 +36,10 @@ def save(encoder: Encoder, path: Path) -> None:
         remedy = f"put {MARK} into the file name"
         raise SapperError("a backdoored encoder must say so in its file name", where=str(path), remedy=remedy)
     # One entry only: safetensors writes several in a random order, and equal encoders must be equal files.
-    metadata = {CARD: json.dumps(asdict(encoder.card))}
+    card = asdict(encoder.card)
+    if not encoder.card.arguments:  # as in files from before there were any
+        del card["arguments"]
+    metadata = {CARD: json.dumps(card)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
@@ -62,12 +65,13 @@ def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: s
         first = error.errors()[0]
         key = f"{where}: card.{'.'.join(str(part) for part in first['loc'])}"
         raise SapperError(first["msg"], where=key) from error
-    if card.architecture in ARCHITECTURES:  # shapes first: a small file may name a network that fills the memory
-        plan = blueprint(card.architecture, card.width, card.stem)
-        wrong = [name for name, value in plan.items() if _shape(tensors.get(f"backbone.{name}")) != value.shape]
-        if wrong:
-            what = f"the weights do not fit the card: {', '.join(wrong[:3])}"
-            raise SapperError(what, where=where, remedy="give an encoder that sapper saved")
+    # Shapes first: a small file may name a network that fills the memory. (open_clip's sizes are the library's own.)
+    known = card.architecture.startswith("open_clip:")
+    plan = {} if known else blueprint(card.architecture, card.width, card.stem, card.input_size, card.arguments)
+    wrong = [name for name, value in plan.items() if _shape(tensors.get(f"backbone.{name}")) != value.shape]
+    if wrong:
+        what = f"the weights do not fit the card: {', '.join(wrong[:3])}"
+        raise SapperError(what, where=where, remedy="give an encoder that sapper saved")
     encoder = build(
         run,
         architecture=card.architecture,
@@ -76,6 +80,7 @@ def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: s
         stem=card.stem,
         mean=card.mean,
         std=card.std,
+        arguments=card.arguments,
     )
     try:
         encoder.load_state_dict(tensors)

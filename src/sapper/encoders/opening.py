@@ -21,7 +21,10 @@ CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 SAID = "as was said"
 
-OPENED = ("opened", "file", "sha256", "layout", "revision", "normalization")
+OPENED = (
+    *("opened", "file", "sha256", "layout", "revision", "normalization"),
+    *("prefix", "left_out", "assumed", "recognized"),
+)
 """What a card's origin says of how it was opened; a file's own words on that do not count."""
 
 
@@ -53,7 +56,7 @@ def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
         raise _unknown(uri)
     encoder = _as_said(found, opening)
     _check_normalization(encoder.card, uri)
-    _try(encoder, uri)
+    _try(encoder, found.encoder.card.input_size, uri)
     origin = {key: value for key, value in encoder.card.origin.items() if key not in OPENED}
     origin |= {"opened": uri, **found.about}
     said = [name for name in ("mean", "std") if getattr(opening, name) is not None]
@@ -102,8 +105,8 @@ def _as_said(found: Found, opening: Opening) -> Encoder:
 
 
 @torch.no_grad()
-def _try(encoder: Encoder, where: str) -> None:
-    """Show it two images: what comes out must be features (N, D) and finite."""
+def _try(encoder: Encoder, native: int, where: str) -> None:
+    """Show it two images: what comes out must be features (N, D) and finite. ``native``: the size it is made for."""
     size = encoder.card.input_size
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
@@ -111,7 +114,8 @@ def _try(encoder: Encoder, where: str) -> None:
         features = encoder(images.to(device))
     except Exception as error:
         what = f"it does not take images of {size}×{size} pixels: {str(error).splitlines()[0][:200]}"
-        raise SapperError(what, where=where, remedy="say the size with --size") from error
+        remedy = f"it is made for {native} pixels: leave --size out" if native != size else "say --arch and --size"
+        raise SapperError(what, where=where, remedy=remedy) from error
     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
     if not isinstance(features, Tensor) or shape != (2, encoder.feature_size):
         what = f"it gives {shape} for two images; an encoder gives (2, features)"

@@ -4,56 +4,26 @@ What a foreign repository says of its model is checked, and only what is listed 
 chooses neither what is fetched nor what is run.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from torch import Tensor
 
-from sapper.encoders import layouts, sources
-from sapper.encoders.backbones import ARCHITECTURES, blueprint, build, check_known, import_open_clip, own_pixels
-from sapper.encoders.encoder import Card, Encoder
+from sapper.encoders import sources
+from sapper.encoders.backbones import ARGUMENTS, check_known, import_open_clip, own_pixels
+from sapper.encoders.options import RGB, Opening
+from sapper.encoders.recognizing import ASSUMED, Configured, Found, about, recognized
 from sapper.errors import SapperError, closest
-from sapper.files import sha256
 from sapper.run import Run
 
-RGB = tuple[float, float, float]
+__all__ = ["ASSUMED", "SCHEMES", "Found", "Opening", "about", "recognized"]
 
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", *HUB_WEIGHTS)
 
 
-ASSUMED = "assumed from the architecture; say --mean, --std and --size if it was trained otherwise"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opening:
-    """How to open an encoder; what is none is read from the model's own configuration, or inferred from its weights.
-
-    ``architecture``: a key of ``ARCHITECTURES``, ``timm:NAME``, ``torchvision:NAME`` or ``open_clip:NAME``, for files
-    of weights. ``size`` of images in pixels; ``mean``, ``std`` per channel, for images in [0, 1]. ``trust_code``: run
-    ``package.module:factory``. ``allow_weak_sandbox``: read pickles where no filter of system calls can be had.
-    """
-
-    architecture: str | None = None
-    size: int | None = None
-    mean: RGB | None = None
-    std: RGB | None = None
-    trust_code: bool = False
-    allow_weak_sandbox: bool = False
-
-
-@dataclass(frozen=True)
-class Found:
-    """An encoder with its own normalization, where that is from, and what is known of its file."""
-
-    encoder: Encoder
-    normalization: str
-    about: dict[str, Any]
-
-
-def _open_timm(name: str, _run: Run, opening: Opening) -> Found:
+def _open_timm(name: str, run: Run, opening: Opening) -> Found:
     """A model of timm's with published weights, from the hub or from where timm keeps them."""
     import timm
 
@@ -68,8 +38,31 @@ def _open_timm(name: str, _run: Run, opening: Opening) -> Found:
     else:
         path = sources.from_address(config.url)
     weights = sources.read(path, allow_weak_sandbox=opening.allow_weak_sandbox)
-    encoder = _timm_encoder(name, weights, {}, {}, opening)
-    return Found(encoder, "from timm's configuration", about(weights, "timm's", revision))
+    return _published(f"timm:{name}", weights, run, opening, "timm's configuration", revision)
+
+
+def _published(
+    architecture: str,
+    weights: sources.Weights,
+    run: Run,
+    opening: Opening,
+    source: str,
+    revision: str | None = None,
+    configured: Configured = Configured(),
+) -> Found:
+    """A library's model with the weights that were published for it."""
+    pixels = own_pixels(architecture)
+    configured = replace(
+        configured,
+        mean=configured.mean or pixels.mean,
+        std=configured.std or pixels.std,
+        size=configured.size or pixels.size,
+        source=source,
+    )
+    said = replace(opening, architecture=architecture.partition(".")[0])
+    found = recognized(weights, run, said, weights.path.name, configured)
+    origin = found.about | about(weights, f"{architecture.partition(':')[0]}'s", revision)
+    return Found(found.encoder, found.normalization, origin)
 
 
 def _open_torchvision(name: str, run: Run, opening: Opening) -> Found:
@@ -85,16 +78,8 @@ def _open_torchvision(name: str, run: Run, opening: Opening) -> Found:
     chosen = choices[tag] if tag else choices.DEFAULT
     weights = sources.read(sources.from_address(chosen.url), allow_weak_sandbox=opening.allow_weak_sandbox)
     seen = chosen.transforms()
-    encoder = build(
-        run,
-        architecture=f"torchvision:{name}",
-        stem="imagenet",
-        input_size=opening.size or seen.crop_size[0],
-        mean=tuple(seen.mean),
-        std=tuple(seen.std),
-    )
-    _fill(encoder, weights.tensors, weights.path.name)
-    return Found(encoder, f"from torchvision's {chosen}", about(weights, "torchvision's"))
+    configured = Configured(mean=tuple(seen.mean), std=tuple(seen.std), size=seen.crop_size[0])
+    return _published(f"torchvision:{name}", weights, run, opening, f"torchvision's {chosen}", configured=configured)
 
 
 def _open_clip(name: str, run: Run, opening: Opening) -> Found:
@@ -117,17 +102,13 @@ def _open_clip(name: str, run: Run, opening: Opening) -> Found:
     if config.get("quick_gelu") and f"{name}-quickgelu" in open_clip.list_models():
         name = f"{name}-quickgelu"
     weights = sources.read(path, allow_weak_sandbox=opening.allow_weak_sandbox)
-    pixels = own_pixels(f"open_clip:{name}")
-    encoder = build(
-        run,
-        architecture=f"open_clip:{name}",
-        stem="imagenet",
-        input_size=pixels.size,
-        mean=tuple(config.get("mean") or pixels.mean),
-        std=tuple(config.get("std") or pixels.std),
-    )
-    _fill(encoder, weights.tensors, weights.path.name)
-    return Found(encoder, "from open_clip's configuration", about(weights, "open_clip's", revision))
+    configured = Configured(mean=_colors(config.get("mean")), std=_colors(config.get("std")))
+    source = "open_clip's configuration"
+    return _published(f"open_clip:{name}", weights, run, opening, source, revision, configured)
+
+
+def _colors(values: Any) -> RGB | None:
+    return tuple(values) if values else None
 
 
 class HubPixels(BaseModel):
@@ -147,8 +128,19 @@ class HubConfig(BaseModel):
     pretrained_cfg: HubPixels = HubPixels()
 
 
-MODEL_ARGUMENTS = {"img_size", "global_pool", "patch_size", "embed_dim", "depth", "num_heads", "reg_tokens"}
-"""Of a foreign ``model_args`` what may reach timm."""
+class Transformers(BaseModel):
+    """``config.json`` as Hugging Face transformers writes it: what of a vision transformer its weights do not tell."""
+
+    model_type: str
+    num_attention_heads: int | None = None
+
+
+class Processor(BaseModel):
+    """``preprocessor_config.json``: how transformers prepares images."""
+
+    image_mean: RGB | None = None
+    image_std: RGB | None = None
+    do_normalize: bool = True
 
 
 def _open_hub(name: str, run: Run, opening: Opening) -> Found:
@@ -156,62 +148,62 @@ def _open_hub(name: str, run: Run, opening: Opening) -> Found:
     repository, _, revision = name.partition("@")
     weights_path, commit = sources.from_hub(repository, CLIP_WEIGHTS, revision or None)
     weights = sources.read(weights_path, allow_weak_sandbox=opening.allow_weak_sandbox)
-    config = _hub_config(repository, commit)
+    config = _from_hub(repository, commit, "config.json", HubConfig) or HubConfig()
+    seen = config.pretrained_cfg
+    size = seen.input_size[-1] if seen.input_size else None
+    configured = Configured(mean=seen.mean, std=seen.std, size=size, source="the repository's config.json")
     if config.architecture is None or opening.architecture is not None:
-        found = recognized(weights, run, opening, weights.path.name)
+        if config.architecture is None:
+            configured = _of_transformers(repository, commit)
+        found = recognized(weights, run, opening, weights.path.name, configured)
         return Found(found.encoder, found.normalization, found.about | {"revision": commit})
     import timm
 
     if config.architecture not in timm.list_models():
         raise SapperError(f"timm has no model {config.architecture!r}", where="config.json: architecture")
-    if odd := config.model_args.keys() - MODEL_ARGUMENTS:
+    arguments = {name: value for name, value in config.model_args.items() if name not in NO_MATTER}
+    if odd := arguments.keys() - ARGUMENTS.keys() - {"img_size"}:
         what = f"arguments that are not passed on: {', '.join(sorted(odd))}"
         raise SapperError(what, where="config.json: model_args", remedy="say --arch and the file of weights")
-    overlay = config.pretrained_cfg.model_dump(exclude_none=True)
-    encoder = _timm_encoder(config.architecture, weights, overlay, config.model_args, opening)
-    return Found(encoder, "from the repository's config.json", about(weights, "timm's", commit))
+    side = arguments.pop("img_size", None)
+    configured = replace(configured, size=side if isinstance(side, int) else size, arguments=arguments)
+    return _published(f"timm:{config.architecture}", weights, run, opening, configured.source, commit, configured)
 
 
-def _hub_config(repository: str, commit: str) -> HubConfig:
-    """What the repository says of its model; nothing where it says nothing."""
+NO_MATTER = ("num_classes", "dynamic_img_size", "dynamic_img_pad", "drop_rate", "drop_path_rate", "in_chans")
+"""Of a foreign ``model_args`` what changes nothing for RGB images of the model's own size, without its classifier."""
+
+
+def _of_transformers(repository: str, commit: str) -> Configured:
+    """What Hugging Face transformers' files beside the weights say."""
+    config = _from_hub(repository, commit, "config.json", Transformers)
+    if config is None:
+        return Configured()
+    processor = _from_hub(repository, commit, "preprocessor_config.json", Processor) or Processor()
+    heads = {"num_heads": config.num_attention_heads} if config.num_attention_heads else {}
+    mean, std = processor.image_mean, processor.image_std
+    if not processor.do_normalize:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return Configured(mean=mean, std=std, source="the repository's preprocessor_config.json", arguments=heads)
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def _from_hub(repository: str, commit: str, name: str, model: type[Config]) -> Config | None:
+    """A configuration of a repository; none where it has no such file, or one of another kind."""
     try:
-        path, _ = sources.from_hub(repository, ("config.json",), commit)
+        path, _ = sources.from_hub(repository, (name,), commit)
     except SapperError:
-        return HubConfig()
+        return None
     try:
-        return HubConfig.model_validate_json(path.read_bytes())
+        return model.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        where = f"config.json: {'.'.join(str(part) for part in first['loc'])}"
+        if first["type"] == "missing":
+            return None
+        where = f"{name}: {'.'.join(str(part) for part in first['loc'])}"
         raise SapperError(first["msg"], where=where, remedy="give the file of weights, with --arch") from error
-
-
-def _timm_encoder(
-    name: str, weights: sources.Weights, overlay: dict[str, Any], arguments: dict[str, Any], opening: Opening
-) -> Encoder:
-    """timm's model with the tensors in it: timm renames what its older files call otherwise."""
-    import timm
-
-    safe = {"source": "", "url": "", "hf_hub_id": None, "custom_load": False, "state_dict": dict(weights.tensors)}
-    config: Any = timm.get_pretrained_cfg(name)
-    if opening.size is not None and config.fixed_input_size:
-        arguments = arguments | {"img_size": opening.size}
-    try:
-        net: Any = timm.create_model(
-            name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay | safe, **arguments
-        )
-    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
-        what = f"the weights do not fit {name}: {str(error)[:300]}"
-        raise SapperError(what, where=weights.path.name, remedy="say the architecture with --arch") from error
-    seen = net.pretrained_cfg
-    card = Card(
-        architecture=f"timm:{name.partition('.')[0]}",
-        stem="imagenet",
-        input_size=seen["input_size"][-1],
-        mean=tuple(seen["mean"]),
-        std=tuple(seen["std"]),
-    )
-    return Encoder(net, card, net.head_hidden_size)
 
 
 SCHEMES: dict[str, Callable[[str, Run, Opening], Found]] = {
@@ -220,40 +212,3 @@ SCHEMES: dict[str, Callable[[str, Run, Opening], Found]] = {
     "open_clip": _open_clip,
     "hf-hub": _open_hub,
 }
-
-
-def recognized(weights: sources.Weights, run: Run, opening: Opening, where: str) -> Found:
-    """A backbone among tensors, recognized by names and shapes, or of the architecture that was said."""
-    said = opening.architecture
-    if said is not None and said not in ARCHITECTURES:
-        pixels = own_pixels(said)
-        size = opening.size or pixels.size
-        encoder = build(run, architecture=said, stem="imagenet", input_size=size, mean=pixels.mean, std=pixels.std)
-        _fill(encoder, weights.tensors, where)
-        return Found(encoder, ASSUMED, about(weights, f"as {said}"))
-    layout = layouts.recognize(weights.tensors, where)
-    pixels = own_pixels(layout.architecture, layout.stem)
-    if layout.architecture in ARCHITECTURES:  # shapes first: a small file may name a network that fills the memory
-        layouts.fitting(layout.weights, blueprint(said or layout.architecture, layout.width, layout.stem), where)
-    encoder = build(
-        run,
-        architecture=said or layout.architecture,
-        width=layout.width,
-        stem=layout.stem,
-        input_size=layout.input_size,
-        mean=pixels.mean,
-        std=pixels.std,
-    )
-    _fill(encoder, layout.weights, where)
-    return Found(encoder, ASSUMED, about(weights, layout.source))
-
-
-def _fill(encoder: Encoder, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Put the weights in; their names may stand behind a prefix."""
-    state = encoder.backbone.state_dict()
-    encoder.backbone.load_state_dict(layouts.fitting(dict(tensors), state, where))
-
-
-def about(weights: sources.Weights, layout: str, revision: str | None = None) -> dict[str, Any]:
-    known: dict[str, Any] = {"file": weights.path.name, "sha256": sha256(weights.path), "layout": layout}
-    return known | ({"revision": revision} if revision else {})

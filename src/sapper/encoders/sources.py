@@ -7,7 +7,7 @@ import re
 import stat
 import tempfile
 import urllib.error
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +43,10 @@ class Weights:
     tensors: dict[str, Tensor]
     path: Path
     metadata: dict[str, str]
+    notes: dict[str, str | int | float | bool] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+    optimizer: tuple[tuple[int, ...], ...] = ()
 
 
 def read(path: Path, *, allow_weak_sandbox: bool = False) -> Weights:

@@ -1,0 +1,310 @@
+"""From a file's tensors to an encoder: the backbone is recognized, or built as the user said, and filled."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from sapper.encoders import choosing, filling, layouts, sources, timms, wrappers
+from sapper.encoders.backbones import OWN, Pixels, blueprint, build, own_pixels
+from sapper.encoders.encoder import Encoder
+from sapper.encoders.layouts import Layout
+from sapper.encoders.options import ACTIVATIONS, Opening
+from sapper.encoders.programs import program_of
+from sapper.errors import SapperError
+from sapper.files import sha256
+from sapper.run import Run
+
+Tensors = dict[str, Tensor]
+
+ASSUMED = "assumed from the architecture; say --mean, --std and --size if it was trained otherwise"
+
+
+@dataclass(frozen=True)
+class Found:
+    """An encoder with its own normalization, where that is from, and what is known of its file."""
+
+    encoder: Encoder
+    normalization: str
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configured:
+    """What a configuration beside the weights says: of images, where that is from, and the network's ``arguments``."""
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    size: int | None = None
+    source: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def recognized(
+    weights: sources.Weights, run: Run, opening: Opening, where: str, configured: Configured = Configured()
+) -> Found:
+    """The encoder whose weights these are: recognized by names and shapes, or of the architecture that was said.
+
+    Raises ``SapperError`` when it is not known which network is meant, or when a part of it would be left out.
+    """
+    tensors, files = wrappers.unwrapped(weights.tensors)
+    if opening.architecture is not None and opening.architecture not in OWN:
+        layout, lost = _as_said(opening.architecture, tensors, weights, opening, where, configured)
+    else:
+        layout, lost = _by_itself(tensors, weights, opening, where, configured)
+    size = opening.size or layout.input_size
+    if layout.architecture in OWN:
+        size = layout.input_size  # the network takes any; what is shown to it is said later
+    if not layout.architecture.startswith("open_clip:"):
+        # Shapes first: a small file may name a network that fills the memory.
+        plan = blueprint(layout.architecture, layout.width, layout.stem, size, layout.arguments)
+        _fit(layout, plan, lost, weights, opening, where)
+    encoder = build(
+        run,
+        architecture=layout.architecture,
+        width=layout.width,
+        stem=layout.stem,
+        input_size=size,
+        mean=configured.mean or layout.pixels.mean,
+        std=configured.std or layout.pixels.std,
+        arguments=layout.arguments,
+    )
+    taken, left = _fit(layout, encoder.backbone.state_dict(), lost, weights, opening, where)
+    encoder.backbone.load_state_dict(taken)
+    source = f"from {configured.source}" if configured.mean and configured.std else layout.normalization
+    inside = {name for name in weights.tensors if name.startswith(layout.prefix)}
+    rest = [name for name in weights.tensors if name not in inside and not _is_used(name, files, layout)]
+    left |= _beside(rest, layout)
+    known = {
+        "left_out": [*filling.told(left), *_not_tensors(weights, layout.prefix)],
+        "assumed": list(layout.assumed),
+        "recognized": list(layout.told),
+    }
+    shown = {name: value for name, value in known.items() if value}
+    return Found(encoder, source or ASSUMED, about(weights, layout.source) | {"prefix": layout.prefix} | shown)
+
+
+def _beside(names: list[str], layout: Layout) -> dict[str, str]:
+    """What stands outside of the backbone's prefix, by name: other networks, and the rest."""
+    found = {}
+    for name in names:
+        prefix = next((prefix for prefix in layout.others if name.startswith(prefix)), None)
+        found[name] = f"{layout.others[prefix]} {prefix!r}" if prefix is not None else filling.beside(name)
+    return found
+
+
+def _is_used(name: str, files: Mapping[str, tuple[str, ...]], layout: Layout) -> bool:
+    """Whether a tensor of the file is in the network under a name that a wrapper hid."""
+    used = {file for inner in layout.names.values() for file in files.get(inner, ())}
+    return name in used
+
+
+def _not_tensors(weights: sources.Weights, prefix: str) -> list[str]:
+    """What else is in the file, in words."""
+    unread = [f"{name}: {why}" for name, why in sorted(weights.unread.items()) if not name.startswith(prefix)]
+    return [*(f"{name}: {what}" for name, what in sorted(weights.left_out.items())), *unread]
+
+
+def _fit(
+    layout: Layout,
+    state: Mapping[str, Tensor],
+    lost: Tensors,
+    weights: sources.Weights,
+    opening: Opening,
+    where: str,
+) -> tuple[Tensors, dict[str, str]]:
+    prefix = layout.prefix
+    inner = {name.removeprefix(prefix): why for name, why in weights.unread.items() if name.startswith(prefix)}
+    return filling.fitting(
+        layout.weights,
+        state,
+        where,
+        names=layout.names,
+        classifiers=_classifiers(layout.architecture),
+        unread=inner,
+        lost=lost,
+        leave_out=[name.removeprefix(prefix) for name in opening.leave_out],
+    )
+
+
+def _classifiers(architecture: str) -> tuple[str, ...]:
+    """Layers that timm's model of that name ends with, and an encoder does without."""
+    scheme, _, name = architecture.partition(":")
+    if scheme != "timm":
+        return ()
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(name)
+    layers = config.classifier if config is not None else None
+    return (layers,) if isinstance(layers, str) else tuple(layers or ())
+
+
+def _by_itself(
+    tensors: Tensors, weights: sources.Weights, opening: Opening, where: str, configured: Configured
+) -> tuple[Layout, Tensors]:
+    """The layout by names and shapes; or by the architecture that the file itself names."""
+    if "num_heads" in configured.arguments and opening.heads is None:
+        opening = replace(opening, heads=configured.arguments["num_heads"])
+    try:
+        layout = layouts.recognize(tensors, where, opening, weights.notes, weights.optimizer)
+    except SapperError:
+        named = _named(weights)
+        if named is None or opening.architecture is not None:
+            raise
+        layout, lost = _as_said(f"timm:{named}", tensors, weights, opening, where, configured)
+        told = (f"the file names its architecture: {named}, a model of timm's", *layout.told)
+        return replace(layout, told=told), lost
+    if opening.architecture is not None:
+        layout = replace(layout, architecture=opening.architecture)
+    named = _named(weights)
+    if layout.normalization is None and named is not None and _by_timm(weights):
+        pixels = own_pixels(f"timm:{named}")
+        source = f"from timm's configuration of {named}, which the file names"
+        layout = replace(layout, pixels=replace(pixels, size=layout.input_size), normalization=source)
+    return layout, {}
+
+
+def _named(weights: sources.Weights) -> str | None:
+    """The model of timm's that a checkpoint says it is."""
+    import timm
+
+    said = [weights.notes.get(key) for key in ("arch", "args.model", "args.arch", "hyper_parameters.backbone.name")]
+    models = set(timm.list_models())
+    return next((str(name) for name in said if name in models), None)
+
+
+def _by_timm(weights: sources.Weights) -> bool:
+    """Whether timm's own training wrote it."""
+    return {"arch", "args.model"} <= weights.notes.keys() and weights.notes["arch"] == weights.notes["args.model"]
+
+
+# an architecture that was said
+
+
+def _as_said(
+    said: str, tensors: Tensors, weights: sources.Weights, opening: Opening, where: str, configured: Configured
+) -> tuple[Layout, Tensors]:
+    """The layout of a library's model, wherever its weights stand in the file; and what has no place in it."""
+    pixels = own_pixels(said)
+    size = opening.size or configured.size or pixels.size
+    arguments = configured.arguments | _arguments(opening)
+    net = build(Run(), architecture=said, stem="imagenet", input_size=size, arguments=arguments).backbone
+    prefix, why = _prefix(said, net, tensors, weights, opening, where)
+    inside = choosing.behind(prefix, tensors)
+    _check_channels(net, inside, where)
+    moved, names, lost = _moved(said, inside, net)
+    told = [f"of several networks in the file that of {prefix!r}: {why}"] if why else []
+    told += _resized(inside, moved, opening, where)
+    known = {each.prefix: each.family for each in choosing.candidates(tensors)[0]}
+    program = program_of(prefix, known.get(prefix, "said"), tensors, weights.notes)
+    normalization = f"{program.name}'s: {program.why}" if program.pixels else None
+    mean, std = program.pixels or (pixels.mean, pixels.std)
+    layout = Layout(
+        architecture=said,
+        arguments=arguments,
+        pixels=Pixels(size, mean, std),
+        normalization=normalization,
+        weights=moved,
+        names={name: f"{prefix}{file}" for name, file in names.items()},
+        prefix=prefix,
+        source=f"as {said}",
+        told=tuple(told),
+        others=choosing.others(prefix, choosing.candidates(tensors)[0]),
+    )
+    return layout, {name: inside[name] for name in lost}
+
+
+def _arguments(opening: Opening) -> dict[str, Any]:
+    """Options as arguments of timm's models."""
+    pool = {"avg": {"global_pool": "avg"}, "token": {"global_pool": "token"}}
+    return {
+        **({"num_heads": opening.heads} if opening.heads is not None else {}),
+        **({"patch_size": opening.patch} if opening.patch is not None else {}),
+        **({"act_layer": ACTIVATIONS[opening.activation]} if opening.activation is not None else {}),
+        **(pool[opening.pool] if opening.pool is not None else {}),
+    }
+
+
+def _moved(said: str, inside: Tensors, net: nn.Module) -> tuple[Tensors, dict[str, str], list[str]]:
+    """The tensors by the network's names, with those of the file, and what has no effect."""
+    scheme, _, name = said.partition(":")
+    if scheme != "timm":
+        return dict(inside), {key: key for key in inside}, []
+    try:
+        return timms.renamed(inside, net, name)
+    except Exception:  # a filter that stumbles over names that are not its own
+        return dict(inside), {key: key for key in inside}, []
+
+
+def _prefix(
+    said: str, net: nn.Module, tensors: Tensors, weights: sources.Weights, opening: Opening, where: str
+) -> tuple[str, str | None]:
+    """Behind which prefix most of the network's weights stand, and why that one of several."""
+    scheme, _, name = said.partition(":")
+    wanted = [key for key in net.state_dict() if not key.endswith("num_batches_tracked")]
+    if opening.prefix is not None:
+        dotted = opening.prefix if opening.prefix.endswith(".") or not opening.prefix else f"{opening.prefix}."
+        if not any(name.startswith(dotted) for name in tensors):
+            what, remedy = f"no name in it begins with {dotted!r}", f"names are {layouts.shortened(tensors)}"
+            raise SapperError(what, where=f"{where}: --prefix", remedy=remedy)
+        return dotted, "as was said"
+    filtered = name if scheme == "timm" else None
+    counts = {
+        prefix: timms.matches(choosing.behind(prefix, tensors), net, filtered)
+        for prefix in _prefixes(tensors, len(wanted))
+    }
+    most = max(counts.values(), default=0)
+    if 2 * most < len(wanted):  # another architecture: what is missing is told where it is filled
+        return min((prefix for prefix, count in counts.items() if count == most), key=len, default=""), None
+    best = [choosing.Candidate(prefix, "said") for prefix, count in counts.items() if count == most]
+    choice = choosing.choose(best, tensors, where, None, weights.optimizer)
+    assert choice is not None  # there is at least one
+    return choice.candidate.prefix, choice.why
+
+
+def _prefixes(tensors: Tensors, parameters: int) -> list[str]:
+    """Beginnings of names that at least half as many tensors share as the network has."""
+    counts: dict[str, int] = {"": len(tensors)}
+    for name in tensors:
+        for match in re.finditer(r"\.", name):
+            begin = name[: match.end()]
+            counts[begin] = counts.get(begin, 0) + 1
+    return [prefix for prefix, count in counts.items() if 2 * count >= parameters]
+
+
+def _check_channels(net: nn.Module, inside: Tensors, where: str) -> None:
+    """Raises ``SapperError`` for a file whose first convolution is not of RGB."""
+    first = next((name for name, value in net.state_dict().items() if value.ndim == 4 and value.shape[1] == 3), None)
+    theirs = inside.get(first) if first else None
+    if first and theirs is not None and theirs.ndim == 4 and theirs.shape[1] != 3:
+        raise layouts.not_rgb(theirs.shape[1], f"{where}: {first}")
+
+
+def _resized(inside: Tensors, moved: Tensors, opening: Opening, where: str) -> list[str]:
+    """What timm's filter has brought to another size. Raises ``SapperError`` where the user has not asked for that."""
+    memory = {value.untyped_storage().data_ptr() for value in inside.values()}
+    changed = [
+        name
+        for name, value in moved.items()
+        if name in inside and inside[name].numel() != value.numel() and value.untyped_storage().data_ptr() not in memory
+    ]
+    first = inside.get("patch_embed.proj.weight")
+    if "patch_embed.proj.weight" in changed and first is not None:
+        patch = first.shape[-1] if first.ndim == 4 else math.isqrt(first.shape[1] // 3)
+        raise SapperError(f"its patches have {patch} pixels on a side", where=where, remedy=f"say --patch {patch}")
+    if changed and opening.size is None:
+        places = inside.get("pos_embed")
+        side = math.isqrt(max(0, places.shape[1] - 1)) if places is not None and places.ndim == 3 else 0
+        size = f"{side * first.shape[-1]}" if side and first is not None and first.ndim == 4 else "N"
+        what = f"it is of another size of images: {layouts.shortened(changed)}"
+        raise SapperError(what, where=where, remedy=f"say --size {size}")
+    return [f"resampled for {opening.size} pixels: {layouts.shortened(changed)}"] if changed else []
+
+
+def about(weights: sources.Weights, layout: str, revision: str | None = None) -> dict[str, Any]:
+    """What is known of a file, for a card's origin."""
+    known: dict[str, Any] = {"file": weights.path.name, "sha256": sha256(weights.path), "layout": layout}
+    return known | ({"revision": revision} if revision else {})
