@@ -7,20 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from sapper.encoders.encoder import Card, Encoder, Stem
+from sapper.encoders.encoder import Card, Encoder
+from sapper.encoders.names import ARCHITECTURES, Stem, check_architecture
 from sapper.errors import SapperError, closest
 from sapper.run import Run
-
-ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet10": (BasicBlock, (1, 1, 1, 1)),
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
-}
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -69,11 +60,12 @@ def build(
 
 def _resnet(architecture: str, width: int, stem: Stem) -> tuple[nn.Module, int]:
     """torchvision's ResNet of any width, without its classifier."""
-    if architecture not in ARCHITECTURES:
-        remedy = f"{closest(architecture, list(ARCHITECTURES))}, or {', '.join(f'{name}:NAME' for name in BY_NAME)}"
-        raise SapperError(f"unknown architecture {architecture!r}", where="encoder.architecture", remedy=remedy)
-    block, layers = ARCHITECTURES[architecture]
-    net = ResNet(block, list(layers))
+    from torchvision.models import resnet  # brings torch's compiler along, which takes seconds
+
+    check_architecture(architecture)
+    kind, layers = ARCHITECTURES[architecture]
+    block = getattr(resnet, kind)
+    net = resnet.ResNet(block, list(layers))
     net.inplanes = width
     net.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
     net.bn1 = nn.BatchNorm2d(width)

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sapper.encoders.names import Stem
 from sapper.errors import SapperError, closest
 from sapper.training import Curves
-
-Stem = Literal["cifar", "imagenet"]
-"""What comes first in a ResNet. See ``build``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from sapper.encoders.backbones import ARCHITECTURES, blueprint, build
+from sapper.encoders.backbones import blueprint, build
 from sapper.encoders.encoder import Card, Encoder
+from sapper.encoders.names import ARCHITECTURES
 from sapper.encoders.sources import read
 from sapper.errors import SapperError
 from sapper.files import write_atomically

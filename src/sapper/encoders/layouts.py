@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapper.encoders.backbones import ARCHITECTURES
-from sapper.encoders.encoder import Stem
+from sapper.encoders.names import ARCHITECTURES, Stem
 from sapper.errors import SapperError
 
 Weights = dict[str, Tensor]
@@ -179,7 +178,7 @@ def _resnet(weights: Weights, source: str, where: str) -> Layout:
         )
     kind = "Bottleneck" if "layer1.0.conv3.weight" in weights else "BasicBlock"
     known: dict[tuple[str, tuple[int, ...]], str] = {
-        (block.__name__, layers): name for name, (block, layers) in ARCHITECTURES.items()
+        (block, layers): name for name, (block, layers) in ARCHITECTURES.items()
     }
     width, kernel = first.shape[0], first.shape[-1]
     plain = weights.get("layer1.0.conv2.weight", first).shape[:2] == (width, width)  # neither wide nor in groups

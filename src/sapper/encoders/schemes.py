@@ -12,8 +12,9 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from sapper.encoders import layouts, sources
-from sapper.encoders.backbones import ARCHITECTURES, blueprint, build, check_known, import_open_clip, own_pixels
+from sapper.encoders.backbones import blueprint, build, check_known, import_open_clip, own_pixels
 from sapper.encoders.encoder import Card, Encoder
+from sapper.encoders.names import ARCHITECTURES
 from sapper.errors import SapperError, closest
 from sapper.files import sha256
 from sapper.run import Run
