@@ -36,6 +36,7 @@ from sapper.audit.calibration import (
     write_bag,
 )
 from sapper.audit.differential import compare
+from sapper.audit.recorded import TRIGGERS
 from sapper.defenses.detect.inversion import collapse, recovered
 from sapper.encoders import Card, Encoder
 from sapper.encoders.schemes import ASSUMED
@@ -351,10 +352,10 @@ def test_a_recovered_trigger_is_its_formula() -> None:
 def record(report: AuditReport, folder: Path) -> Path:
     """The audit on disk as the command leaves it."""
     tensors = safetensors.torch.save(auditing.trigger_tensors(report))
-    (folder / replaying.TRIGGERS).write_bytes(tensors)
+    (folder / TRIGGERS).write_bytes(tensors)
     digest = __import__("hashlib").sha256(tensors).hexdigest()
     content = auditing.as_json(report) | {
-        "triggers": {"file": replaying.TRIGGERS, "sha256": digest},
+        "triggers": {"file": TRIGGERS, "sha256": digest},
         "opening": {"uri": "x"},
     }
     (folder / "audit.json").write_text(json.dumps(content))
@@ -416,7 +417,7 @@ def test_a_normalization_that_nobody_said_is_a_warning(found: AuditReport) -> No
 def test_what_was_tampered_with_is_not_replayed(found: AuditReport, tmp_path: Path) -> None:
     path = record(found, tmp_path)
     whole = path.read_text()
-    triggers = tmp_path / replaying.TRIGGERS
+    triggers = tmp_path / TRIGGERS
     for text in (
         "",
         "[]",
@@ -455,8 +456,8 @@ def test_a_forged_trigger_is_not_replayed(
     """Pixels beyond all images would gather the features of any encoder, and frame a clean one."""
     path = record(found, tmp_path)
     forged = safetensors.torch.save({f"multi_prior/{name}": value for name, value in tensors.items()})
-    (tmp_path / replaying.TRIGGERS).write_bytes(forged)
-    known = {"file": replaying.TRIGGERS, "sha256": hashlib.sha256(forged).hexdigest()}
+    (tmp_path / TRIGGERS).write_bytes(forged)
+    known = {"file": TRIGGERS, "sha256": hashlib.sha256(forged).hexdigest()}
     path.write_text(edited(path, triggers=known))
     with pytest.raises(SapperError, match=rf"no audit can be read: .*{why}"):
         replaying.read_audit(path)

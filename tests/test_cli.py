@@ -19,15 +19,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapper import __version__, attacks, cli, datasets, defenses, downstream, pretraining
+from sapper import __version__, attacks, cli, datasets, defenses, pretraining
 from sapper.cli import experiments
 from sapper.cli.shared import say
 from sapper.errors import SapperError
 from sapper.lab import runner
 from sapper.lab.results import Record, Results, read_results, write_results
-from sapper.lab.scenario import TRIGGERS
 from sapper.lab.store import Store
-from sapper.methods import find
+from sapper.methods import HEADS, TRIGGERS, find, imported
 from sapper.report.tables import LABELS, METRICS, estimate
 from tests.micro import numbers, squares, write_data, write_scenario
 from tests.program import Ended, Sapper, told
@@ -365,9 +364,9 @@ def test_methods_lists_everything_with_parameters_and_sources(sapper: Sapper) ->
     end = sapper("methods")
     assert end.code == 0
     text = " ".join(end.out.split())
-    tables = (pretraining.METHODS, attacks.METHODS, downstream.HEADS, defenses.METHODS)
+    tables = (pretraining.METHODS, attacks.METHODS, HEADS, defenses.METHODS)
     found = {name: find("", table, name, "") for table in tables for name in table}
-    for name, method in (found | TRIGGERS).items():
+    for name, method in (found | {name: imported(place) for name, place in TRIGGERS.items()}).items():
         assert re.search(rf"^{name}\b", end.out, flags=re.MULTILINE)
         for parameter in fields(method):
             assert f"{parameter.name} = " in text

@@ -16,7 +16,7 @@ from sapper.defenses.detect.mntd_encoder import MNTDEncoder
 from sapper.defenses.detect.neural_cleanse import NeuralCleanse
 from sapper.errors import SapperError
 from sapper.lab.sections import FleetSection
-from sapper.methods import find
+from sapper.methods import HEADS, find
 from sapper.pretraining.simclr import SimCLR
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -24,7 +24,7 @@ TABLES = {
     "attacks": attacks.METHODS,
     "defenses": defenses.METHODS,
     "pretraining": pretraining.METHODS,
-    "heads": downstream.HEADS,
+    "heads": HEADS,
 }
 METHODS = [(kind, name) for kind, table in TABLES.items() for name in table]
 

@@ -30,6 +30,7 @@ from sapper.zoo import building, examining, judging, lessons, making
 from sapper.zoo.examining import Gathering, Scored
 from sapper.zoo.judging import Share
 from sapper.zoo.making import Member
+from sapper.zoo.outline import MANIFEST
 from sapper.zoo.pantry import Pantry, ordinary_images
 from sapper.zoo.plans import Plan, Specimen, draw, parse_plan, read_plan
 from tests.conftest import REPOSITORY
@@ -250,16 +251,16 @@ def test_a_zoo_has_its_members_marked_and_measured(built: Path) -> None:
 def test_what_was_edited_in_a_zoo_is_told(
     sapper: Sapper, built: Path, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
-    manifest = json.loads((built / building.MANIFEST).read_text())
+    manifest = json.loads((built / MANIFEST).read_text())
     manifest["members"][0] |= change
-    (tmp_path / building.MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     end = told(sapper("zoo", "score", tmp_path, "--device", "cpu"))
     assert "members[0]" in end
     assert words in end
 
 
 def test_a_manifest_without_end_is_told(sapper: Sapper, tmp_path: Path) -> None:
-    (tmp_path / building.MANIFEST).write_text("[" * 100_000)
+    (tmp_path / MANIFEST).write_text("[" * 100_000)
     assert "no zoo can be read" in told(sapper("zoo", "score", tmp_path))
 
 
@@ -277,16 +278,16 @@ def test_a_build_goes_on_where_it_stopped(plan: Plan, tmp_path: Path) -> None:
 
 def test_a_zoo_without_an_encoder_does_not_stand_in_the_way(plan: Plan, tmp_path: Path) -> None:
     """A plan that failed before its first encoder was there, and its corrected form."""
-    (tmp_path / building.MANIFEST).write_text(json.dumps({"schema": 1, "plan": {"name": "wrong"}, "members": []}))
+    (tmp_path / MANIFEST).write_text(json.dumps({"schema": 1, "plan": {"name": "wrong"}, "members": []}))
     assert build(plan, tmp_path, "calibration")
 
 
 def test_a_folder_with_another_zoo_is_left_alone(data: Path, built: Path) -> None:
     other = parse_plan(content(data) | {"seed": 5}, "micro.toml")
-    before = (built / building.MANIFEST).read_bytes()
+    before = (built / MANIFEST).read_bytes()
     with pytest.raises(SapperError, match="a zoo of another plan"):
         build(other, built)
-    assert (built / building.MANIFEST).read_bytes() == before
+    assert (built / MANIFEST).read_bytes() == before
 
 
 def test_the_best_told_classes_by_hand() -> None:

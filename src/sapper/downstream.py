@@ -18,12 +18,6 @@ from sapper.methods import Checked
 from sapper.run import Run
 from sapper.training import set_learning_rate, shuffled, warm_cosine
 
-HEADS = {
-    "mlp": "sapper.downstream:MLP",
-    "linear": "sapper.downstream:Linear",
-    "knn": "sapper.downstream:KNN",
-}
-
 
 class Head(Protocol):
     """Parameters of a downstream head. ``seeded``: whether another seed gives another head."""

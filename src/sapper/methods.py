@@ -10,6 +10,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from sapper.errors import SapperError, closest
 
+HEADS = {
+    "mlp": "sapper.downstream:MLP",
+    "linear": "sapper.downstream:Linear",
+    "knn": "sapper.downstream:KNN",
+}
+"""Downstream classifiers. Other tables are in the packages of their methods."""
+
+TRIGGERS = {
+    "patch": "sapper.triggers:Patch",
+    "blend": "sapper.triggers:Blend",
+    "filter": "sapper.triggers:Filter",
+}
+"""What an attacker does to images."""
+
 
 class Method(Protocol):
     """What all methods share: a frozen dataclass of parameters that is called to do its work.
@@ -64,12 +78,22 @@ def known(kind: str, table: dict[str, str]) -> dict[str, str]:
     return table | {point.name: point.value for point in entry_points(group=f"sapper.{kind}")}
 
 
-def find(kind: str, table: dict[str, str], name: str, where: str) -> Any:
-    """The class of the method called ``name``. Raises ``SapperError`` (``where`` names the key) if unknown."""
+def place_of(kind: str, table: dict[str, str], name: str, where: str) -> str:
+    """Where the method called ``name`` is, not yet imported. Raises ``SapperError`` (``where``: the key) if unknown."""
     places = known(kind, table)
     if name not in places:
         raise SapperError(f"unknown method {name!r}", where=where, remedy=closest(name, list(places)))
-    module, _, attribute = places[name].partition(":")
+    return places[name]
+
+
+def find(kind: str, table: dict[str, str], name: str, where: str) -> Any:
+    """The class of the method called ``name``. Raises ``SapperError`` (``where`` names the key) if unknown."""
+    return imported(place_of(kind, table, name, where))
+
+
+def imported(place: str) -> Any:
+    """What is at a place, "module:Class"."""
+    module, _, attribute = place.partition(":")
     return getattr(import_module(module), attribute)
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from math import sqrt
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 Z95 = 1.959963984540054
@@ -109,6 +108,8 @@ def auc_rate(positive: Tensor, negative: Tensor) -> Rate:
     than a deviation times 1.96, with Hanley and McNeil's variance *there*. It behaves at 0 and 1. Models are taken for
     independent samples.
     """
+    from scipy.optimize import brentq  # takes a second, which other metrics need not wait for
+
     found, (n, m) = auc(positive, negative), (len(positive), len(negative))
     extra = (n + m) / 2 - 1
 

@@ -35,6 +35,7 @@ from sapper.audit.calibration import (
     p_value,
 )
 from sapper.audit.differential import check_base, compare
+from sapper.audit.recorded import SCHEMA
 from sapper.defenses.defender import EncoderExaminer
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
@@ -43,8 +44,6 @@ from sapper.errors import SapperError
 from sapper.images import ImageSet
 from sapper.run import FORMATS, Run
 from sapper.verdicts import Verdict
-
-SCHEMA = 1
 
 FEWEST = 32
 """Images below which an audit says nothing."""

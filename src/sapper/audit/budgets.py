@@ -5,12 +5,14 @@ false alarms. What the others find is evidence beside it.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sapper import defenses
-from sapper.defenses.defender import EncoderExaminer
 from sapper.errors import SapperError, closest
 from sapper.methods import find
+
+if TYPE_CHECKING:  # naming a budget must not wait for torch
+    from sapper.defenses.defender import EncoderExaminer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Budget:
     def leading(self) -> str:
         return next(iter(self.detectors))
 
-    def make(self) -> dict[str, EncoderExaminer]:
+    def make(self) -> "dict[str, EncoderExaminer]":
         """The detectors, by name."""
         return {
             name: find("defenses", defenses.METHODS, name, "budget")(**set_) for name, set_ in self.detectors.items()

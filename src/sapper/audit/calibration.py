@@ -23,15 +23,17 @@ from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from sapper.audit.budgets import Budget
-from sapper.encoders import Encoder
 from sapper.errors import SapperError, first_mistake
 from sapper.files import write_atomically
-from sapper.images import ImageSet
+
+if TYPE_CHECKING:  # reading a bag must not wait for torch
+    from sapper.encoders import Encoder
+    from sapper.images import ImageSet
 
 BOUND = 0.05
 """The false-alarm bound at which audits are measured, and the usual one."""
@@ -68,7 +70,7 @@ class Key:
     detectors: dict[str, dict[str, Any]]
 
     @staticmethod
-    def of(encoder: Encoder, images: ImageSet, budget: Budget) -> "Key":
+    def of(encoder: "Encoder", images: "ImageSet", budget: Budget) -> "Key":
         """The key of an audit. Of the encoder only what its weights say."""
         card = encoder.card
         detectors = {

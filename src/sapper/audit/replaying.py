@@ -5,7 +5,6 @@ or to another one. As controls the same mask is filled with noise, with gray, an
 random order; a filter's coefficients are shuffled.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,14 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sapper.audit.auditing import SCHEMA, check_images
+from sapper.audit.auditing import check_images
 from sapper.audit.calibration import InClean
+from sapper.audit.recorded import DAMAGED, TRIGGERS, read_content, unreadable
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.files import sha256
 from sapper.images import ImageSet
 from sapper.run import Run
-
-TRIGGERS = "triggers.safetensors"
-"""Beside ``audit.json``: the recovered triggers."""
-
-OPENING: dict[str, type] = {"uri": str, "arch": str, "mean": str, "std": str, "size": int}
-"""What an audit records of how it opened the encoder, in the words of its options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,29 +43,14 @@ def read_audit(path: Path) -> Recorded:
 
     Raises ``SapperError`` when one of them is missing, damaged, or of another audit.
     """
-    remedy = "name the audit.json that sapper audit wrote, with its other files beside it"
+    content = read_content(path)
     try:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"it is not JSON ({error})") from error
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']} is not read")
-        file = path.parent / TRIGGERS
-        if sha256(file) != content["triggers"]["sha256"]:
-            raise ValueError(f"{TRIGGERS} is not the one that this audit wrote")
-        tensors = safetensors.torch.load_file(file)
+        tensors = safetensors.torch.load_file(path.parent / TRIGGERS)
         size = int(content["encoder"]["input_size"])
         found: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             detector, _, part = name.rpartition("/")
             found.setdefault(detector, {})[part] = tensor
-        opening = content["opening"]
-        fine = isinstance(opening, dict) and {"uri"} <= opening.keys() <= OPENING.keys()
-        if not fine or not all(type(value) is OPENING[name] for name, value in opening.items()):
-            raise ValueError("it does not say how the encoder was opened")
-        if not isinstance(content["images"], dict):
-            raise ValueError("it does not say which images it saw")
         for detector, parts in found.items():
             _check_trigger(detector, parts, size)
         order = [each["method"] for each in content["detectors"]]
@@ -80,17 +58,8 @@ def read_audit(path: Path) -> Recorded:
         in_clean = TypeAdapter(dict[str, InClean]).validate_python(
             {each["method"]: each["in_clean"] for each in content["detectors"] if each.get("in_clean")}
         )
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        SafetensorError,
-    ) as error:
-        raise SapperError(f"no audit can be read: {error}", where=str(path), remedy=remedy) from error
+    except (*DAMAGED, SafetensorError) as error:
+        raise unreadable(error, path) from error
     return Recorded(content=content, triggers=found, in_clean=in_clean)
 
 

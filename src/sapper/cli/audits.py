@@ -24,6 +24,7 @@ from sapper.cli.opening import (
     TrustCode,
     WeakSandbox,
     begin,
+    check_first,
     load_images,
     open_encoder,
 )
@@ -34,6 +35,7 @@ from sapper.cli.shared import (
     Download,
     Threads,
     check_file,
+    check_learned,
     check_writable,
     err,
     say,
@@ -104,19 +106,35 @@ def audit(
     folder = out_folder or Path("runs") / "audit"
     check_writable(folder)
     _remove_earlier(folder)
+    from sapper.audit import calibration
+    from sapper.audit.budgets import budget as budget_of
+    from sapper.audit.recorded import TRIGGERS
+
+    chosen = budget_of(budget)
+    check_first(
+        [encoder, *([base] if base is not None else [])],
+        images,
+        data_root,
+        device,
+        arch=arch,
+        mean=mean,
+        std=std,
+        trust_code=trust_code,
+        download=download,
+    )
+    if mntd:
+        check_learned(mntd)
+    known = [calibration.read_bag(path) for path in bags] if bags else calibration.shipped_bags()
     run, bars = begin(device, threads, seed)
     import safetensors.torch
 
-    from sapper.audit import auditing, calibration, replaying, stored
-    from sapper.audit.budgets import budget as budget_of
+    from sapper.audit import auditing, stored
     from sapper.files import write_atomically
     from sapper.lab.environment import environment
     from sapper.report import audit as page
     from sapper.report import cyclonedx, sarif
 
-    chosen = budget_of(budget)
     more = {stored.NAME: stored.load(mntd)} if mntd else {}
-    known = [calibration.read_bag(path) for path in bags] if bags else calibration.shipped_bags()
     with telling_interrupts("interrupted; nothing was written"), bars as progress:
         run = replace(run, progress=progress)
         subject = open_encoder(encoder, run, arch, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
@@ -139,7 +157,7 @@ def audit(
         "environment": around,
         "command": command,
         "opening": {"uri": encoder} | {key: value for key, value in options.items() if value is not None},
-        "triggers": {"file": replaying.TRIGGERS, "sha256": hashlib.sha256(triggers).hexdigest()},
+        "triggers": {"file": TRIGGERS, "sha256": hashlib.sha256(triggers).hexdigest()},
     }
     contents: list[str | bytes] = [
         page.render(report, around, command),
@@ -183,20 +201,34 @@ def replay(
     """
     path = out_file or recorded.parent / REPLAY
     check_file(path)
-    run, bars = begin(device, threads, seed)
-    from sapper.audit import auditing, replaying
+    from sapper.audit.recorded import read_content
     from sapper.files import sha256, write_atomically
-    from sapper.report import audit as page
 
-    found = replaying.read_audit(recorded)
+    audit = read_content(recorded)
     said: dict[str, Any] = {"arch": arch, "mean": mean, "std": std, "size": size}
-    recorded_opening, audited = found.content["opening"], found.content["encoder"].get("sha256")
+    recorded_opening, audited = audit["opening"], audit["encoder"].get("sha256")
     uri = encoder or recorded_opening["uri"]
     if encoder is None or (Path(uri).is_file() and sha256(Path(uri)) == audited):
         said |= {name: recorded_opening.get(name) for name, value in said.items() if value is None}
     if encoder is None and Path(uri).suffix in WEIGHTS and not Path(uri).exists():
         remedy = "name its place with --encoder, or run this where the audit was run"
         raise SapperError("the audited encoder is not there", where=uri, remedy=remedy)
+    check_first(
+        [uri],
+        images,
+        data_root,
+        device,
+        arch=said["arch"],
+        mean=said["mean"],
+        std=said["std"],
+        trust_code=trust_code,
+        download=download,
+    )
+    run, bars = begin(device, threads, seed)
+    from sapper.audit import auditing, replaying
+    from sapper.report import audit as page
+
+    found = replaying.read_audit(recorded)
     with bars as progress:
         run = replace(run, progress=progress)
         subject = open_encoder(uri, run, **said, trust_code=trust_code, weak=allow_weak_sandbox)

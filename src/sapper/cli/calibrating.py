@@ -19,6 +19,7 @@ from sapper.cli.opening import (
     TrustCode,
     WeakSandbox,
     begin,
+    check_first,
     load_images,
     open_encoder,
 )
@@ -51,12 +52,24 @@ def calibrate(
     for option, text in (("--out", out_file.stem), ("--pretraining", pretraining), ("--images", images)):
         if not text.isprintable() or (option == "--out" and "\\" in text):
             raise SapperError(f"a bag cannot name {text!r}", where=option, remedy="use printable characters")
-    run, bars = begin(device, threads, seed)
-    from sapper.audit import auditing, calibration
     from sapper.audit.budgets import budget as budget_of
-    from sapper.lab.environment import environment
 
     chosen = budget_of(budget)
+    check_first(
+        uris,
+        images,
+        data_root,
+        device,
+        arch=arch,
+        mean=mean,
+        std=std,
+        trust_code=trust_code,
+        download=download,
+    )
+    run, bars = begin(device, threads, seed)
+    from sapper.audit import auditing, calibration
+    from sapper.lab.environment import environment
+
     shown: dict[int, Any] = {}
 
     def opened(uri: str) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sapper import process
+from sapper import datasets, process
 from sapper.cli.shared import (
     GOES_ON,
     SHIPPED,
@@ -21,6 +21,7 @@ from sapper.cli.shared import (
     StoreOption,
     Threads,
     WorkersOption,
+    check_device,
     check_writable,
     device_of,
     err,
@@ -70,10 +71,11 @@ def report(
 ) -> None:
     """Write report.html anew from results.json, and print the table."""
     from sapper.lab.results import read_results
+
+    results = read_results(folder)
     from sapper.report import markdown as page
     from sapper.report import write_report
 
-    results = read_results(folder)
     if markdown:
         for line in page.render(results).split("\n"):
             say(line)
@@ -100,24 +102,36 @@ def _run(
     threads: int,
     workers: int = 0,
 ) -> None:
+    from sapper.errors import located
+    from sapper.lab.outline import outline, read_content
+
+    content = read_content(file, tuple(overrides))
+    outlined = outline(content, str(file))
+    check_device(device)
+    folder = folder or Path("runs") / outlined.root.name
+    check_writable(folder)
+    if store is not None:
+        check_writable(store, "--store")
+    for key, name in outlined.sets.items():
+        with located(f"{file}: {key}"):
+            datasets.check_there(name, data_root, download=download)
     process.settle()  # before torch is loaded
     with err.status("loading"):
         import torch
 
+        from sapper.lab.scenario import parse
+
+        scenario = parse(content, str(file))  # the methods' parameters, which only torch was needed for
         from sapper.lab.executors import Workers
         from sapper.lab.results import write_results
         from sapper.lab.runner import run_scenario
-        from sapper.lab.scenario import read
         from sapper.lab.store import Store
         from sapper.lab.trial import Lab
         from sapper.progress import progress
         from sapper.report import write_report
         from sapper.run import FORMATS, Run, fast_dtype
 
-    scenario = read(file, tuple(overrides))
     place = device_of(device)
-    folder = folder or Path("runs") / scenario.name
-    check_writable(folder)
     if threads:
         torch.set_num_threads(threads)
     precision = FORMATS.get(scenario.precision) or fast_dtype(place)

@@ -18,22 +18,20 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="Only this one, with its description.")] = None,
 ) -> None:
     """What there is: data sets, methods of every kind and triggers, with parameters, defaults and sources."""
-    from sapper import attacks, datasets, defenses, downstream, pretraining
-    from sapper.lab.scenario import TRIGGERS
-    from sapper.methods import find, known
+    from sapper import attacks, datasets, defenses, pretraining
+    from sapper.methods import HEADS, TRIGGERS, known
 
     kinds = {
-        "pretraining": pretraining.METHODS,
-        "attacks": attacks.METHODS,
-        "heads": downstream.HEADS,
-        "defenses": defenses.METHODS,
+        "pretraining": known("pretraining", pretraining.METHODS),
+        "attacks": known("attacks", attacks.METHODS),
+        "heads": known("heads", HEADS),
+        "defenses": known("defenses", defenses.METHODS),
+        "triggers": TRIGGERS,
     }
     found: dict[str, Callable[[], None]] = {}
     for kind, table in kinds.items():
-        for method in known(kind, table):
-            found[method] = _method_printer(kind, method, find(kind, table, method, "methods"), whole=name is not None)
-    for trigger, cls in TRIGGERS.items():
-        found[trigger] = _method_printer("triggers", trigger, cls, whole=name is not None)
+        for method, place in table.items():
+            found[method] = _method_printer(kind, method, place, whole=name is not None)
     for info in datasets.describe():
         found[info.name] = _dataset_printer(info)
     if name is not None and name not in found:
@@ -42,11 +40,15 @@ def methods(
         show()
 
 
-def _method_printer(kind: str, name: str, cls: type, *, whole: bool) -> Callable[[], None]:
-    """Prints a method with its parameters; its first line of documentation, or the ``whole`` and that of its file."""
-    from sapper.methods import parameters
+def _method_printer(kind: str, name: str, place: str, *, whole: bool) -> Callable[[], None]:
+    """Prints a method with its parameters; its first line of documentation, or the ``whole`` and that of its file.
+
+    The method is imported when it is printed, and torch with it.
+    """
+    from sapper.methods import imported, parameters
 
     def show() -> None:
+        cls = imported(place)
         source = getattr(cls, "source", "")
         out.print(f"[bold]{name}[/bold]  [dim]{kind}{' · ' + escape(source) if source else ''}[/dim]")
         text = cleandoc(cls.__doc__ or "")

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from sapper import process
-from sapper.cli.shared import device_of, err
+from sapper.cli.shared import check_device, device_of, err
 from sapper.errors import SapperError, printable
 
 EncoderArgument = Annotated[
@@ -29,6 +29,32 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the search for trig
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
 """Suffixes of files of weights."""
+
+
+def check_first(
+    uris: list[str],
+    images: str,
+    data_root: Path | None,
+    device: str,
+    *,
+    arch: str | None,
+    mean: str | None,
+    std: str | None,
+    trust_code: bool,
+    download: bool,
+) -> None:
+    """Find mistakes in these options before torch is loaded, which takes seconds."""
+    from sapper import datasets
+    from sapper.encoders.names import check_architecture, kind_of
+
+    check_device(device)
+    for uri in uris:
+        kind_of(uri, trust_code=trust_code)
+    if arch is not None:
+        check_architecture(arch, "--arch")
+    _color(mean, "--mean")
+    _color(std, "--std", positive=True)
+    datasets.check_there(images, data_root, download=download)
 
 
 def begin(device: str, threads: int, seed: int) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """What all commands share: where they print, their common options, and checks at the door."""
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -144,16 +145,35 @@ def check_file(path: Path) -> None:
     check_writable(path.parent)
 
 
+def check_learned(path: Path) -> None:
+    """Find out whether a file of meta-classifiers can be opened; what is in it is for others to check."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        what, remedy = f"no meta-classifiers can be read: {error.strerror}", "name a file that sapper zoo learn wrote"
+        raise SapperError(what, where=str(path), remedy=remedy) from error
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no name of a device; whether it is there, torch has to say."""
+    if not re.fullmatch(r"auto|(cpu|cuda)(:\d{1,3})?", name):
+        raise _no_device(name)
+
+
 def device_of(name: str) -> Any:
+    """The device of that name, tried out."""
     import torch
 
+    check_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        if device.type in ("cpu", "cuda"):
-            torch.empty(1, device=device)
-            return device
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
-        pass
-    raise SapperError(f"no device {name!r} here", where="--device", remedy="use cpu or auto")
+        raise _no_device(name) from None
+    return device
+
+
+def _no_device(name: str) -> SapperError:
+    return SapperError(f"no device {name!r} here", where="--device", remedy="use cpu or auto")

@@ -15,7 +15,9 @@ from sapper.cli.shared import (
     Device,
     Download,
     WorkersOption,
+    check_device,
     check_file,
+    check_learned,
     check_writable,
     device_of,
     err,
@@ -23,7 +25,7 @@ from sapper.cli.shared import (
     shipped_file,
     telling_interrupts,
 )
-from sapper.errors import SapperError, closest
+from sapper.errors import SapperError, closest, located
 
 
 def build(
@@ -38,6 +40,17 @@ def build(
     workers: WorkersOption = 0,
 ) -> None:
     """Make the encoders of a zoo; those that are there already are kept."""
+    from sapper.lab.outline import read_content
+    from sapper.zoo.outline import MANIFEST, check_parts, outline
+
+    file = shipped_file(plan, "zoos", "plan")
+    content = read_content(file)
+    outlined = outline(content, str(file))
+    with located(f"zoo {outlined.name}"):
+        check_parts(parts or (), outlined.parts)
+    check_device(device)
+    folder = out_folder or Path("runs") / f"zoo-{outlined.name}"
+    check_writable(folder)
     process.settle()  # before torch is loaded
     with err.status("loading"):
         import torch
@@ -48,16 +61,14 @@ def build(
         from sapper.zoo import building, plans
         from sapper.zoo.pantry import Pantry
 
-    read = plans.read_plan(shipped_file(plan, "zoos", "plan"))
-    place, folder = device_of(device), out_folder or Path("runs") / f"zoo-{read.name}"
-    check_writable(folder)
+    read, place = plans.parse_plan(content, str(file)), device_of(device)
     crew = Workers(workers or torch.get_num_threads(), process.settle)
     torch.set_num_threads(1)  # as in the workers, whose stages these are
     with telling_interrupts(GOES_ON), progress(err) as bars:
         run = Run(seed=read.seed, device=place, dtype=fast_dtype(place), progress=bars)
         pantry = Pantry.load(read, run, parts=parts or (), data_root=data_root, download=download)
         members = building.build(read, folder, run, crew, parts=parts or (), data=pantry)
-    say(f"{building.summary(members)}: {folder / building.MANIFEST}")
+    say(f"{building.summary(members)}: {folder / MANIFEST}")
 
 
 def score(
@@ -85,12 +96,24 @@ def score(
     workers: WorkersOption = 0,
 ) -> None:
     """Let the detectors of a budget examine a zoo: AUC, true positives and false alarms of each."""
+    from sapper.audit import calibration
+    from sapper.audit.budgets import budget as budget_of
+    from sapper.zoo.outline import check_parts, outline_of
+
+    chosen, outlined = budget_of(budget), outline_of(folder)
+    with located(f"zoo {outlined.name}"):
+        check_parts(parts or (), outlined.parts)
+    check_device(device)
+    if bags is not None:
+        check_writable(bags, "--bags")
+    given = calibration.distinct([calibration.read_bag(path) for path in beside or []])
+    for file in mntd or []:
+        check_learned(file)
     process.settle()  # before torch is loaded
     with err.status("loading"):
         import torch
 
-        from sapper.audit import auditing, calibration
-        from sapper.audit.budgets import budget as budget_of
+        from sapper.audit import auditing
         from sapper.lab.environment import environment
         from sapper.lab.executors import Workers
         from sapper.progress import progress
@@ -99,11 +122,7 @@ def score(
         from sapper.zoo import building, examining, judging, lessons
         from sapper.zoo.pantry import ordinary_images
 
-    chosen, plan, place = budget_of(budget), building.plan_of(folder), device_of(device)
-    plan.of_parts(parts or ())
-    if bags is not None:
-        check_writable(bags, "--bags")
-    given = calibration.distinct([calibration.read_bag(path) for path in beside or []])
+    plan, place = building.plan_of(folder), device_of(device)
     default_parts = (examining.JUDGEMENT,) if given else judging.PARTS
     members = [member for member in building.read_members(folder, plan) if member.part in (parts or default_parts)]
     if not members:
@@ -159,6 +178,14 @@ def learn(
     device: Device = "auto",
 ) -> None:
     """Train MNTD's meta-classifiers on a zoo's development part, to be asked in audits."""
+    from sapper.zoo.outline import outline_of
+
+    families = [each.name for each in outline_of(folder).families]
+    if family not in families:
+        remedy = closest(family, families)
+        raise SapperError(f"the zoo has no family {family!r}", where="--family", remedy=remedy)
+    check_device(device)
+    check_file(out_file)
     process.settle()  # before torch is loaded
     with err.status("loading"):
         from sapper.audit import stored
@@ -170,10 +197,6 @@ def learn(
         from sapper.zoo.pantry import ordinary_images
 
     plan, place = building.plan_of(folder), device_of(device)
-    if family not in plan.images:
-        remedy = closest(family, list(plan.images))
-        raise SapperError(f"the zoo has no family {family!r}", where="--family", remedy=remedy)
-    check_file(out_file)
     members = [
         member
         for member in building.read_members(folder, plan)

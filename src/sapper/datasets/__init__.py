@@ -11,7 +11,7 @@ from sapper.errors import SapperError, closest
 if TYPE_CHECKING:
     from sapper.images import ImageSet
 
-__all__ = ["DatasetInfo", "check_name", "check_task", "describe", "load", "names"]
+__all__ = ["DatasetInfo", "check_name", "check_task", "check_there", "describe", "load", "names"]
 
 
 def names() -> list[str]:
@@ -58,22 +58,57 @@ def check_name(name: str) -> None:
         raise SapperError(f"there is no data set {name!r}", remedy=remedy)
 
 
+def check_there(name: str, data_root: Path | None = None, *, download: bool = False) -> None:
+    """Raise ``SapperError`` for a data set that ``load`` cannot find: a quick look, which reads no file."""
+    check_name(name)
+    if name not in DATASETS:
+        _existing(Path(name))
+    elif DATASETS[name].kind == "known":
+        _root_of(DATASETS[name], data_root, download=download)
+
+
+def _existing(path: Path) -> Path:
+    """``path`` with its ``~`` expanded. Raises ``SapperError`` if nothing is there."""
+    path = _expand_home(path)
+    if not path.exists():
+        remedy = "check the path; known data sets go by their names (sapper methods lists them)"
+        raise SapperError("there is no such file or folder", where=str(path), remedy=remedy)
+    return path
+
+
+def _root_of(info: DatasetInfo, data_root: Path | None, *, download: bool) -> Path:
+    """Below which a known set is looked for. Raises ``SapperError`` if that is not said, or is no folder."""
+    where, said = f"data set {info.name!r}", data_root or os.environ.get("SAPPER_DATA")
+    if not said:
+        remedy = f"set --data-root or SAPPER_DATA to the folder that holds {info.folder}/"
+        raise SapperError("no data root is set", where=where, remedy=remedy)
+    root = _expand_home(Path(said))
+    if not root.is_dir() and not download:
+        remedy = "set --data-root or SAPPER_DATA to the folder that holds your data"
+        raise SapperError(f"there is no data root {root}", where=where, remedy=remedy)
+    return root
+
+
+def _expand_home(path: Path) -> Path:
+    """``~`` in front as the home folder, since nobody expands it in a scenario file; an unknown user's is left."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's raises for an unknown user)
+
+
 def _load(name: str | Path, split: str, data_root: Path | None, size: int, download: bool) -> "ImageSet":
     from sapper.datasets import loading
 
     if size < 1:
         raise SapperError(f"size must be at least 1 pixel, got {size}", where=f"data set {str(name)!r}")
     if isinstance(name, Path):
-        return loading.load_path(name, split, size)
+        return loading.load_path(_existing(name), split, size)
     if name not in DATASETS and _looks_like_path(name):
-        return loading.load_path(Path(name), split, size)
+        return loading.load_path(_existing(Path(name)), split, size)
     check_name(name)
     info = DATASETS[name]
     if info.kind == "embedded":
         return loading.load_embedded(info.name, split, size)
-    if data_root is None and os.environ.get("SAPPER_DATA"):
-        data_root = Path(os.environ["SAPPER_DATA"])
-    return loading.load_known(info, split, size, data_root, download=download)
+    root = _root_of(info, data_root, download=download)
+    return loading.load_known(info, split, size, root, download=download)
 
 
 def _looks_like_path(name: str) -> bool:

@@ -8,33 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from sapper.encoders.encoder import Card, Encoder, Stem
+from sapper.encoders.encoder import Card, Encoder
+from sapper.encoders.names import ARCHITECTURES, OWN, PREACT, Stem, check_architecture
 from sapper.encoders.preact import EXPANSION, PreActResNet
 from sapper.errors import SapperError, closest
 from sapper.run import Run
-
-ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet10": (BasicBlock, (1, 1, 1, 1)),
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
-}
-
-PREACT: dict[str, tuple[str, tuple[int, int, int, int]]] = {
-    "preact_resnet18": ("basic", (2, 2, 2, 2)),
-    "preact_resnet34": ("basic", (3, 4, 6, 3)),
-    "preact_resnet50": ("bottleneck", (3, 4, 6, 3)),
-    "preact_resnet101": ("bottleneck", (3, 4, 23, 3)),
-    "preact_resnet152": ("bottleneck", (3, 8, 36, 3)),
-}
-"""Pre-activation ResNets: kind of block, and blocks of each layer. They have a stem of their own, as ``cifar``."""
-
-OWN = (*ARCHITECTURES, *PREACT)
-"""Networks that are built here, of any width."""
 
 ARGUMENTS: dict[str, type | tuple[type, ...]] = {
     # of timm's vision transformers
@@ -110,8 +89,7 @@ def _network(
     scheme, _, name = architecture.partition(":")
     if scheme in BY_NAME:
         return BY_NAME[scheme](name, stem, size, arguments)
-    if architecture not in OWN:
-        raise _unknown(architecture)
+    check_architecture(architecture)
     if architecture in PREACT:
         kind, depth = PREACT[architecture]
         return PreActResNet(kind, depth, width, **arguments), 8 * width * EXPANSION[kind]
@@ -121,20 +99,13 @@ def _network(
     return _resnet(architecture, width, stem)
 
 
-def _unknown(architecture: str) -> SapperError:
-    """An error with the closest names, of libraries as well where the name is one of theirs."""
-    import timm
-
-    theirs = [f"timm:{architecture}"] if architecture in timm.list_models() else []
-    near = f"did you mean {theirs[0]}?" if theirs else closest(architecture, [*OWN])
-    remedy = f"{near}, or {', '.join(f'{name}:NAME' for name in BY_NAME)}"
-    return SapperError(f"unknown architecture {architecture!r}", where="encoder.architecture", remedy=remedy)
-
-
 def _resnet(architecture: str, width: int, stem: Stem) -> tuple[nn.Module, int]:
     """torchvision's ResNet of any width, without its classifier."""
-    block, layers = ARCHITECTURES[architecture]
-    net = ResNet(block, list(layers))
+    from torchvision.models import resnet  # brings torch's compiler along, which takes seconds
+
+    kind, layers = ARCHITECTURES[architecture]
+    block = getattr(resnet, kind)
+    net = resnet.ResNet(block, list(layers))
     net.inplanes = width
     net.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
     net.bn1 = nn.BatchNorm2d(width)

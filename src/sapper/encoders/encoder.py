@@ -2,17 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sapper.encoders.names import Stem
 from sapper.errors import SapperError, closest
 from sapper.training import Curves
-
-Stem = Literal["cifar", "cifar-pool", "imagenet"]
-"""What comes first in a ResNet: a 3×3 convolution with stride 1, without or with max-pooling behind it, or a 7×7
-convolution with stride 2 and max-pooling."""
 
 
 @dataclass(frozen=True, kw_only=True)

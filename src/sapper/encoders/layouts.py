@@ -17,16 +17,14 @@ import torch
 from torch import Tensor
 
 from sapper.encoders.backbones import (
-    ARCHITECTURES,
     CIFAR_MEAN,
     CIFAR_STD,
-    PREACT,
     Pixels,
     import_open_clip,
     own_pixels,
 )
 from sapper.encoders.choosing import Candidate, Choice, Shapes, behind, candidates, choose, others
-from sapper.encoders.encoder import Stem
+from sapper.encoders.names import ARCHITECTURES, PREACT, Stem
 from sapper.encoders.options import ACTIVATIONS, Opening
 from sapper.encoders.programs import Notes, Program, program_of
 from sapper.errors import SapperError
@@ -199,7 +197,7 @@ def _resnet(found: _Found) -> Layout:
     depth = _depth(weights)
     kind = "Bottleneck" if "layer1.0.conv3.weight" in weights else "BasicBlock"
     known: dict[tuple[str, tuple[int, ...]], str] = {
-        (block.__name__, layers): name for name, (block, layers) in ARCHITECTURES.items()
+        (block, layers): name for name, (block, layers) in ARCHITECTURES.items()
     }
     width, kernel = first.shape[0], first.shape[-1]
     plain = weights.get("layer1.0.conv2.weight", first).shape[:2] == (width, width)  # neither wide nor in groups

@@ -1,10 +1,8 @@
 """Opening encoders of others by name: ``open("timm:resnet50")``, ``open("checkpoint.pth")`` and so on."""
 
 import importlib
-import re
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -12,12 +10,10 @@ from torch import Tensor, nn
 
 from sapper.encoders import files, sources
 from sapper.encoders.encoder import Card, Encoder
+from sapper.encoders.names import kind_of
 from sapper.encoders.schemes import SCHEMES, Found, Opening, about, recognized
-from sapper.errors import SapperError, closest, located
+from sapper.errors import SapperError, located
 from sapper.run import Run
-
-CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-"""``package.module:factory``."""
 
 SAID = "as was said"
 
@@ -44,16 +40,15 @@ def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
     and size are from), and for files ``file``, ``sha256`` and ``layout``. Raises ``SapperError`` when something is not
     there, does not fit, or must not be opened.
     """
-    scheme, colon, rest = uri.partition(":")
-    if uri and (Path(uri).exists() or Path(uri).is_symlink()):
+    kind = kind_of(uri, trust_code=opening.trust_code)
+    if kind == "file":
         found = _open_file(Path(uri), run, opening)
-    elif colon and scheme in SCHEMES:
+    elif kind == "name":
+        scheme, _, name = uri.partition(":")
         with located(uri):
-            found = SCHEMES[scheme](rest, run, opening)
-    elif CODE.fullmatch(uri) and _is_module(scheme):
-        found = _open_code(uri, opening)
+            found = SCHEMES[scheme](name, run, opening)
     else:
-        raise _unknown(uri)
+        found = _open_code(uri, opening)
     encoder = _as_said(found, opening)
     _check_normalization(encoder.card, uri)
     _try(encoder, found.encoder.card.input_size, uri)
@@ -64,24 +59,6 @@ def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
     origin["normalization"] = SAID if len(said) == 2 else rest
     encoder.card = replace(encoder.card, origin=origin)
     return encoder.to(run.device).eval()
-
-
-def _is_module(name: str) -> bool:
-    """Whether there is code of that name, without running any."""
-    package = name.partition(".")[0]
-    return Path(package).is_dir() or Path(f"{package}.py").is_file() or find_spec(package) is not None
-
-
-def _unknown(uri: str) -> SapperError:
-    scheme, colon, _ = uri.partition(":")
-    if colon and "/" not in scheme:
-        remedy = closest(scheme, [*SCHEMES]) + ", or a path, or package.module:factory"
-        return SapperError(f"there is no scheme {scheme!r}", where=uri, remedy=remedy)
-    here = Path(uri).parent
-    names = [path.name for path in here.iterdir() if path.is_file()] if here.is_dir() else []
-    near = closest(Path(uri).name, names) if names else f"{here} is no folder"
-    remedy = f"{near}; models by name: {', '.join(f'{name}:NAME' for name in SCHEMES)}"
-    return SapperError("there is no such file", where=uri, remedy=remedy)
 
 
 def _check_normalization(card: Card, where: str) -> None:
@@ -134,10 +111,7 @@ def _open_file(path: Path, run: Run, opening: Opening) -> Found:
 
 
 def _open_code(uri: str, opening: Opening) -> Found:
-    """The user's own function."""
-    if not opening.trust_code:
-        remedy = "read that code, then add --trust-code; or give a file of weights"
-        raise SapperError("this runs code from your machine", where=uri, remedy=remedy)
+    """The user's own function, which is trusted."""
     module, _, name = uri.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)  # a command does not look there by itself

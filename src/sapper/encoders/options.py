@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sapper.encoders.encoder import Stem
+from sapper.encoders.names import Stem
 
 RGB = tuple[float, float, float]
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from sapper.encoders import choosing, filling, layouts, sources, timms, wrappers
-from sapper.encoders.backbones import OWN, Pixels, blueprint, build, own_pixels
+from sapper.encoders.backbones import Pixels, blueprint, build, own_pixels
 from sapper.encoders.encoder import Encoder
 from sapper.encoders.layouts import Layout
+from sapper.encoders.names import OWN
 from sapper.encoders.options import ACTIVATIONS, Opening
 from sapper.encoders.programs import program_of
 from sapper.errors import SapperError

@@ -1,7 +1,5 @@
 """A scenario: one experiment as a short TOML file, checked key by key before anything runs."""
 
-import tomllib
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -9,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from sapper import attacks, datasets, defenses, downstream, encoders, pretraining
+from sapper import attacks, defenses, encoders, pretraining
 from sapper.errors import SapperError, closest, located
-from sapper.lab.checking import Section, check_plain, check_unique, read_instance, read_section
-from sapper.lab.overrides import apply, override, variant
+from sapper.lab.checking import Section, check_unique, read_instance, read_section
+from sapper.lab.outline import changed, keys, outline, read_content, trigger_kind, with_place
 from sapper.lab.sections import (
     AttackSection,
     CertifySection,
@@ -23,15 +21,12 @@ from sapper.lab.sections import (
     FleetSection,
     HeadSection,
     PretrainingSection,
-    ScenarioSection,
     TargetSection,
     TaskSection,
 )
-from sapper.methods import find
+from sapper.methods import HEADS, TRIGGERS, imported
 from sapper.run import Run
-from sapper.triggers import Blend, Filter, Patch, Trigger
-
-TRIGGERS: dict[str, type] = {"patch": Patch, "blend": Blend, "filter": Filter}
+from sapper.triggers import Trigger
 
 DEFENSE_SECTIONS: dict[str, type[Section]] = {
     "prepare": CertifySection,
@@ -105,11 +100,7 @@ class Scenario:
 
     def with_variant(self, changes: dict[str, Any]) -> "Scenario":
         """This scenario with a variant's keys changed and no variants of its own."""
-        content = deepcopy(self.content)
-        content.pop("variant", None)
-        for key, value in changes.items():
-            override(content, key, value, self.file)
-        return parse(content, self.file)
+        return parse(changed(self.content, changes, self.file), self.file)
 
     @property
     def primary(self) -> Named:
@@ -128,50 +119,24 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> Scenario:
 
     Raises ``SapperError`` naming file, key and remedy for everything that is not as it should be.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        remedy = "name a TOML file that is there and that you may read"
-        raise SapperError(f"cannot be read: {error}", where=str(path), remedy=remedy) from error
-    try:
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # besides bad syntax: numbers too long, arrays too deep
-        raise SapperError(f"not valid TOML: {error}", where=str(path), remedy="mend that place") from error
-    for change in overrides:
-        apply(content, change)
-    return parse(content, str(path))
+    return parse(read_content(path, overrides), str(path))
 
 
 def parse(content: dict[str, Any], file: str) -> Scenario:
     """Check the content of a scenario file."""
-    check_plain(content, file)
-    root = read_section(ScenarioSection, content, file, "")
-    if len(set(root.seeds)) < len(root.seeds):
-        raise SapperError("a seed occurs twice", where=f"{file}: seeds", remedy="name each seed once")
+    outlined = outline(content, file)
+    root, encoder, tasks = outlined.root, outlined.encoder, outlined.tasks
     pretraining_section, pretraining_method = with_method(
         PretrainingSection, root.pretraining, "pretraining", pretraining.METHODS, file, "pretraining"
     )
-    with located(f"{file}: pretraining.dataset"):
-        datasets.check_name(pretraining_section.dataset)
     attack_section, attack_method = None, None
     if root.attack is not None:
         attack_section, attack_method = with_method(
             AttackSection, root.attack, "attacks", attacks.METHODS, file, "attack"
         )
         _check_shadow(attack_section, pretraining_section, file)
-    tasks = tuple(_task(raw, f"task[{i}]", file) for i, raw in enumerate(root.task))
-    check_unique([task.name for task in tasks], f"{file}: task", "task")
-    targets = tuple(_target(raw, f"target[{i}]", file, tasks) for i, raw in enumerate(root.target))
-    check_unique([target.name for target in targets], f"{file}: target", "target")
-    if (attack_section is None) != (not targets):
-        missing = "[attack]" if attack_section is None else "[[target]]"
-        what, remedy = f"{missing} is missing", "an attack needs targets, and targets need an attack"
-        raise SapperError(what, where=file, remedy=remedy)
+    targets = tuple(_target(section, f"target[{i}]", file) for i, section in enumerate(outlined.targets))
     heads, primary = _heads(root.head or [Scenario.PRIMARY_DEFAULT], file)
-    encoder = read_section(EncoderSection, root.encoder, file, "encoder")
-    if root.defense and not targets:
-        what, remedy = "a defense needs an attack", "add [attack] and [[target]], or leave [[defense]] out"
-        raise SapperError(what, where=f"{file}: defense", remedy=remedy)
     attacked = list(dict.fromkeys(target.task for target in targets))
     plans: tuple[DefensePlan, ...] = ()
     if attack_method is not None:
@@ -201,14 +166,10 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         heads=heads,
         primary_head=primary,
         defenses=plans,
-        variants=tuple(variant(raw, f"{file}: variant[{i}]") for i, raw in enumerate(root.variant)),
+        variants=outlined.variants,
         content=content,
         file=file,
     )
-    for i, changes in enumerate(scenario.variants):
-        if changes in scenario.variants[:i]:
-            what, remedy = "an earlier variant changes the same", "leave one of them out"
-            raise SapperError(what, where=f"{file}: variant[{i}]", remedy=remedy)
     size = scenario.encoder.input_size
     with located(file):
         check_encoder(scenario.encoder, size, "encoder.input_size")
@@ -236,14 +197,13 @@ def check_views(section: EncoderSection, pretraining: Named, key: str) -> None:
 
 @cache
 def check_encoder(section: EncoderSection, size: int, key: str) -> None:
-    """Build the encoder and show it two images: ours without computing anything, on torch's meta device."""
-    device = torch.device("cpu" if ":" in section.architecture else "meta")  # libraries initialize in their own ways
-    with device:
-        encoder = encoders.build(Run(device=device), **section.model_dump())
-        images = torch.zeros(2, 3, size, size)
+    """Show two images to an encoder that a library makes; ours take images of any size."""
+    if section.architecture in encoders.ARCHITECTURES:
+        return
+    encoder = encoders.build(Run(), **section.model_dump())
     try:
         with torch.no_grad():
-            encoder.eval()(images)
+            encoder.eval()(torch.zeros(2, 3, size, size))
     except (AssertionError, RuntimeError) as error:
         what = f"{section.architecture} does not take images of {size} pixels: {error}"
         raise SapperError(what, where=key, remedy="name the size that it is made for") from error
@@ -257,20 +217,9 @@ def _check_shadow(attack: AttackSection, first: PretrainingSection, file: str) -
         raise SapperError(what, where=f"{file}: attack.shadow_images", remedy="ask for fewer, or for all")
 
 
-def _task(raw: dict[str, Any], key: str, file: str) -> TaskSection:
-    task = read_section(TaskSection, raw, file, key)
-    with located(f"{file}: {key}.dataset"):
-        datasets.check_name(task.dataset)
-    return task if task.name else task.model_copy(update={"name": Path(task.dataset).stem})
-
-
-def _target(raw: dict[str, Any], key: str, file: str, tasks: tuple[TaskSection, ...]) -> TargetPlan:
-    section = read_section(TargetSection, raw, file, key)
-    names = [task.name for task in tasks]
-    if section.task not in names:
-        raise SapperError(f"no task {section.task!r}", where=f"{file}: {key}.task", remedy=closest(section.task, names))
+def _target(section: TargetSection, key: str, file: str) -> TargetPlan:
     return TargetPlan(
-        name=section.name or f"{section.task}/{section.target_class}",
+        name=section.name,
         task=section.task,
         target_class=section.target_class,
         references=section.references,
@@ -280,19 +229,16 @@ def _target(raw: dict[str, Any], key: str, file: str, tasks: tuple[TaskSection, 
 
 def read_trigger(table: dict[str, Any], file: str, key: str) -> Trigger:
     """The trigger that a table describes: its ``kind``, a patch if none is named, and its parameters."""
-    values = dict(table)
-    kind = values.pop("kind", "patch")
-    if not isinstance(kind, str) or kind not in TRIGGERS:
-        remedy = closest(str(kind), list(TRIGGERS))
-        raise SapperError(f"unknown trigger {kind!r}", where=f"{file}: {key}.kind", remedy=remedy)
-    trigger: Trigger = read_instance(TRIGGERS[kind], values, file, key, also=["kind"])
+    values = {name: value for name, value in table.items() if name != "kind"}
+    kind = imported(TRIGGERS[trigger_kind(table, file, key)])
+    trigger: Trigger = read_instance(kind, values, file, key, also=["kind"])
     return trigger
 
 
 def _heads(raws: list[dict[str, Any]], file: str) -> tuple[tuple[Named, ...], str]:
     sections, heads = [], []
     for i, raw in enumerate(raws):
-        section, method = with_method(HeadSection, raw, "heads", downstream.HEADS, file, f"head[{i}]")
+        section, method = with_method(HeadSection, raw, "heads", HEADS, file, f"head[{i}]")
         sections.append(section)
         heads.append(Named(name=section.name or section.method, parameters=method.parameters))
     check_unique([head.name for head in heads], f"{file}: head", "head")
@@ -308,8 +254,7 @@ def _defense(
 ) -> DefensePlan:
     """``methods``: the scenario's own pre-training and attack."""
     common = {field: raw[field] for field in DefenseSection.model_fields if field in raw}
-    name = read_section(DefenseSection, common, file, key).method
-    method = find("defenses", defenses.METHODS, name, f"{file}: {key}.method")
+    method = imported(with_place(DefenseSection, common, "defenses", defenses.METHODS, file, key)[1])
     model = next(model for offered, model in DEFENSE_SECTIONS.items() if hasattr(method, offered))
     section, chosen = with_method(model, raw, "defenses", defenses.METHODS, file, key)
     for i, task in enumerate(section.tasks or []):
@@ -344,9 +289,9 @@ def with_method(
     model: type[Section], raw: dict[str, Any], kind: str, table: dict[str, str], file: str, key: str
 ) -> tuple[Any, Named]:
     """A section whose table also holds the parameters of its method: the section, and the method."""
-    own = {field.alias or name for name, field in model.model_fields.items()}
-    section: Any = read_section(model, {k: v for k, v in raw.items() if k in own}, file, key)
-    method = find(kind, table, section.method, f"{file}: {key}.method")
+    section: Any
+    section, place = with_place(model, raw, kind, table, file, key)
+    method, own = imported(place), keys(model)
     if section.preset is not None and section.preset not in method.presets:
         remedy = closest(section.preset, list(method.presets)) if method.presets else f"{section.method} has none"
         raise SapperError(f"unknown preset {section.preset!r}", where=f"{file}: {key}.preset", remedy=remedy)

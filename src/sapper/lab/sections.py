@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sapper import encoders
+from sapper.encoders.names import Stem
 from sapper.lab.checking import Section
 
 
@@ -22,7 +22,7 @@ class EncoderSection(Section):
 
     architecture: str = "resnet18"
     width: Annotated[int, Field(ge=1, le=4096)] = 64
-    stem: encoders.Stem = "cifar"
+    stem: Stem = "cifar"
     input_size: Annotated[int, Field(ge=1, le=4096)] = 32
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.2023, 0.1994, 0.2010)

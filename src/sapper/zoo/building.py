@@ -14,12 +14,9 @@ from sapper.lab.executors import Workers
 from sapper.lab.store import Store
 from sapper.run import Run, Silent
 from sapper.zoo.making import WORKING, Job, Member
+from sapper.zoo.outline import MANIFEST, read_manifest
 from sapper.zoo.pantry import Pantry
 from sapper.zoo.plans import Plan, Specimen, parse_plan
-
-MANIFEST = "zoo.json"
-"""In a zoo's folder: its members, and where their files are."""
-
 
 _MEMBER = TypeAdapter(Member)
 
@@ -78,7 +75,7 @@ def summary(members: Sequence[Member]) -> str:
 def read_members(folder: Path, plan: Plan) -> list[Member]:
     """The members of the plan's zoo in a folder. Raises ``SapperError`` if there is none, or one is not of the plan."""
     members = []
-    for place, content in enumerate(_manifest(folder)["members"]):
+    for place, content in enumerate(read_manifest(folder)["members"]):
         try:
             member = _MEMBER.validate_python(content)
             _check(member, plan)
@@ -104,27 +101,14 @@ def _check(member: Member, plan: Plan) -> None:
 
 def plan_of(folder: Path) -> Plan:
     """The plan of the zoo in a folder."""
-    return parse_plan(_manifest(folder)["plan"], str(folder / MANIFEST))
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema"] == 1 and isinstance(content["members"], list) and isinstance(content["plan"], dict):
-            return content
-        raise ValueError("written by another version")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise SapperError(
-            f"no zoo can be read: {error}", where=str(path), remedy="sapper zoo build makes one"
-        ) from error
+    return parse_plan(read_manifest(folder)["plan"], str(folder / MANIFEST))
 
 
 def _claim(folder: Path, plan: Plan) -> None:
     """The folder as this plan's own."""
-    if not (folder / MANIFEST).exists() or not _manifest(folder)["members"]:
+    if not (folder / MANIFEST).exists() or not read_manifest(folder)["members"]:
         content = {"schema": 1, "plan": plan.content, "members": []}
         write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
-    elif _manifest(folder)["plan"] != json.loads(json.dumps(plan.content)):
+    elif read_manifest(folder)["plan"] != json.loads(json.dumps(plan.content)):
         remedy = "name another folder with --out"
         raise SapperError("this folder holds a zoo of another plan", where=str(folder), remedy=remedy)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.special import betaincinv
 
 from sapper.audit.budgets import Budget
 from sapper.audit.calibration import BOUND, Bag, Key, Power, fewest, fitting, largest_p_value
@@ -56,6 +55,8 @@ class Share:
 
     @staticmethod
     def counted(found: int, n: int) -> "Share":
+        from scipy.special import betaincinv  # takes half a second, which building a zoo need not wait for
+
         low = float(betaincinv(found, n - found + 1, 0.025)) if found else 0.0
         high = float(betaincinv(found + 1, n - found, 0.975)) if found < n else 1.0
         return Share(found=found, n=n, low=low, high=high)

@@ -13,37 +13,24 @@ that each encoder's attack success is known.
 """
 
 import math
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
-from sapper import attacks, datasets, downstream, pretraining
-from sapper.errors import SapperError, closest, located
-from sapper.lab.checking import Section, check_plain, check_unique, read_section
+from sapper import attacks, datasets, pretraining
+from sapper.errors import SapperError, located
+from sapper.lab.checking import Section, read_section
+from sapper.lab.outline import read_content
 from sapper.lab.scenario import Named, check_encoder, check_views, read_trigger, with_method
-from sapper.lab.sections import AttackSection, EncoderSection, FileName, HeadSection, PretrainingSection
+from sapper.lab.sections import AttackSection, EncoderSection, HeadSection, PretrainingSection
+from sapper.methods import HEADS
 from sapper.run import Run
 from sapper.triggers import Trigger
-
-
-class PartSection(Section):
-    """``[part.NAME]``: how many encoders of either kind each family gives; a clean one for each backdoored one."""
-
-    clean: PositiveInt
-    backdoored: NonNegativeInt = 0
-
-
-class ImagesSection(Section):
-    """``[family.images]``: ordinary images, which detectors may look at; not those of the pre-training."""
-
-    dataset: str
-    split: str = "test"
-    images: PositiveInt | None = None
+from sapper.zoo.outline import FamilySection, ImagesSection, check_parts, outline
 
 
 class VictimSection(Section):
@@ -53,29 +40,6 @@ class VictimSection(Section):
     references: PositiveInt = 1
     train_images: PositiveInt | None = None
     test_images: PositiveInt | None = None
-
-
-class FamilySection(Section):
-    """``[[family]]``: encoders that are made alike, but for what each draws. ``part``: numbers of its own."""
-
-    name: FileName
-    part: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    encoder: dict[str, Any] = Field(default_factory=dict)
-    pretraining: dict[str, Any]
-    images: dict[str, Any]
-    attack: dict[str, Any]
-    victim: dict[str, Any]
-    trigger: dict[str, Any] = Field(default_factory=dict)
-    head: dict[str, Any] = Field(default_factory=lambda: {"method": "linear"})
-
-
-class PlanSection(Section):
-    """The file's own keys."""
-
-    name: FileName
-    seed: NonNegativeInt
-    part: dict[FileName, dict[str, Any]] = Field(min_length=1)
-    family: list[dict[str, Any]] = Field(min_length=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,45 +78,26 @@ class Plan:
 
     def of_parts(self, names: Sequence[str]) -> list[Specimen]:
         """The specimens of some parts, or of all where none is named. Raises ``SapperError`` for an unknown part."""
-        for name in names:
-            if name not in self.parts:
-                raise SapperError(f"no part {name!r}", where=f"zoo {self.name}", remedy=closest(name, list(self.parts)))
+        with located(f"zoo {self.name}"):
+            check_parts(names, self.parts)
         return [specimen for specimen in self.specimens if not names or specimen.part in names]
 
 
 def read_plan(path: Path) -> Plan:
     """The plan in a file. Raises ``SapperError`` naming file, key and remedy for everything that does not fit."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SapperError(f"cannot be read: {error}", where=str(path), remedy="name a TOML file of a zoo") from error
-    except (ValueError, RecursionError) as error:
-        raise SapperError(f"not valid TOML: {error}", where=str(path), remedy="mend that place") from error
-    return parse_plan(content, str(path))
+    return parse_plan(read_content(path), str(path))
 
 
 def parse_plan(content: dict[str, Any], file: str) -> Plan:
     """Check the content of a plan, by drawing all of its members."""
-    check_plain(content, file)
-    root = read_section(PlanSection, content, file, "")
-    parts = _parts(root.part, file, "part")
-    families = [read_section(FamilySection, raw, file, f"family[{i}]") for i, raw in enumerate(root.family)]
-    check_unique([family.name for family in families], f"{file}: family", "family")
+    plan = outline(content, file)
     images, specimens = {}, []
-    for i, family in enumerate(families):
+    for i, (family, numbers, chosen) in enumerate(zip(plan.families, plan.numbers, plan.images)):
         key = f"family[{i}]"
-        chosen = read_section(ImagesSection, family.images, file, f"{key}.images")
-        with located(f"{file}: {key}.images.dataset"):
-            datasets.check_name(chosen.dataset)
-        own = _parts(family.part, file, f"{key}.part")
-        for part_name in own:
-            if part_name not in parts:
-                remedy = closest(part_name, list(parts))
-                raise SapperError(f"no part {part_name!r}", where=f"{file}: {key}.part", remedy=remedy)
-        for part_name, part in (parts | own).items():
+        for part_name, part in numbers.items():
             for number in range(part.clean):
                 twin = number < part.backdoored
-                specimens.append(_specimen(family, part_name, number, twin, root.seed, file, key))
+                specimens.append(_specimen(family, part_name, number, twin, plan.seed, file, key))
         its = [specimen for specimen in specimens if specimen.family == family.name]
         if (chosen.dataset, chosen.split) in {(each.pretraining.dataset, each.pretraining.split) for each in its}:
             what, remedy = "these are the images of the pre-training", "name another split: a defender has other images"
@@ -161,25 +106,16 @@ def parse_plan(content: dict[str, Any], file: str) -> Plan:
             what, remedy = "its encoders differ", "give encoders of each kind a family: a bag is of one kind"
             raise SapperError(what, where=f"{file}: {key}.encoder", remedy=remedy)
         images[family.name] = chosen, specimens[-1].encoder.input_size
-    order = {name: place for place, name in enumerate(parts)}
+    order = {name: place for place, name in enumerate(plan.parts)}
     specimens.sort(key=lambda each: (order[each.part], each.number))  # a family is never far ahead of another
     return Plan(
-        name=root.name,
-        seed=root.seed,
-        parts=tuple(parts),
+        name=plan.name,
+        seed=plan.seed,
+        parts=plan.parts,
         specimens=tuple(specimens),
         images=images,
         content=content,
     )
-
-
-def _parts(tables: dict[str, dict[str, Any]], file: str, key: str) -> dict[str, PartSection]:
-    parts = {name: read_section(PartSection, raw, file, f"{key}.{name}") for name, raw in tables.items()}
-    for name, part in parts.items():
-        if part.backdoored > part.clean:
-            what, remedy = f"{part.backdoored} twins of {part.clean} clean encoders", "a twin needs its clean one"
-            raise SapperError(what, where=f"{file}: {key}.{name}.backdoored", remedy=remedy)
-    return parts
 
 
 def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: int, file: str, key: str) -> Specimen:
@@ -204,7 +140,7 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
     for table, dataset in (("pretraining", first.dataset), ("victim", victim.dataset)):
         with located(f"{file}: {key}.{table}.dataset"):
             datasets.check_name(dataset)
-    _, head = with_method(HeadSection, drawn("head"), "heads", downstream.HEADS, file, f"{key}.head")
+    _, head = with_method(HeadSection, drawn("head"), "heads", HEADS, file, f"{key}.head")
     return Specimen(
         family=family.name,
         part=part,

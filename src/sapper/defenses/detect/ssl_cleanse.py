@@ -29,7 +29,6 @@ from typing import Annotated, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from sapper.defenses.detect.inversion import (
@@ -118,6 +117,8 @@ class SSLCleanse(Checked):
 
     def cluster(self, features: Tensor, name: str, run: Run) -> Tensor:
         """The cluster of each image, int64 (N,) from 0 on, of normalized features (N, D)."""
+        from sklearn.cluster import KMeans  # takes seconds, which listing methods need not wait for
+
         points = features.cpu().double().numpy()
         fewest = 2 * max(self.clusters, self.most_clusters)
         if len(points) < fewest:

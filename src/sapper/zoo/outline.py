@@ -1,0 +1,136 @@
+"""The plan of a zoo as far as it can be checked before torch is loaded: what it names, but not what it draws."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from sapper import datasets
+from sapper.errors import SapperError, closest, located
+from sapper.lab.checking import Section, check_plain, check_unique, read_section
+from sapper.lab.sections import FileName
+
+MANIFEST = "zoo.json"
+"""In a zoo's folder: its plan, its members, and where their files are."""
+
+
+class PartSection(Section):
+    """``[part.NAME]``: how many encoders of either kind each family gives; a clean one for each backdoored one."""
+
+    clean: PositiveInt
+    backdoored: NonNegativeInt = 0
+
+
+class ImagesSection(Section):
+    """``[family.images]``: ordinary images, which detectors may look at; not those of the pre-training."""
+
+    dataset: str
+    split: str = "test"
+    images: PositiveInt | None = None
+
+
+class FamilySection(Section):
+    """``[[family]]``: encoders that are made alike, but for what each draws. ``part``: numbers of its own."""
+
+    name: FileName
+    part: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    encoder: dict[str, Any] = Field(default_factory=dict)
+    pretraining: dict[str, Any]
+    images: dict[str, Any]
+    attack: dict[str, Any]
+    victim: dict[str, Any]
+    trigger: dict[str, Any] = Field(default_factory=dict)
+    head: dict[str, Any] = Field(default_factory=lambda: {"method": "linear"})
+
+
+class PlanSection(Section):
+    """The file's own keys."""
+
+    name: FileName
+    seed: NonNegativeInt
+    part: dict[FileName, dict[str, Any]] = Field(min_length=1)
+    family: list[dict[str, Any]] = Field(min_length=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """A plan's families, each with its own numbers of encoders by part and its ordinary images."""
+
+    name: str
+    seed: int
+    parts: tuple[str, ...]
+    families: tuple[FamilySection, ...]
+    numbers: tuple[dict[str, PartSection], ...]
+    images: tuple[ImagesSection, ...]
+
+
+def outline(content: dict[str, Any], file: str) -> Outline:
+    """Check the content of a plan before anything is drawn.
+
+    Raises ``SapperError`` naming file, key and remedy for what is not as it should be.
+    """
+    check_plain(content, file)
+    root = read_section(PlanSection, content, file, "")
+    parts = _parts(root.part, file, "part")
+    families = [read_section(FamilySection, raw, file, f"family[{i}]") for i, raw in enumerate(root.family)]
+    check_unique([family.name for family in families], f"{file}: family", "family")
+    numbers, images = [], []
+    for i, family in enumerate(families):
+        key = f"family[{i}]"
+        chosen = read_section(ImagesSection, family.images, file, f"{key}.images")
+        with located(f"{file}: {key}.images.dataset"):
+            datasets.check_name(chosen.dataset)
+        own = _parts(family.part, file, f"{key}.part")
+        with located(f"{file}: {key}.part"):
+            check_parts(own, tuple(parts))
+        numbers.append(parts | own)
+        images.append(chosen)
+    return Outline(
+        name=root.name,
+        seed=root.seed,
+        parts=tuple(parts),
+        families=tuple(families),
+        numbers=tuple(numbers),
+        images=tuple(images),
+    )
+
+
+def check_parts(names: Iterable[str], parts: tuple[str, ...]) -> None:
+    """Raises ``SapperError`` for a part that a plan does not have."""
+    for name in names:
+        if name not in parts:
+            raise SapperError(f"no part {name!r}", remedy=closest(name, list(parts)))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What ``zoo.json`` says in a zoo's folder: its ``plan`` and its ``members``, not yet checked.
+
+    Raises ``SapperError`` for a folder without a zoo.
+    """
+    path = folder / MANIFEST
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] == 1 and isinstance(content["members"], list) and isinstance(content["plan"], dict):
+            return content
+        raise ValueError("written by another version")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise SapperError(
+            f"no zoo can be read: {error}", where=str(path), remedy="sapper zoo build makes one"
+        ) from error
+
+
+def outline_of(folder: Path) -> Outline:
+    """The outline of the plan of the zoo in a folder."""
+    return outline(read_manifest(folder)["plan"], str(folder / MANIFEST))
+
+
+def _parts(tables: dict[str, dict[str, Any]], file: str, key: str) -> dict[str, PartSection]:
+    parts = {name: read_section(PartSection, raw, file, f"{key}.{name}") for name, raw in tables.items()}
+    for name, part in parts.items():
+        if part.backdoored > part.clean:
+            what, remedy = f"{part.backdoored} twins of {part.clean} clean encoders", "a twin needs its clean one"
+            raise SapperError(what, where=f"{file}: {key}.{name}.backdoored", remedy=remedy)
+    return parts
