@@ -29,6 +29,7 @@ START, LONGEST_TEXT = 4096, 16 * 2**10
 """Bytes that are looked at first, and the size of a text that stands where a file should be."""
 
 WANTED = "give a .safetensors file, or a .pt, .pth or .ckpt that torch.save wrote"
+ANEW = "download it anew; where it asks, log in first"
 AGAIN = "get it again: the download or copy was not finished"
 UNPACK = "unpack it, and name the file of weights in it"
 
@@ -69,7 +70,7 @@ class Weights:
 
     ``tensors``: those that are dense and plain, by their names in the file; they may be not finite. ``metadata`` of a
     safetensors file. Of a pickle, ``notes``, ``left_out`` and ``optimizer`` are as in ``sandbox.Converted``.
-    ``unread``: tensors that cannot be weights as they are (sparse, quantized, complex and so on), by name, in plain words.
+    ``unread``: tensors that cannot be weights as they are (sparse, quantized, complex …), by name, in plain words.
     """
 
     tensors: dict[str, Tensor]
@@ -126,7 +127,7 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def _followed(path: Path) -> Path:
-    """The file that is meant: a link is followed in the hub's cache alone, from a snapshot to what holds its content."""
+    """The file that is meant: a link is followed in the hub's cache alone, from a snapshot to where the content is."""
     if not path.is_symlink():
         return path
     try:
@@ -176,9 +177,7 @@ def _folder(path: Path, where: str) -> SapperError:
     if inside is None:
         return SapperError("this is a folder", where=where, remedy="name the file of weights in it")
     inside = inside if inside.name else inside.resolve()
-    remedy = (
-        f"pack it again without compression, and name that: (cd {inside.parent} && zip -0 -r NEW.pth {inside.name})"
-    )
+    remedy = f"pack it again without compression: (cd {inside.parent} && zip -0 -r NEW.pth {inside.name})"
     return SapperError("this is a folder: a file of torch's that was unpacked", where=where, remedy=remedy)
 
 
@@ -193,16 +192,14 @@ def _no_weights(start: bytes, size: int) -> tuple[str, str] | None:
             return f"it is {name}", remedy
     if start[257:262] == b"ustar":
         if start.startswith(TAR_OF_TORCH):
-            remedy = (
-                "where you trust it, load it with torch.load and weights_only=False, and save it anew with torch.save"
-            )
+            remedy = "where you trust it: load it with torch.load and weights_only=False, save it with torch.save"
             return "it is of the format that torch wrote before version 0.1.10 (a tar of pickles)", remedy
         return "it is a tar archive", UNPACK
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"<"):
         return (
             "it is HTML or XML: a web page was saved in place of the file",
-            "download it anew; where it asks, log in first",
+            ANEW,
         )
     return _text(start, text, size)
 
@@ -221,7 +218,7 @@ def _text(start: bytes, text: bytes, size: int) -> tuple[str, str] | None:
     if not as_json and not plain:
         return None
     shown = printable(line if plain else text[:80].decode("utf-8", "replace"))[:80]
-    return f"it is a text, not weights: {shown!r}", "download it anew; where it asks, log in first"
+    return f"it is a text, not weights: {shown!r}", ANEW
 
 
 def _safetensors(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:

@@ -18,7 +18,6 @@ from sapper.sandbox.values import (
     Bytes,
     Kind,
     Named,
-    Placeholder,
     RefusedError,
     Storage,
     Tensor,
@@ -113,7 +112,10 @@ def _strides(shape: tuple[int, ...], column_first: bool) -> tuple[int, ...]:
 
 def _bytes(content: bytes | bytearray | str) -> bytes | bytearray:
     """Python 2 wrote bytes as text."""
-    return content.encode("latin-1") if isinstance(content, str) else content
+    try:
+        return content.encode("latin-1") if isinstance(content, str) else content
+    except UnicodeEncodeError as error:
+        raise RefusedError("a text in it stands where bytes should be") from error
 
 
 KNOWN: dict[str, Any] = {}
@@ -232,7 +234,7 @@ def _dict(machine: Reader, content: Any = None) -> Any:
     if isinstance(content, dict):
         return content
     if not isinstance(content, list | tuple):
-        raise RefusedError("it has a dict that is made of no pairs")
+        return {}
     machine.spend(1000 * len(content))
     pairs = [each for each in content if isinstance(each, list | tuple) and len(each) == 2]
     return {name: value for name, value in pairs if isinstance(name, str)}
@@ -339,13 +341,12 @@ def _number(_: Reader, kind: Any, content: Any = None) -> Any:
         raise RefusedError("a number of NumPy's in it has other bytes than its format") from error
 
 
-ALIASES = {"__builtin__": "builtins", "copy_reg": "copyreg", "torch.tensor": "torch._tensor"}
+ALIASES = {"__builtin__": "builtins", "exceptions": "builtins", "copy_reg": "copyreg", "torch.tensor": "torch._tensor"}
 """Modules under their names of Python 2, or of an older torch."""
 
-FUNCTIONS = frozenset(
-    "__import__ __build_class__ apply breakpoint compile delattr eval exec execfile exit file getattr globals help input "
-    "locals memoryview open quit raw_input reload setattr vars".split()
-)
+FUNCTIONS = frozenset(("__import__", "__build_class__", "apply", "breakpoint", "compile", "delattr", "eval", "exec",
+    "execfile", "exit", "file", "getattr", "globals", "help", "input", "locals", "memoryview", "open", "quit",
+    "raw_input", "reload", "setattr", "vars"))  # fmt: skip
 """Functions of Python's own that reach code or files."""
 
 CODE = frozenset(("importlib", "imp", "marshal", "dill", "cloudpickle", "multiprocessing", "zipimport", "codeop", "gc"))

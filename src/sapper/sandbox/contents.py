@@ -9,9 +9,11 @@ from typing import Any
 from sapper.sandbox.builders import Array, Format
 from sapper.sandbox.values import Kind, Named, Placeholder, RefusedError, Storage, Tensor, Thing, Unread
 
-MOST_TENSORS, MOST_UNREAD, MOST_VISITS, MOST_DEPTH = 200_000, 20_000, 2_000_000, 32
+MOST_TENSORS, MOST_UNREAD, MOST_VISITS, MOST_DEPTH = 200_000, 20_000, 500_000, 32
 MOST_NOTES, MOST_LEFT_OUT, LONGEST_NOTE, LONGEST_NAME = 300, 40, 200, 1000
 MOST_PARAMETERS = 20_000
+MOST_COPIES = 4
+"""How often a file's bytes may come out, under several names or as views that overlap."""
 
 REST = "…"
 """The key of the last entry of ``left_out``, which counts what is not listed."""
@@ -33,6 +35,7 @@ class Contents:
     visits: int = 0
 
     def finish(self) -> "Contents":
+        """With the last word on what is left out."""
         if self.others:
             self.left_out[REST] = f"{self.others} more"
         return self
@@ -41,16 +44,18 @@ class Contents:
 def sort(content: Any) -> Contents:
     """Go through a checkpoint. Raises ``RefusedError`` when there is more in it than in any."""
     found = Contents()
-    _visit(found, content, (), ())
+    _visit(found, content, "", "", ())
     if not found.tensors:
         if found.unread:
             name, what = next(iter(found.unread.items()))
             raise RefusedError(f"it holds no tensor that can be read: {name} is {what}")
-        raise RefusedError("it holds no tensor")
+        held = [f"{name} ({what})" for name, what in found.finish().left_out.items()][:3]
+        raise RefusedError("it holds no tensor" + (f"; it holds {', '.join(held)}" if held else ""))
     return found.finish()
 
 
-def _visit(found: Contents, value: Any, path: tuple[str, ...], above: tuple[int, ...]) -> None:
+def _visit(found: Contents, value: Any, path: str, key: str, above: tuple[int, ...]) -> None:
+    """``path`` ends with ``key``; ``above`` are the dicts and objects that hold it."""
     found.visits += 1
     if found.visits > MOST_VISITS:
         raise RefusedError("there is more in it than in any checkpoint, or the same again and again")
@@ -58,10 +63,10 @@ def _visit(found: Contents, value: Any, path: tuple[str, ...], above: tuple[int,
         value = value.tensor()
     if isinstance(value, Placeholder) and value.of.startswith("omegaconf.nodes."):
         value = value.state.get("_val")
-    name = ".".join(path) or "content"
+    name = path or "content"
     if isinstance(value, Tensor | Unread):
         _add(found, name, value)
-    elif value is not None and (what := _set_aside(path, value)):
+    elif value is not None and (what := _set_aside(value, key.lower(), top=len(above) == 1)):
         _leave_out(found, name, what)
         found.optimizer = found.optimizer or _optimizer(value)
     elif isinstance(value, str | int | float) and _is_short(value):
@@ -71,12 +76,23 @@ def _visit(found: Contents, value: Any, path: tuple[str, ...], above: tuple[int,
         if id(value) in above or len(above) >= MOST_DEPTH:
             _leave_out(found, name, "something that holds itself, or is nested too deep")
             return
-        for key, inner in inside:
-            _visit(found, inner, (*path, str(key)[:LONGEST_NAME]), (*above, id(value)))
+        above = (*above, id(value))
+        for each, inner in inside:
+            step = _step(each)
+            _visit(found, inner, f"{path}.{step}" if path else step, step, above)
     elif value is not None:
         _leave_out(found, name, _what(value))
         if isinstance(value, Placeholder):
             _note_attributes(found, name, value)
+
+
+def _step(key: Any) -> str:
+    """A key as a part of a path."""
+    if isinstance(key, Placeholder):
+        return f"({key.of})"
+    if isinstance(key, Thing):
+        return f"({key.what})"
+    return str(key)[:LONGEST_NAME]  # a text, a number of 64 bits, none, or a name
 
 
 def _add(found: Contents, name: str, value: Tensor | Unread) -> None:
@@ -110,10 +126,8 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _set_aside(path: tuple[str, ...], value: Any) -> str | None:
+def _set_aside(value: Any, key: str, *, top: bool) -> str | None:
     """What is known to hold no weights of the network, and is not entered."""
-    key = path[-1].lower() if path else ""
-    top = len(path) == 1
     if _is_optimizer(value) or (top and key.startswith("optim") and isinstance(value, dict | list | Placeholder)):
         return "an optimizer's state"
     if isinstance(value, dict) and "last_epoch" in value and ("_step_count" in value or "base_lrs" in value):
@@ -212,10 +226,10 @@ def _is_python_random(value: tuple[Any, ...]) -> bool:
 def write(tensors: dict[str, Tensor], size: int) -> Iterator[bytes | memoryview]:
     """The tensors as a safetensors file, piece by piece, each on its own and in one piece.
 
-    Source: the format in the README of huggingface/safetensors: 8 bytes for the length of the header, the header in JSON,
-    and the numbers, little-endian, row by row.
+    Source: the format in the README of huggingface/safetensors: 8 bytes for the length of the header, the header in
+    JSON, and the numbers, little-endian, row by row.
     """
-    if sum(tensor.bytes for tensor in tensors.values()) > 2 * size:
+    if sum(tensor.bytes for tensor in tensors.values()) > MOST_COPIES * size:
         raise RefusedError("its tensors are larger than the file: they are views that repeat a little")
     header: dict[str, Any] = {}
     at = 0
@@ -248,4 +262,4 @@ def _numbers(name: str, tensor: Tensor) -> memoryview:
         whole = whole.byteswap()
     if tensor.kind.name == "bool":
         whole = (whole != 0).view(np.uint8)
-    return memoryview(whole.reshape(-1)).cast("B")
+    return whole.reshape(-1).data.cast("B")

@@ -32,7 +32,7 @@ def is_archive(file: IO[bytes]) -> bool:
 
 
 def look(file: IO[bytes], size: int) -> int:
-    """The bytes of content, once an archive has shown to be one that torch could have written, or somebody packed again.
+    """The bytes of content. An archive has to be one as torch writes it, or as somebody has packed it again.
 
     Nothing in it may be a link, lead out of it, be there twice, overlap, be encrypted or be code.
     """
@@ -196,7 +196,7 @@ def _storage(holder: Any, identity: Any) -> Storage:
 Scan = Callable[[IO[bytes]], None]
 
 
-def read(file: IO[bytes], size: int, scan: Scan, depth: int = 0) -> Any:
+def read(file: IO[bytes], scan: Scan, depth: int = 0) -> Any:
     """The content of a checkpoint, with ``Tensor`` and other classes of ``values`` in place of tensors and objects.
 
     ``scan`` raises ``RefusedError`` when a pickle names what would run code; it sees also what lies in bytes.
@@ -206,9 +206,9 @@ def read(file: IO[bytes], size: int, scan: Scan, depth: int = 0) -> Any:
         if depth >= MOST_NESTED:
             raise RefusedError("it has bytes of a checkpoint in bytes of a checkpoint")
         inside = io.BytesIO(content)
-        inner = look(inside, len(content))
+        look(inside, len(content))
         scan(inside)
-        return read(inside, inner, scan, depth + 1)
+        return read(inside, scan, depth + 1)
 
     if is_archive(file):
         return _read_archive(file, nested)

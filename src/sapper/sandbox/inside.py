@@ -3,8 +3,8 @@
 ``inside.py OUTPUT SIZE SECONDS WEAK``: the number of the descriptor to write to, the size of the file, seconds of
 processor time, and whether it may go on without a filter of system calls (0 or 1). Standard output is one line,
 ``READY``, once all is loaded and locked and before the file is looked at, and one JSON object: ``status`` ("converted",
-"refused", "weak" or "full"), ``why``, ``remedy``, ``dangerous``, and the fields of ``Converted``. It ends with 0 whatever
-the status; another end before ``READY`` is a failure of ours, and after it one that the file has caused.
+"refused", "weak" or "full"), ``why``, ``remedy``, ``dangerous``, and the fields of ``Converted``. It ends with 0
+whatever the status; another end before ``READY`` is a failure of ours, and after it one that the file has caused.
 """
 
 import codecs
@@ -56,7 +56,7 @@ def main(output: int, size: int, seconds: int, weak: bool) -> dict[str, Any]:
 def _convert(file: IO[bytes], size: int, output: int) -> contents.Contents:
     whole = formats.look(file, size)
     _scan(file)
-    found = contents.sort(formats.read(file, whole, _scan))
+    found = contents.sort(formats.read(file, _scan))
     for piece in contents.write(found.tensors, whole):
         view = memoryview(piece)
         while view:
@@ -88,7 +88,7 @@ def _warm_up() -> None:
         archive.writestr("a/data/0", bytes(4))
     size = formats.look(example, example.tell())
     _scan(example)
-    b"".join(contents.write(contents.sort(formats.read(example, size, _scan)).tensors, size))
+    b"".join(contents.write(contents.sort(formats.read(example, _scan)).tensors, size))
     _scan(io.BytesIO(EXAMPLE))
 
 
@@ -99,7 +99,7 @@ def _limit(size: int, seconds: int) -> None:
     for kind, most in (
         (resource.RLIMIT_AS, taken + 5 * size + 512 * MIB),
         (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_FSIZE, 2 * formats.MOST_INFLATION * size + 128 * MIB),
+        (resource.RLIMIT_FSIZE, contents.MOST_COPIES * max(formats.MOST_INFLATION * size, 64 * MIB) + 64 * MIB),
         (resource.RLIMIT_CORE, 0),
     ):
         _, hard = resource.getrlimit(kind)

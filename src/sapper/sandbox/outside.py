@@ -33,8 +33,8 @@ class Converted:
 
     ``notes``: numbers and short texts by their path, such as ``{"arch": "resnet50"}``. ``left_out``: what is no weight,
     by its path, in plain words; the last entry, ``…``, counts what is not listed. ``unread``: tensors that cannot be
-    weights as they are, by name, in plain words. ``optimizer``: the shapes of the buffers that an optimizer keeps for its
-    parameters, in their order, ``()`` where it keeps none.
+    weights as they are, by name, in plain words. ``optimizer``: the shapes of the buffers that an optimizer keeps for
+    its parameters, in their order, ``()`` where it keeps none.
     """
 
     notes: dict[str, str | int | float | bool] = field(default_factory=dict)
@@ -48,7 +48,7 @@ def scratch() -> IO[bytes]:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("sapper"), "w+b")
     try:
-        return tempfile.NamedTemporaryFile()  # noqa: SIM115 (whoever asked for it closes it)
+        return tempfile.NamedTemporaryFile()
     except OSError as error:
         remedy = "set TMPDIR to a folder with space for what is opened"
         raise SapperError(f"no folder for temporary files can be written: {error.strerror}", remedy=remedy) from error

@@ -42,8 +42,9 @@ def read(stream: IO[bytes], persistent: Persistent, nested: Callable[[bytes], An
 
 
 def _words(error: Exception) -> str:
-    known = {IndexError: "a step without a value", KeyError: "an unknown step or reference"}
-    return known.get(type(error), " ".join(str(error).split())[:100])
+    if isinstance(error, LookupError):
+        return "a step without a value, or a reference to nothing"
+    return " ".join(str(error).split())[:100]
 
 
 class Machine:

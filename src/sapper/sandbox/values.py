@@ -1,7 +1,8 @@
 """What the reader of pickles makes in place of what a file names: plain descriptions, none of which does anything.
 
 Lists, tuples, dicts, numbers and texts are Python's own. All else that a file can name, make or call becomes one of the
-classes here. They compare by identity, so that none can be made equal to another, and none takes time to hash.
+classes here. They compare by identity, so that none can be made equal to another, and none takes time to hash or to
+show.
 """
 
 import math
@@ -23,7 +24,7 @@ class RefusedError(Exception):
         self.why, self.remedy, self.dangerous = why, remedy, dangerous
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Kind:
     """A number format: torch's name, safetensors' name, bytes a number. ``unread`` says why it cannot be weights."""
 
@@ -99,9 +100,9 @@ NUMPY_KINDS = {
 """By NumPy's letter and bytes."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Named:
-    """Something that the file calls by module and name and that is not known here. It is neither imported nor called."""
+    """What the file names by module and name, and is not known here. It is neither imported nor called."""
 
     module: str
     name: str
@@ -110,7 +111,7 @@ class Named:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Placeholder:
     """An object of a class that is not known here: the name of the class, and the values that the file hangs on it."""
 
@@ -119,14 +120,14 @@ class Placeholder:
     items: dict[Any, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Thing:
     """Something harmless that is no weight, in plain words."""
 
     what: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Unread:
     """A tensor that cannot be weights as it is, in plain words."""
 
@@ -142,7 +143,7 @@ class Holder(Protocol):
         """The bytes of a storage. Raises ``RefusedError`` when there are none of that name."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Storage:
     """Numbers in a row: where their bytes lie, under which key, and the first of them."""
 
@@ -152,7 +153,7 @@ class Storage:
     start: int = 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tensor:
     """A view of a storage, in elements of ``kind``. Nothing is read before it is wanted."""
 
