@@ -10,6 +10,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,11 @@ def file(name: str) -> Callable[[Maker], Maker]:
 
 
 def short(word: str) -> bytes:
-    return b"\x8c" + bytes([len(word)]) + word.encode()
+    return b"\x8c" + bytes([len(word.encode())]) + word.encode()
 
 
 def text(word: str) -> bytes:
-    return b"X" + struct.pack("<I", len(word)) + word.encode()
+    return b"X" + struct.pack("<I", len(word.encode())) + word.encode()
 
 
 def run(command: str) -> bytes:
@@ -328,3 +329,287 @@ for _name, _content in SAFE.items():
 @file("a pickle that is called safetensors")
 def _(path: Path, command: str) -> None:
     path.write_bytes(PICKLES["GLOBAL"](command))
+
+
+@dataclass(frozen=True)
+class Door:
+    """A checkpoint with sound weights and, beside them, what a reader of our own could stumble over.
+
+    ``steps``: of a pickle that leaves one value. ``said``: what opening says; "opened" where the reader must make it
+    inert and go on. ``alive``: whether Python's own unpickler would run something of ``CANARY_MODULE``. ``entries`` of
+    the archive beside the weights.
+    """
+
+    steps: bytes
+    said: str = "opened"
+    alive: bool = False
+    entries: dict[str, bytes] = field(default_factory=dict)
+
+
+CANARY_MODULE = '''
+"""Whatever is done with this module, or with what is in it, leaves a file."""
+from pathlib import Path
+def ran(*arguments, **named):
+    Path({canary!r}).touch()
+    return Thing.__new__(Thing) if arguments == ("new",) else None
+ran()
+class Thing:
+    value = 1
+    def __new__(cls, *arguments, **named):
+        ran()
+        return object.__new__(cls)
+    __init__ = __call__ = __setstate__ = __setitem__ = __setattr__ = append = extend = add = method = ran
+    def __hash__(self):
+        ran()
+        return 1
+    def __eq__(self, other):
+        ran()
+        return True
+    def __iter__(self):
+        ran()
+        return iter(())
+    def __index__(self):
+        ran()
+        return 1
+    def __str__(self):
+        ran()
+        return "thing"
+'''
+"""A module that the sandbox could import: its folder is among those that are handed over."""
+
+
+def write_canary_module(folder: Path, canary: Path) -> None:
+    (folder / "sapper_canary.py").write_text(CANARY_MODULE.replace("{canary!r}", repr(str(canary))))
+
+
+THING = b"csapper_canary\nThing\n"
+RAN = b"csapper_canary\nran\n"
+MADE = THING + b")R"
+
+DOORS: dict[str, Door] = {}
+
+
+def _doors(alive: bool, said: str, **steps: bytes) -> None:
+    DOORS.update({name.replace("_", " "): Door(each, said, alive) for name, each in steps.items()})
+
+
+def called(module: str, name: str, *arguments: bytes) -> bytes:
+    return f"c{module}\n{name}\n".encode() + b"(" + b"".join(arguments) + b"tR"
+
+
+_doors(
+    True,
+    "opened",
+    an_object_by_REDUCE=MADE,
+    an_object_by_REDUCE_with_arguments=THING + text("a") + b"\x85R",
+    an_object_by_BUILD=MADE + b"}" + text("a") + b"K\x01sb",
+    an_object_with_slots_by_BUILD=MADE + b"N}" + text("a") + b"K\x01s\x86b",
+    an_object_by_INST=b"(isapper_canary\nThing\n",
+    an_object_by_INST_with_arguments=b"(" + text("a") + b"isapper_canary\nThing\n",
+    an_object_by_OBJ=b"(" + THING + b"o",
+    an_object_by_NEWOBJ=THING + b")\x81",
+    an_object_by_NEWOBJ_EX=THING + b")}\x92",
+    an_object_by_copyreg=b"ccopy_reg\n_reconstructor\n(" + THING + b"c__builtin__\nobject\nNtR",
+    an_object_by_copyreg_again=b"ccopyreg\n__newobj__\n" + THING + b"\x85R",
+    items_by_APPEND=MADE + b"Na",
+    items_by_APPENDS=MADE + b"(NNe",
+    items_by_SETITEM=MADE + b"NNs",
+    items_by_SETITEMS=MADE + b"(NNNNu",
+    items_by_ADDITEMS=MADE + b"(N\x90",
+    an_object_as_a_key=b"}" + MADE + b"Ns",
+    objects_as_equal_keys=b"}(" + MADE + b"N" + MADE + b"Nu",
+    an_object_as_a_key_of_DICT=b"(" + MADE + b"Nd",
+    an_object_in_a_set=b"\x8f(" + MADE + b"\x90",
+    an_object_in_a_frozenset=b"(" + MADE + b"\x91",
+    a_function_that_is_called=RAN + b")R",
+    an_object_that_is_called=MADE + b")R",
+    a_method_by_a_dotted_name=short("sapper_canary") + short("Thing.method") + b"\x93)R",
+    a_class_by_STACK_GLOBAL=short("sapper_canary") + short("Thing") + b"\x93)\x81",
+    a_foreign_setstate=MADE + b"}" + text("__setstate__") + RAN + b"sbNb",
+    an_object_with_no_state=MADE + b"Nb",
+    an_object_from_the_memo=MADE + b"q\x7f0h\x7fh\x7f\x86",
+    a_name_that_is_only_named=RAN,
+    a_dict_of_an_object=called("collections", "OrderedDict", MADE),
+    a_counter_of_an_object=called("collections", "Counter", MADE),
+    a_deque_of_an_object=called("collections", "deque", MADE),
+    a_set_of_an_object=called("__builtin__", "set", MADE),
+    a_list_of_an_object=called("__builtin__", "list", MADE),
+    bytes_of_an_object=called("__builtin__", "bytearray", MADE),
+    a_range_of_an_object=called("__builtin__", "xrange", MADE),
+    a_path_of_an_object=called("pathlib", "PurePosixPath", MADE),
+)
+_doors(
+    True,
+    "a size that is no list",
+    a_size_of_an_object=called("torch", "Size", MADE),
+)
+_doors(True, "would run builtins.__import__", an_import=called("__builtin__", "__import__", text("sapper_canary")))
+_doors(
+    True,
+    "would run importlib.import_module",
+    an_import_by_importlib=called("importlib", "import_module", text("sapper_canary")),
+)
+_doors(
+    False,
+    "opened",
+    a_dict_with_a_foreign_factory=called("collections", "defaultdict", RAN),
+    a_deque_without_end=called("collections", "deque", b")", b"\x8a\x09" + bytes(8) + b"\x01"),
+    a_range_without_end=called("__builtin__", "xrange", b"K\x00", b"\x8b" + struct.pack("<i", 1000) + b"\x7f" * 1000),
+    a_slice_without_end=called("__builtin__", "slice", b"\x8b" + struct.pack("<i", 1000) + b"\x7f" * 1000),
+    a_number_of_a_million_digits=b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6,
+    a_number_of_a_million_digits_as_a_key=b"}\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b"Ns",
+    bytes_without_end=called("__builtin__", "bytearray", b"\x8a\x08" + b"\xff" * 7 + b"\x7f"),
+    lists_in_one_another=b"]" * 10_000 + b"a" * 9_999,
+    dicts_in_one_another=b"}" + (text("a") + b"}") * 10_000 + b"s" * 10_000,
+    tuples_in_one_another=b")" + b"\x85" * 10**5,
+    tuples_in_one_another_as_a_key=b"})" + b"\x85" * 10**5 + b"Ns",
+    objects_in_one_another=MADE + (b"}" + text("a") + MADE) * 10_000 + b"sb" * 10_000,
+    a_list_that_holds_itself=b"]q\x7fh\x7fa",
+    a_dict_beside_that_holds_itself=b"}q\x7f" + text("a") + b"h\x7fs",
+    an_object_that_holds_itself=MADE + b"q\x7f}" + text("a") + b"h\x7fsb",
+    an_object_of_objects_without_end_as_a_key=(
+        b"}" + MADE + b"q\x7f" + (b"0" + MADE + b"}(" + text("a") + b"h\x7f" + text("b") + b"h\x7fubq\x7f") * 60 + b"Ns"
+    ),
+    an_object_as_its_own_key=MADE + b"q\x7fh\x7fNs",
+    a_list_as_a_key=b"}]Ns",
+    keys_that_read_alike=b"}(K\x01h\x05" + text("1") + b"h\x05\x88h\x05I1\nh\x05u",
+    names_with_control_characters=b"}" + text("\x1b[2J\x00\n\u202e") + b"h\x05s",
+    a_name_without_a_code=b"}X\x03\x00\x00\x00\xed\xa0\x80h\x05s",
+    a_name_of_a_megabyte=b"}" + text("a" * 10**6) + b"h\x05s",
+    state_called_class=MADE + b"}(" + text("__class__") + RAN + text("__dict__") + b"}" + text("__len__") + RAN + b"ub",
+    a_namespace_with_odd_names=(
+        b"cargparse\nNamespace\n)R}(" + text("__dict__") + b"}" + text("__class__") + MADE + text("a") + b"K\x01ub"
+    ),
+    a_module_of_odd_parts=(
+        MADE + b"}(" + text("_parameters") + b"}" + text("_buffers") + b"K\x01" + text("_modules") + b"}"
+        + text("a") + MADE + b"sub"
+    ),
+    an_array_of_objects=called("numpy.core.multiarray", "_reconstruct", b"cnumpy\nndarray\n", b"K\x00\x85", text("b"))
+    + b"(K\x01K\x01\x85" + called("numpy", "dtype", text("O8")) + b"\x89](" + MADE + b"etb",
+    an_array_that_stays_empty=called("numpy.core.multiarray", "_reconstruct", b"cnumpy\nndarray\n", b"K\x00\x85", b"N"),
+    a_number_format_of_an_object=called("numpy", "dtype", MADE),
+    a_sparse_tensor_of_nothing=called("torch._utils", "_rebuild_sparse_tensor", b"N", b"N"),
+    a_tensor_without_data_of_exabytes=called(
+        "torch._utils", "_rebuild_meta_tensor_no_storage", b"N", b"\x8a\x08" + b"\xff" * 7 + b"\x7f\x85", b"N", b"\x89"
+    ),
+    a_foreign_tensor_class=called("torch._tensor", "_rebuild_from_type_v2", RAN, THING, b")", b"N"),
+    an_encoding_again_and_again=text("a" * 10**6) + b"q\x7f0"
+    + (b"c_codecs\nencode\nh\x7f\x85R0") * 100 + b"N",
+)  # fmt: skip
+
+
+def view(
+    offset: bytes = b"K\x00",
+    size: bytes = b"K\x02\x85",
+    stride: bytes = b"K\x01\x85",
+    key: str = "0",
+    numel: bytes = b"K\x02",
+) -> bytes:
+    """A tensor on a storage of the archive, whose entry has eight bytes."""
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + numel + b"tQ"
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + size + stride + b"\x89" + hooks + b"tR"
+
+
+HUGE = b"\x8a\x06" + b"\xff" * 5 + b"\x7f"
+"""2^47 − 1."""
+
+LONG = b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6
+"""A number of eight million bits."""
+
+MANY = b"(" + b"K\x01" * 1000 + b"t"
+
+REACH = "reaches out of its storage"
+for _name, _steps, _said in (
+    ("a storage that says it is larger", view(size=HUGE + b"\x85", numel=HUGE), "larger than the file"),
+    ("a storage that says it is a little larger", view(size=b"K\x03\x85", numel=b"K\x03"), REACH),
+    ("an offset out of the storage", view(offset=b"K\x01"), REACH),
+    ("an offset of terabytes", view(offset=HUGE), REACH),
+    ("a negative offset", view(offset=b"J\xff\xff\xff\xff"), "none can have"),
+    ("a stride out of the storage", view(stride=b"K\x02\x85"), REACH),
+    ("a stride of terabytes", view(stride=HUGE + b"\x85"), REACH),
+    ("a negative stride", view(stride=b"J\xff\xff\xff\xff\x85"), "none can have"),
+    ("a negative size", view(size=b"J\xff\xff\xff\xff\x85"), "none can have"),
+    ("a size of text", view(size=text("2") + b"\x85"), "none can have"),
+    ("a size of a million digits", view(size=LONG + b"\x85"), "none can have"),
+    ("another number of strides", view(stride=b")"), "other numbers of sizes"),
+    ("a thousand dimensions", view(size=MANY, stride=MANY), "too many"),
+    ("a storage that is not there", view(key="9"), "is missing in its archive"),
+    ("a storage outside of the archive", view(key="../data.pkl"), "is missing in its archive"),
+    ("no numbers in huge dimensions", view(size=b"K\x00" + HUGE + b"\x86", stride=HUGE + b"K\x01\x86"), "opened"),
+    ("two numbers that overlap", view(size=b"K\x02K\x01\x86", stride=b"K\x00K\x01\x86"), "opened"),
+    ("a tensor of an object", called("torch._utils", "_rebuild_tensor_v2", MADE, b"K\x00", b")", b")", b"\x89", b"N"),
+     "has no storage"),
+    ("a tensor with too few words", called("torch._utils", "_rebuild_tensor_v2", b"N"), "no pickle that can be read"),
+    ("an object as a persistent id", MADE + b"Q", "refers to something outside"),
+    ("an object as the kind of a storage", b"(" + text("storage") + MADE + text("0") + text("cpu") + b"K\x01tQ",
+     "of no kind"),
+    ("a text as a persistent id", b"Psapper_canary.ran\n", "refers to something outside"),
+    ("an extension's number", b"\x83\x01\x00", "extension registry"),
+    ("another extension's number", b"\x84\x01\x00\x00\x00", "extension registry"),
+    ("a buffer outside", b"\x97", "buffer outside"),
+    ("a call of a number", b"K\x01)R", "no function"),
+    ("a call with no list", THING + b"K\x01R", "no list of arguments"),
+    ("a name that is made up", THING + text("a") + b"\x93", "would run"),
+    ("items of a number", b"K\x01NNs", "has none"),
+    ("more of a number", b"K\x01(Ne", "no list"),
+    ("a state for a number", b"K\x01Nb", "no state"),
+    ("a key without a value", b"}(Nu", "no value"),
+    ("a step without a value", b"0000R", "no pickle that can be read"),
+    ("a mark that is not there", b"t", "no pickle that can be read"),
+    ("a memo that is empty", b"h\x7e", "no pickle that can be read"),
+    ("a memo at a number below none", b"Np-1\n", "no pickle that can be read"),
+    ("a byte array of exabytes", b"\x96" + struct.pack("<Q", 2**62), "read it to its end"),
+    ("bytes of exabytes", b"\x8e" + struct.pack("<Q", 2**62), "read it to its end"),
+    ("an array with other bytes than its shape", called("numpy.core.multiarray", "_reconstruct", b"N", b"N", b"N")
+     + b"(K\x01K\x09\x85" + called("numpy", "dtype", text("f4")) + b"\x89" + _bytes(bytes(4)) + b"tb", "other bytes"),
+    ("an array of terabytes", called("numpy.core.multiarray", "_reconstruct", b"N", b"N", b"N")
+     + b"(K\x01" + HUGE + b"\x85" + called("numpy", "dtype", text("f4")) + b"\x89" + _bytes(bytes(4)) + b"tb",
+     "other bytes"),
+    ("a number of NumPy's with other bytes", called("numpy.core.multiarray", "scalar",
+     called("numpy", "dtype", text("f8")), _bytes(bytes(3))), "other bytes than its format"),
+    ("bytes in a foreign code", called("_codecs", "encode", text("a"), text("hex")), "in a code that none are in"),
+    ("a storage of an object", called("torch.storage", "_load_from_bytes", MADE), "made of no bytes"),
+    ("lists of one another without end", b"]q\x7f0" + b"(h\x7fh\x7flq\x7f0" * 60 + b"h\x7f", "opened"),
+    ("dicts of one another without end",
+     b"}q\x7f0" + (b"}(" + text("a") + b"h\x7f" + text("b") + b"h\x7fuq\x7f0") * 30 + b"h\x7f",
+     "again and again"),
+):  # fmt: skip
+    DOORS[_name] = Door(_steps, _said)
+
+
+def nested(steps: bytes) -> bytes:
+    """As ``pickle.dump`` writes a storage: bytes of a checkpoint in a checkpoint."""
+    stream = (
+        b"".join(pickle.dumps(number, 2) for number in (0x1950A86A20F9469CFC6C, 1001, {})) + b"\x80\x02" + steps + b"."
+    )
+    return called("torch.storage", "_load_from_bytes", _bytes(stream + pickle.dumps([], 2)))
+
+
+DOORS |= {
+    "an object in bytes in a pickle": Door(nested(MADE), alive=True),
+    "a program in bytes in a pickle": Door(nested(b"cos\nsystem\n(" + text("true") + b"tR"), "would run os.system"),
+    "bytes in bytes in a pickle": Door(nested(nested(b"N")), "bytes of a checkpoint in bytes"),
+    "an import in bytes in a pickle": Door(
+        nested(called("__builtin__", "__import__", text("sapper_canary"))), "would run builtins.__import__", alive=True
+    ),
+    "noise in bytes in a pickle": Door(
+        called("torch.storage", "_load_from_bytes", _bytes(b"\x80\x02" + bytes(range(256)))), "no pickle"
+    ),
+    "a storage in bytes that is cut": Door(
+        called("torch._utils", "_rebuild_tensor_v2", nested(b"(" + text("storage") + b"ctorch\nFloatStorage\n"
+               + text("5") + text("cpu") + b"K\x02tQ"), b"K\x00", b"K\x02\x85", b"K\x01\x85", b"\x89", b"N"),
+        "it was cut",
+    ),
+    "an entry that unpacks to more than it says": Door(b"N", "compressed", entries={"archive/data/9": bytes(2**28)}),
+}  # fmt: skip
+
+
+def write_door(door: Door, path: Path) -> None:
+    """``{"w": tensor, "x": what the door's steps leave}``, the tensor being at 5 in the memo."""
+    steps = b"\x80\x04}" + text("w") + view() + b"q\x05s" + text("x") + door.steps + b"s."
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", steps)
+        archive.writestr("archive/data/0", struct.pack("<ff", 1, 2))
+        for name, content in door.entries.items():
+            archive.writestr(_entry(name, 0, zipfile.ZIP_DEFLATED), content)

@@ -72,11 +72,10 @@ def test_listing_what_there_is_never_imports_torch(module: str) -> None:
 
 
 def test_nothing_in_the_package_unpickles_what_comes_from_outside() -> None:
-    """The executors hand jobs from a process of ours to another; and one program opens foreign files, locked in."""
+    """The executors hand jobs from a process of ours to another; foreign pickles are read by a machine of our own."""
     between_our_processes = REPOSITORY / "src" / "sapper" / "lab" / "executors.py"
-    locked_in = REPOSITORY / "src" / "sapper" / "sandbox" / "inside.py"
     for path in (REPOSITORY / "src").rglob("*.py"):
         code = path.read_text(encoding="utf-8")
-        assert "torch.load(" not in code or path == locked_in, path
-        assert not re.search(r"^import pickle$", code, re.MULTILINE) or path == between_our_processes, path
+        assert "torch.load(" not in code, path
+        assert not re.search(r"^\s*(import|from) _?pickle\b", code, re.MULTILINE) or path == between_our_processes, path
         assert "allow_pickle=True" not in code, path

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sapper.encoders.backbones import blueprint, build
 from sapper.encoders.encoder import Card, Encoder
-from sapper.encoders.sources import read
+from sapper.encoders.sources import check_finite, read
 from sapper.errors import SapperError
 from sapper.files import write_atomically
 from sapper.run import Run
@@ -59,6 +59,7 @@ def load(path: Path, run: Run) -> Encoder:
 
 def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: str) -> Encoder:
     """The encoder that ``save`` wrote as these tensors and this card (JSON)."""
+    check_finite(tensors, where)
     try:
         card = _CARD.validate_json(card_text)
     except ValidationError as error:

@@ -3,13 +3,14 @@
 Weights come back as tensors by name. Only safetensors are read here; a pickle goes through the sandbox first.
 """
 
+import json
 import re
 import stat
-import tempfile
 import urllib.error
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import safetensors
 import safetensors.torch
@@ -17,28 +18,60 @@ import torch
 from torch import Tensor
 
 from sapper import sandbox
-from sapper.errors import SapperError, located
+from sapper.errors import SapperError, printable
 
 LARGEST_HEADER = 16 * 2**20
 """Bytes of a safetensors header; the names of a hundred thousand tensors take less."""
 
 LARGEST_FILE = 64 * 2**30
 
+START, LONGEST_TEXT = 4096, 16 * 2**10
+"""Bytes that are looked at first, and the size of a text that stands where a file should be."""
+
+WANTED = "give a .safetensors file, or a .pt, .pth or .ckpt that torch.save wrote"
+ANEW = "download it anew; where it asks, log in first"
+AGAIN = "get it again: the download or copy was not finished"
+UNPACK = "unpack it, and name the file of weights in it"
+
 OTHER_FORMATS = {
-    # what such a file begins with
-    b"\x89HDF\r\n": "HDF5 (Keras)",
-    b"GGUF": "GGUF, a quantized language model",
-    b"\x1f\x8b": "compressed by gzip",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"\x93NUMPY": "a NumPy array",
-    b"<": "HTML or XML: a web page was saved in place of the file",
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself",
+    # what such a file begins with: what it is, and what to do
+    b"\x89HDF\r\n": ("HDF5 (Keras)", WANTED),
+    b"GGUF": ("GGUF, a quantized language model", WANTED),
+    b"\x1f\x8b": ("compressed by gzip", f"{UNPACK}: gunzip FILE"),
+    b"BZh": ("compressed by bzip2", f"{UNPACK}: bunzip2 FILE"),
+    b"\xfd7zXZ": ("compressed by xz", f"{UNPACK}: unxz FILE"),
+    b"\x28\xb5\x2f\xfd": ("compressed by Zstandard", f"{UNPACK}: unzstd FILE"),
+    b"7z\xbc\xaf": ("a 7z archive", UNPACK),
+    b"Rar!": ("a RAR archive", UNPACK),
+    b"\x93NUMPY": ("a NumPy array", WANTED),
+    b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch the file: git lfs pull"),
+}
+
+TAR_OF_TORCH = (b"sys_info\0", b"pickle\0", b"storages\0", b"tensors\0")
+
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
+"""In the names of files that share the weights of one model."""
+
+MERGE = "load the whole model where you trust it, and save its state_dict as one file"
+
+UNREAD = {
+    # safetensors' names of number formats that are no weights by themselves, in plain words
+    "F8_E8M0": "scale factors of float8_e8m0fnu",
+    "F4": "of FP4",
+    "F6_E2M3": "of FP6",
+    "F6_E3M2": "of FP6",
+    "C64": "of complex numbers",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Tensors by their names in the file at ``path``, and the metadata of a safetensors file."""
+    """What a file at ``path`` holds.
+
+    ``tensors``: those that are dense and plain, by their names in the file; they may be not finite. ``metadata`` of a
+    safetensors file. Of a pickle, ``notes``, ``left_out`` and ``optimizer`` are as in ``sandbox.Converted``.
+    ``unread``: tensors that cannot be weights as they are (sparse, quantized, complex …), by name, in plain words.
+    """
 
     tensors: dict[str, Tensor]
     path: Path
@@ -52,73 +85,186 @@ class Weights:
 def read(path: Path, *, allow_weak_sandbox: bool = False) -> Weights:
     """The weights in a file.
 
-    Raises ``SapperError`` when it is missing, a link, no checkpoint, damaged or hostile, or when weights in it are not
-    finite.
+    Raises ``SapperError`` when it is missing, a link (but for those of the hub's cache), no checkpoint, damaged, cut or
+    hostile.
     """
-    kind = _kind(path)
-    if kind == "safetensors":
-        tensors, metadata = _safetensors(path)
-    else:
-        with tempfile.TemporaryDirectory(prefix="sapper-") as folder:
-            converted = Path(folder) / "converted.safetensors"
-            sandbox.convert(path, converted, allow_weak_sandbox=allow_weak_sandbox)
-            with located(str(path)):
-                tensors, metadata = _safetensors(converted)
-    broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    target = _followed(path)
+    if _kind(target, path) == "safetensors":
+        tensors, metadata, unread = _safetensors(target, str(path))
+        return Weights(tensors=tensors, path=path, metadata=metadata, unread=unread)
+    with sandbox.scratch() as converted:
+        found = sandbox.convert(target, converted, allow_weak_sandbox=allow_weak_sandbox)
+        tensors, metadata, _ = _safetensors(_place(converted), str(path))
+    return Weights(
+        tensors=tensors,
+        path=path,
+        metadata=metadata,
+        notes=found.notes,
+        left_out=found.left_out,
+        unread=found.unread,
+        optimizer=found.optimizer,
+    )
+
+
+def _place(file: IO[bytes]) -> Path:
+    """A path of an open file; those in memory have none of their own."""
+    return Path(file.name if isinstance(file.name, str) else f"/proc/self/fd/{file.fileno()}")
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise ``SapperError`` when there are tensors whose values are not all finite."""
+    broken = [name for name, value in tensors.items() if not _is_finite(value)]
     if broken:
         what = f"{len(broken)} of its {len(tensors)} tensors are not finite: {', '.join(broken[:3])}"
-        raise SapperError(what, where=str(path), remedy="nothing can be said of such an encoder; get another copy")
-    return Weights(tensors=tensors, path=path, metadata=metadata)
+        raise SapperError(what, where=where, remedy="nothing can be said of such an encoder; get another copy")
 
 
-def _kind(path: Path) -> Literal["safetensors", "pickle"]:
-    """By what the file begins with, whatever its name."""
+def _is_finite(value: Tensor) -> bool:
+    if not value.is_floating_point():
+        return True
+    wide = value if value.element_size() > 1 else value.to(torch.float32)  # torch does not ask float8
+    return bool(wide.isfinite().all())
+
+
+def _followed(path: Path) -> Path:
+    """The file that is meant: a link is followed in the hub's cache alone, from a snapshot to where the content is."""
+    if not path.is_symlink():
+        return path
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        what = f"this is a symbolic link to {path.readlink()}, and nothing is there"
+        raise SapperError(what, where=str(path), remedy="name the file itself") from error
+    snapshots = next((folder for folder in path.absolute().parents if folder.name == "snapshots"), None)
+    if snapshots is not None and target.parent == (snapshots.parent / "blobs").resolve():
+        return target
+    here = Path.cwd()
+    shown = target.relative_to(here) if target.is_relative_to(here) else target
+    raise SapperError("this is a symbolic link", where=str(path), remedy=f"name the file itself: {shown}")
+
+
+def _kind(path: Path, named: Path) -> Literal["safetensors", "pickle"]:
+    """By what the file begins with, whatever its name; ``named`` is what the user calls it."""
+    where = str(named)
     try:
         about = path.lstat()
-        if stat.S_ISLNK(about.st_mode):
-            remedy = f"name the file itself: {path.readlink()}"
-            raise SapperError("this is a symbolic link", where=str(path), remedy=remedy)
+        if stat.S_ISDIR(about.st_mode):
+            raise _folder(path, where)
         if not stat.S_ISREG(about.st_mode):
-            raise SapperError("this is no regular file", where=str(path), remedy="give a file of weights")
+            raise SapperError("this is no regular file", where=where, remedy="give a file of weights")
         with path.open("rb") as file:
-            start = file.read(512)
+            start = file.read(START)
     except OSError as error:
-        what = f"cannot read it: {error.strerror}"
-        raise SapperError(what, where=str(path), remedy="check the path") from error
+        raise SapperError(f"cannot read it: {error.strerror}", where=where, remedy="check the path") from error
     if about.st_size > LARGEST_FILE:
-        raise SapperError(f"it has {about.st_size / 2**30:.0f} GiB", where=str(path), remedy="give a smaller file")
-    for beginning, name in OTHER_FORMATS.items():
-        if start.startswith(beginning):
-            remedy = "give a .safetensors file, or a .pt, .pth or .ckpt that torch.save wrote"
-            raise SapperError(f"it is {name}", where=str(path), remedy=remedy)
-    if start[257:262] == b"ustar":
-        raise SapperError("it is a tar archive", where=str(path), remedy="unpack it and name a file of weights")
-    if not start:
-        raise SapperError("it is empty", where=str(path), remedy="get another copy of it")
+        raise SapperError(f"it has {about.st_size / 2**30:.0f} GiB", where=where, remedy="give a smaller file")
+    if (no_weights := _no_weights(start, about.st_size)) is not None:
+        raise SapperError(no_weights[0], where=where, remedy=no_weights[1])
+    if (part := SHARD.search(named.name)) is not None and int(part[2]) > 1:
+        what = f"this is part {int(part[1])} of {int(part[2])} that hold the weights of one model together"
+        raise SapperError(what, where=where, remedy=MERGE)
     if start[8:9] == b"{":
         return "safetensors"
-    if path.suffix == ".safetensors":
+    if named.suffix == ".safetensors":
         remedy = "do not trust its source: the name promises a format that cannot run code"
-        raise SapperError("it is called safetensors, and is something else", where=str(path), remedy=remedy)
+        raise SapperError("it is called safetensors, and is something else", where=where, remedy=remedy)
     return "pickle"  # old ones have no mark of their own; what is none will be said where it cannot do harm
 
 
-def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _folder(path: Path, where: str) -> SapperError:
+    """A folder may be an archive of torch's that something has unpacked."""
+    inside = next((each.parent for each in (path / "data.pkl", *path.glob("*/data.pkl")) if each.is_file()), None)
+    if inside is None:
+        return SapperError("this is a folder", where=where, remedy="name the file of weights in it")
+    inside = inside if inside.name else inside.resolve()
+    remedy = f"pack it again without compression: (cd {inside.parent} && zip -0 -r NEW.pth {inside.name})"
+    return SapperError("this is a folder: a file of torch's that was unpacked", where=where, remedy=remedy)
+
+
+def _no_weights(start: bytes, size: int) -> tuple[str, str] | None:
+    """What a file is that holds no weights, by how it begins, and what to do."""
+    if not start:
+        return "it is empty", AGAIN
+    if not start.strip(b"\0"):
+        return "it begins with nothing but zeros", AGAIN
+    for beginning, (name, remedy) in OTHER_FORMATS.items():
+        if start.startswith(beginning):
+            return f"it is {name}", remedy
+    if start[257:262] == b"ustar":
+        if start.startswith(TAR_OF_TORCH):
+            remedy = "where you trust it: load it with torch.load and weights_only=False, save it with torch.save"
+            return "it is of the format that torch wrote before version 0.1.10 (a tar of pickles)", remedy
+        return "it is a tar archive", UNPACK
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"<"):
+        return (
+            "it is HTML or XML: a web page was saved in place of the file",
+            ANEW,
+        )
+    return _text(start, text, size)
+
+
+def _text(start: bytes, text: bytes, size: int) -> tuple[str, str] | None:
+    """A message that a server sent in place of a file, or an index."""
+    as_json = text[:1] in (b"{", b"[") and start[:8].isascii() and b"\0" not in start[:8]
+    if as_json and b'"weight_map"' in start:
+        return "it is an index: these are names of files (shards) that hold the weights together", MERGE
+    try:
+        words = start.decode()
+    except UnicodeDecodeError:
+        words = ""
+    line = words.strip().partition("\n")[0]
+    plain = size <= LONGEST_TEXT and " " in line and all(char.isprintable() or char.isspace() for char in words)
+    if not as_json and not plain:
+        return None
+    shown = printable(line if plain else text[:80].decode("utf-8", "replace"))[:80]
+    return f"it is a text, not weights: {shown!r}", ANEW
+
+
+def _safetensors(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """Tensors, metadata, and what cannot be weights."""
     remedy = "get another copy of it; this one is damaged, or made to look like one"
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > LARGEST_HEADER:
-        what = f"its header claims {header / 2**20:.0f} MiB"
-        raise SapperError(what, where=str(path), remedy=remedy)
+        raise SapperError(f"its header claims {header / 2**20:.0f} MiB", where=where, remedy=remedy)
+    if (missing := _missing(path, header)) > 0:
+        raise SapperError(f"it was cut: {missing} bytes are missing", where=where, remedy=AGAIN)
+    tensors: dict[str, Tensor] = {}
+    unread: dict[str, str] = {}
     try:
         with safetensors.safe_open(path, "pt") as content:
             metadata: dict[str, str] = content.metadata() or {}
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
+            for name in content.keys():  # noqa: SIM118 (not a dict)
+                kind = str(content.get_slice(name).get_dtype())
+                if kind in UNREAD:
+                    unread[name] = UNREAD[kind]
+                    continue
+                try:
+                    tensors[name] = content.get_tensor(name)
+                except (safetensors.SafetensorError, RuntimeError, ValueError, AttributeError, KeyError, TypeError):
+                    unread[name] = f"of {kind}, which this version of torch does not read"
     except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, AttributeError) as error:
-        raise SapperError(f"not a readable safetensors file: {error}", where=str(path), remedy=remedy) from error
+        raise SapperError(f"not a readable safetensors file: {error}", where=where, remedy=remedy) from error
     if not tensors:
-        raise SapperError("there is no tensor in it", where=str(path), remedy=remedy)
-    return tensors, metadata
+        what = "no tensor in it can be read" if unread else "there is no tensor in it"
+        raise SapperError(what, where=where, remedy=remedy)
+    return tensors, metadata, unread
+
+
+def _missing(path: Path, header: int) -> int:
+    """How many bytes a safetensors file lacks of what its header speaks of."""
+    size = path.stat().st_size
+    if header + 8 > size:
+        return header + 8 - size
+    try:
+        with path.open("rb") as file:
+            file.seek(8)
+            entries = json.loads(file.read(header))
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+        return int(max(ends, default=0)) + 8 + header - size
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return 0  # no header at all; the library says so
 
 
 def from_hub(repository: str, names: tuple[str, ...], revision: str | None) -> tuple[Path, str]:

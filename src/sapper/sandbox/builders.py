@@ -1,0 +1,380 @@
+"""What names in a checkpoint's pickle stand for here: functions of ours for those that are known, and nothing else.
+
+``find`` is the only way from a name to a value. Each builder takes what the file passes, checks its type, and describes
+the result; none of them calls anything that the file gave it.
+"""
+
+import math
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sapper.sandbox.values import (
+    KINDS,
+    NUMPY_KINDS,
+    STORAGES,
+    Bytes,
+    Kind,
+    Named,
+    RefusedError,
+    Storage,
+    Tensor,
+    Thing,
+    Unread,
+    numbers,
+    tensor,
+)
+
+
+class Reader(Protocol):
+    """What builders need of the machine that reads."""
+
+    def spend(self, work: int) -> None:
+        """Count work that is more than the length of the step that asked for it."""
+
+    def nested(self, content: bytes) -> Any:
+        """The content of bytes that ``torch.save`` wrote."""
+
+    def called(self, function: Any, arguments: Any) -> Any:
+        """What stands for the result of a call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Builder:
+    """Ours, in place of a function or class that the file names. Arguments beyond ``most`` are dropped."""
+
+    build: Callable[..., Any]
+    most: int
+
+
+class Arriving:
+    """Something that is made empty and gets its content later, as NumPy's arrays and number formats do."""
+
+    def arrive(self, state: Any) -> None:
+        raise NotImplementedError
+
+
+class Format(Arriving):
+    """A number format of NumPy's: a letter and a number of bytes, and their order."""
+
+    def __init__(self, code: Any):
+        self.code = code if isinstance(code, str) else code.name if isinstance(code, Named) else ""
+        self.order = "<"
+
+    def arrive(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
+            self.order = "<" if state[1] in ("|", "=") else state[1]
+
+    @property
+    def kind(self) -> Kind | None:
+        return NUMPY_KINDS.get(self.code)
+
+
+class Array(Arriving):
+    """An array of NumPy's; nothing of it is read before it is wanted."""
+
+    def __init__(self) -> None:
+        self.shape: Any = ()
+        self.format: Any = None
+        self.column_first = False
+        self.content: Any = None
+
+    def arrive(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) == 5:
+            _, self.shape, self.format, self.column_first, self.content = state
+
+    def tensor(self) -> Tensor | Unread | Thing:
+        """The array as a tensor, where it holds plain numbers."""
+        kind = self.format.kind if isinstance(self.format, Format) else None
+        if kind is None or not isinstance(self.content, bytes | bytearray | str):
+            return Thing("a NumPy array of something else than numbers")
+        if kind.unread is not None:
+            return Unread(kind.unread)
+        shape = numbers(self.shape)
+        content = _bytes(self.content)
+        if len(content) != math.prod(shape) * kind.size:
+            raise RefusedError("a NumPy array in it has other bytes than its shape asks for")
+        holder = Bytes(content)
+        holder.big_endian = self.format.order == ">"
+        return tensor(Storage(holder, "", kind), kind, 0, shape, _strides(shape, self.column_first is True))
+
+
+def _strides(shape: tuple[int, ...], column_first: bool) -> tuple[int, ...]:
+    """Elements from one index to the next, along each dimension."""
+    step, strides = 1, []
+    for length in shape if column_first else shape[::-1]:
+        strides.append(step)
+        step = min(step * max(length, 1), 2**47)  # beyond that there are no elements that it could matter for
+    return tuple(strides if column_first else strides[::-1])
+
+
+def _bytes(content: bytes | bytearray | str) -> bytes | bytearray:
+    """Python 2 wrote bytes as text."""
+    try:
+        return content.encode("latin-1") if isinstance(content, str) else content
+    except UnicodeEncodeError as error:
+        raise RefusedError("a text in it stands where bytes should be") from error
+
+
+KNOWN: dict[str, Any] = {}
+"""By module and name."""
+
+
+def builds(*names: str, most: int = 16) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        KNOWN.update(dict.fromkeys(names, Builder(function, most)))
+        return function
+
+    return add
+
+
+@builds("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", most=7)
+def _tensor(
+    _: Reader,
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    _grad: Any = None,
+    _hooks: Any = None,
+    about: Any = None,
+) -> Any:
+    if isinstance(about, dict) and about:
+        return Unread("a tensor that is to be negated or conjugated")
+    return tensor(storage, storage.kind if isinstance(storage, Storage) else None, offset, size, stride)
+
+
+@builds("torch._utils._rebuild_tensor_v3", most=8)
+def _tensor_of_kind(
+    _: Reader,
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    _grad: Any,
+    _hooks: Any,
+    kind: Any,
+    about: Any = None,
+) -> Any:
+    if isinstance(about, dict) and about:
+        return Unread("a tensor that is to be negated or conjugated")
+    return tensor(storage, kind, offset, size, stride)
+
+
+@builds(
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    "torch._utils._rebuild_device_tensor_from_numpy",
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor",
+    "torch._utils._rebuild_xla_tensor",
+    "torch.nn.parameter.Parameter",
+    "torch.nn.parameter.Buffer",
+    most=1,
+)
+def _itself(_: Reader, data: Any = None) -> Any:
+    return Unread("a tensor without data") if data is None else data
+
+
+@builds("torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2", most=3)
+def _from_type(machine: Reader, function: Any, _type: Any, arguments: Any) -> Any:
+    """A tensor with attributes or of a subclass: its numbers."""
+    return (
+        machine.called(function, arguments)
+        if isinstance(function, Builder)
+        else Unread("a tensor of a class of its own")
+    )
+
+
+def _unread(what: str, *names: str) -> None:
+    KNOWN.update({name: Builder(lambda _: Unread(what), 0) for name in names})
+
+
+_unread("a sparse tensor", "torch._utils._rebuild_sparse_tensor")
+_unread("a quantized tensor", "torch._utils._rebuild_qtensor")
+_unread("a nested tensor", "torch._utils._rebuild_nested_tensor")
+_unread("a tensor of a class of its own", "torch._utils._rebuild_wrapper_subclass")
+_unread(
+    "a tensor without data",
+    "torch._utils._rebuild_meta_tensor_no_storage",
+    "torch.nn.parameter.UninitializedParameter",
+    "torch.nn.parameter.UninitializedBuffer",
+)
+
+
+@builds("torch.storage._load_from_bytes", most=1)
+def _from_bytes(machine: Reader, content: Any) -> Any:
+    if not isinstance(content, bytes | bytearray | str):
+        raise RefusedError("a storage in it is made of no bytes")
+    return machine.nested(content if isinstance(content, bytes) else bytes(_bytes(content)))
+
+
+def _thing(what: str, *names: str) -> None:
+    KNOWN.update({name: Builder(lambda _: Thing(what), 0) for name in names})
+
+
+_thing("a device", "torch.device")
+_thing("a layout", "torch.serialization._get_layout")
+_thing("a date or a time", *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")))
+_thing("a range", "builtins.range", "builtins.xrange", "builtins.slice")
+_thing("a complex number", "builtins.complex")
+_thing("an object", "builtins.object")
+_thing(
+    "a state of random numbers",
+    *(f"numpy.random._pickle.{name}" for name in ("__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor")),
+    *("numpy.random.__RandomState_ctor", "random.Random"),
+)
+
+
+@builds("collections.OrderedDict", "collections.Counter", "builtins.dict", most=1)
+def _dict(machine: Reader, content: Any = None) -> Any:
+    if content is None:
+        return {}
+    if isinstance(content, dict):
+        return content
+    if not isinstance(content, list | tuple):
+        return {}
+    machine.spend(1000 * len(content))
+    pairs = [each for each in content if isinstance(each, list | tuple) and len(each) == 2]
+    return {name: value for name, value in pairs if isinstance(name, str)}
+
+
+@builds("collections.defaultdict", most=0)
+def _default_dict(_: Reader) -> Any:
+    """Without what would make its missing entries."""
+    return {}
+
+
+@builds("builtins.list", "builtins.set", "builtins.frozenset", "builtins.tuple", "collections.deque", most=1)
+def _several(machine: Reader, content: Any = None) -> Any:
+    """The items, if they are there already."""
+    if isinstance(content, list):
+        return content
+    machine.spend(10 * len(content) if isinstance(content, tuple) else 0)
+    return list(content) if isinstance(content, tuple) else []
+
+
+@builds("torch.Size", most=1)
+def _size(machine: Reader, content: Any = ()) -> Any:
+    if not isinstance(content, list | tuple):
+        raise RefusedError("it has a size that is no list")
+    machine.spend(10 * len(content))
+    return tuple(content)
+
+
+@builds("_codecs.encode", most=2)
+def _encode(machine: Reader, text: Any, codec: Any = "latin1") -> Any:
+    """How protocol 2 writes bytes."""
+    if not isinstance(text, str) or codec not in ("latin1", "latin-1", "ascii", "utf-8", "utf8"):
+        raise RefusedError("it has bytes in a code that none are in")
+    machine.spend(len(text))
+    return text.encode("utf-8" if codec in ("utf-8", "utf8") else "latin-1")
+
+
+@builds("builtins.bytearray", "builtins.bytes", most=2)
+def _byte_array(machine: Reader, content: Any = b"", _codec: Any = None) -> Any:
+    if not isinstance(content, str | bytes | bytearray):
+        return Thing("bytes")
+    machine.spend(len(content))
+    return bytes(_bytes(content))
+
+
+@builds(
+    *(
+        f"{module}.{name}"
+        for module in ("pathlib", "pathlib._local")
+        for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+    )
+)
+def _path(_: Reader, *parts: Any) -> Any:
+    """As a text, which nothing is done with."""
+    if not all(isinstance(part, str) and len(part) <= 1000 for part in parts):
+        return Thing("a path")
+    return "/".join(parts).replace("//", "/")
+
+
+@builds("copyreg._reconstructor", most=3)
+def _reconstructor(machine: Reader, cls: Any, _base: Any = None, _state: Any = None) -> Any:
+    return machine.called(cls, ())
+
+
+@builds("copyreg.__newobj__")
+def _new_object(machine: Reader, cls: Any, *arguments: Any) -> Any:
+    return machine.called(cls, arguments)
+
+
+@builds("copyreg.__newobj_ex__", most=2)
+def _new_object_named(machine: Reader, cls: Any, arguments: Any) -> Any:
+    return machine.called(cls, arguments)
+
+
+@builds("numpy.dtype", most=1)
+def _format(_: Reader, code: Any) -> Any:
+    return Format(code)
+
+
+@builds("numpy.ndarray", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", most=0)
+def _array(_: Reader) -> Any:
+    return Array()
+
+
+@builds("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", most=4)
+def _from_buffer(_: Reader, content: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
+    array = Array()
+    array.arrive((1, shape, kind, order == "F", content))
+    return array
+
+
+@builds("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", most=2)
+def _number(_: Reader, kind: Any, content: Any = None) -> Any:
+    """A number of NumPy's, as Python's."""
+    if not isinstance(kind, Format) or kind.kind is None or not isinstance(content, bytes | str):
+        return Thing("a value of NumPy's")
+    letters = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "b1": "?"}
+    letters |= {"u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
+    if kind.code not in letters:
+        return Thing("a value of NumPy's")
+    try:
+        return struct.unpack(kind.order + letters[kind.code], _bytes(content))[0]
+    except struct.error as error:
+        raise RefusedError("a number of NumPy's in it has other bytes than its format") from error
+
+
+ALIASES = {"__builtin__": "builtins", "exceptions": "builtins", "copy_reg": "copyreg", "torch.tensor": "torch._tensor"}
+"""Modules under their names of Python 2, or of an older torch."""
+
+FUNCTIONS = frozenset(("__import__", "__build_class__", "apply", "breakpoint", "compile", "delattr", "eval", "exec",
+    "execfile", "exit", "file", "getattr", "globals", "help", "input", "locals", "memoryview", "open", "quit",
+    "raw_input", "reload", "setattr", "vars"))  # fmt: skip
+"""Functions of Python's own that reach code or files."""
+
+CODE = frozenset(("importlib", "imp", "marshal", "dill", "cloudpickle", "multiprocessing", "zipimport", "codeop", "gc"))
+"""Modules that have nothing to do with weights and run or load code; picklescan knows many more."""
+
+
+def find(module: str, name: str) -> Any:
+    """What stands for a name. Raises ``RefusedError`` where only code can be meant."""
+    module = ALIASES.get(module, module)
+    known = KNOWN.get(f"{module}.{name}")
+    if known is not None:
+        return known
+    if module.partition(".")[0] == "torch":
+        if name in STORAGES:
+            return STORAGES[name]
+        if module == "torch" and name in KINDS:
+            return KINDS[name]
+    if _is_code(module, name):
+        raise RefusedError(f"it would run {module}.{name} when it is opened", dangerous=True)
+    return Named(module[:LONGEST_NAME], name[:LONGEST_NAME])
+
+
+LONGEST_NAME = 200
+
+
+def _is_code(module: str, name: str) -> bool:
+    """Functions of Python itself, modules that run code, and modules that are reached through another."""
+    if module == "builtins" and name in FUNCTIONS:
+        return True
+    through = name.partition(".")[0] if "." in name else ""
+    return module.partition(".")[0] in CODE or through in sys.stdlib_module_names
