@@ -21,7 +21,7 @@ from sapper.audit.calibration import InClean
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.files import sha256
+from sapper.files import read_text, sha256
 from sapper.images import ImageSet
 from sapper.run import Run
 
@@ -53,7 +53,7 @@ def read_audit(path: Path) -> Recorded:
     remedy = "name the audit.json that sapper audit wrote, with its other files beside it"
     try:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path, remedy, "no audit can be read"))
         except ValueError as error:
             raise ValueError(f"it is not JSON ({error})") from error
         if content["schema"] != SCHEMA:

@@ -31,13 +31,18 @@ def load(
     data_root: Path | None = None,
     size: int = 32,
     download: bool = False,
+    labels: bool = True,
 ) -> "ImageSet":
     """The images of one split, as RGB of ``size`` × ``size`` pixels.
 
     ``name`` is a name from ``names()`` or a path: a folder of images (one subfolder per class, or none, with or
-    without ``train/``, ``test/``, ``val/`` above), a ``.parquet`` or ``.npz`` file, or a folder with one such file per
-    split. A name wins over a folder of the same name; write ``./mnist`` for the folder. A file, and a folder without
-    splits, is one split: train. Where there is no test split, val stands in and ``ImageSet.split`` says so.
+    without ``train/``, ``test/``, ``val/`` above), a ``.parquet``, ``.npz`` or ``.npy`` file, or a folder with such
+    files for each split, also in parts as the Hugging Face hub has them (``train-00000-of-00002.parquet``). A name wins
+    over a folder of the same name; write ``./mnist`` for the folder. A file, and a folder without splits, is one split:
+    train. Where there is no test split, val stands in and ``ImageSet.split`` says so.
+
+    ``labels``: whether labels are needed. Where they are not, a set whose labels cannot be used is taken without them,
+    and pictures that cannot be decoded are left out; ``ImageSet.notes`` says what was passed over.
 
     Known sets are looked for below ``data_root``, else below the environment variable ``SAPPER_DATA``;
     ``download`` lets torchvision fetch those that it knows.
@@ -45,7 +50,7 @@ def load(
     Raises ``SapperError`` when the set is not there, or its files cannot be used.
     """
     try:
-        return _load(name, split, data_root, size, download)
+        return _load(name, split, data_root, size, download, labels)
     except OSError as error:
         remedy = "check that it is there and that you may read it"
         raise SapperError(error.strerror or str(error), where=str(error.filename or name), remedy=remedy) from error
@@ -58,26 +63,26 @@ def check_name(name: str) -> None:
         raise SapperError(f"there is no data set {name!r}", remedy=remedy)
 
 
-def _load(name: str | Path, split: str, data_root: Path | None, size: int, download: bool) -> "ImageSet":
+def _load(name: str | Path, split: str, data_root: Path | None, size: int, download: bool, labels: bool) -> "ImageSet":
     from sapper.datasets import loading
 
     if size < 1:
         raise SapperError(f"size must be at least 1 pixel, got {size}", where=f"data set {str(name)!r}")
     if isinstance(name, Path):
-        return loading.load_path(name, split, size)
+        return loading.load_path(name, split, size, labels=labels)
     if name not in DATASETS and _looks_like_path(name):
-        return loading.load_path(Path(name), split, size)
+        return loading.load_path(Path(name), split, size, labels=labels)
     check_name(name)
     info = DATASETS[name]
     if info.kind == "embedded":
         return loading.load_embedded(info.name, split, size)
     if data_root is None and os.environ.get("SAPPER_DATA"):
         data_root = Path(os.environ["SAPPER_DATA"])
-    return loading.load_known(info, split, size, data_root, download=download)
+    return loading.load_known(info, split, size, data_root, download=download, labels=labels)
 
 
 def _looks_like_path(name: str) -> bool:
-    marked = "/" in name or name.startswith("~") or name.endswith((".parquet", ".npz"))
+    marked = "/" in name or "\\" in name or name.startswith("~") or name.endswith((".parquet", ".npz", ".npy"))
     return marked or (name != "" and Path(name).exists())
 
 
@@ -90,7 +95,8 @@ def check_task(train: "ImageSet", test: "ImageSet") -> None:
         where = f"data set {images.name!r} {images.split}".rstrip()
         if images.labels is None:
             remedy = "a task needs a class for each image: subfolders named after classes, or a column or array 'label'"
-            raise SapperError("it has no labels", where=where, remedy=remedy)
+            why = f" ({images.notes[-1]})" if images.notes else ""
+            raise SapperError(f"it has no labels{why}", where=where, remedy=remedy)
         occurring = images.labels.unique().tolist()
         if len(occurring) < 2:
             what = f"only one class occurs in it: {images.classes[occurring[0]]!r}"

@@ -1,6 +1,5 @@
 """A scenario: one experiment as a short TOML file, checked key by key before anything runs."""
 
-import tomllib
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -11,6 +10,7 @@ import torch
 
 from sapper import attacks, datasets, defenses, downstream, encoders, pretraining
 from sapper.errors import SapperError, closest, located
+from sapper.files import read_toml
 from sapper.lab.checking import Section, check_plain, check_unique, read_instance, read_section
 from sapper.lab.overrides import apply, override, variant
 from sapper.lab.sections import (
@@ -128,15 +128,7 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> Scenario:
 
     Raises ``SapperError`` naming file, key and remedy for everything that is not as it should be.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        remedy = "name a TOML file that is there and that you may read"
-        raise SapperError(f"cannot be read: {error}", where=str(path), remedy=remedy) from error
-    try:
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # besides bad syntax: numbers too long, arrays too deep
-        raise SapperError(f"not valid TOML: {error}", where=str(path), remedy="mend that place") from error
+    content = read_toml(path)
     for change in overrides:
         apply(content, change)
     return parse(content, str(path))

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sapper.errors import SapperError, first_mistake
-from sapper.files import write_atomically
+from sapper.files import read_text, write_atomically
 from sapper.lab.executors import Workers
 from sapper.lab.store import Store
 from sapper.run import Run, Silent
@@ -110,7 +110,7 @@ def plan_of(folder: Path) -> Plan:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(read_text(path, "sapper zoo build makes one", "no zoo can be read"))
         if content["schema"] == 1 and isinstance(content["members"], list) and isinstance(content["plan"], dict):
             return content
         raise ValueError("written by another version")

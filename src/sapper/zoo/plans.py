@@ -13,7 +13,6 @@ that each encoder's attack success is known.
 """
 
 import math
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from sapper import attacks, datasets, downstream, pretraining
 from sapper.errors import SapperError, closest, located
+from sapper.files import read_toml
 from sapper.lab.checking import Section, check_plain, check_unique, read_section
 from sapper.lab.scenario import Named, check_encoder, check_views, read_trigger, with_method
 from sapper.lab.sections import AttackSection, EncoderSection, FileName, HeadSection, PretrainingSection
@@ -122,13 +122,7 @@ class Plan:
 
 def read_plan(path: Path) -> Plan:
     """The plan in a file. Raises ``SapperError`` naming file, key and remedy for everything that does not fit."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SapperError(f"cannot be read: {error}", where=str(path), remedy="name a TOML file of a zoo") from error
-    except (ValueError, RecursionError) as error:
-        raise SapperError(f"not valid TOML: {error}", where=str(path), remedy="mend that place") from error
-    return parse_plan(content, str(path))
+    return parse_plan(read_toml(path, "name a TOML file of a zoo"), str(path))
 
 
 def parse_plan(content: dict[str, Any], file: str) -> Plan:
