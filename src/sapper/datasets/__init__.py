@@ -58,6 +58,9 @@ def load(
 
 def check_name(name: str) -> None:
     """Raise ``SapperError`` unless ``name`` is a known name or could be a path."""
+    if any(char in "\a\b\t\n\f\r\x1b" for char in name) and not Path(name).exists():
+        remedy = "in double quotes a backslash begins an escape: write the path in single quotes, or with slashes"
+        raise SapperError(f"there is a tab or the like in the name {name!r}", remedy=remedy)
     if name not in DATASETS and not _looks_like_path(name):
         remedy = f"{closest(name.lower(), names())} (or give a path: a folder of images, a .parquet or .npz file)"
         raise SapperError(f"there is no data set {name!r}", remedy=remedy)

@@ -121,6 +121,8 @@ def _leads(link: Path, target: str, start: str, known: set[str]) -> Kind | None:
     """Why a link is not followed; none where it is."""
     if not link.exists():
         return LEADS_NOWHERE
+    if not link.is_dir() and not link.is_file():
+        return None
     above = f"{start}{os.sep}".startswith(f"{target.rstrip(os.sep)}{os.sep}")
     return LEADS_BACK if above or target in known else None
 

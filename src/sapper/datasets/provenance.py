@@ -33,7 +33,7 @@ def of_known(info: DatasetInfo, place: str, title: str, asked: str, split: str, 
 def readme_title(folder: Path) -> str:
     """The first line of the README in ``folder``, in which copies say what was done to them; empty if none."""
     try:
-        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+        with (folder / "README.md").open(encoding="utf-8-sig", errors="replace") as file:
             return " ".join(file.readline(200).strip("# \n").split())
     except OSError:
         return ""
