@@ -228,7 +228,8 @@ def _mended(content: bytes) -> tuple[Image.Image, str] | None:
         return None
 
 
-PNG, JPEG, END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG, RESTARTS, END = b"\xff\xd8\xff", b"\xff\xdd", b"\xff\xd9"
 
 
 def _without_notes(png: bytes) -> bytes:
@@ -245,8 +246,11 @@ def _without_notes(png: bytes) -> bytes:
 def _without_an_end(jpeg: bytes) -> tuple[Image.Image, str] | None:
     """A JPEG file that lacks nothing but the mark of its end.
 
-    Then whatever is put before the mark does not matter; where pixels are missing it would become pixels.
+    Then whatever is put before the mark does not matter; where pixels are missing it would become pixels. Not so where
+    a file may end between two restart marks: such a file is left as it is.
     """
+    if RESTARTS in jpeg:
+        return None
     whole = jpeg.removesuffix(b"\xff")
     one, other = _read(whole + END), _read(whole + b"\x55" * 64 + END)
     return one if one[0].tobytes() == other[0].tobytes() else None

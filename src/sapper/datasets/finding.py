@@ -29,6 +29,7 @@ NO_PLUGIN = (
     "HEIC pictures (pip install pillow-heif to read them)",
 )
 NO_PICTURES = ("class folder without pictures", "class folders without pictures")
+BESIDE = ("entry with pictures beside the splits", "entries with pictures beside the splits")
 BROKEN = ("picture that cannot be read", "pictures that cannot be read")
 NO_ROW = ("row without an image that can be read", "rows without an image that can be read")
 

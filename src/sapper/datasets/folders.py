@@ -6,6 +6,7 @@ import torch
 
 from sapper.datasets.decoding import HEIC_REMEDY, decode
 from sapper.datasets.finding import (
+    BESIDE,
     BROKEN,
     NO_PICTURES,
     NO_PLUGIN,
@@ -83,6 +84,14 @@ def split_folders(folder: Path) -> dict[str, Path]:
         if inside and not any(holds_pictures(folder / name) for name in others if name != held[0]):
             return split_folders(folder / held[0])
     return {}
+
+
+def beside_splits(folder: Path) -> tuple[str, ...]:
+    """A note about what holds pictures beside the folders of splits, and is read with none of them."""
+    home = next(iter(split_folders(folder).values())).parent
+    names = [name for name in subfolders(home) if name.lower() not in SPLITS and holds_pictures(home / name)]
+    names += [picture.name for picture in pictures_in(home)]
+    return (note(BESIDE, names),) if names else ()
 
 
 def folder_classes(folder: Path, *, labels: bool) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sapper.errors import SapperError
 
-MOST_CLASSES = 1_000_000
+MOST_CLASSES = 300_000
 """More than any set of images has; each class has a name in memory."""
 
 

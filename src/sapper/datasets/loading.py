@@ -149,7 +149,8 @@ def find_split(path: Path, split: str, *, labels: bool) -> Source | None:
             folder = split_folders[candidate]
             if parts := _only_tables(folder):
                 return _tables(parts, candidate, path, labels=labels)
-            return _folder(folder, candidate, folders.folder_classes(path, labels=labels), labels=labels)
+            source = _folder(folder, candidate, folders.folder_classes(path, labels=labels), labels=labels)
+            return replace(source, read=partial(_with_notes, source.read, folders.beside_splits(path)))
     return None
 
 
@@ -211,12 +212,15 @@ def _tables(parts: list[Path], split: str, folder: Path, *, labels: bool) -> Sou
         raise SapperError(what, where=str(parts[0].parent), remedy=remedy)
     names = _class_names(folder, labels=labels)
 
-    def read(size: int) -> Raw:
-        raw = readers.read_parquet(parts, size, names, labels=labels)
-        return replace(raw, notes=raw.notes + ((note(shards.MISSING, missing),) if missing else ()))
-
+    whole = partial(readers.read_parquet, parts, names=names, labels=labels)
+    read = partial(_with_notes, whole, (note(shards.MISSING, missing),)) if missing else whole
     place = parts[0] if len(parts) == 1 else parts[0].parent
     return Source(place, _canonical(split), read, names)
+
+
+def _with_notes(read: Callable[[int], Raw], notes: tuple[str, ...], size: int) -> Raw:
+    raw = read(size)
+    return replace(raw, notes=raw.notes + notes)
 
 
 def _class_names(folder: Path, *, labels: bool) -> tuple[str, ...]:
