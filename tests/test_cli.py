@@ -294,6 +294,14 @@ def test_output_does_not_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == "bag ?[2J? No evidence of a backdoor.?\n"
 
 
+def test_a_full_disk_behind_the_output_is_told() -> None:
+    with Path("/dev/full").open("w") as full:
+        end = subprocess.run([*PROGRAM, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert end.returncode == 2
+    assert "standard output: the output cannot be written" in end.stderr
+    assert "Traceback" not in end.stderr
+
+
 def test_a_closed_pipe_ends_with_141() -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -333,7 +341,6 @@ def read_from_terminal(descriptor: int) -> str:
 
 TELL_MODULES = """
 import atexit, sys
-from sapper.__main__ import main
 atexit.register(lambda: print(sorted(sys.modules)))
 main()
 """

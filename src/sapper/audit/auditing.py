@@ -235,7 +235,9 @@ def fingerprint(encoder: Encoder) -> str:
 
 def about_images(images: ImageSet) -> dict[str, Any]:
     """Which images these are, for the report."""
-    return {"name": images.name, "split": images.split, "n": len(images), "sha256": images.digest}
+    return {"name": images.name, "split": images.split, "n": len(images), "sha256": images.digest} | (
+        {"notes": list(images.notes)} if images.notes else {}
+    )
 
 
 def about(encoder: Encoder) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from sapper.cli.shared import (
     check_writable,
     err,
     say,
+    say_verdict,
     telling_interrupts,
 )
 from sapper.errors import SapperError, printable
@@ -168,9 +169,7 @@ def audit(
     ]
     for name, written in zip(LEFT, contents):
         write_atomically(folder / name, written)
-    for line in page.lines(report):
-        say(line)
-    say(f"report: {folder / 'audit.html'}")
+    say_verdict([*page.lines(report), f"report: {folder / 'audit.html'}"])
     passes = report.verdict == "undecided" and fail_on == "backdoor" and not report.hidden
     raise typer.Exit(0 if passes else EXIT[report.verdict])
 

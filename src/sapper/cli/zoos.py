@@ -40,8 +40,7 @@ def build(
     workers: WorkersOption = 0,
 ) -> None:
     """Make the encoders of a zoo; those that are there already are kept."""
-    from sapper.lab.outline import read_content
-    from sapper.zoo.outline import MANIFEST, check_parts, outline
+    from sapper.zoo.outline import MANIFEST, check_parts, outline, read_content
 
     file = shipped_file(plan, "zoos", "plan")
     content = read_content(file)
