@@ -52,12 +52,18 @@ def load_path(path: Path, split: str, size: int) -> ImageSet:
     return _image_set(raw, source, name=name, classes=source.classes or raw.classes, text=text)
 
 
+def own_split(info: DatasetInfo, split: str) -> str:
+    """The split of a known data set that stands for ``split``. Raises ``SapperError`` if it has none."""
+    for name in candidates(split):
+        if name in info.splits:
+            return name
+    where, remedy = f"data set {info.name!r}", f"its splits: {', '.join(info.splits)}"
+    raise SapperError(f"there is no split {split!r}", where=where, remedy=remedy)
+
+
 def load_known(info: DatasetInfo, split: str, size: int, data_root: Path, *, download: bool) -> ImageSet:
     """A known data set: files below ``data_root/<its folder>`` first, then torchvision's layout."""
-    own = next((name for name in candidates(split) if name in info.splits), None)
-    where = f"data set {info.name!r}"
-    if own is None:
-        raise SapperError(f"there is no split {split!r}", where=where, remedy=f"its splits: {', '.join(info.splits)}")
+    own = own_split(info, split)
     folder = data_root / info.folder
     source = find_split(folder, split) if folder.is_dir() else None
     if source is not None:
