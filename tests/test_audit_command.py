@@ -83,6 +83,8 @@ def test_exit_codes_say_the_verdict(
     assert content["verdict"] == verdict
     assert content["encoder"]["opened"] == str(place / "subject.safetensors")
     assert content["command"].startswith("sapper audit ")
+    assert content["environment"]["number format"] == content["number_format"]
+    assert content["environment"]["why this format"]
     assert end.out.splitlines()[-1] == f"report: {tmp_path / 'out' / 'audit.html'}"
 
 

@@ -70,7 +70,10 @@ def test_the_command_in_the_results_repeats_the_run(sapper: Sapper, file: Path, 
     again = sapper(*words[1:])
     assert again.code == 0
     assert again.err.count("from the store") == 6
-    assert read_results(tmp_path / "out").records == first.records
+    second = read_results(tmp_path / "out")
+    assert second.records == first.records
+    for key in ("number format", "why this format"):
+        assert second.environment[key] == first.environment[key] != ""
 
 
 def test_without_out_a_run_goes_below_runs(sapper: Sapper, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

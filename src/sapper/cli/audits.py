@@ -132,6 +132,7 @@ def audit(
     from sapper.audit import auditing, stored
     from sapper.files import write_atomically
     from sapper.lab.environment import environment
+    from sapper.lab.precision import of_searching
     from sapper.report import audit as page
     from sapper.report import cyclonedx, sarif
 
@@ -146,12 +147,15 @@ def audit(
         if base is not None:
             alike = (arch, mean, std, size) if Path(base).exists() else (None, None, None, None)
             origin = open_encoder(base, run, *alike, trust_code=trust_code, weak=allow_weak_sandbox)
-        why = calibration.fitting(calibration.Key.of(subject, shown, chosen), known, bound).reason
-        if bags and why:
-            err.print(f"note: the audit will be undecided: {printable(why)}", markup=False)
+        match = calibration.fitting(calibration.Key.of(subject, shown, chosen), known, bound)
+        if bags and match.reason:
+            err.print(f"note: the audit will be undecided: {printable(match.reason)}", markup=False)
+        run = auditing.as_the_bags(run, match.bags)
+        if not run.why:
+            run = of_searching(subject, run)
         report = auditing.audit(subject, shown, chosen, known, run, bound=bound, base=origin, more=more)
     command = shlex.join(["sapper", *sys.argv[1:]])
-    around = environment(run) | {"number format": report.number_format}
+    around = environment(run)
     triggers = safetensors.torch.save(auditing.trigger_tensors(report))
     options = {"arch": arch, "mean": mean, "std": std, "size": size}
     content = auditing.as_json(report) | {
@@ -226,10 +230,12 @@ def replay(
     run, bars = begin(device, threads, seed)
     from sapper.audit import auditing, replaying
     from sapper.report import audit as page
+    from sapper.run import FORMATS
 
     found = replaying.read_audit(recorded)
+    dtype = FORMATS.get(str(audit.get("number_format")), run.dtype)
     with bars as progress:
-        run = replace(run, progress=progress)
+        run = replace(run, progress=progress, dtype=dtype)  # of the audit: what it found is measured anew
         subject = open_encoder(uri, run, **said, trust_code=trust_code, weak=allow_weak_sandbox)
         if encoder is None and audited != subject.card.origin.get("sha256"):
             what, remedy = "this is not the file that was audited", "name the file with --encoder if that is meant"

@@ -64,12 +64,12 @@ def begin(device: str, threads: int, seed: int) -> tuple[Any, Any]:
         import torch
 
         from sapper.progress import progress
-        from sapper.run import Run, fast_dtype
+        from sapper.run import Run
 
     place = device_of(device)
     if threads:
         torch.set_num_threads(threads)
-    return Run(seed=seed, device=place, dtype=fast_dtype(place)), progress(err)
+    return Run(seed=seed, device=place), progress(err)
 
 
 def open_encoder(

@@ -130,7 +130,7 @@ def _load(name: str | Path, split: str, data_root: Path | None, size: int, downl
     info = DATASETS[name]
     if info.kind == "embedded":
         return loading.load_embedded(info.name, split, size)
-    loading.own_split(info, split)  # a split that it does not have is told wherever the set lies
+    loading.own_split(info, split)  # a wrong one is told whether there is a data root or not
     root = _root_of(info, data_root, download=download)
     return loading.load_known(info, split, size, root, download=download, labels=labels)
 

@@ -53,6 +53,15 @@ def load_path(path: Path, split: str, size: int, *, labels: bool) -> ImageSet:
     return _image_set(raw, source, name=name, classes=source.classes or raw.classes, text=text, needed=labels)
 
 
+def own_split(info: DatasetInfo, split: str) -> str:
+    """The split of a known data set that stands for ``split``. Raises ``SapperError`` if it has none."""
+    for name in candidates(split):
+        if name in info.splits:
+            return name
+    where, remedy = f"data set {info.name!r}", f"its splits: {', '.join(info.splits)}"
+    raise SapperError(f"there is no split {split!r}", where=where, remedy=remedy)
+
+
 def load_known(info: DatasetInfo, split: str, size: int, data_root: Path, *, download: bool, labels: bool) -> ImageSet:
     """A known data set: files below ``data_root/<its folder>`` first, then torchvision's layout."""
     own = own_split(info, split)
@@ -77,15 +86,6 @@ def load_known(info: DatasetInfo, split: str, size: int, data_root: Path, *, dow
     # The registry's names come last: a copy may say itself how its labels run.
     classes = source.classes or raw.classes or info.class_names
     return _image_set(raw, source, name=info.name, classes=classes, text=text, groups=groups, needed=labels)
-
-
-def own_split(info: DatasetInfo, split: str) -> str:
-    """The name that a known set has for a split. Raises ``SapperError`` if it has no such split."""
-    own = next((name for name in candidates(split) if name in info.splits), None)
-    if own is None:
-        remedy = f"its splits: {', '.join(info.splits)}"
-        raise SapperError(f"there is no split {split!r}", where=f"data set {info.name!r}", remedy=remedy)
-    return own
 
 
 def _find_in_torchvision(info: DatasetInfo, split: str, data_root: Path, download: bool) -> Source:
