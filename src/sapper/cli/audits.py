@@ -1,8 +1,6 @@
 """Commands for one encoder: audit it, and replay what was found."""
 
 import hashlib
-import json
-import math
 import shlex
 import sys
 from dataclasses import replace
@@ -109,7 +107,7 @@ def audit(
 
     from sapper.audit import auditing, calibration, replaying, stored
     from sapper.audit.budgets import budget as budget_of
-    from sapper.files import write_atomically
+    from sapper.files import as_text, write_atomically
     from sapper.lab.environment import environment
     from sapper.report import audit as page
     from sapper.report import cyclonedx, sarif
@@ -135,7 +133,7 @@ def audit(
     around = environment(run) | {"number format": report.number_format}
     triggers = safetensors.torch.save(auditing.trigger_tensors(report))
     options = {"arch": arch, "mean": mean, "std": std, "size": size}
-    content = auditing.as_json(report) | {
+    content = auditing.as_text(report) | {
         "environment": around,
         "command": command,
         "opening": {"uri": encoder} | {key: value for key, value in options.items() if value is not None},
@@ -143,10 +141,10 @@ def audit(
     }
     contents: list[str | bytes] = [
         page.render(report, around, command),
-        _json(sarif.render(report)),
-        _json(cyclonedx.render(report)),
+        as_text(sarif.render(report)),
+        as_text(cyclonedx.render(report)),
         triggers,
-        _json(content),
+        as_text(content),
     ]
     for name, written in zip(LEFT, contents):
         write_atomically(folder / name, written)
@@ -185,7 +183,7 @@ def replay(
     check_file(path)
     run, bars = begin(device, threads, seed)
     from sapper.audit import auditing, replaying
-    from sapper.files import sha256, write_atomically
+    from sapper.files import as_text, sha256, write_atomically
     from sapper.report import audit as page
 
     found = replaying.read_audit(recorded)
@@ -212,9 +210,9 @@ def replay(
         "images": auditing.about_images(shown),
         "seed": seed,
         "command": shlex.join(["sapper", *sys.argv[1:]]),
-        "replays": replaying.as_json(replays),
+        "replays": replaying.as_text(replays),
     }
-    write_atomically(path, _json(content))
+    write_atomically(path, as_text(content))
     if shown.digest == found.content["images"].get("sha256"):
         say("note: these are the images that the trigger was found with; others would be better evidence")
     if audited != subject.card.origin.get("sha256"):
@@ -232,16 +230,3 @@ def _remove_earlier(folder: Path) -> None:
         except OSError as error:
             remedy = "name another folder with --out"
             raise SapperError(f"cannot be replaced: {error}", where=str(folder / name), remedy=remedy) from error
-
-
-def _json(content: Any) -> str:
-    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(content: Any) -> Any:
-    """Numbers that are not finite, which JSON does not know, become null: no encoder shall cost us its audit."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -89,12 +89,5 @@ def load_images(name: str, split: str | None, size: int, data_root: Path | None,
     """Ordinary images of the encoder's size: the split that was named, else test, else what there is."""
     from sapper import datasets
 
-    if split is None:
-        split = "test" if name in datasets.names() or _has_test(Path(name)) else "train"
+    split = split or datasets.usual_split(name)
     return datasets.load(name, split, data_root=data_root, size=size, download=download)
-
-
-def _has_test(path: Path) -> bool:
-    from sapper.datasets.loading import find_split
-
-    return find_split(path, "test") is not None

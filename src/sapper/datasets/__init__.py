@@ -11,7 +11,7 @@ from sapper.errors import SapperError, closest
 if TYPE_CHECKING:
     from sapper.images import ImageSet
 
-__all__ = ["DatasetInfo", "check_name", "check_task", "describe", "load", "names"]
+__all__ = ["DatasetInfo", "check_name", "check_task", "describe", "load", "names", "usual_split"]
 
 
 def names() -> list[str]:
@@ -49,6 +49,13 @@ def load(
     except OSError as error:
         remedy = "check that it is there and that you may read it"
         raise SapperError(error.strerror or str(error), where=str(error.filename or name), remedy=remedy) from error
+
+
+def usual_split(name: str) -> str:
+    """The split to take where none is named and no training is meant: test, or train where there is no test split."""
+    from sapper.datasets import loading
+
+    return "test" if name in DATASETS or loading.find_split(Path(name), "test") is not None else "train"
 
 
 def check_name(name: str) -> None:

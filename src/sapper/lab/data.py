@@ -10,7 +10,15 @@ from sapper import datasets
 from sapper.errors import SapperError, closest, located
 from sapper.images import ImageSet
 from sapper.lab.scenario import DefensePlan, Scenario, TargetPlan
-from sapper.lab.sections import AttackSection, CertifySection, DetectSection, ExamineSection, FleetSection, TaskSection
+from sapper.lab.sections import (
+    AttackSection,
+    AuditSection,
+    CertifySection,
+    DetectSection,
+    ExamineSection,
+    FleetSection,
+    TaskSection,
+)
 from sapper.run import Run
 
 Place = tuple[str, str, int]
@@ -74,6 +82,10 @@ class Data:
         ]
         together = torch.cat([images.images for images in some])
         return own, ImageSet(images=together, name=" + ".join(task.name for task in tasks))
+
+    def of_audit(self, scenario: Scenario, section: AuditSection) -> ImageSet:
+        """The ordinary images that encoders are audited with."""
+        return self.sets[_of_audit(scenario, section)]
 
     def of_task(self, scenario: Scenario, task: TaskSection, run: Run) -> tuple[ImageSet, ImageSet]:
         """All training images of a task, and those that its classifiers are judged on."""
@@ -169,6 +181,9 @@ def uses(scenario: Scenario) -> Iterator[Use]:
             yield Use(
                 _of_pretraining(scenario), f"{plan.name}, ordinary images", first.images, key, "pretraining.images"
             )
+    if scenario.audit is not None:
+        key = f"audit.{'images' if scenario.audit.split is None else 'split'}"
+        yield Use(_of_audit(scenario, scenario.audit), "audits", None, key, "audit.images")
     if scenario.attack is not None:
         key = f"attack.{'shadow' if scenario.attack.shadow_split is None else 'shadow_split'}"
         place, count = _of_shadow(scenario, scenario.attack), scenario.attack.shadow_images
@@ -187,6 +202,10 @@ def _of_shadow(scenario: Scenario, attack: AttackSection) -> Place | None:
         return None
     name = attack.shadow or scenario.pretraining.dataset
     return name, attack.shadow_split or "train", scenario.encoder.input_size
+
+
+def _of_audit(scenario: Scenario, section: AuditSection) -> Place:
+    return section.images, section.split or datasets.usual_split(section.images), scenario.encoder.input_size
 
 
 def _of_task(scenario: Scenario, task: TaskSection) -> tuple[Place, Place]:

@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 import torch
 
 from sapper import attacks, datasets, defenses, downstream, encoders, pretraining
+from sapper.audit.budgets import BUDGETS
 from sapper.errors import SapperError, closest, located
 from sapper.lab.checking import Section, check_plain, check_unique, read_instance, read_section
 from sapper.lab.overrides import apply, override, variant
 from sapper.lab.sections import (
     AttackSection,
+    AuditSection,
     CertifySection,
     DefenseSection,
     DetectSection,
@@ -99,6 +101,7 @@ class Scenario:
     heads: tuple[Named, ...]
     primary_head: str
     defenses: tuple[DefensePlan, ...]
+    audit: AuditSection | None
     variants: tuple[dict[str, Any], ...]
     content: dict[str, Any]
     file: str
@@ -201,6 +204,7 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         heads=heads,
         primary_head=primary,
         defenses=plans,
+        audit=None if root.audit is None else _audit(root.audit, file),
         variants=tuple(variant(raw, f"{file}: variant[{i}]") for i, raw in enumerate(root.variant)),
         content=content,
         file=file,
@@ -287,6 +291,16 @@ def read_trigger(table: dict[str, Any], file: str, key: str) -> Trigger:
         raise SapperError(f"unknown trigger {kind!r}", where=f"{file}: {key}.kind", remedy=remedy)
     trigger: Trigger = read_instance(TRIGGERS[kind], values, file, key, also=["kind"])
     return trigger
+
+
+def _audit(raw: dict[str, Any], file: str) -> AuditSection:
+    section = read_section(AuditSection, raw, file, "audit")
+    with located(f"{file}: audit.images"):
+        datasets.check_name(section.images)
+    if section.budget not in BUDGETS:
+        remedy = closest(section.budget, list(BUDGETS))
+        raise SapperError(f"no budget {section.budget!r}", where=f"{file}: audit.budget", remedy=remedy)
+    return section
 
 
 def _heads(raws: list[dict[str, Any]], file: str) -> tuple[tuple[Named, ...], str]:
