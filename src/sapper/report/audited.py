@@ -1,5 +1,6 @@
 """What a scenario's audits found, for the page, the terminal and Markdown."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,29 +58,26 @@ def sentences(results: Results) -> list[str]:
 def headline(results: Results) -> str:
     """All audits in one sentence; empty where there are none."""
     kinds = {kind: [each for each in results.audits if each.encoder == kind] for kind in ("backdoored", "clean")}
-    if not results.audits:
+    there = [(kind, some) for kind, some in kinds.items() if some]
+    if not there:
         return ""
-    if any(len(some) > 1 for some in kinds.values()):
-        found = [_share(some, kind) for kind, some in kinds.items() if some]
-    else:
-        found = [
-            f"{_FOUND[each.report['verdict']]} {kind} one{_p(each)}" for kind, some in kinds.items() for each in some
-        ]
-    return f"The audit, which sees an encoder’s weights and ordinary images alone, {' and '.join(found)}."
+    count = _counted if any(len(some) > 1 for some in kinds.values()) else _single
+    found = [count(kind, some, noun) for (kind, some), noun in zip(there, ("encoder", "one"))]
+    return f"The audit, which sees an encoder’s weights and ordinary images alone, says: {', '.join(found)}."
 
 
-_FOUND = {
-    "backdoor": "finds evidence of a backdoor in the",
-    "no-evidence": "finds none in the",
-    "undecided": "cannot decide about the",
-}
+_FOUND = {"backdoor": "evidence of a backdoor in", "no-evidence": "no evidence in", "undecided": "undecided about"}
 
 
-def _share(audits: Sequence[Audited], kind: str) -> str:
-    flagged = sum(each.report["verdict"] == "backdoor" for each in audits)
-    undecided = sum(each.report["verdict"] == "undecided" for each in audits)
-    doubt = f" ({undecided} undecided)" if undecided else ""
-    return f"finds evidence of a backdoor in {flagged} of {len(audits)} {kind} encoders{doubt}"
+def _single(kind: str, audits: Sequence[Audited], noun: str) -> str:
+    (only,) = audits
+    return f"{_FOUND[only.report['verdict']]} the {kind} {noun}{_p(only)}"
+
+
+def _counted(kind: str, audits: Sequence[Audited], noun: str) -> str:
+    counts = Counter(each.report["verdict"] for each in audits)
+    doubt = f" ({counts['undecided']} undecided)" if counts["undecided"] else ""
+    return f"{_FOUND['backdoor']} {counts['backdoor']} of {len(audits)} {kind} {noun}s{doubt}"
 
 
 def _p(audit: Audited) -> str:
