@@ -60,7 +60,7 @@ def demo(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """The whole story on embedded data, in minutes: one encoder, three tasks, one backdoor for all of them."""
+    """Lay a backdoor and find it, on embedded data, in minutes: one encoder, three tasks, two audits."""
     _run(_scenario_file("demo"), out_folder, store, overrides or [], None, False, device, threads)
 
 
