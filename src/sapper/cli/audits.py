@@ -133,7 +133,7 @@ def audit(
     around = environment(run) | {"number format": report.number_format}
     triggers = safetensors.torch.save(auditing.trigger_tensors(report))
     options = {"arch": arch, "mean": mean, "std": std, "size": size}
-    content = auditing.as_text(report) | {
+    content = auditing.as_json(report) | {
         "environment": around,
         "command": command,
         "opening": {"uri": encoder} | {key: value for key, value in options.items() if value is not None},
@@ -210,7 +210,7 @@ def replay(
         "images": auditing.about_images(shown),
         "seed": seed,
         "command": shlex.join(["sapper", *sys.argv[1:]]),
-        "replays": replaying.as_text(replays),
+        "replays": replaying.as_json(replays),
     }
     write_atomically(path, as_text(content))
     if shown.digest == found.content["images"].get("sha256"):
