@@ -194,8 +194,8 @@ def _recovered(results: Results, each: Audited) -> Recovered:
     for stamped in each.stamped:
         title = {
             "nothing": "images",
-            "audit": "with what the audit recovered",
-            "attacker": f"with the attacker’s trigger, {aim(task_of.get(stamped.target), stamped.target)}",
+            "audit": "recovered by the audit",
+            "attacker": f"true trigger: {aim(task_of.get(stamped.target), stamped.target)}",
         }[stamped.by]
         role = "triggered" if stamped.by == "attacker" else "clean"
         strips.append(
