@@ -1,7 +1,7 @@
 """The result table as Markdown, for pages that quote results."""
 
 from sapper.lab.results import Results
-from sapper.report import defenses, tables, text
+from sapper.report import audited, defenses, tables, text
 from sapper.report.tables import LABELS, METRICS, SummaryRow, Table
 
 DETECTION_NOTE = (
@@ -33,6 +33,7 @@ def render(results: Results) -> str:
         "",
         f"In %; 95 % intervals {tables.interval_note(estimates)}. Seeds {text.listing(results.scenario['seeds'])}; "
         f"{text.duration(seconds)} of computation; {environment}.",
+        *(_plain_table(audited.table(results), audited.NOTE) if results.audits else []),
         *_plain_table(defenses.detection_table(results), DETECTION_NOTE),
         *_plain_table(
             defenses.certification_table(results), f"In %; 95 % intervals {tables.interval_note(certified)}."
