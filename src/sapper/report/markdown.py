@@ -32,7 +32,7 @@ def render(results: Results) -> str:
         *(_row(row) for row in rows),
         "",
         f"In %; 95 % intervals {tables.interval_note(estimates)}. Seeds {text.listing(results.scenario['seeds'])}; "
-        f"{text.duration(seconds)} of computation; {environment}.",
+        f"{f'{text.duration(seconds)} of computation; ' if seconds else ''}{environment}.",
         *(_plain_table(audited.table(results), audited.NOTE) if results.audits else []),
         *_plain_table(defenses.detection_table(results), DETECTION_NOTE),
         *_plain_table(
