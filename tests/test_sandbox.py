@@ -216,12 +216,17 @@ def test_objects_of_foreign_classes_are_named_and_their_plain_values_noted(
     arguments = foreign(monkeypatch, "somebody.training", "Arguments")()
     arguments.__dict__ |= {"lr": 0.5, "_hidden": 1, "other": arguments}
     settings = foreign(monkeypatch, "somebody.training", "Settings", dict)(width=4)
+    sharded = foreign(monkeypatch, "somebody.training", "Sharded")()
+    sharded.__dict__ |= {"local": torch.ones(3)}
     path = tmp_path / "checkpoint.pth"
-    torch.save({"model": STATE, "hyper_parameters": config, "args": arguments, "settings": settings}, path)
+    torch.save(
+        {"model": STATE | {"fc": sharded}, "hyper_parameters": config, "args": arguments, "settings": settings}, path
+    )
     said, tensors = convert(path)
     assert len(tensors) == len(STATE)
     assert said.notes == {"hyper_parameters.backbone": "resnet50", "args.lr": 0.5, "settings.width": 4}
     assert said.left_out == {"args": "an object of somebody.training.Arguments"}
+    assert said.unread == {"model.fc": "tensors in an object of somebody.training.Sharded"}
 
 
 @pytest.mark.usefixtures("sandbox_holds")
