@@ -20,7 +20,7 @@ from sapper.lab.data import load_data
 from sapper.lab.results import Audited, Results, read_results, write_results
 from sapper.report import audited, markdown, render
 from sapper.run import Run
-from tests.micro import PLAIN, SIZE, experiment, numbers, perform, write_data, write_npz
+from tests.micro import SIZE, experiment, numbers, perform, write_data, write_npz
 
 QUICK = BUDGETS["quick"]
 
@@ -135,17 +135,6 @@ def test_variants_that_share_an_encoder_share_its_audit(
     assert [bool(each.stamped) for each in results.audits] == [True, True]
 
 
-def test_a_bound_that_no_fitting_bag_reaches_is_undecided(data: Path, bags: list[str], tmp_path: Path) -> None:
-    scenario = experiment(data, text=PLAIN, extra=audit(data, bags=bags, false_alarms=0.01))
-    (only,) = perform(scenario, tmp_path).audits
-    assert (only.encoder, only.report["verdict"], only.report["p_value"]) == ("clean", "undecided", None)
-    assert only.beside == {}
-    results = Results(scenario={}, environment={}, command="", records=(), audits=(only,))
-    assert "says: undecided about the clean encoder." in audited.headline(results)
-    assert audited.sentences(results)[0].startswith("audit of the clean encoder: Undecided. The score cannot be judged")
-    assert "Undecided" in render(results)
-
-
 @pytest.mark.parametrize(
     ("change", "place", "words"),
     [
@@ -201,6 +190,13 @@ def test_one_pair_is_told_in_one_sentence_with_its_p_values() -> None:
         "audit of the backdoored encoder: Evidence of a backdoor (p = 0.032). Said by bag.",
         "audit of the clean encoder: No evidence of a backdoor (p = 0.52). Said by bag.",
     ]
+
+
+def test_an_audit_without_a_verdict_says_so() -> None:
+    results = of(made_up("undecided", 5.1, None, "clean"))
+    assert audited.headline(results).endswith("says: undecided about the clean encoder.")
+    assert audited.sentences(results) == ["audit of the clean encoder: Undecided. Said by bag."]
+    assert "Undecided" in render(results)
 
 
 def test_several_seeds_are_counted_and_named() -> None:
