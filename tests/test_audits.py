@@ -20,7 +20,7 @@ from sapper.lab.data import load_data
 from sapper.lab.results import Audited, Results, read_results, write_results
 from sapper.report import audited, markdown, render
 from sapper.run import Run
-from tests.micro import SIZE, experiment, numbers, perform, write_data, write_npz
+from tests.micro import PLAIN, SIZE, experiment, numbers, perform, write_data, write_npz
 
 QUICK = BUDGETS["quick"]
 

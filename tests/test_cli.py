@@ -162,7 +162,8 @@ def test_what_cannot_be_used_is_told_and_earlier_results_stay(
     prepare(file)
     assert says in told(sapper("run", file, "--out", tmp_path / "out", *options))
     assert (tmp_path / "out" / "results.json").read_text() == "earlier"
-    assert {path.name for path in (tmp_path / "out").rglob("*")} <= {"results.json", "store"}
+    left = {path.name for path in (tmp_path / "out").rglob("*") if not path.match("store/number-format-*.json")}
+    assert left <= {"results.json", "store"}
 
 
 def test_an_unknown_scenario_is_told_with_the_closest(sapper: Sapper, tmp_path: Path) -> None:
@@ -344,6 +345,7 @@ def read_from_terminal(descriptor: int) -> str:
 
 TELL_MODULES = """
 import atexit, sys
+from sapper.__main__ import main
 atexit.register(lambda: print(sorted(sys.modules)))
 main()
 """
