@@ -1,6 +1,6 @@
 """Runs the benchmarks named on the command line, or all of them; prints a table and writes ``results.json`` here.
 
-Each runs in the number format that is fastest here and, as ``NAME_float32``, in float32: once, where these are one.
+Each runs in bfloat16 where the processor has it and, as ``NAME_float32``, in float32: once, where it has none.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from benchmarks.timing import Row
 from sapper.files import write_atomically
 from sapper.lab.environment import environment
-from sapper.run import Run, fast_dtype
+from sapper.run import Run, native_dtype
 
 NAMES = (
     *("augmentation", "simclr_step", "badencoder_step", "badencoder_step_few_views"),
@@ -31,7 +31,7 @@ def main() -> None:
     if unknown := set(names) - set(NAMES):
         parser.error(f"no benchmark named {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
 
-    fast = fast_dtype(torch.device("cpu"))
+    fast = native_dtype(torch.device("cpu"))
     machine = environment(Run(dtype=fast))
     print(", ".join(f"{key} {machine[key]}" for key in ("torch", "processor", "threads", "number format")))
     print(f"{'medians':<34}{'ours':>10}{'textbook':>10}{'ratio':>7}{'lowest…highest':>18}")

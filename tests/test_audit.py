@@ -502,6 +502,12 @@ def test_draws_depend_on_the_encoder_as_in_bags(found: AuditReport) -> None:
     assert auditing.scores(suspect, photos(), BUDGET.make(), run)["multi_prior"].score == found.leading.score
 
 
+def test_the_format_of_the_bags_goes_before_any_measurement(bag: Bag) -> None:
+    half = replace(bag, name="half", made={"number format": "bfloat16"})
+    assert auditing.as_the_bags(RUN, [half]).why == "as the bags were measured"
+    assert auditing.as_the_bags(RUN, [bag, half]).why == ""
+
+
 def test_an_audit_computes_in_the_number_format_of_its_bags(bag: Bag) -> None:
     def formats(*bags: Bag) -> str:
         return audit(varied(55), photos(), BUDGET, bags, RUN).number_format

@@ -1,19 +1,23 @@
 """The commands audit, replay and calibrate as a user calls them: exit codes, files, and clear errors."""
 
 import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import torch
+from PIL import Image
 
-from sapper import datasets, encoders
+from sapper import cli, datasets, encoders
+from sapper.__main__ import main
 from sapper.audit import auditing, calibration
 from sapper.audit.budgets import BUDGETS
 from sapper.audit.calibration import Bag, Key, read_bag, write_bag
@@ -79,6 +83,8 @@ def test_exit_codes_say_the_verdict(
     assert content["verdict"] == verdict
     assert content["encoder"]["opened"] == str(place / "subject.safetensors")
     assert content["command"].startswith("sapper audit ")
+    assert content["environment"]["number format"] == content["number_format"]
+    assert content["environment"]["why this format"]
     assert end.out.splitlines()[-1] == f"report: {tmp_path / 'out' / 'audit.html'}"
 
 
@@ -299,6 +305,56 @@ def test_images_and_encoders_that_are_not_there_are_told(sapper: Sapper, place: 
     for name, expected in (("subject.safetensor", "there is no such file"), ("tim:resnet50", "timm")):
         assert expected in told(sapper("audit", name, "--images", place / "photos", *out))
     assert sapper("audit", subject, *out).code == 2  # --images is required
+
+
+def _ascii() -> TextIO:
+    return io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+
+
+def _full() -> TextIO:
+    return Path("/dev/full").open("w")
+
+
+def _unread() -> TextIO:
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w")
+
+
+@pytest.mark.parametrize("stream", [_ascii, _full, _unread])
+def test_a_verdict_stands_whether_or_not_it_can_be_read(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: Callable[[], TextIO]
+) -> None:
+    monkeypatch.setitem(BUDGETS, "quick", EASY)
+    monkeypatch.setattr(cli.out, "quiet", False)
+    streams = stream(), _full()
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    bag = ("--bag", place / "suspicious.json")
+    monkeypatch.setattr(sys, "argv", ["sapper", *map(str, words(place, tmp_path / "out", *bag))])
+    with pytest.raises(SystemExit) as end:
+        main()
+    monkeypatch.undo()
+    for each in streams:
+        each.close()
+    assert end.value.code == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert json.loads((tmp_path / "out" / "audit.json").read_text())["verdict"] == "backdoor"
+
+
+def test_what_was_skipped_is_told_and_recorded(sapper: Sapper, place: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos" / "train"
+    photos.mkdir(parents=True)
+    for row, image in enumerate(datasets.load(f"{place}/photos", "train", size=16).images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(photos / f"{row}.png")
+    (photos / "notes.txt").write_text("x")
+    (photos / "half.png").write_bytes(b"x")
+    end = sapper("audit", place / "subject.safetensors", "--images", photos, "--device", "cpu", "--out", tmp_path / "o")
+    assert end.code == 3, end.err
+    notes = json.loads((tmp_path / "o" / "audit.json").read_text())["images"]["notes"]
+    assert len(notes) == 2
+    for note in notes:
+        assert f"note: {note}" in end.err
 
 
 @pytest.mark.parametrize(

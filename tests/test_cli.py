@@ -70,7 +70,10 @@ def test_the_command_in_the_results_repeats_the_run(sapper: Sapper, file: Path, 
     again = sapper(*words[1:])
     assert again.code == 0
     assert again.err.count("from the store") == 6
-    assert read_results(tmp_path / "out").records == first.records
+    second = read_results(tmp_path / "out")
+    assert second.records == first.records
+    for key in ("number format", "why this format"):
+        assert second.environment[key] == first.environment[key] != ""
 
 
 def test_without_out_a_run_goes_below_runs(sapper: Sapper, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +297,14 @@ def test_output_does_not_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == "bag ?[2J? No evidence of a backdoor.?\n"
 
 
+def test_a_full_disk_behind_the_output_is_told() -> None:
+    with Path("/dev/full").open("w") as full:
+        end = subprocess.run([*PROGRAM, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert end.returncode == 2
+    assert "standard output: the output cannot be written" in end.stderr
+    assert "Traceback" not in end.stderr
+
+
 def test_a_closed_pipe_ends_with_141() -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -333,7 +344,6 @@ def read_from_terminal(descriptor: int) -> str:
 
 TELL_MODULES = """
 import atexit, sys
-from sapper.__main__ import main
 atexit.register(lambda: print(sorted(sys.modules)))
 main()
 """

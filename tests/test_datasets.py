@@ -22,7 +22,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from sapper import datasets
-from sapper.datasets.decoding import resize
+from sapper.datasets.decoding import FORMATS, resize
 from sapper.datasets.registry import DATASETS
 from sapper.errors import SapperError
 from sapper.images import ImageSet
@@ -420,8 +420,69 @@ def parquet_with_an_empty_row(folder: Path) -> Path:
     return write_parquet(folder / "a.parquet", [encode(noise(8, 8, 3)), None], [0, 1])
 
 
-def parquet_with_text_labels(folder: Path) -> Path:
+def parquet_with_texts_that_classes_json_lacks(folder: Path) -> Path:
+    write(folder / "classes.json", '["dog"]')
     return write_parquet(folder / "a.parquet", [encode(noise(8, 8, 3))], pa.array(["cat"]))
+
+
+def parquet_with_half_labels(folder: Path) -> Path:
+    return write_parquet(folder / "a.parquet", [encode(noise(8, 8, 3))] * 2, pa.array([1.0, 0.5]))
+
+
+def parquet_with_a_file_that_is_not_beside_it(folder: Path) -> Path:
+    return write_parquet(folder / "a.parquet", [None], [0], paths=["x.png"])
+
+
+def parquet_with_a_file_of_somebody_else(folder: Path) -> Path:
+    """A table from elsewhere must not choose which files of this machine are opened."""
+    write(folder / "x.png", noise(8, 8, 3))
+    (folder / "in").mkdir()
+    return write_parquet(folder / "in" / "a.parquet", [None], [0], paths=["../x.png"])
+
+
+def parts_of_which_one_is_missing(folder: Path) -> Path:
+    write_parquet(folder / "train-00000-of-00002-abc.parquet", [encode(noise(8, 8, 3))], [0])
+    return folder
+
+
+def parts_of_two_versions(folder: Path) -> Path:
+    for name in ("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"):
+        write_parquet(folder / f"{name}.parquet", [encode(noise(8, 8, 3))], [0])
+    return folder
+
+
+def several_configurations(folder: Path) -> Path:
+    for name in ("plain_text", "other"):
+        write_parquet(folder / name / "train-00000-of-00001.parquet", [encode(noise(8, 8, 3))], [0])
+    return folder
+
+
+def an_archive(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+        archive.writestr("0.png", encode(noise(8, 8, 3)))
+    return folder / "photos.zip"
+
+
+def a_single_picture(folder: Path) -> Path:
+    return write(folder / "single.png", noise(8, 8, 3))
+
+
+def a_list_of_files(folder: Path) -> Path:
+    return write(folder / "list.txt", "0.png\n")
+
+
+def folder_with_a_heic_picture(folder: Path) -> Path:
+    write(folder / "IMG_1.HEIC", HEIC)
+    write(folder / "1.png", noise(8, 8, 3))
+    return folder
+
+
+def folder_with_a_heic_picture_called_jpg(folder: Path) -> Path:
+    write(folder / "IMG_1.jpg", HEIC)
+    return folder
+
+
+HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 100
 
 
 def parquet_with_a_missing_label(folder: Path) -> Path:
@@ -487,7 +548,11 @@ def npz_with_too_few_labels(folder: Path) -> Path:
 
 
 def npz_with_float_labels(folder: Path) -> Path:
-    return write_npz(folder / "a.npz", image=noise(2, 8, 8), label=np.zeros(2))
+    return write_npz(folder / "a.npz", image=noise(2, 8, 8), label=np.array([0.0, 0.5]))
+
+
+def npz_with_several_classes_an_image(folder: Path) -> Path:
+    return write_npz(folder / "a.npz", image=noise(2, 8, 8), label=np.array([[1, 1], [0, 1]]))
 
 
 def empty_folder(folder: Path) -> Path:
@@ -516,8 +581,13 @@ def folder_with_postscript(folder: Path) -> Path:
     return folder
 
 
-def folder_with_16_bit_image(folder: Path) -> Path:
-    write(folder / "deep.png", noise(8, 8).astype(np.uint16) * 256)
+def folder_with_12_bit_image(folder: Path) -> Path:
+    write(folder / "deep.png", noise(8, 8).astype(np.uint16) * 16)
+    return folder
+
+
+def folder_with_a_float_image(folder: Path) -> Path:
+    write(folder / "float.tif", encode(Image.fromarray(noise(8, 8).astype(np.float32) / 255), "TIFF"))
     return folder
 
 
@@ -563,7 +633,18 @@ BAD_PATHS = {
     parquet_of_texts: ["a.parquet, column 'image'", "string", "struct{bytes, path}"],
     parquet_with_an_undecodable_row: ["a.parquet, column 'image', row 1 (y.png)", "not an image"],
     parquet_with_an_empty_row: ["a.parquet, column 'image', row 1", "no image bytes"],
-    parquet_with_text_labels: ["a.parquet, column 'label'", "string, not integers"],
+    parquet_with_texts_that_classes_json_lacks: ["a.parquet, column 'label'", "'cat' in row 0", "classes.json"],
+    parquet_with_half_labels: ["a.parquet, column 'label'", "0.5 in row 1"],
+    parquet_with_a_file_that_is_not_beside_it: ["row 0 (x.png)", "not beside the table"],
+    parquet_with_a_file_of_somebody_else: ["row 0 (../x.png)", "not beside the table"],
+    parts_of_which_one_is_missing: ["1 of its 2 parts are missing: train-00001-of-00002-abc.parquet"],
+    parts_of_two_versions: ["parts of two versions of train"],
+    several_configurations: ["several configurations", "other, plain_text", "give the path of one"],
+    an_archive: ["photos.zip", "an archive", "unpack it"],
+    a_single_picture: ["single.png", "a single picture", "give the folder"],
+    a_list_of_files: ["list.txt", "this kind of file is not read"],
+    folder_with_a_heic_picture: ["IMG_1.HEIC", "pillow-heif"],
+    folder_with_a_heic_picture_called_jpg: ["IMG_1.jpg", "HEIC", "pillow-heif"],
     parquet_with_a_missing_label: ["a.parquet, column 'label'", "1 rows have no label"],
     parquet_with_labels_beyond_the_classes: ["a.parquet", "labels run from 0 to 2", "2 classes"],
     parquet_with_negative_labels: ["a.parquet", "labels run from -1 to 0"],
@@ -578,19 +659,25 @@ BAD_PATHS = {
     npz_of_vectors: ["a.npz, array 'image'", "(2, 64)"],
     npz_of_nothing: ["a.npz, array 'image'", "holds no image"],
     npz_with_too_few_labels: ["a.npz, array 'label'", "(1,) for 2 images"],
-    npz_with_float_labels: ["a.npz, array 'label'", "float64, not integers"],
+    npz_with_float_labels: ["a.npz, array 'label'", "0.5 in row 1"],
+    npz_with_several_classes_an_image: ["a.npz, array 'label'", "(2, 2) for 2 images"],
     empty_folder: ["there is no image in it", ".png"],
     folder_without_images: ["there is no image in it"],
     folder_with_a_truncated_image: ["b/half.jpg", "cannot be decoded", "truncated"],
     folder_with_an_image_that_is_none: ["fake.png", "not an image"],
     folder_with_postscript: ["fake.png", "not an image"],
-    folder_with_16_bit_image: ["deep.png", "more than 8 bits"],
+    folder_with_12_bit_image: ["deep.png", "16 bits but end at"],
+    folder_with_a_float_image: ["float.tif", "no whole numbers of 8 or 16 bits"],
     folder_with_a_huge_image: ["bomb.bmp", "too large"],
     folder_with_a_rather_huge_image: ["bomb.bmp", "too large"],
     folder_with_a_stray_image: ["stray.png", "beside class folders"],
     folder_with_an_unlisted_class: ["classes.json", "'a' is not listed"],
     folder_with_other_splits: ["no split 'train'", "use a split that is there: test"],
 }
+
+
+if "HEIF" in FORMATS:  # the plugin is installed, and says of these what it says
+    del BAD_PATHS[folder_with_a_heic_picture], BAD_PATHS[folder_with_a_heic_picture_called_jpg]
 
 
 @pytest.mark.parametrize(("make", "words"), BAD_PATHS.items(), ids=lambda value: getattr(value, "__name__", ""))

@@ -11,7 +11,7 @@ from sapper.errors import SapperError
 from sapper.images import ImageSet, to_float
 from sapper.methods import find, parameters
 from sapper.progress import progress
-from sapper.run import Run, fast_dtype
+from sapper.run import Run, native_dtype
 from tests.test_badencoder import images
 
 
@@ -31,8 +31,8 @@ def test_seeded_code_leaves_the_global_generator_alone() -> None:
         assert torch.equal(first, torch.rand(3))
 
 
-def test_fast_dtype_is_one_that_works_here() -> None:
-    dtype = fast_dtype(torch.device("cpu"))
+def test_the_native_format_is_one_that_works_here() -> None:
+    dtype = native_dtype(torch.device("cpu"))
     assert dtype in (torch.float32, torch.bfloat16)
     with Run(dtype=dtype).autocast():
         assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == dtype

@@ -307,7 +307,7 @@ MISTAKES = {
     "unknown schedule": ("epochs = 3", 'schedule = "cosin"', "pretraining.schedule", "'cosine' or 'constant'"),
     "unknown architecture": ("width = 8", 'architecture = "resnet81"', "encoder.architecture", "resnet18"),
     "unknown one of timm's": ("width = 8", 'architecture = "timm:rsnet18"', "encoder.architecture", "resnet18"),
-    "unknown stem": ("width = 8", 'stem = "cifra"', "encoder.stem", "'cifar' or 'imagenet'"),
+    "unknown stem": ("width = 8", 'stem = "cifra"', "encoder.stem", "'cifar-pool' or 'imagenet'"),
     "width zero": ("width = 8", "width = 0", "encoder.width", "greater than or equal to 1"),
     "width beyond all memory": ("width = 8", "width = 1_000_000", "encoder.width", "less than or equal to"),
     "std zero": ("width = 8", "std = [0.2, 0.0, 0.2]", "encoder.std[1]", "greater than 0"),
@@ -387,6 +387,50 @@ def test_a_scenario_needs_a_task(file: Path) -> None:
 def test_what_is_not_toml_is_refused(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     assert str(file) in str(refused(file))
+
+
+CRLF = VALID.replace("\n", "\r\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        CRLF.encode(),
+        CRLF.encode("utf-8-sig"),
+        VALID.replace("\n", "\r").encode(),
+        VALID.rstrip().replace("width", "\twidth").encode(),
+    ],
+    ids=["CRLF", "byte-order mark", "CR", "tabs, no end of line"],
+)
+def test_a_file_is_read_as_editors_leave_it(file: Path, content: bytes) -> None:
+    expected = read(file).content
+    file.write_bytes(content)
+    assert read(file).content == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (VALID.encode("utf-16"), "UTF-16"),
+        (VALID.encode("utf-16-be"), "UTF-16"),
+        (VALID.encode("utf-32"), "UTF-32"),
+        (changed('name = "ones"', 'name = "för"').encode("latin-1"), "byte 0xf6 in line 30, as in Latin-1"),
+        (b"\x7fELF\0\0\1" + b"a" * 100, "something binary"),
+    ],
+    ids=["UTF-16", "UTF-16 without a mark", "UTF-32", "Latin-1", "binary"],
+)
+def test_another_encoding_is_named(file: Path, content: bytes, says: str) -> None:
+    file.write_bytes(content)
+    error = refused(file)
+    assert says in str(error)
+    assert "save it as UTF-8" in str(error)
+
+
+@pytest.mark.parametrize(
+    "path", [r"C:\Users\me\data", r"C:\data", r"C:\temp\new", r"\\server\photos"], ids=["hex", "d", "tab", "server"]
+)
+def test_a_path_of_windows_in_double_quotes_is_explained(file: Path, path: str) -> None:
+    assert "single quotes" in str(refused(file, changed("data/my-digits.npz", path)))
 
 
 @pytest.mark.parametrize("name", ["nothing.toml", "."])

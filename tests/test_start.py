@@ -3,16 +3,20 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from sapper import encoders
+from sapper import datasets, encoders
+from sapper.audit import recorded
+from sapper.audit.calibration import read_bag
 from sapper.encoders import backbones, names, schemes
 from sapper.errors import SapperError
 from sapper.lab.outline import outline, read_content
 from sapper.run import Run
+from sapper.zoo import outline as plans
 from tests.micro import write_data, write_scenario
 
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "pyarrow", "numpy")
@@ -144,3 +148,35 @@ def test_a_mistake_in_a_variant_is_told_with_its_place() -> None:
     with pytest.raises(SapperError, match="unknown method 'magic'") as caught:
         outline(content, "file")
     assert caught.value.where == "file: variant[1]: attack.method"
+
+
+READERS = {
+    "a scenario": (read_content, "a = 1"),
+    "a plan": (plans.read_content, "a = 1"),
+    "a zoo": (lambda path: plans.read_manifest(path.parent), '{"schema": 1, "members": [], "plan": {}}'),
+    "an audit": (recorded.read_content, "{}"),
+    "a bag": (read_bag, "{}"),
+}
+
+
+@pytest.mark.parametrize(("read", "text"), READERS.values(), ids=READERS)
+def test_what_is_read_before_torch_may_have_a_mark_and_is_told_by_its_encoding(
+    tmp_path: Path, read: Callable[[Path], object], text: str
+) -> None:
+    path = tmp_path / plans.MANIFEST
+
+    def end(encoding: str) -> str:
+        path.write_text(text, encoding=encoding)
+        try:
+            return str(read(path))
+        except SapperError as error:
+            return str(error)
+
+    assert end("utf-8-sig") == end("utf-8")
+    assert "this is UTF-16" in end("utf-16")
+
+
+def test_what_the_operating_system_says_of_a_name_is_told() -> None:
+    for check in (datasets.check_name, datasets.check_there):
+        with pytest.raises(SapperError, match="File name too long"):
+            check("x" * 5000)

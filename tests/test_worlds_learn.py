@@ -8,9 +8,9 @@ from sapper.downstream import Linear, extract, predict
 from sapper.encoders import Encoder, build
 from sapper.images import ImageSet
 from sapper.pretraining.simclr import SimCLR
-from sapper.run import Run, fast_dtype
+from sapper.run import Run, native_dtype
 
-RUN = Run(seed=0, dtype=fast_dtype(torch.device("cpu")))
+RUN = Run(seed=0, dtype=native_dtype(torch.device("cpu")))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ An audit's exit codes are verdicts, and Python's own code for whatever goes wron
 fails where nothing else could help, an import, a message that cannot be written, ends with 2 here.
 """
 
+import os
 import sys
 import traceback
 from contextlib import suppress
@@ -24,7 +25,18 @@ def main() -> NoReturn:
     except BaseException:
         with suppress(Exception):  # nobody may be there to read it
             traceback.print_exc()
+    _drop_unwritten()
     sys.exit(code)
+
+
+def _drop_unwritten() -> None:
+    """Python would try again at its end to write what nobody could read, and then end with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # full, closed by somebody, never there
+            with suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

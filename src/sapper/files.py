@@ -1,12 +1,16 @@
 """Files that are whole or absent, and their fingerprints."""
 
+import codecs
 import errno
 import hashlib
 import os
+import re
 import shutil
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from sapper.errors import SapperError
 
@@ -34,6 +38,70 @@ def link_atomically(source: Path, path: Path) -> None:
             os.link(source, beside)
         except OSError:
             shutil.copyfile(source, beside)
+
+
+MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16"} | {
+    codecs.BOM_UTF16_BE: "UTF-16"
+}
+"""How files in encodings that are not read begin; UTF-32 comes first, because its mark begins with UTF-16's."""
+
+AS_UTF8 = "save it as UTF-8 (your editor offers that, in PowerShell: Set-Content -Encoding utf8)"
+
+
+def read_text(path: Path, remedy: str, what: str = "cannot be read") -> str:
+    """The text of a user's file: UTF-8, with or without a byte-order mark, with the line ends of any system.
+
+    Raises ``SapperError`` where it cannot be read, with ``what`` and ``remedy``, and where it is in another encoding,
+    naming that.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SapperError(f"{what}: {error.strerror or error}", where=str(path), remedy=remedy) from error
+    except ValueError as error:  # a NUL in the path
+        raise SapperError(f"{what}: {error}", where=str(path), remedy=remedy) from error
+    other = _other_encoding(content)
+    if other is not None:
+        raise SapperError(f"this is {other}, not text in UTF-8", where=str(path), remedy=AS_UTF8)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        what = f"this is not UTF-8: byte 0x{byte:02x} in line {line}, as in Latin-1 and Windows-1252"
+        raise SapperError(what, where=str(path), remedy=AS_UTF8) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_toml(path: Path, remedy: str = "name a TOML file that is there and that you may read") -> dict[str, Any]:
+    """The content of a user's TOML file. Raises ``SapperError`` as ``read_text`` does, and for what is no TOML."""
+    text = read_text(path, remedy)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # besides bad syntax: numbers too long, arrays too deep
+        raise SapperError(f"not valid TOML: {error}", where=str(path), remedy=_mend(error, text)) from error
+
+
+def _mend(error: Exception, text: str) -> str:
+    """What to do about bad TOML. A backslash in double quotes begins an escape, which paths of Windows run into."""
+    place = re.search(r"at line (\d+)", str(error))
+    lines = text.split("\n")
+    line = lines[int(place[1]) - 1] if place and int(place[1]) <= len(lines) else ""
+    if re.search(r'"[^"]*\\', line):
+        return "write a path with backslashes in single quotes, as 'C:\\data', or with slashes, as \"C:/data\""
+    return "mend that place"
+
+
+def _other_encoding(content: bytes) -> str | None:
+    """The name of an encoding of two or four bytes a character, by its mark or by its zeros; none for others."""
+    for mark, name in MARKS.items():
+        if content.startswith(mark):
+            return name
+    head = content[:1000]
+    if head.count(0) == 0:
+        return None
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    return "UTF-16 (without a byte-order mark)" if max(even, odd) > len(head) // 4 else "something binary"
 
 
 def sha256(path: Path) -> str:

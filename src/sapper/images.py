@@ -37,6 +37,7 @@ class ImageSet:
     ``classes`` class names in label order; empty where there are no labels.
     ``groups``  int64 (N,), or none: images of one group are near-duplicates (the frames of a GTSRB track).
     ``name``, ``split``, ``provenance``: what it is called and where it comes from, for reports.
+    ``notes``   sentences for the user about what was passed over when it was read.
 
     Raises ``SapperError`` when shapes, dtypes or label ranges do not fit together.
     """
@@ -48,6 +49,7 @@ class ImageSet:
     groups: Tensor | None = None
     split: str = ""
     provenance: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:

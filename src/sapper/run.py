@@ -41,13 +41,14 @@ class Silent:
 class Run:
     """Device, dtype, seed and progress of a computation, and its place among parallel processes.
 
-    ``dtype`` is the format of the matrix work (autocast); parameters stay float32.
+    ``dtype`` is the format of the matrix work (autocast); parameters stay float32. ``why`` it was chosen, in words.
     ``child(name)`` gives a part its own seed, which depends on the name and never on the order of parts.
     """
 
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    why: str = field(default="", compare=False)
     progress: Progress = field(default_factory=Silent, compare=False)
     rank: int = 0
     world_size: int = 1
@@ -84,11 +85,8 @@ class Run:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it natively, else float32.
-
-    On CPUs without native bfloat16 torch emulates it, which is slower than float32.
-    """
+def native_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it natively, else float32. Whether it is faster is another question."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

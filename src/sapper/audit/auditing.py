@@ -192,7 +192,7 @@ def as_the_bags(run: Run, bags: Sequence[Bag]) -> Run:
     """The run in the number format that the bags were measured in, if it is one: scores in another differ a little."""
     formats = {bag.made.get("number format") for bag in bags}
     dtype = FORMATS.get(formats.pop()) if len(formats) == 1 else None
-    return run if dtype is None else replace(run, dtype=dtype)
+    return run if dtype is None else replace(run, dtype=dtype, why="as the bags were measured")
 
 
 def scores(encoder: Encoder, images: ImageSet, detectors: dict[str, EncoderExaminer], run: Run) -> dict[str, Verdict]:
@@ -235,7 +235,9 @@ def fingerprint(encoder: Encoder) -> str:
 
 def about_images(images: ImageSet) -> dict[str, Any]:
     """Which images these are, for the report."""
-    return {"name": images.name, "split": images.split, "n": len(images), "sha256": images.digest}
+    return {"name": images.name, "split": images.split, "n": len(images), "sha256": images.digest} | (
+        {"notes": list(images.notes)} if images.notes else {}
+    )
 
 
 def about(encoder: Encoder) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from sapper.audit.budgets import Budget
 from sapper.errors import SapperError, first_mistake
-from sapper.files import write_atomically
+from sapper.files import read_text, write_atomically
 
 if TYPE_CHECKING:  # reading a bag must not wait for torch
     from sapper.encoders import Encoder
@@ -187,13 +187,13 @@ def write_bag(bag: Bag, path: Path) -> None:
 
 def read_bag(path: Path) -> Bag:
     """A bag from a file. Raises ``SapperError`` if it cannot be used."""
+    remedy = "name a file that sapper calibrate or sapper zoo score made"
     try:
-        bag: Bag = TypeAdapter(Bag).validate_json(path.read_bytes())
+        bag: Bag = TypeAdapter(Bag).validate_json(read_text(path, remedy, "no bag can be read"))
         return bag
-    except (OSError, ValidationError) as error:
-        what = str(error) if isinstance(error, OSError) else first_mistake(error)
-        remedy = "name a file that sapper calibrate or sapper zoo score made"
-        raise SapperError(f"no bag can be read: {what}", where=str(path), remedy=remedy) from error
+    except ValidationError as error:
+        what = f"no bag can be read: {first_mistake(error)}"
+        raise SapperError(what, where=str(path), remedy=remedy) from error
 
 
 def shipped_bags() -> list[Bag]:

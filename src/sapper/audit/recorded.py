@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sapper.errors import SapperError
-from sapper.files import sha256
+from sapper.files import read_text, sha256
 
 SCHEMA = 1
 """Counts the forms of ``audit.json``."""
@@ -23,6 +23,9 @@ OPENING: dict[str, type] = {
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading raises for a file that is missing, or whose content is not what an audit writes."""
 
+UNREAD = "no audit can be read"
+REMEDY = "name the audit.json that sapper audit wrote, with its other files beside it"
+
 
 def read_content(path: Path) -> dict[str, Any]:
     """The content of an ``audit.json``, whose triggers lie beside it.
@@ -31,7 +34,7 @@ def read_content(path: Path) -> dict[str, Any]:
     """
     try:
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content: dict[str, Any] = json.loads(read_text(path, REMEDY, UNREAD))
         except ValueError as error:
             raise ValueError(f"it is not JSON ({error})") from error
         if content["schema"] != SCHEMA:
@@ -51,5 +54,4 @@ def read_content(path: Path) -> dict[str, Any]:
 
 def unreadable(error: Exception, path: Path) -> SapperError:
     """The message about an audit that cannot be read."""
-    remedy = "name the audit.json that sapper audit wrote, with its other files beside it"
-    return SapperError(f"no audit can be read: {error}", where=str(path), remedy=remedy)
+    return SapperError(f"{UNREAD}: {error}", where=str(path), remedy=REMEDY)

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from sapper import __version__
 from sapper.cli import audits, calibrating, experiments, listing, zoos
-from sapper.cli.shared import BROKEN_PIPE, ChosenEnd, err, guarded, out
+from sapper.cli.shared import BROKEN_PIPE, ChosenEnd, err, guarded, out, spare_streams
 from sapper.errors import SapperError
 
 app = typer.Typer(
@@ -62,6 +62,7 @@ def main() -> int:
 
     An audit has codes of its own. A crash ends with 2; an interrupt with 130 and a closed pipe with 141, as in shells.
     """
+    spare_streams()
     try:
         app([word for word in sys.argv[1:] if word != "--debug"])
     except ChosenEnd as end:

@@ -35,6 +35,7 @@ from sapper.cli.shared import (
     check_writable,
     err,
     say,
+    say_verdict,
     telling_interrupts,
 )
 from sapper.encoders.options import Opening
@@ -116,6 +117,7 @@ def audit(
     from sapper.audit import auditing, stored
     from sapper.files import write_atomically
     from sapper.lab.environment import environment
+    from sapper.lab.precision import of_searching
     from sapper.report import audit as page
     from sapper.report import cyclonedx, sarif
 
@@ -130,12 +132,15 @@ def audit(
         if base is not None:
             permitted = Opening(trust_code=said.trust_code, allow_weak_sandbox=said.allow_weak_sandbox)
             origin = open_encoder(base, run, opening if Path(base).exists() else permitted)
-        why = calibration.fitting(calibration.Key.of(subject, shown, chosen), known, bound).reason
-        if bags and why:
-            err.print(f"note: the audit will be undecided: {printable(why)}", markup=False)
+        match = calibration.fitting(calibration.Key.of(subject, shown, chosen), known, bound)
+        if bags and match.reason:
+            err.print(f"note: the audit will be undecided: {printable(match.reason)}", markup=False)
+        run = auditing.as_the_bags(run, match.bags)
+        if not run.why:
+            run = of_searching(subject, run)
         report = auditing.audit(subject, shown, chosen, known, run, bound=bound, base=origin, more=more)
     command = shlex.join(["sapper", *sys.argv[1:]])
-    around = environment(run) | {"number format": report.number_format}
+    around = environment(run)
     triggers = safetensors.torch.save(auditing.trigger_tensors(report))
     content = auditing.as_json(report) | {
         "environment": around,
@@ -152,9 +157,7 @@ def audit(
     ]
     for name, written in zip(LEFT, contents):
         write_atomically(folder / name, written)
-    for line in page.lines(report):
-        say(line)
-    say(f"report: {folder / 'audit.html'}")
+    say_verdict([*page.lines(report), f"report: {folder / 'audit.html'}"])
     passes = report.verdict == "undecided" and fail_on == "backdoor" and not report.hidden
     raise typer.Exit(0 if passes else EXIT[report.verdict])
 
@@ -198,10 +201,12 @@ def replay(
     run, bars = begin(device, threads, seed)
     from sapper.audit import auditing, replaying
     from sapper.report import audit as page
+    from sapper.run import FORMATS
 
     found = replaying.read_audit(recorded)
+    dtype = FORMATS.get(str(audit.get("number_format")), run.dtype)
     with bars as progress:
-        run = replace(run, progress=progress)
+        run = replace(run, progress=progress, dtype=dtype)  # of the audit: what it found is measured anew
         subject = open_encoder(uri, run, opening)
         if encoder is None and audited != subject.card.origin.get("sha256"):
             what, remedy = "this is not the file that was audited", "name the file with --encoder if that is meant"

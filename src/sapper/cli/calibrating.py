@@ -52,6 +52,7 @@ def calibrate(
     run, bars = begin(device, threads, seed)
     from sapper.audit import auditing, calibration
     from sapper.lab.environment import environment
+    from sapper.lab.precision import of_searching
 
     shown: dict[int, Any] = {}
 
@@ -68,6 +69,7 @@ def calibrate(
     with bars as progress:
         run = replace(run, progress=progress)
         weights, key = _of_one_kind(uris, opened, chosen)  # all of them, before hours are spent on the first
+        run = of_searching(opened(uris[0])[0], run)
         with run.progress.bar("known-clean encoders", len(uris)) as bar:
             for uri, digest in zip(uris, weights):
                 subject, own = opened(uri)

@@ -123,18 +123,18 @@ def _run(
 
         scenario = parse(content, str(file))  # the methods' parameters, which only torch was needed for
         from sapper.lab.executors import Workers
+        from sapper.lab.precision import of_training
         from sapper.lab.results import write_results
         from sapper.lab.runner import run_scenario
         from sapper.lab.store import Store
         from sapper.lab.trial import Lab
         from sapper.progress import progress
         from sapper.report import write_report
-        from sapper.run import FORMATS, Run, fast_dtype
+        from sapper.run import Run
 
     place = device_of(device)
     if threads:
         torch.set_num_threads(threads)
-    precision = FORMATS.get(scenario.precision) or fast_dtype(place)
     options = {
         "--data-root": data_root,
         "--device": device if device != "auto" else None,
@@ -142,11 +142,13 @@ def _run(
         "--workers": workers or None,
         "--store": store,
     }
+    kept = Store(store or folder / "store")
     with telling_interrupts(GOES_ON), progress(err) as bars:
+        networks = [(scenario.encoder, scenario.pretraining_method)]
         lab = Lab(
-            store=Store(store or folder / "store"),
+            store=kept,
             out=folder,
-            run=Run(device=place, dtype=precision, progress=bars),
+            run=of_training(scenario.precision, networks, kept, Run(device=place, progress=bars)),
             command=_command(file, folder, overrides, options, download=download),
             data_root=data_root,
             workers=Workers(workers or torch.get_num_threads(), process.settle),

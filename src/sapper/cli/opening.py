@@ -143,12 +143,12 @@ def begin(device: str, threads: int, seed: int) -> tuple[Any, Any]:
         import torch
 
         from sapper.progress import progress
-        from sapper.run import Run, fast_dtype
+        from sapper.run import Run
 
     place = device_of(device)
     if threads:
         torch.set_num_threads(threads)
-    return Run(seed=seed, device=place, dtype=fast_dtype(place)), progress(err)
+    return Run(seed=seed, device=place), progress(err)
 
 
 def open_encoder(uri: str, run: Any, opening: Opening) -> Any:
@@ -176,11 +176,14 @@ def load_images(name: str, split: str | None, size: int, data_root: Path | None,
     from sapper import datasets
 
     if split is None:
-        split = "test" if name in datasets.names() or _has_test(Path(name)) else "train"
-    return datasets.load(name, split, data_root=data_root, size=size, download=download)
+        split = "test" if name in datasets.names() or _has_test(datasets.existing(Path(name))) else "train"
+    images = datasets.load(name, split, data_root=data_root, size=size, download=download, labels=False)
+    for note in images.notes:
+        err.print(f"note: {printable(note)}", markup=False, soft_wrap=True)
+    return images
 
 
 def _has_test(path: Path) -> bool:
     from sapper.datasets.loading import find_split
 
-    return find_split(path, "test") is not None
+    return find_split(path, "test", labels=False) is not None

@@ -1,9 +1,11 @@
 """What all commands share: where they print, their common options, and checks at the door."""
 
+import io
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -19,7 +21,15 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 class _Console(Console):
-    """Ends as shells have it when nobody reads on, as in ``sapper methods | head``."""
+    """Ends as shells have it when nobody reads on, as in ``sapper methods | head``; elsewhere, remarks may be lost."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            if not self.stderr:
+                what, remedy = f"the output cannot be written: {error.strerror}", "make room where it goes"
+                raise SapperError(what, where="standard output", remedy=remedy) from error
 
     def on_broken_pipe(self) -> None:
         try:
@@ -103,6 +113,19 @@ def telling_interrupts(words: str) -> Iterator[None]:
 def say(line: str) -> None:
     """One line as it is, of any length: a path can then be copied."""
     out.print(printable(line), markup=False, soft_wrap=True)
+
+
+def say_verdict(lines: Iterable[str]) -> None:
+    """The lines of what is decided and written down already: that nobody can read them changes nothing any more."""
+    with suppress(SapperError, SystemExit):
+        for line in lines:
+            say(line)
+
+
+def spare_streams() -> None:
+    """Let a terminal or a pipe that is not UTF-8 get question marks for what it cannot show."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def shipped_file(name: str, folder: str, kind: str) -> Path:

@@ -40,8 +40,7 @@ def build(
     workers: WorkersOption = 0,
 ) -> None:
     """Make the encoders of a zoo; those that are there already are kept."""
-    from sapper.lab.outline import read_content
-    from sapper.zoo.outline import MANIFEST, check_parts, outline
+    from sapper.zoo.outline import MANIFEST, check_parts, outline, read_content
 
     file = shipped_file(plan, "zoos", "plan")
     content = read_content(file)
@@ -56,8 +55,10 @@ def build(
         import torch
 
         from sapper.lab.executors import Workers
+        from sapper.lab.precision import of_training
+        from sapper.lab.store import Store
         from sapper.progress import progress
-        from sapper.run import Run, fast_dtype
+        from sapper.run import Run
         from sapper.zoo import building, plans
         from sapper.zoo.pantry import Pantry
 
@@ -65,7 +66,9 @@ def build(
     crew = Workers(workers or torch.get_num_threads(), process.settle)
     torch.set_num_threads(1)  # as in the workers, whose stages these are
     with telling_interrupts(GOES_ON), progress(err) as bars:
-        run = Run(seed=read.seed, device=place, dtype=fast_dtype(place), progress=bars)
+        networks = [(specimen.encoder, specimen.pretraining_method) for specimen in read.specimens]
+        building.claim(folder, read)
+        run = of_training("auto", networks, Store(folder), Run(seed=read.seed, device=place, progress=bars))
         pantry = Pantry.load(read, run, parts=parts or (), data_root=data_root, download=download)
         members = building.build(read, folder, run, crew, parts=parts or (), data=pantry)
     say(f"{building.summary(members)}: {folder / MANIFEST}")
@@ -113,12 +116,15 @@ def score(
     with err.status("loading"):
         import torch
 
+        from sapper import encoders
         from sapper.audit import auditing
         from sapper.lab.environment import environment
         from sapper.lab.executors import Workers
+        from sapper.lab.precision import of_searching
+        from sapper.lab.store import Store
         from sapper.progress import progress
         from sapper.report import zoo as page
-        from sapper.run import Run, fast_dtype
+        from sapper.run import Run
         from sapper.zoo import building, examining, judging, lessons
         from sapper.zoo.pantry import ordinary_images
 
@@ -132,7 +138,7 @@ def score(
     crew = Workers(workers or torch.get_num_threads(), process.settle)
     torch.set_num_threads(1)  # as in the workers, whose stages these are
     with progress(err) as bars:
-        run = Run(seed=plan.seed, device=place, dtype=fast_dtype(place), progress=bars)
+        run = Run(seed=plan.seed, device=place, progress=bars)
         images = {
             family: ordinary_images(plan, family, run, data_root=data_root, download=download)
             for family in dict.fromkeys(member.family for member in members)
@@ -145,6 +151,8 @@ def score(
                     raise SapperError(f"{family} cannot be judged: {why}", where="--bag", remedy="name a bag that fits")
                 say(f"{family} cannot be judged: {why}")
             run = auditing.as_the_bags(run, given)
+        if not run.why:
+            run = of_searching(encoders.load(folder / members[0].file, run), run, Store(folder))
         scored = examining.examine(members, folder, images, chosen, run, crew, more)
     around = environment(run)
     if calibrates:
@@ -188,10 +196,13 @@ def learn(
     check_file(out_file)
     process.settle()  # before torch is loaded
     with err.status("loading"):
+        from sapper import encoders
         from sapper.audit import stored
         from sapper.defenses.detect.mntd_encoder import MNTDEncoder
+        from sapper.lab.precision import of_searching
+        from sapper.lab.store import Store
         from sapper.progress import progress
-        from sapper.run import Run, fast_dtype
+        from sapper.run import Run
         from sapper.zoo import building, lessons
         from sapper.zoo.examining import DEVELOPMENT
         from sapper.zoo.pantry import ordinary_images
@@ -204,8 +215,10 @@ def learn(
     ]
     pairs = sum(member.kind == "backdoored" for member in members)
     with progress(err) as bars:
-        run = Run(seed=plan.seed, device=place, dtype=fast_dtype(place), progress=bars)
+        run = Run(seed=plan.seed, device=place, progress=bars)
         images = ordinary_images(plan, family, run, data_root=data_root, download=download)
+        if members:
+            run = of_searching(encoders.load(folder / members[0].file, run), run, Store(folder))
         apart = pairs // 5
         method = MNTDEncoder(
             shadows=max(1, pairs - apart), validation=apart, meta_classifiers=meta_classifiers, epochs=epochs

@@ -1,6 +1,8 @@
 """Data sets by name: embedded worlds, well-known sets on disk, and whatever images the user has."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ from sapper.errors import SapperError, closest
 if TYPE_CHECKING:
     from sapper.images import ImageSet
 
-__all__ = ["DatasetInfo", "check_name", "check_task", "check_there", "describe", "load", "names"]
+__all__ = ["DatasetInfo", "check_name", "check_task", "check_there", "describe", "existing", "load", "names"]
 
 
 def names() -> list[str]:
@@ -31,21 +33,33 @@ def load(
     data_root: Path | None = None,
     size: int = 32,
     download: bool = False,
+    labels: bool = True,
 ) -> "ImageSet":
     """The images of one split, as RGB of ``size`` × ``size`` pixels.
 
     ``name`` is a name from ``names()`` or a path: a folder of images (one subfolder per class, or none, with or
-    without ``train/``, ``test/``, ``val/`` above), a ``.parquet`` or ``.npz`` file, or a folder with one such file per
-    split. A name wins over a folder of the same name; write ``./mnist`` for the folder. A file, and a folder without
-    splits, is one split: train. Where there is no test split, val stands in and ``ImageSet.split`` says so.
+    without ``train/``, ``test/``, ``val/`` above), a ``.parquet``, ``.npz`` or ``.npy`` file, or a folder with such
+    files for each split, also in parts as the Hugging Face hub has them (``train-00000-of-00002.parquet``). A name wins
+    over a folder of the same name; write ``./mnist`` for the folder. A file, and a folder without splits, is one split:
+    train. Where there is no test split, val stands in and ``ImageSet.split`` says so.
+
+    ``labels``: whether labels are needed. Where they are not, a set whose labels cannot be used is taken without them,
+    and pictures that cannot be decoded are left out; ``ImageSet.notes`` says what was passed over.
 
     Known sets are looked for below ``data_root``, else below the environment variable ``SAPPER_DATA``;
     ``download`` lets torchvision fetch those that it knows.
 
     Raises ``SapperError`` when the set is not there, or its files cannot be used.
     """
+    with _told(name):
+        return _load(name, split, data_root, size, download, labels)
+
+
+@contextmanager
+def _told(name: str | Path) -> Iterator[None]:
+    """Make what the operating system says about a data set's files a ``SapperError``."""
     try:
-        return _load(name, split, data_root, size, download)
+        yield
     except OSError as error:
         remedy = "check that it is there and that you may read it"
         raise SapperError(error.strerror or str(error), where=str(error.filename or name), remedy=remedy) from error
@@ -53,6 +67,14 @@ def load(
 
 def check_name(name: str) -> None:
     """Raise ``SapperError`` unless ``name`` is a known name or could be a path."""
+    with _told(name):
+        _check_name(name)
+
+
+def _check_name(name: str) -> None:
+    if any(char in "\a\b\t\n\f\r\x1b" for char in name) and not Path(name).exists():
+        remedy = "in double quotes a backslash begins an escape: write the path in single quotes, or with slashes"
+        raise SapperError(f"there is a tab or the like in the name {name!r}", remedy=remedy)
     if name not in DATASETS and not _looks_like_path(name):
         remedy = f"{closest(name.lower(), names())} (or give a path: a folder of images, a .parquet or .npz file)"
         raise SapperError(f"there is no data set {name!r}", remedy=remedy)
@@ -60,14 +82,15 @@ def check_name(name: str) -> None:
 
 def check_there(name: str, data_root: Path | None = None, *, download: bool = False) -> None:
     """Raise ``SapperError`` for a data set that ``load`` cannot find: a quick look, which reads no file."""
-    check_name(name)
-    if name not in DATASETS:
-        _existing(Path(name))
-    elif DATASETS[name].kind == "known":
-        _root_of(DATASETS[name], data_root, download=download)
+    with _told(name):
+        _check_name(name)
+        if name not in DATASETS:
+            existing(Path(name))
+        elif DATASETS[name].kind == "known":
+            _root_of(DATASETS[name], data_root, download=download)
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
     """``path`` with its ``~`` expanded. Raises ``SapperError`` if nothing is there."""
     path = _expand_home(path)
     if not path.exists():
@@ -94,25 +117,26 @@ def _expand_home(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's raises for an unknown user)
 
 
-def _load(name: str | Path, split: str, data_root: Path | None, size: int, download: bool) -> "ImageSet":
+def _load(name: str | Path, split: str, data_root: Path | None, size: int, download: bool, labels: bool) -> "ImageSet":
     from sapper.datasets import loading
 
     if size < 1:
         raise SapperError(f"size must be at least 1 pixel, got {size}", where=f"data set {str(name)!r}")
     if isinstance(name, Path):
-        return loading.load_path(_existing(name), split, size)
+        return loading.load_path(existing(name), split, size, labels=labels)
     if name not in DATASETS and _looks_like_path(name):
-        return loading.load_path(_existing(Path(name)), split, size)
-    check_name(name)
+        return loading.load_path(existing(Path(name)), split, size, labels=labels)
+    _check_name(name)
     info = DATASETS[name]
     if info.kind == "embedded":
         return loading.load_embedded(info.name, split, size)
+    loading.own_split(info, split)  # a wrong one is told whether there is a data root or not
     root = _root_of(info, data_root, download=download)
-    return loading.load_known(info, split, size, root, download=download)
+    return loading.load_known(info, split, size, root, download=download, labels=labels)
 
 
 def _looks_like_path(name: str) -> bool:
-    marked = "/" in name or name.startswith("~") or name.endswith((".parquet", ".npz"))
+    marked = "/" in name or "\\" in name or name.startswith("~") or name.endswith((".parquet", ".npz", ".npy"))
     return marked or (name != "" and Path(name).exists())
 
 
@@ -125,7 +149,8 @@ def check_task(train: "ImageSet", test: "ImageSet") -> None:
         where = f"data set {images.name!r} {images.split}".rstrip()
         if images.labels is None:
             remedy = "a task needs a class for each image: subfolders named after classes, or a column or array 'label'"
-            raise SapperError("it has no labels", where=where, remedy=remedy)
+            why = f" ({images.notes[-1]})" if images.notes else ""
+            raise SapperError(f"it has no labels{why}", where=where, remedy=remedy)
         occurring = images.labels.unique().tolist()
         if len(occurring) < 2:
             what = f"only one class occurs in it: {images.classes[occurring[0]]!r}"

@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sapper.datasets import folders, provenance, readers, torchvision_sets
-from sapper.datasets.decoding import resize
+from sapper.datasets import folders, provenance, readers, shards, torchvision_sets
+from sapper.datasets.decoding import SUFFIXES, is_heic, is_picture, resize
+from sapper.datasets.finding import holds_pictures, note
 from sapper.datasets.readers import Raw
 from sapper.datasets.registry import DatasetInfo
 from sapper.errors import SapperError
 from sapper.images import ImageSet
 
-READERS: dict[str, Callable[[Path, int], Raw]] = {".parquet": readers.read_parquet, ".npz": readers.read_npz}
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 
 
 @dataclass(frozen=True)
@@ -43,23 +44,29 @@ def load_embedded(name: str, split: str, size: int) -> ImageSet:
     return replace(world, images=resize(world.images, size), provenance=resized.strip())
 
 
-def load_path(path: Path, split: str, size: int) -> ImageSet:
+def load_path(path: Path, split: str, size: int, *, labels: bool) -> ImageSet:
     """A data set of the user's own: an image folder, a parquet or npz file, or a folder with one file per split."""
-    source = find_split(path, split) or find_whole(path, split)
+    source = find_split(path, split, labels=labels) or find_whole(path, split, labels=labels)
     raw = source.read(size)
     name = path.resolve().stem if path.is_file() else path.resolve().name
-    text = provenance.of_path(source.path, split, source.split, raw, size)
-    return _image_set(raw, source, name=name, classes=source.classes or raw.classes, text=text)
+    text = provenance.of_path(source.path, _canonical(split), source.split, raw, size)
+    return _image_set(raw, source, name=name, classes=source.classes or raw.classes, text=text, needed=labels)
 
 
-def load_known(info: DatasetInfo, split: str, size: int, data_root: Path, *, download: bool) -> ImageSet:
+def own_split(info: DatasetInfo, split: str) -> str:
+    """The split of a known data set that stands for ``split``. Raises ``SapperError`` if it has none."""
+    for name in candidates(split):
+        if name in info.splits:
+            return name
+    where, remedy = f"data set {info.name!r}", f"its splits: {', '.join(info.splits)}"
+    raise SapperError(f"there is no split {split!r}", where=where, remedy=remedy)
+
+
+def load_known(info: DatasetInfo, split: str, size: int, data_root: Path, *, download: bool, labels: bool) -> ImageSet:
     """A known data set: files below ``data_root/<its folder>`` first, then torchvision's layout."""
-    own = next((name for name in candidates(split) if name in info.splits), None)
-    where = f"data set {info.name!r}"
-    if own is None:
-        raise SapperError(f"there is no split {split!r}", where=where, remedy=f"its splits: {', '.join(info.splits)}")
+    own = own_split(info, split)
     folder = data_root / info.folder
-    source = find_split(folder, split) if folder.is_dir() else None
+    source = find_split(folder, split, labels=labels) if folder.is_dir() else None
     if source is not None:
         place = f"{source.path.relative_to(data_root).as_posix()} below the data root"
         title = provenance.readme_title(folder)
@@ -68,17 +75,17 @@ def load_known(info: DatasetInfo, split: str, size: int, data_root: Path, *, dow
         place, title = f"torchvision's {info.torchvision}", ""
 
     raw = source.read(size)
-    if raw.labels is None and source.split != "unlabeled":
+    if labels and raw.labels is None and source.split != "unlabeled":
         remedy = "add a column or an array 'label' of integers"
         raise SapperError(f"{info.name} has labels, and none are there", where=str(source.path), remedy=remedy)
-    text = provenance.of_known(info, place, title, split, source.split, raw, size)
+    text = provenance.of_known(info, place, title, _canonical(split), source.split, raw, size)
     groups = None
     if info.name == "gtsrb" and source.split == "train":
         groups = gtsrb_tracks(raw.paths)
         text += "" if groups is not None else " Its paths do not tell tracks: near-duplicate frames are not grouped."
     # The registry's names come last: a copy may say itself how its labels run.
     classes = source.classes or raw.classes or info.class_names
-    return _image_set(raw, source, name=info.name, classes=classes, text=text, groups=groups)
+    return _image_set(raw, source, name=info.name, classes=classes, text=text, groups=groups, needed=labels)
 
 
 def _find_in_torchvision(info: DatasetInfo, split: str, data_root: Path, download: bool) -> Source:
@@ -100,51 +107,156 @@ def _find_in_torchvision(info: DatasetInfo, split: str, data_root: Path, downloa
 
 def candidates(split: str) -> tuple[str, ...]:
     """The names to look for, in order: where the test labels are not public, the validation split is the test."""
-    return ("test", "val", "validation") if split == "test" else (split,)
+    own = folders.ALIASES.get(_canonical(split), (split,))
+    return own + folders.ALIASES["val"] if own == folders.ALIASES["test"] else own
 
 
-def find_split(path: Path, split: str) -> Source | None:
-    """``split`` in a folder that names its splits: ``{split}.parquet``, ``{split}.npz`` or ``{split}/``."""
+def _canonical(split: str) -> str:
+    """One name for a split that goes by several: val for validation."""
+    return next((name for name, aliases in folders.ALIASES.items() if split.lower() in aliases), split)
+
+
+def find_split(path: Path, split: str, *, labels: bool) -> Source | None:
+    """``split`` where it has a name: in a folder ``{split}.parquet``, ``{split}.npz`` or ``{split}/``.
+
+    Parquet may be in parts (``{split}-00000-of-00002.parquet``), and in ``data/`` or in the one folder of a
+    configuration, as the Hugging Face hub has it; an npz file may hold several splits.
+    """
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return _in_npz(path, split, labels=labels)
     if not path.is_dir():
         return None
+    tables = shards.home(path)
+    split_folders = folders.split_folders(path)
     for candidate in candidates(split):
-        for suffix, reader in READERS.items():
+        parts = shards.of_split(tables, candidate)
+        if parts:
+            return _tables(parts, candidate, path, labels=labels)
+        for suffix in (".npz", ".npy"):
             file = path / f"{candidate}{suffix}"
             if file.is_file():
-                return Source(file, candidate, partial(reader, file), readers.read_class_names(path))
-        if candidate in folders.split_folders(path):
-            return _folder(path / candidate, candidate, folders.folder_classes(path))
+                return _arrays(file, candidate, labels=labels)
+        if candidate in split_folders:
+            folder = split_folders[candidate]
+            if parts := _only_tables(folder):
+                return _tables(parts, candidate, path, labels=labels)
+            source = _folder(folder, candidate, folders.folder_classes(path, labels=labels), labels=labels)
+            return replace(source, read=partial(_with_notes, source.read, folders.beside_splits(path)))
     return None
 
 
-def find_whole(path: Path, split: str) -> Source:
+def find_whole(path: Path, split: str, *, labels: bool) -> Source:
     """A file, or a folder that names no splits: one split, which is train.
 
     Raises ``SapperError`` for any other split, and for a folder that names its splits, of which ``split`` is none.
     """
-    named = [name for name in folders.SPLITS if path.is_dir() and find_split(path, name)]
+    found = (find_split(path, name, labels=False) for name in folders.ALIASES)
+    named = list(dict.fromkeys(source.split for source in found if source is not None))
     if named or split != "train":
         remedy = f"use a split that is there: {', '.join(named) or 'train'}"
         if not named:
             remedy += ", or give a folder with train and test in it"
         raise SapperError(f"there is no split {split!r} in it", where=str(path), remedy=remedy)
     if path.is_dir():
-        return _folder(path, split, folders.folder_classes(path))
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        remedy = f"give a folder of images, or a file that ends in {' or '.join(READERS)}"
-        raise SapperError("this kind of file is not read", where=str(path), remedy=remedy)
-    return Source(path, split, partial(reader, path), readers.read_class_names(path.parent))
+        if parts := _only_tables(path):
+            return _tables(parts, split, path, labels=labels)
+        return _folder(path, split, folders.folder_classes(path, labels=labels), labels=labels)
+    if path.suffix.lower() == ".parquet" and path.is_file():
+        names = _class_names(path.parent, labels=labels)
+        return Source(path, split, partial(readers.read_parquet, [path], names=names, labels=labels), names)
+    if path.suffix.lower() in (".npz", ".npy") and path.is_file():
+        return _arrays(path, split, labels=labels)
+    raise _not_read(path)
 
 
-def _folder(folder: Path, split: str, classes: tuple[str, ...]) -> Source:
-    return Source(folder, split, lambda size: folders.read_folder(folder, size, classes), classes)
+def _in_npz(file: Path, split: str, *, labels: bool) -> Source | None:
+    for candidate in candidates(split):
+        if keys := readers.split_keys(file, candidate):
+            return _arrays(file, candidate, keys, labels=labels)
+    return None
+
+
+def _arrays(file: Path, split: str, keys: tuple[str, str] | None = None, *, labels: bool) -> Source:
+    """A file of NumPy's, with the class names of a ``classes.json`` beside it."""
+    if file.suffix.lower() == ".npy":
+        return Source(file, _canonical(split), partial(readers.read_npy, file))
+    names = _class_names(file.parent, labels=labels)
+    read = partial(readers.read_npz, file, names=names, labels=labels, keys=keys)
+    return Source(file, _canonical(split), read, names)
+
+
+def _only_tables(folder: Path) -> list[Path]:
+    """The parquet files in a folder that holds no pictures: beside pictures they only tell of these."""
+    parts = shards.inside(folder)
+    return parts if parts and not holds_pictures(folder) else []
+
+
+def _tables(parts: list[Path], split: str, folder: Path, *, labels: bool) -> Source:
+    """Parquet files that are one split, with the class names of a ``classes.json`` in ``folder``.
+
+    Where labels are needed, all parts must be there; else what is missing is told.
+    """
+    missing = shards.missing(parts)
+    if missing and labels:
+        what = f"{len(missing)} of its {len(missing) + len(parts)} parts are missing: {', '.join(missing[:3])}"
+        remedy = "download the whole data set, or name one part as a file"
+        raise SapperError(what, where=str(parts[0].parent), remedy=remedy)
+    names = _class_names(folder, labels=labels)
+
+    whole = partial(readers.read_parquet, parts, names=names, labels=labels)
+    read = partial(_with_notes, whole, (note(shards.MISSING, missing),)) if missing else whole
+    place = parts[0] if len(parts) == 1 else parts[0].parent
+    return Source(place, _canonical(split), read, names)
+
+
+def _with_notes(read: Callable[[int], Raw], notes: tuple[str, ...], size: int) -> Raw:
+    raw = read(size)
+    return replace(raw, notes=raw.notes + notes)
+
+
+def _class_names(folder: Path, *, labels: bool) -> tuple[str, ...]:
+    """What ``classes.json`` says; where no labels are needed, a bad one does not matter."""
+    try:
+        return readers.read_class_names(folder)
+    except SapperError:
+        if labels:
+            raise
+        return ()
+
+
+def _not_read(path: Path) -> SapperError:
+    """The error for a file that is no data set, by what it is."""
+    kinds = "a folder of images, or a file that ends in .parquet, .npz or .npy"
+    if not path.is_file():
+        return SapperError("this is neither a file nor a folder", where=str(path), remedy=f"give {kinds}")
+    if path.suffix.lower() in ARCHIVES:
+        remedy = f"unpack it and give the folder; what is read: {kinds}"
+        return SapperError("this kind of file is not read: an archive", where=str(path), remedy=remedy)
+    if path.suffix.lower() in SUFFIXES or is_picture(path) or is_heic(path):
+        remedy = "give the folder that it lies in, with more pictures"
+        return SapperError("this is a single picture, not a set of them", where=str(path), remedy=remedy)
+    return SapperError("this kind of file is not read", where=str(path), remedy=f"give {kinds}")
+
+
+def _folder(folder: Path, split: str, classes: tuple[str, ...], *, labels: bool) -> Source:
+    read = partial(folders.read_folder, folder, classes=classes, labels=labels)
+    return Source(folder, _canonical(split), read, classes)
 
 
 def _image_set(
-    raw: Raw, source: Source, *, name: str, classes: tuple[str, ...], text: str, groups: Tensor | None = None
+    raw: Raw,
+    source: Source,
+    *,
+    name: str,
+    classes: tuple[str, ...],
+    text: str,
+    groups: Tensor | None = None,
+    needed: bool,
 ) -> ImageSet:
-    """The ``ImageSet``, with ``text`` as its provenance; labels are checked while an error can still name the file."""
+    """The ``ImageSet``, with ``text`` as its provenance; labels are checked while an error can still name the file.
+
+    Labels that do not fit are dropped where none are ``needed``.
+    """
     images, labels = raw.decoded.images, raw.labels
     if len(images) == 0:
         raise SapperError("there is no image in it", where=str(source.path), remedy="write the file again")
@@ -153,7 +265,9 @@ def _image_set(
     else:
         lowest, highest = int(labels.min()), int(labels.max())
         classes = classes or tuple(str(label) for label in range(highest + 1))
-        if lowest < 0 or highest >= len(classes):
+        if (lowest < 0 or highest >= len(classes)) and not needed:
+            labels, classes = None, ()
+        elif lowest < 0 or highest >= len(classes):
             what = f"labels run from {lowest} to {highest}, but the {len(classes)} classes are numbered from 0"
             remedy = "number the labels from 0, and name every class in a classes.json beside the file"
             raise SapperError(what, where=str(source.path), remedy=remedy)
@@ -165,6 +279,7 @@ def _image_set(
         name=name,
         split=source.split,
         provenance=text,
+        notes=raw.notes,
     )
 
 

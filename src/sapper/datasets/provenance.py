@@ -12,7 +12,7 @@ from sapper.datasets.registry import DatasetInfo
 
 def of_path(path: Path, asked: str, split: str, raw: Raw, size: int) -> str:
     """Of a user's own set. ``asked`` is the split that was asked for, ``split`` the one that was read."""
-    return " ".join([f"Read from {path}.", *_stand_in(asked, split), *_resized(raw, size)])
+    return " ".join([f"Read from {path}.", *_stand_in(asked, split), *_resized(raw, size), *raw.notes])
 
 
 def of_known(info: DatasetInfo, place: str, title: str, asked: str, split: str, raw: Raw, size: int) -> str:
@@ -25,6 +25,7 @@ def of_known(info: DatasetInfo, place: str, title: str, asked: str, split: str, 
         *_lossy_copy(info, raw),
         *_other_size(info, raw),
         *_resized(raw, size),
+        *raw.notes,
     ]
     return " ".join(sentences)
 
@@ -32,7 +33,7 @@ def of_known(info: DatasetInfo, place: str, title: str, asked: str, split: str, 
 def readme_title(folder: Path) -> str:
     """The first line of the README in ``folder``, in which copies say what was done to them; empty if none."""
     try:
-        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+        with (folder / "README.md").open(encoding="utf-8-sig", errors="replace") as file:
             return " ".join(file.readline(200).strip("# \n").split())
     except OSError:
         return ""
@@ -53,7 +54,7 @@ def _other_count(info: DatasetInfo, split: str, found: int) -> list[str]:
 
 
 def _lossy_copy(info: DatasetInfo, raw: Raw) -> list[str]:
-    if not info.lossless or "JPEG" not in raw.decoded.formats:
+    if not info.lossless or not raw.decoded.formats & {"JPEG", "MPO"}:
         return []
     return ["Its images are JPEG copies (lossy) of lossless originals: models trained on the originals lose accuracy."]
 

@@ -20,14 +20,15 @@ def environment(run: Run) -> dict[str, str]:
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processor": f"{processor()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type,
         "number format": run.number_format,
+        **({"why this format": run.why} if run.why else {}),
         "threads": str(torch.get_num_threads()),
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name where Linux tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -12,7 +12,7 @@ from sapper import encoders
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder
 from sapper.errors import SapperError, located
-from sapper.files import LEFTOVERS, sha256, write_atomically
+from sapper.files import LEFTOVERS, read_text, sha256, write_atomically
 from sapper.images import ImageSet
 from sapper.lab import stages
 from sapper.lab.defending import leave_verdicts
@@ -122,7 +122,7 @@ def claim(folder: Path, fleet: Fleet) -> Store:
     try:
         if not folder.exists() or all(file.match(LEFTOVERS) for file in folder.iterdir()):
             write_atomically(path, json.dumps(wanted, indent=1) + "\n")
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        found = dict(json.loads(read_text(path, remedy, "the folder holds no readable fleet")))
     except (OSError, ValueError, TypeError) as error:
         raise SapperError(f"the folder holds no readable fleet: {error}", where=str(path), remedy=remedy) from error
     if differing := [key for key in wanted | found if wanted.get(key) != found.get(key)]:

@@ -1,6 +1,5 @@
 """A scenario as far as it can be checked before torch is loaded: all but the parameters of its methods."""
 
-import tomllib
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from sapper import attacks, datasets, defenses, pretraining
 from sapper.encoders.names import check_architecture
 from sapper.errors import SapperError, closest, located
+from sapper.files import read_toml
 from sapper.lab.checking import Section, check_plain, check_unique, read_section
 from sapper.lab.overrides import apply, override, variant
 from sapper.lab.sections import (
@@ -42,15 +42,7 @@ def read_content(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
 
     Raises ``SapperError`` for a file that cannot be read, and for an override that cannot be made.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        remedy = "name a TOML file that is there and that you may read"
-        raise SapperError(f"cannot be read: {error}", where=str(path), remedy=remedy) from error
-    try:
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # besides bad syntax: numbers too long, arrays too deep
-        raise SapperError(f"not valid TOML: {error}", where=str(path), remedy="mend that place") from error
+    content = read_toml(path)
     for change in overrides:
         apply(content, change)
     return content

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sapper.errors import SapperError
-from sapper.files import write_atomically
+from sapper.files import read_text, write_atomically
 
 SCHEMA = 1
 
@@ -147,14 +147,11 @@ def read_results(path: Path) -> Results:
     path = path / "results.json" if path.is_dir() else path
     again = "run the scenario again: what its store holds is not computed anew"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(path, "name the folder that a run was given with --out"))
         schema = raw.get("schema") if isinstance(raw, dict) else None
         if schema != SCHEMA:
             raise SapperError(f"its schema is {schema!r} instead of {SCHEMA}", where=str(path), remedy=again)
         return TypeAdapter(Results).validate_python(raw)
-    except OSError as error:
-        remedy = "name the folder that a run was given with --out"
-        raise SapperError(error.strerror or str(error), where=str(path), remedy=remedy) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])

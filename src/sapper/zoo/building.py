@@ -30,7 +30,7 @@ def build(
     trained one after another. Raises ``SapperError`` for a folder that holds another zoo.
     """
     specimens = plan.of_parts(parts)
-    _claim(folder, plan)
+    claim(folder, plan)
     store = Store(folder)
     jobs = Jobs(specimens, data, store, run)
     with store.locked(), run.progress.bar(f"zoo of {_count(specimens)} encoders", len(jobs)) as bar:
@@ -104,8 +104,8 @@ def plan_of(folder: Path) -> Plan:
     return parse_plan(read_manifest(folder)["plan"], str(folder / MANIFEST))
 
 
-def _claim(folder: Path, plan: Plan) -> None:
-    """The folder as this plan's own."""
+def claim(folder: Path, plan: Plan) -> None:
+    """The folder as this plan's own. Raises ``SapperError`` if it holds another zoo."""
     if not (folder / MANIFEST).exists() or not read_manifest(folder)["members"]:
         content = {"schema": 1, "plan": plan.content, "members": []}
         write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from sapper import datasets
 from sapper.errors import SapperError, closest, located
+from sapper.files import read_text, read_toml
 from sapper.lab.checking import Section, check_plain, check_unique, read_section
 from sapper.lab.sections import FileName
 
@@ -67,6 +68,11 @@ class Outline:
     images: tuple[ImagesSection, ...]
 
 
+def read_content(path: Path) -> dict[str, Any]:
+    """The content of the TOML file of a plan. Raises ``SapperError`` for a file that cannot be read."""
+    return read_toml(path, "name a TOML file of a zoo")
+
+
 def outline(content: dict[str, Any], file: str) -> Outline:
     """Check the content of a plan before anything is drawn.
 
@@ -112,7 +118,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(read_text(path, "sapper zoo build makes one", "no zoo can be read"))
         if content["schema"] == 1 and isinstance(content["members"], list) and isinstance(content["plan"], dict):
             return content
         raise ValueError("written by another version")

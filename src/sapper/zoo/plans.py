@@ -24,13 +24,12 @@ from pydantic import PositiveInt
 from sapper import attacks, datasets, pretraining
 from sapper.errors import SapperError, located
 from sapper.lab.checking import Section, read_section
-from sapper.lab.outline import read_content
 from sapper.lab.scenario import Named, check_encoder, check_views, read_trigger, with_method
 from sapper.lab.sections import AttackSection, EncoderSection, HeadSection, PretrainingSection
 from sapper.methods import HEADS
 from sapper.run import Run
 from sapper.triggers import Trigger
-from sapper.zoo.outline import FamilySection, ImagesSection, check_parts, outline
+from sapper.zoo.outline import FamilySection, ImagesSection, check_parts, outline, read_content
 
 
 class VictimSection(Section):
