@@ -492,6 +492,8 @@ _doors(
     a_tensor_without_data_of_exabytes=called(
         "torch._utils", "_rebuild_meta_tensor_no_storage", b"N", b"\x8a\x08" + b"\xff" * 7 + b"\x7f\x85", b"N", b"\x89"
     ),
+    a_tensor_of_the_future=called("torch._utils", "_rebuild_tensor_v9", MADE),
+    a_foreign_object_made_of_a_tensor=THING + b"h\x05\x85R",
     a_foreign_tensor_class=called("torch._tensor", "_rebuild_from_type_v2", RAN, THING, b")", b"N"),
     an_encoding_again_and_again=text("a" * 10**6) + b"q\x7f0"
     + (b"c_codecs\nencode\nh\x7f\x85R0") * 100 + b"N",

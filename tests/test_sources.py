@@ -199,6 +199,7 @@ def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
     assert sources.read(path).tensors.keys() == STATE.keys()
 
 
+@pytest.mark.usefixtures("sandbox_holds")
 def test_a_link_of_the_hubs_cache_is_followed_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tmp_path / "hub" / "models--org--model"
     (model / "blobs").mkdir(parents=True)
@@ -213,12 +214,15 @@ def test_a_link_of_the_hubs_cache_is_followed_and_no_other(tmp_path: Path, monke
         weights = sources.read(place)
         assert weights.tensors.keys() == STATE.keys()
         assert weights.path == place
+    (model / "blobs" / "1").write_bytes(b"\x80\x02N.")
+    (snapshot / "model.bin").symlink_to("../../blobs/1")
+    assert "it holds no tensor" in said(snapshot / "model.bin")  # where the user named it
     (tmp_path / "elsewhere").write_bytes(SAFE)
     (snapshot / "trap").symlink_to(tmp_path / "elsewhere")
     assert "symbolic link" in said(snapshot / "trap")
     (snapshot / "folder").symlink_to(model / "blobs")
     assert "symbolic link" in said(snapshot / "folder")
-    (snapshot / "gone").symlink_to("../../blobs/1")
+    (snapshot / "gone").symlink_to("../../blobs/2")
     assert "nothing is there" in said(snapshot / "gone")
     (tmp_path / "round").symlink_to("round")
     assert "nothing is there" in said(tmp_path / "round")

@@ -93,7 +93,7 @@ def read(path: Path, *, allow_weak_sandbox: bool = False) -> Weights:
         tensors, metadata, unread = _safetensors(target, str(path))
         return Weights(tensors=tensors, path=path, metadata=metadata, unread=unread)
     with sandbox.scratch() as converted:
-        found = sandbox.convert(target, converted, allow_weak_sandbox=allow_weak_sandbox)
+        found = sandbox.convert(path, converted, allow_weak_sandbox=allow_weak_sandbox)
         tensors, metadata, _ = _safetensors(_place(converted), str(path))
     return Weights(
         tensors=tensors,

@@ -12,8 +12,6 @@ from sapper.sandbox.values import Kind, Named, Placeholder, RefusedError, Storag
 MOST_TENSORS, MOST_UNREAD, MOST_VISITS, MOST_DEPTH = 200_000, 20_000, 500_000, 32
 MOST_NOTES, MOST_LEFT_OUT, LONGEST_NOTE, LONGEST_NAME = 300, 40, 200, 1000
 MOST_PARAMETERS = 20_000
-MOST_COPIES = 4
-"""How often a file's bytes may come out, under several names or as views that overlap."""
 
 REST = "…"
 """The key of the last entry of ``left_out``, which counts what is not listed."""
@@ -66,7 +64,7 @@ def _visit(found: Contents, value: Any, path: str, key: str, above: tuple[int, .
     name = path or "content"
     if isinstance(value, Tensor | Unread):
         _add(found, name, value)
-    elif value is not None and (what := _set_aside(value, key.lower(), top=len(above) == 1)):
+    elif value is not None and (what := _set_aside(value, key.lower(), len(above))):
         _leave_out(found, name, what)
         found.optimizer = found.optimizer or _optimizer(value)
     elif isinstance(value, str | int | float) and _is_short(value):
@@ -79,11 +77,18 @@ def _visit(found: Contents, value: Any, path: str, key: str, above: tuple[int, .
         above = (*above, id(value))
         for each, inner in inside:
             step = _step(each)
-            _visit(found, inner, f"{path}.{step}" if path else step, step, above)
+            _visit(found, inner, f"{path}.{step}"[: 2 * LONGEST_NAME] if path else step, step, above)
+    elif isinstance(value, Placeholder) and _holds_tensors(value):
+        _add(found, name, Unread(f"tensors in {_what(value)}"))
     elif value is not None:
         _leave_out(found, name, _what(value))
         if isinstance(value, Placeholder):
             _note_attributes(found, name, value)
+
+
+def _holds_tensors(value: Placeholder) -> bool:
+    """Whether an object that is not known has tensors of its own, as subclasses of tensors do."""
+    return value.made_of_tensors or any(isinstance(each, Tensor | Unread | Storage) for each in value.state.values())
 
 
 def _step(key: Any) -> str:
@@ -126,8 +131,11 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _set_aside(value: Any, key: str, *, top: bool) -> str | None:
+def _set_aside(value: Any, key: str, depth: int) -> str | None:
     """What is known to hold no weights of the network, and is not entered."""
+    if depth == 0:
+        return None
+    top = depth == 1
     if _is_optimizer(value) or (top and key.startswith("optim") and isinstance(value, dict | list | Placeholder)):
         return "an optimizer's state"
     if isinstance(value, dict) and "last_epoch" in value and ("_step_count" in value or "base_lrs" in value):
@@ -223,13 +231,13 @@ def _is_python_random(value: tuple[Any, ...]) -> bool:
     return len(value) == 3 and value[0] == 3 and isinstance(value[1], tuple) and len(value[1]) == 625
 
 
-def write(tensors: dict[str, Tensor], size: int) -> Iterator[bytes | memoryview]:
-    """The tensors as a safetensors file, piece by piece, each on its own and in one piece.
+def write(tensors: dict[str, Tensor], most: int) -> Iterator[bytes | memoryview]:
+    """The tensors as a safetensors file of at most that many bytes, each tensor on its own and in one piece.
 
     Source: the format in the README of huggingface/safetensors: 8 bytes for the length of the header, the header in
     JSON, and the numbers, little-endian, row by row.
     """
-    if sum(tensor.bytes for tensor in tensors.values()) > MOST_COPIES * size:
+    if sum(tensor.bytes for tensor in tensors.values()) > most:
         raise RefusedError("its tensors are larger than the file: they are views that repeat a little")
     header: dict[str, Any] = {}
     at = 0

@@ -18,12 +18,17 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 MIB = 2**20
 MOST_ENTRIES, MOST_NESTED = 200_000, 1
-MOST_INFLATION = 20
-"""Bytes that a compressed archive may hold for each of its own; weights compress by a tenth, zeros by a thousand."""
+MOST_INFLATION = 4
+"""Bytes that a compressed archive beyond 64 MiB may hold for each of its own; weights compress by a tenth."""
 
 OF_WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pkl", ".tar", ".npz")
 
 PACK = "pack it again without compression: mkdir NEW && cd NEW && unzip ../FILE && zip -0 -r ../NEW.pth *"
+
+
+def most_content(size: int) -> int:
+    """Bytes that an archive of that size may hold."""
+    return max(MOST_INFLATION * size, 64 * MIB)
 
 
 def is_archive(file: IO[bytes]) -> bool:
@@ -61,7 +66,7 @@ def look(file: IO[bytes], size: int) -> int:
     if sum(entry.compress_size for entry in entries) > size:
         raise RefusedError("its archive holds more than its size: entries overlap")
     whole = sum(entry.file_size for entry in entries)
-    if whole > max(MOST_INFLATION * size, 64 * MIB):
+    if whole > most_content(size):
         raise RefusedError("its archive is compressed, and would hold many times its size", remedy=PACK)
     return max(size, whole)
 

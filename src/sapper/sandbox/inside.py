@@ -57,11 +57,16 @@ def _convert(file: IO[bytes], size: int, output: int) -> contents.Contents:
     whole = formats.look(file, size)
     _scan(file)
     found = contents.sort(formats.read(file, _scan))
-    for piece in contents.write(found.tensors, whole):
+    for piece in contents.write(found.tensors, _most(size, whole)):
         view = memoryview(piece)
         while view:
             view = view[os.write(output, view) :]
     return found
+
+
+def _most(size: int, whole: int) -> int:
+    """Bytes of tensors that a file may give: more than it holds, since a tensor may have several names."""
+    return max(4 * size, 2 * whole)
 
 
 EXAMPLE = (
@@ -73,14 +78,7 @@ EXAMPLE = (
 
 def _warm_up() -> None:
     """Import and run once all that will be used: afterwards nothing can be opened, modules of Python neither."""
-    for codec in (
-        "ascii",
-        "cp437",
-        "latin1",
-        "utf-8",
-        "raw_unicode_escape",
-        "unicode_escape",
-    ):  # of pickles and archives
+    for codec in ("ascii", "cp437", "latin1", "utf-8", "raw_unicode_escape", "unicode_escape"):
         codecs.lookup(codec)
     example = io.BytesIO()
     with zipfile.ZipFile(example, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -99,7 +97,7 @@ def _limit(size: int, seconds: int) -> None:
     for kind, most in (
         (resource.RLIMIT_AS, taken + 5 * size + 512 * MIB),
         (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_FSIZE, contents.MOST_COPIES * max(formats.MOST_INFLATION * size, 64 * MIB) + 64 * MIB),
+        (resource.RLIMIT_FSIZE, _most(size, formats.most_content(size)) + 64 * MIB),
         (resource.RLIMIT_CORE, 0),
     ):
         _, hard = resource.getrlimit(kind)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -45,7 +46,7 @@ class Converted:
 
 def scratch() -> IO[bytes]:
     """An open, empty file that is gone when it is closed: in memory, or in ``TMPDIR`` where the system has no such."""
-    if hasattr(os, "memfd_create"):
+    with suppress(AttributeError, OSError):  # not on every system, nor in every container
         return os.fdopen(os.memfd_create("sapper"), "w+b")
     try:
         return tempfile.NamedTemporaryFile()
@@ -147,8 +148,8 @@ def _error(code: int, report: dict[str, Any] | None, where: str, size: int) -> S
         what = f"this is a pickle, a program, and nothing here can lock it in: {report.get('why')}"
         return SapperError(what, where=where, remedy=remedy)
     if report is not None and status == "full":
-        need = f"{size / 2**20:.0f} MiB of memory, or of space in TMPDIR ({tempfile.gettempdir()})"
-        return SapperError(f"there is no room for its weights: {report.get('why')}", where=where, remedy=f"free {need}")
+        remedy = f"free {size / 2**20:.0f} MiB of memory, and as much where TMPDIR is"
+        return SapperError(f"there is no room for its weights: {report.get('why')}", where=where, remedy=remedy)
     if report is not None and status is not None:
         remedy = "save the weights alone, as .safetensors or a state_dict, where you trust the file; or ask its authors"
         remedy = str(report.get("remedy") or remedy)

@@ -6,18 +6,19 @@ it is known, and else an inert ``Named``; to call, build or fill that makes a ``
 name in the file to Python's own modules.
 """
 
+import io
 import pickletools
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 from sapper.sandbox.builders import Arriving, Builder, find
 from sapper.sandbox.values import Kind, Named, Placeholder, RefusedError, Storage, Tensor, Thing, Unread
 
 MOST_MEMO = 2**32
-LONGEST_TUPLE, LONGEST_KEY = 8, 200
-NESTED_WORK = 2**20
-MOST_WORK = 2**34
-"""Bytes that builders may copy in all; steps that ask for a long copy again and again are no checkpoint's."""
+LONGEST_TUPLE, LONGEST_KEY, MOST_LOOKED_AT = 8, 200, 16
+NESTED_WORK = 2**17
+MOST_WORK, MOST_COPIES = 2**30, 4
+"""Bytes that builders may copy, and as many more for each byte of the pickle: no file asks for copies without end."""
 
 Persistent = Callable[[Any], Any]
 """What a persistent id stands for: a storage, where torch wrote the file."""
@@ -27,12 +28,12 @@ def no_persistent(_id: Any) -> Any:
     raise RefusedError("it refers to something outside of it (a persistent id)")
 
 
-def read(stream: IO[bytes], persistent: Persistent, nested: Callable[[bytes], Any]) -> Any:
+def read(stream: io.BytesIO, persistent: Persistent, nested: Callable[[bytes], Any]) -> Any:
     """The content of one pickle, the stream being left behind its end.
 
     ``nested`` reads bytes that ``torch.save`` wrote, which a pickle of storages holds. Raises ``RefusedError``.
     """
-    machine = Machine(persistent, nested)
+    machine = Machine(persistent, nested, MOST_WORK + MOST_COPIES * stream.getbuffer().nbytes)
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             OPERATIONS[opcode.name](machine, argument)
@@ -50,10 +51,10 @@ def _words(error: Exception) -> str:
 class Machine:
     """The stack, the marks in it and the memo. ``OPERATIONS`` are all that can be done with them."""
 
-    def __init__(self, persistent: Persistent, nested: Callable[[bytes], Any]):
+    def __init__(self, persistent: Persistent, nested: Callable[[bytes], Any], most_work: int):
         self.persistent, self._nested = persistent, nested
         self._read: dict[int, tuple[bytes, Any]] = {}
-        self._work = 0
+        self._work = most_work
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -61,8 +62,8 @@ class Machine:
 
     def spend(self, work: int) -> None:
         """Count bytes that a step copies beyond its own length."""
-        self._work += work
-        if self._work > MOST_WORK:
+        self._work -= work
+        if self._work < 0:
             raise RefusedError("it copies the same again and again")
 
     def nested(self, content: bytes) -> Any:
@@ -138,7 +139,8 @@ class Machine:
         if isinstance(function, Builder):
             return function.build(self, *arguments[: function.most])
         if isinstance(function, Named):
-            return Placeholder(str(function))
+            tensors = any(isinstance(each, Tensor | Unread | Storage) for each in arguments[:MOST_LOOKED_AT])
+            return Placeholder(str(function), tensors)
         if isinstance(function, Placeholder):
             return Placeholder(function.of)
         if isinstance(function, Kind):  # classes of storages, called: none of torch's files does that

@@ -113,9 +113,13 @@ class Named:
 
 @dataclass(eq=False, repr=False)
 class Placeholder:
-    """An object of a class that is not known here: the name of the class, and the values that the file hangs on it."""
+    """An object of a class that is not known here: the name of the class, and the values that the file hangs on it.
+
+    ``made_of_tensors``: whether there are tensors among the arguments that it is made with.
+    """
 
     of: str
+    made_of_tensors: bool = False
     state: dict[Any, Any] = field(default_factory=dict)
     items: dict[Any, Any] = field(default_factory=dict)
 
