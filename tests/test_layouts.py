@@ -177,6 +177,13 @@ def test_the_backbones_own_tensors_must_be_dense_and_finite(change: Any, message
         encoders.open(saved(state, tmp_path, pickled=True), RUN)
 
 
+@pytest.mark.usefixtures("sandbox_holds")
+def test_a_list_inside_the_network_refuses_the_file(tmp_path: Path) -> None:
+    state = plain(resnet()) | {"layer1.0.gates": [torch.ones(4), torch.ones(4)]}
+    with pytest.raises(SapperError, match=r"left out: layer1\.0\.gates"):
+        encoders.open(saved(state, tmp_path, pickled=True), RUN)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 def test_weights_of_any_format_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
     net = resnet()

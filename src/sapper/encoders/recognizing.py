@@ -117,8 +117,11 @@ def _fit(
     opening: Opening,
     where: str,
 ) -> tuple[Tensors, dict[str, str]]:
-    prefix = layout.prefix
+    prefix, own = layout.prefix, {name.split(".")[0] for name in state}
     inner = {name.removeprefix(prefix): why for name, why in weights.unread.items() if name.startswith(prefix)}
+    for name, what in weights.left_out.items():  # what is no tensor, under names of the network's own layers
+        if name.startswith(prefix) and name.removeprefix(prefix).split(".")[0] in own:
+            inner[name.removeprefix(prefix)] = what
     return filling.fitting(
         layout.weights,
         state,
