@@ -17,7 +17,7 @@ $(UV):
 	UV_PYTHON_DOWNLOADS=never $(UV) sync --locked --python $(PYTHON)
 	@touch $@
 
-demo: setup                              ## the whole story on embedded data, ending in a report
+demo: setup                              ## lay a backdoor and find it, on embedded data, ending in a report
 	$(RUN)/sapper demo $(if $(OUT),--out $(OUT))
 
 test: setup                              ## the tests

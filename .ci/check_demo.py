@@ -1,8 +1,12 @@
-"""The demo keeps its promises, read from its results.json: on all three tasks, for the primary head."""
+"""The demo keeps its promises, read from its results.json: accuracies on all three tasks, audits of both encoders.
+
+Every seed is looked at by itself. The time is told, and no mark: machines differ.
+"""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 MARKS = {
     "CA at least 70 %": lambda m: m["CA"] >= 0.70,
@@ -11,29 +15,52 @@ MARKS = {
     "strict ASR-B at most 15 %": lambda m: m["ASR_B_strict"] <= 0.15,
 }
 
-DEFENSES = {"neural_cleanse", "mntd_classifier", "patchguard_ds", "patchcleanser"}
+TASKS = {"objects", "signs", "digits"}
+
+VERDICTS = {"clean": "no-evidence", "backdoored": "backdoor"}
+
+
+def missed_by_tasks(results: dict[str, Any], seed: int) -> list[str]:
+    """Marks of accuracy that the primary head misses."""
+    tasks: dict[str, dict[str, float]] = {}
+    for record in results["records"]:
+        if record["head"] == results["scenario"]["primary_head"] and record["seed"] == seed:
+            tasks.setdefault(record["task"], {})[record["metric"]] = record["value"]
+    missed = [f"{task}: {mark}" for task, m in tasks.items() for mark, kept in MARKS.items() if not kept(m)]
+    return missed + [f"{task} was not measured" for task in sorted(TASKS - tasks.keys())]
+
+
+def missed_by_audits(results: dict[str, Any], seed: int) -> list[str]:
+    """Wrong verdicts, and a recovered trigger that is not shown beside the true ones."""
+    audits = {audit["encoder"]: audit for audit in results["audits"] if audit["seed"] == seed}
+    missed = [f"the {encoder} encoder was not audited" for encoder in VERDICTS if encoder not in audits]
+    for encoder, audit in audits.items():
+        report = audit["report"]
+        if report["verdict"] != VERDICTS[encoder]:
+            missed.append(f"audit of the {encoder} encoder: {report['verdict']} (p = {report['p_value']})")
+        shown = [stamped["by"] for stamped in audit["stamped"]]
+        wanted = ["nothing", "audit"] + ["attacker"] * len(TASKS) * (encoder == "backdoored")
+        if seed == results["scenario"]["seeds"][0] and shown != wanted:
+            missed.append(f"audit of the {encoder} encoder: it shows {', '.join(shown) or 'no picture'}")
+    return missed
 
 
 def main(folder: str) -> int:
     results = json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))
-    tasks: dict[str, dict[str, float]] = {}
-    for record in results["records"]:
-        if record["head"] == results["scenario"]["primary_head"] and record["defense"] is None:
-            tasks.setdefault(record["task"], {})[record["metric"]] = record["value"]
-    missed = [f"{task}: {mark}" for task, m in tasks.items() for mark, kept in MARKS.items() if not kept(m)]
+    seeds = results["scenario"]["seeds"]
+    missed = [
+        f"seed {seed}, {mark}"
+        for seed in seeds
+        for mark in missed_by_tasks(results, seed) + missed_by_audits(results, seed)
+    ]
+    if not Path(folder, "report.html").exists():
+        missed.append("there is no report")
     for line in missed:
         print(f"the demo misses its mark: {line}")
-    if len(tasks) != 3:
-        print(f"the demo has {len(tasks)} tasks instead of 3")
-    tried = {record["defense"] for record in results["records"] if record["defense"] is not None}
-    if absent := DEFENSES - tried:
-        print(f"the demo did not try {', '.join(sorted(absent))}")
-        return 1
-    if not Path(folder, "report.html").exists():
-        print("the demo left no report")
-        return 1
-    print(f"demo: {len(tasks)} tasks, {len(missed)} marks missed")
-    return 1 if missed or len(tasks) != 3 else 0
+    seconds = sum(timing["seconds"] for timing in results["timings"])
+    each = f"{seconds / len(seeds):.0f} s of computation{' for each' if len(seeds) > 1 else ''}"
+    print(f"demo: seeds {', '.join(map(str, seeds))}; {len(missed)} marks missed; {each}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

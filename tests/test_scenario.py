@@ -133,6 +133,42 @@ def test_a_file_becomes_sections_and_methods_with_their_parameters(file: Path) -
     assert scenario.primary_head == "mlp"
 
 
+def test_audits_have_the_commands_defaults(file: Path) -> None:
+    assert read(file).audit is None
+    section = read(file, ("audit.images=objects",)).audit
+    assert section is not None
+    assert (section.budget, section.split, section.bags) == ("quick", None, None)
+    assert (section.false_alarms, section.seed) == (0.05, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ("audit.images=nowhere", "audit.images"),
+        ("audit.image=objects", "audit.image"),
+        ("audit.budget=quik", "audit.budget"),
+        ("audit.false_alarms=0", "audit.false_alarms"),
+        ("audit.false_alarms=1.0", "audit.false_alarms"),
+        ("audit.bags=[]", "audit.bags"),
+        ("audit.seed=-1", "audit.seed"),
+        ("audit=objects", "audit"),
+    ],
+)
+def test_mistakes_in_audits_are_told_with_their_key(file: Path, change: str, place: str) -> None:
+    images = () if "images" in change or change.startswith("audit=") else ("audit.images=objects",)
+    assert f": {place}" in str(refused(file, None, *images, change).where)
+
+
+def test_the_demos_defenses_are_tried_on_the_demos_encoders() -> None:
+    """So that one Store serves both."""
+    demo, defenses = (read(REPOSITORY / "scenarios" / f"{name}.toml") for name in ("demo", "demo-defenses"))
+    shared = ("encoder", "pretraining", "pretraining_method", "attack", "attack_method", "tasks", "targets", "primary")
+    assert all(getattr(demo, name) == getattr(defenses, name) for name in shared)
+    assert demo.audit is not None
+    assert not demo.defenses
+    assert len(defenses.defenses) == 4
+
+
 def test_names_that_are_left_out_are_made_from_the_data(file: Path) -> None:
     scenario = read(file)
     assert [task.name for task in scenario.tasks] == ["signs", "my-digits"]

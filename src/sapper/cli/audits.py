@@ -1,8 +1,6 @@
 """Commands for one encoder: audit it, and replay what was found."""
 
 import hashlib
-import json
-import math
 import shlex
 import sys
 from dataclasses import replace
@@ -115,7 +113,7 @@ def audit(
     import safetensors.torch
 
     from sapper.audit import auditing, stored
-    from sapper.files import write_atomically
+    from sapper.files import as_text, write_atomically
     from sapper.lab.environment import environment
     from sapper.lab.precision import of_searching
     from sapper.report import audit as page
@@ -150,10 +148,10 @@ def audit(
     }
     contents: list[str | bytes] = [
         page.render(report, around, command),
-        _json(sarif.render(report)),
-        _json(cyclonedx.render(report)),
+        as_text(sarif.render(report)),
+        as_text(cyclonedx.render(report)),
         triggers,
-        _json(content),
+        as_text(content),
     ]
     for name, written in zip(LEFT, contents):
         write_atomically(folder / name, written)
@@ -186,7 +184,7 @@ def replay(
     path = out_file or recorded.parent / REPLAY
     check_file(path)
     from sapper.audit.recorded import read_content
-    from sapper.files import sha256, write_atomically
+    from sapper.files import as_text, sha256, write_atomically
 
     audit = read_content(recorded)
     recorded_opening, audited = audit["opening"], audit["encoder"].get("sha256")
@@ -222,7 +220,7 @@ def replay(
         "command": shlex.join(["sapper", *sys.argv[1:]]),
         "replays": replaying.as_json(replays),
     }
-    write_atomically(path, _json(content))
+    write_atomically(path, as_text(content))
     if shown.digest == found.content["images"].get("sha256"):
         say("note: these are the images that the trigger was found with; others would be better evidence")
     if audited != subject.card.origin.get("sha256"):
@@ -240,16 +238,3 @@ def _remove_earlier(folder: Path) -> None:
         except OSError as error:
             remedy = "name another folder with --out"
             raise SapperError(f"cannot be replaced: {error}", where=str(folder / name), remedy=remedy) from error
-
-
-def _json(content: Any) -> str:
-    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(content: Any) -> Any:
-    """Numbers that are not finite, which JSON does not know, become null: no encoder shall cost us its audit."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

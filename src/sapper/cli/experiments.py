@@ -61,7 +61,7 @@ def demo(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """The whole story on embedded data, in minutes: one encoder, three tasks, one backdoor for all of them."""
+    """Lay a backdoor and find it, on embedded data, in minutes: one encoder, three tasks, two audits."""
     _run(_scenario_file("demo"), out_folder, store, overrides or [], None, False, device, threads)
 
 
@@ -102,6 +102,7 @@ def _run(
     threads: int,
     workers: int = 0,
 ) -> None:
+    from sapper.audit.calibration import read_bag
     from sapper.errors import located
     from sapper.lab.outline import outline, read_content
 
@@ -115,6 +116,10 @@ def _run(
     for key, name in outlined.sets.items():
         with located(f"{file}: {key}"):
             datasets.check_there(name, data_root, download=download)
+    if outlined.audit is not None:
+        with located(f"{file}: audit.bags"):
+            for bag in outlined.audit.bags or ():
+                read_bag(Path(bag))
     process.settle()  # before torch is loaded
     with err.status("loading"):
         import torch
@@ -174,10 +179,10 @@ def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, 
 
 def print_results(results: Any) -> None:
     """The summary, then for each task and target a table: metrics by heads, the primary one first."""
-    from sapper.report import defenses
+    from sapper.report import audited, defenses
     from sapper.report.tables import aim, interval_note, summary_rows, summary_sentences
 
-    for sentence in summary_sentences(results):
+    for sentence in summary_sentences(results) + audited.sentences(results):
         out.print(sentence, markup=False)
     rows = summary_rows(results)
     note = interval_note(estimate for row in rows for estimate in row.estimates.values())

@@ -175,15 +175,8 @@ def load_images(name: str, split: str | None, size: int, data_root: Path | None,
     """Ordinary images of the encoder's size: the split that was named, else test, else what there is."""
     from sapper import datasets
 
-    if split is None:
-        split = "test" if name in datasets.names() or _has_test(datasets.existing(Path(name))) else "train"
+    split = split or datasets.usual_split(name)
     images = datasets.load(name, split, data_root=data_root, size=size, download=download, labels=False)
     for note in images.notes:
         err.print(f"note: {printable(note)}", markup=False, soft_wrap=True)
     return images
-
-
-def _has_test(path: Path) -> bool:
-    from sapper.datasets.loading import find_split
-
-    return find_split(path, "test", labels=False) is not None

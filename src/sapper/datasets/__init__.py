@@ -13,7 +13,7 @@ from sapper.errors import SapperError, closest
 if TYPE_CHECKING:
     from sapper.images import ImageSet
 
-__all__ = ["DatasetInfo", "check_name", "check_task", "check_there", "describe", "existing", "load", "names"]
+__all__ = ["DatasetInfo", "check_name", "check_task", "check_there", "describe", "load", "names", "usual_split"]
 
 
 def names() -> list[str]:
@@ -65,6 +65,15 @@ def _told(name: str | Path) -> Iterator[None]:
         raise SapperError(error.strerror or str(error), where=str(error.filename or name), remedy=remedy) from error
 
 
+def usual_split(name: str) -> str:
+    """The split to take where none is named and no training is meant: test, or train where there is no test split."""
+    from sapper.datasets import loading
+
+    with _told(name):
+        tested = name in DATASETS or loading.find_split(_expand_home(Path(name)), "test", labels=False) is not None
+    return "test" if tested else "train"
+
+
 def check_name(name: str) -> None:
     """Raise ``SapperError`` unless ``name`` is a known name or could be a path."""
     with _told(name):
@@ -85,12 +94,12 @@ def check_there(name: str, data_root: Path | None = None, *, download: bool = Fa
     with _told(name):
         _check_name(name)
         if name not in DATASETS:
-            existing(Path(name))
+            _existing(Path(name))
         elif DATASETS[name].kind == "known":
             _root_of(DATASETS[name], data_root, download=download)
 
 
-def existing(path: Path) -> Path:
+def _existing(path: Path) -> Path:
     """``path`` with its ``~`` expanded. Raises ``SapperError`` if nothing is there."""
     path = _expand_home(path)
     if not path.exists():
@@ -123,9 +132,9 @@ def _load(name: str | Path, split: str, data_root: Path | None, size: int, downl
     if size < 1:
         raise SapperError(f"size must be at least 1 pixel, got {size}", where=f"data set {str(name)!r}")
     if isinstance(name, Path):
-        return loading.load_path(existing(name), split, size, labels=labels)
+        return loading.load_path(_existing(name), split, size, labels=labels)
     if name not in DATASETS and _looks_like_path(name):
-        return loading.load_path(existing(Path(name)), split, size, labels=labels)
+        return loading.load_path(_existing(Path(name)), split, size, labels=labels)
     _check_name(name)
     info = DATASETS[name]
     if info.kind == "embedded":

@@ -10,7 +10,15 @@ from sapper import datasets
 from sapper.errors import SapperError, closest, located
 from sapper.images import ImageSet
 from sapper.lab.scenario import DefensePlan, Scenario, TargetPlan
-from sapper.lab.sections import AttackSection, CertifySection, DetectSection, ExamineSection, FleetSection, TaskSection
+from sapper.lab.sections import (
+    AttackSection,
+    AuditSection,
+    CertifySection,
+    DetectSection,
+    ExamineSection,
+    FleetSection,
+    TaskSection,
+)
 from sapper.run import Run
 
 Place = tuple[str, str, int]
@@ -21,7 +29,7 @@ Place = tuple[str, str, int]
 class Use:
     """What a scenario wants of a split: ``count`` of its images, or all of them, or a ``share``, for ``purpose``.
 
-    ``key`` names the split in the scenario, ``count_key`` the number.
+    ``key`` names the split in the scenario, ``count_key`` the number. ``labels``: whether they are needed.
     """
 
     place: Place
@@ -30,6 +38,7 @@ class Use:
     key: str
     count_key: str
     share: float = 1.0
+    labels: bool = True
 
     @property
     def amount(self) -> str:
@@ -75,6 +84,10 @@ class Data:
         together = torch.cat([images.images for images in some])
         return own, ImageSet(images=together, name=" + ".join(task.name for task in tasks))
 
+    def of_audit(self, scenario: Scenario, section: AuditSection) -> ImageSet:
+        """The ordinary images that encoders are audited with."""
+        return self.sets[_of_audit(scenario, section)]
+
     def of_task(self, scenario: Scenario, task: TaskSection, run: Run) -> tuple[ImageSet, ImageSet]:
         """All training images of a task, and those that its classifiers are judged on."""
         train, judged = _of_task(scenario, task)
@@ -91,16 +104,20 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
     Raises ``SapperError`` naming file and key for data that is missing or does not fit.
     """
     wanted: dict[Place, str] = {}
+    labeled: set[Place] = set()
     for scenario in scenarios:
         for use in uses(scenario):
             wanted.setdefault(use.place, f"{scenario.file}: {use.key}")
+            labeled |= {use.place} if use.labels else set()
     data = Data({})
     with run.progress.bar("data", len(wanted)) as bar:
         for place, where in wanted.items():
             name, split, size = place
             bar.advance(0, f"{name}, {split}")
             with located(where):
-                data.sets[place] = datasets.load(name, split, data_root=data_root, size=size, download=download)
+                data.sets[place] = datasets.load(
+                    name, split, data_root=data_root, size=size, download=download, labels=place in labeled
+                )
             bar.advance()
     for scenario in scenarios:
         _check_fleets(scenario, data.sets[_of_pretraining(scenario)])
@@ -169,6 +186,9 @@ def uses(scenario: Scenario) -> Iterator[Use]:
             yield Use(
                 _of_pretraining(scenario), f"{plan.name}, ordinary images", first.images, key, "pretraining.images"
             )
+    if scenario.audit is not None:
+        key = f"audit.{'images' if scenario.audit.split is None else 'split'}"
+        yield Use(_of_audit(scenario, scenario.audit), "audits", None, key, "audit.images", labels=False)
     if scenario.attack is not None:
         key = f"attack.{'shadow' if scenario.attack.shadow_split is None else 'shadow_split'}"
         place, count = _of_shadow(scenario, scenario.attack), scenario.attack.shadow_images
@@ -187,6 +207,10 @@ def _of_shadow(scenario: Scenario, attack: AttackSection) -> Place | None:
         return None
     name = attack.shadow or scenario.pretraining.dataset
     return name, attack.shadow_split or "train", scenario.encoder.input_size
+
+
+def _of_audit(scenario: Scenario, section: AuditSection) -> Place:
+    return section.images, section.split or datasets.usual_split(section.images), scenario.encoder.input_size
 
 
 def _of_task(scenario: Scenario, task: TaskSection) -> tuple[Place, Place]:

@@ -15,7 +15,7 @@ from sapper.images import ImageSet
 from sapper.lab import stages
 from sapper.lab.data import Use
 from sapper.lab.pictures import feature_maps
-from sapper.lab.results import Artifact, Curve, FeatureMap, Judged, Picture, Record
+from sapper.lab.results import Artifact, Audited, Curve, FeatureMap, Judged, Picture, Record
 from sapper.lab.stages import TaskData
 from sapper.lab.store import Stage
 from sapper.metrics import Rate, attack_metrics, is_constant, share
@@ -40,8 +40,10 @@ class Findings:
     maps: list[FeatureMap] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     verdicts: list[Judged] = field(default_factory=list)
+    audits: list[Audited] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    _audited: set[Path] = field(default_factory=set)
     _timed: set[Path] = field(default_factory=set)
     _placed: dict[str, str] = field(default_factory=dict)
     _files: dict[str, Path] = field(default_factory=dict)
@@ -52,6 +54,12 @@ class Findings:
             return
         self._timed.add(done.folder)
         self.timings.append({"seed": seed, "stage": stage, "seconds": done.seconds, "cached": done.cached})
+
+    def is_new(self, audit: Stage) -> bool:
+        """Whether an audit was not told of yet: variants may share its encoder."""
+        told = audit.folder in self._audited
+        self._audited.add(audit.folder)
+        return not told
 
     def add_training(self, seed: int, stage: str, done: Stage, role: str, label: str) -> None:
         """An encoder that a stage trained, with its losses; the file gets a readable name in ``encoders/``."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sapper import attacks, datasets, defenses, pretraining
+from sapper.audit.budgets import BUDGETS
 from sapper.encoders.names import check_architecture
 from sapper.errors import SapperError, closest, located
 from sapper.files import read_toml
@@ -14,6 +15,7 @@ from sapper.lab.checking import Section, check_plain, check_unique, read_section
 from sapper.lab.overrides import apply, override, variant
 from sapper.lab.sections import (
     AttackSection,
+    AuditSection,
     DefenseSection,
     EncoderSection,
     HeadSection,
@@ -33,6 +35,7 @@ class Outline:
     encoder: EncoderSection
     tasks: tuple[TaskSection, ...]
     targets: tuple[TargetSection, ...]
+    audit: AuditSection | None
     variants: tuple[dict[str, Any], ...]
     sets: dict[str, str]
 
@@ -85,8 +88,10 @@ def outline(content: dict[str, Any], file: str) -> Outline:
     for i, raw in enumerate(root.defense):
         common = {field: raw[field] for field in DefenseSection.model_fields if field in raw}
         with_place(DefenseSection, common, "defenses", defenses.METHODS, file, f"defense[{i}]")
+    audit = None if root.audit is None else _audit(root.audit, file)
+    sets |= {} if audit is None else {"audit.images": audit.images}
     variants = tuple(_variants(root.variant, content, file))
-    return Outline(root=root, encoder=encoder, tasks=tasks, targets=targets, variants=variants, sets=sets)
+    return Outline(root=root, encoder=encoder, tasks=tasks, targets=targets, audit=audit, variants=variants, sets=sets)
 
 
 def with_place(
@@ -123,6 +128,16 @@ def trigger_kind(table: dict[str, Any], file: str, key: str) -> str:
 def _task(raw: dict[str, Any], key: str, file: str) -> TaskSection:
     task = read_section(TaskSection, raw, file, key)
     return task if task.name else task.model_copy(update={"name": Path(task.dataset).stem})
+
+
+def _audit(raw: dict[str, Any], file: str) -> AuditSection:
+    section = read_section(AuditSection, raw, file, "audit")
+    with located(f"{file}: audit.images"):
+        datasets.check_name(section.images)
+    if section.budget not in BUDGETS:
+        remedy = closest(section.budget, list(BUDGETS))
+        raise SapperError(f"no budget {section.budget!r}", where=f"{file}: audit.budget", remedy=remedy)
+    return section
 
 
 def _target(raw: dict[str, Any], key: str, file: str, tasks: tuple[TaskSection, ...]) -> TargetSection:

@@ -110,6 +110,38 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stamped:
+    """Images of an audit, changed alike: PNG in base64.
+
+    ``by``: "nothing", "audit" (the trigger that it recovered) or "attacker" (a true one; then ``target`` names whose).
+    """
+
+    by: str
+    images: tuple[str, ...]
+    target: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audited:
+    """What the audit of one encoder found.
+
+    ``encoder``: "clean" or "backdoored"; ``task``: what a backdoored one is for. ``sha256`` of the encoder's file.
+    ``report`` is what ``sapper audit`` writes to ``audit.json`` (``auditing.as_json``). ``beside``: for each bag that
+    fits the scores of its known-clean encoders, of the detector that decides. ``stamped``: some images, plain, with
+    what the audit recovered, and with the true triggers; those of the first seed are enough.
+    """
+
+    seed: int
+    encoder: str
+    sha256: str
+    report: dict[str, Any]
+    task: str | None = None
+    condition: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, list[float]] = field(default_factory=dict)
+    stamped: tuple[Stamped, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """Everything a report shows. ``scenario`` is the resolved scenario, ``environment`` versions and hardware.
 
@@ -130,6 +162,7 @@ class Results:
     maps: tuple[FeatureMap, ...] = ()
     pictures: tuple[Picture, ...] = ()
     verdicts: tuple[Judged, ...] = ()
+    audits: tuple[Audited, ...] = ()
     timings: tuple[dict[str, Any], ...] = ()
     flags: tuple[str, ...] = ()
     schema: int = SCHEMA

@@ -1,6 +1,7 @@
 """From a Scenario to Results: for each variant and seed the graph's stages, then the numbers.
 
 data → pre-train → attack the encoder → build heads on the clean and the backdoored encoder → measure → defend → measure
+→ audit the encoders
 """
 
 from collections import Counter
@@ -15,6 +16,7 @@ from sapper.attacks.target import Target
 from sapper.encoders import Encoder, load
 from sapper.errors import located
 from sapper.lab import stages
+from sapper.lab.audits import audit_encoders, check_audit
 from sapper.lab.data import Data, load_data, part, target_label, uses
 from sapper.lab.environment import environment
 from sapper.lab.findings import Findings, describe_images, unique
@@ -42,13 +44,19 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
     found = Findings(out=lab.out, primary_head=scenario.primary_head)
     for variant in variants:
         claim_fleets(variant.scenario, data, lab)
+        check_audit(variant.scenario, data)
     with lab.store.locked():
         for variant in variants:
             trials = [
                 Trial(variant=variant, data=data, lab=lab, found=found, run=replace(lab.run, seed=seed))
                 for seed in scenario.seeds
             ]
-            judge_encoders(trials[0], [subject for trial in trials for subject in _perform(trial)])
+            subjects = []
+            for trial in trials:
+                made = _perform(trial)
+                audit_encoders(trial, made)
+                subjects += made
+            judge_encoders(trials[0], subjects)
             hold_out(variant, found)
         found.place_files()
     return Results(
@@ -63,6 +71,7 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
         maps=tuple(found.maps),
         pictures=tuple(found.pictures),
         verdicts=tuple(found.verdicts),
+        audits=tuple(found.audits),
         timings=tuple(found.timings),
         flags=unique(found.flags),
     )

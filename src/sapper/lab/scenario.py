@@ -13,6 +13,7 @@ from sapper.lab.checking import Section, check_unique, read_instance, read_secti
 from sapper.lab.outline import changed, keys, outline, read_content, trigger_kind, with_place
 from sapper.lab.sections import (
     AttackSection,
+    AuditSection,
     CertifySection,
     DefenseSection,
     DetectSection,
@@ -94,6 +95,7 @@ class Scenario:
     heads: tuple[Named, ...]
     primary_head: str
     defenses: tuple[DefensePlan, ...]
+    audit: AuditSection | None
     variants: tuple[dict[str, Any], ...]
     content: dict[str, Any]
     file: str
@@ -166,6 +168,7 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         heads=heads,
         primary_head=primary,
         defenses=plans,
+        audit=outlined.audit,
         variants=outlined.variants,
         content=content,
         file=file,

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from sapper.audit.calibration import BOUND
 from sapper.encoders.names import Stem
 from sapper.lab.checking import Section
 
@@ -139,6 +140,23 @@ class FleetSection(DefenseSection):
     seed: NonNegativeInt | None = None
 
 
+class AuditSection(Section):
+    """``[audit]``: every encoder that the scenario makes is audited, as ``sapper audit`` audits a file.
+
+    ``images``, ``split``: ordinary images, whose labels nobody looks at; by default the test split, if there is one.
+    ``budget``: how much is tried, see ``audit.budgets``. ``bags``: files with the scores of known-clean encoders; by
+    default those that come with Sapper. ``false_alarms``: the share of clean encoders that may come out as backdoored.
+    ``seed``: of the search for triggers. It is not the scenario's, because an auditor does not know the attacker's.
+    """
+
+    images: str
+    split: str | None = None
+    budget: str = "quick"
+    bags: list[str] | None = Field(default=None, min_length=1)
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = BOUND
+    seed: NonNegativeInt = 0
+
+
 class ScenarioSection(Section):
     """The file's own keys; the tables are read one by one.
 
@@ -153,6 +171,7 @@ class ScenarioSection(Section):
     encoder: dict[str, Any] = Field(default_factory=dict)
     pretraining: dict[str, Any]
     attack: dict[str, Any] | None = None
+    audit: dict[str, Any] | None = None
     task: list[dict[str, Any]] = Field(min_length=1)
     target: list[dict[str, Any]] = Field(default_factory=list)
     head: list[dict[str, Any]] = Field(default_factory=list)

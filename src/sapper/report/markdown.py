@@ -1,7 +1,7 @@
 """The result table as Markdown, for pages that quote results."""
 
 from sapper.lab.results import Results
-from sapper.report import defenses, tables, text
+from sapper.report import audited, defenses, tables, text
 from sapper.report.tables import LABELS, METRICS, SummaryRow, Table
 
 DETECTION_NOTE = (
@@ -32,7 +32,8 @@ def render(results: Results) -> str:
         *(_row(row) for row in rows),
         "",
         f"In %; 95 % intervals {tables.interval_note(estimates)}. Seeds {text.listing(results.scenario['seeds'])}; "
-        f"{text.duration(seconds)} of computation; {environment}.",
+        f"{f'{text.duration(seconds)} of computation; ' if seconds else ''}{environment}.",
+        *(_plain_table(audited.table(results), audited.NOTE) if results.audits else []),
         *_plain_table(defenses.detection_table(results), DETECTION_NOTE),
         *_plain_table(
             defenses.certification_table(results), f"In %; 95 % intervals {tables.interval_note(certified)}."

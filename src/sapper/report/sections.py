@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from sapper.lab.results import Artifact, FeatureMap, Results
-from sapper.report import defenses, figures, tables, text
+from sapper.report import audited, defenses, figures, tables, text
 from sapper.report.figures import Key, Strip
 from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
 
@@ -267,6 +267,7 @@ class Section:
 SECTIONS = (
     Section("results", "Results", "results", result_table),
     Section("conditions", "What was varied", "conditions", conditions),
+    Section("audits", "Audit", "audits", audited.section),
     Section("detection", "Detection", "detection", defenses.detections),
     Section("certified", "Certified predictions", "certified", defenses.certifications),
     Section("other", "Other measurements", "table", other_measurements),
