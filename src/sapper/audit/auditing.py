@@ -245,7 +245,7 @@ def about(encoder: Encoder) -> dict[str, Any]:
     card = encoder.card
     origin = {key: card.origin[key] for key in OPENED if key in card.origin}
     return origin | {
-        "architecture": card.architecture,
+        "architecture": card.network,
         "width": card.width,
         "feature_size": encoder.feature_size,
         "input_size": card.input_size,

@@ -13,7 +13,11 @@ SCHEMA = 1
 TRIGGERS = "triggers.safetensors"
 """Beside ``audit.json``: the recovered triggers."""
 
-OPENING: dict[str, type] = {"uri": str, "arch": str, "mean": str, "std": str, "size": int}
+OPENING: dict[str, type] = {
+    **dict.fromkeys(("uri", "arch", "prefix", "mean", "std", "pool", "activation", "stem"), str),
+    **dict.fromkeys(("size", "heads", "patch"), int),
+    "leave_out": list,
+}
 """What an audit records of how it opened the encoder, in the words of its options."""
 
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)

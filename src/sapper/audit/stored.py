@@ -59,7 +59,7 @@ class StoredJudge:
     def check(self, encoder: Encoder) -> None:
         """Raises ``SapperError`` for an encoder of another kind than those that were learned from."""
         card = encoder.card
-        here = (card.architecture, card.width, encoder.feature_size, card.input_size)
+        here = (card.network, card.width, encoder.feature_size, card.input_size)
         there = (self.kind.architecture, self.kind.width, self.kind.feature_size, self.kind.input_size)
         if here != there:
             names = [f"{name} of width {width}, {k} features, {size} pixels" for name, width, k, size in (there, here)]

@@ -5,26 +5,22 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sapper.cli.opening import (
     WEIGHTS,
-    Arch,
     EncoderArgument,
     Images,
-    Mean,
+    Said,
     Seed,
-    Size,
     Split,
-    Std,
-    TrustCode,
-    WeakSandbox,
     begin,
     check_first,
     load_images,
     open_encoder,
+    with_opening,
 )
 from sapper.cli.shared import (
     BudgetOption,
@@ -40,6 +36,7 @@ from sapper.cli.shared import (
     say_verdict,
     telling_interrupts,
 )
+from sapper.encoders.options import Opening
 from sapper.errors import SapperError, printable
 
 EXIT = {"no-evidence": 0, "backdoor": 1, "undecided": 3}
@@ -60,6 +57,7 @@ BagOption = Annotated[
 ]
 
 
+@with_opening
 def audit(
     encoder: EncoderArgument,
     images: Images,
@@ -81,17 +79,13 @@ def audit(
     fail_on: Annotated[
         str, typer.Option("--fail-on", help="backdoor: without a fitting bag end with 0; undecided: with 3.")
     ] = "undecided",
-    arch: Arch = None,
-    mean: Mean = None,
-    std: Std = None,
-    size: Size = None,
-    trust_code: TrustCode = False,
-    allow_weak_sandbox: WeakSandbox = False,
     seed: Seed = 0,
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",
     threads: Threads = 0,
+    *,
+    said: Said,
 ) -> None:
     """Is this encoder safe to build on? Ends with 0: no evidence, 1: evidence of a backdoor, 2: not done, 3: undecided.
 
@@ -110,17 +104,8 @@ def audit(
     from sapper.audit.recorded import TRIGGERS
 
     chosen = budget_of(budget)
-    check_first(
-        [encoder, *([base] if base is not None else [])],
-        images,
-        data_root,
-        device,
-        arch=arch,
-        mean=mean,
-        std=std,
-        trust_code=trust_code,
-        download=download,
-    )
+    named = [encoder, *([base] if base is not None else [])]
+    opening = check_first(named, images, data_root, device, said, download=download)
     if mntd:
         check_learned(mntd)
     known = [calibration.read_bag(path) for path in bags] if bags else calibration.shipped_bags()
@@ -137,14 +122,14 @@ def audit(
     more = {stored.NAME: stored.load(mntd)} if mntd else {}
     with telling_interrupts("interrupted; nothing was written"), bars as progress:
         run = replace(run, progress=progress)
-        subject = open_encoder(encoder, run, arch, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
+        subject = open_encoder(encoder, run, opening)
         shown = load_images(images, split, subject.card.input_size, data_root, download=download)
         for judge in more.values():
             judge.check(subject)
         origin = None
         if base is not None:
-            alike = (arch, mean, std, size) if Path(base).exists() else (None, None, None, None)
-            origin = open_encoder(base, run, *alike, trust_code=trust_code, weak=allow_weak_sandbox)
+            permitted = Opening(trust_code=said.trust_code, allow_weak_sandbox=said.allow_weak_sandbox)
+            origin = open_encoder(base, run, opening if Path(base).exists() else permitted)
         match = calibration.fitting(calibration.Key.of(subject, shown, chosen), known, bound)
         if bags and match.reason:
             err.print(f"note: the audit will be undecided: {printable(match.reason)}", markup=False)
@@ -155,11 +140,10 @@ def audit(
     command = shlex.join(["sapper", *sys.argv[1:]])
     around = environment(run)
     triggers = safetensors.torch.save(auditing.trigger_tensors(report))
-    options = {"arch": arch, "mean": mean, "std": std, "size": size}
     content = auditing.as_json(report) | {
         "environment": around,
         "command": command,
-        "opening": {"uri": encoder} | {key: value for key, value in options.items() if value is not None},
+        "opening": {"uri": encoder} | said.recorded(),
         "triggers": {"file": TRIGGERS, "sha256": hashlib.sha256(triggers).hexdigest()},
     }
     contents: list[str | bytes] = [
@@ -176,17 +160,12 @@ def audit(
     raise typer.Exit(0 if passes else EXIT[report.verdict])
 
 
+@with_opening
 def replay(
     recorded: Annotated[Path, typer.Argument(help="The audit.json of an audit.")],
     images: Images,
     split: Split = None,
     encoder: Annotated[str | None, typer.Option("--encoder", help="Another place or encoder than the audit's.")] = None,
-    arch: Arch = None,
-    mean: Mean = None,
-    std: Std = None,
-    size: Size = None,
-    trust_code: TrustCode = False,
-    allow_weak_sandbox: WeakSandbox = False,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="File for what is measured, replay.json beside the audit by default.")
     ] = None,
@@ -195,6 +174,8 @@ def replay(
     download: Download = False,
     device: Device = "auto",
     threads: Threads = 0,
+    *,
+    said: Said,
 ) -> None:
     """Stamp an audit's recovered triggers on other images, and measure again what they do.
 
@@ -206,25 +187,15 @@ def replay(
     from sapper.files import as_text, sha256, write_atomically
 
     audit = read_content(recorded)
-    said: dict[str, Any] = {"arch": arch, "mean": mean, "std": std, "size": size}
     recorded_opening, audited = audit["opening"], audit["encoder"].get("sha256")
     uri = encoder or recorded_opening["uri"]
     if encoder is None or (Path(uri).is_file() and sha256(Path(uri)) == audited):
-        said |= {name: recorded_opening.get(name) for name, value in said.items() if value is None}
+        as_then = {name: value for name, value in recorded_opening.items() if name != "uri"}
+        said = replace(said, **as_then | said.recorded())
     if encoder is None and Path(uri).suffix in WEIGHTS and not Path(uri).exists():
         remedy = "name its place with --encoder, or run this where the audit was run"
         raise SapperError("the audited encoder is not there", where=uri, remedy=remedy)
-    check_first(
-        [uri],
-        images,
-        data_root,
-        device,
-        arch=said["arch"],
-        mean=said["mean"],
-        std=said["std"],
-        trust_code=trust_code,
-        download=download,
-    )
+    opening = check_first([uri], images, data_root, device, said, download=download)
     run, bars = begin(device, threads, seed)
     from sapper.audit import auditing, replaying
     from sapper.report import audit as page
@@ -234,7 +205,7 @@ def replay(
     dtype = FORMATS.get(str(audit.get("number_format")), run.dtype)
     with bars as progress:
         run = replace(run, progress=progress, dtype=dtype)  # of the audit: what it found is measured anew
-        subject = open_encoder(uri, run, **said, trust_code=trust_code, weak=allow_weak_sandbox)
+        subject = open_encoder(uri, run, opening)
         if encoder is None and audited != subject.card.origin.get("sha256"):
             what, remedy = "this is not the file that was audited", "name the file with --encoder if that is meant"
             raise SapperError(what, where=uri, remedy=remedy)

@@ -9,24 +9,21 @@ import typer
 
 from sapper.cli.opening import (
     WEIGHTS,
-    Arch,
     Images,
-    Mean,
+    Said,
     Seed,
-    Size,
     Split,
-    Std,
-    TrustCode,
-    WeakSandbox,
     begin,
     check_first,
     load_images,
     open_encoder,
+    with_opening,
 )
 from sapper.cli.shared import BudgetOption, DataRoot, Device, Download, Threads, check_file, say
 from sapper.errors import SapperError
 
 
+@with_opening
 def calibrate(
     encoders: Annotated[list[str], typer.Option("--encoders", help="A known-clean encoder, or a folder. Repeatable.")],
     images: Images,
@@ -34,17 +31,13 @@ def calibrate(
     pretraining: Annotated[str, typer.Option("--pretraining", help="How they came about, in words.")] = "not said",
     split: Split = None,
     budget: BudgetOption = "quick",
-    arch: Arch = None,
-    mean: Mean = None,
-    std: Std = None,
-    size: Size = None,
-    trust_code: TrustCode = False,
-    allow_weak_sandbox: WeakSandbox = False,
     seed: Seed = 0,
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",
     threads: Threads = 0,
+    *,
+    said: Said,
 ) -> None:
     """Make a bag: what audits find in encoders that are known to be clean, all of one architecture."""
     uris = _listed(encoders)
@@ -55,17 +48,7 @@ def calibrate(
     from sapper.audit.budgets import budget as budget_of
 
     chosen = budget_of(budget)
-    check_first(
-        uris,
-        images,
-        data_root,
-        device,
-        arch=arch,
-        mean=mean,
-        std=std,
-        trust_code=trust_code,
-        download=download,
-    )
+    opening = check_first(uris, images, data_root, device, said, download=download)
     run, bars = begin(device, threads, seed)
     from sapper.audit import auditing, calibration
     from sapper.lab.environment import environment
@@ -75,7 +58,7 @@ def calibrate(
 
     def opened(uri: str) -> tuple[Any, Any]:
         """An encoder and the images in its size."""
-        subject = open_encoder(uri, run, arch, mean, std, size, trust_code=trust_code, weak=allow_weak_sandbox)
+        subject = open_encoder(uri, run, opening)
         side = subject.card.input_size
         if side not in shown:
             shown[side] = load_images(images, split, side, data_root, download=download)

@@ -1,14 +1,20 @@
 """What commands on encoders share: the options that say how to open one and which images to show it, and the doing."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.markup import escape
 
 from sapper import process
 from sapper.cli.shared import check_device, device_of, err
-from sapper.errors import SapperError, printable
+from sapper.encoders.names import Stem, check_architecture, kind_of
+from sapper.encoders.options import ACTIVATIONS, POOLS, Opening
+from sapper.errors import SapperError, closest, printable
 
 EncoderArgument = Annotated[
     str, typer.Argument(help="A file, timm:NAME, torchvision:NAME, open_clip:NAME/TAG, hf-hub:ORG/MODEL@REVISION …")
@@ -17,44 +23,117 @@ Images = Annotated[
     str, typer.Option("--images", help="Ordinary images, without labels: a folder, a file, or a data set's name.")
 ]
 Split = Annotated[str | None, typer.Option("--split", help="Of a data set with splits, test by default.")]
-Arch = Annotated[str | None, typer.Option("--arch", help="The architecture, where a file of weights does not tell it.")]
-Mean = Annotated[str | None, typer.Option("--mean", help="Three numbers with commas, for images in [0, 1].")]
-Std = Annotated[str | None, typer.Option("--std", help="Three numbers with commas.")]
-Size = Annotated[int | None, typer.Option("--size", min=1, help="Side of the images in pixels.")]
-TrustCode = Annotated[bool, typer.Option("--trust-code", help="Run package.module:factory, your own code.")]
-WeakSandbox = Annotated[
-    bool, typer.Option("--allow-weak-sandbox", help="Read pickles even where system calls cannot be filtered.")
-]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the search for triggers.")]
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
 """Suffixes of files of weights."""
 
 
+def _option(name: str, help_text: str, **limits: Any) -> Any:
+    return typer.Option(name, help=help_text, rich_help_panel="How to open the encoder", **limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """The options that say how an encoder is to be opened, in the words of the command line."""
+
+    arch: Annotated[str | None, _option("--arch", "The architecture, where a file of weights does not tell it.")] = None
+    prefix: Annotated[
+        str | None, _option("--prefix", "Which of several networks in a file: what its names begin with.")
+    ] = None
+    size: Annotated[int | None, _option("--size", "Side of the images in pixels.", min=1)] = None
+    mean: Annotated[str | None, _option("--mean", "Three numbers with commas, for images in [0, 1].")] = None
+    std: Annotated[str | None, _option("--std", "Three numbers with commas.")] = None
+    heads: Annotated[int | None, _option("--heads", "Of each attention of a vision transformer.", min=1)] = None
+    patch: Annotated[int | None, _option("--patch", "Side of a vision transformer's patches in pixels.", min=1)] = None
+    pool: Annotated[
+        str | None, _option("--pool", "A vision transformer's features: token or avg, the patches' mean.")
+    ] = None
+    activation: Annotated[str | None, _option("--activation", "Of a vision transformer: gelu or quickgelu.")] = None
+    stem: Annotated[
+        str | None, _option("--stem", "Of a ResNet with a 3×3 stem: cifar, or cifar-pool with max-pooling.")
+    ] = None
+    leave_out: Annotated[
+        list[str] | None,
+        _option("--leave-out", "Tensors that the network does not use, by their names. Repeatable."),
+    ] = None
+    trust_code: Annotated[bool, _option("--trust-code", "Run package.module:factory, your own code.")] = False
+    allow_weak_sandbox: Annotated[
+        bool, _option("--allow-weak-sandbox", "Read pickles even where system calls cannot be filtered.")
+    ] = False
+
+    def opening(self) -> Opening:
+        """The same for ``encoders.open``. Raises ``SapperError`` for a value that cannot be."""
+        if self.arch is not None:
+            check_architecture(self.arch, "--arch")
+        for option, value, known in (
+            ("--pool", self.pool, POOLS),
+            ("--activation", self.activation, tuple(ACTIVATIONS)),
+            ("--stem", self.stem, get_args(Stem)),
+        ):
+            if value is not None and value not in known:
+                raise SapperError(f"{value!r} is none", where=option, remedy=closest(value, known))
+        return Opening(
+            architecture=self.arch,
+            prefix=self.prefix,
+            size=self.size,
+            mean=_color(self.mean, "--mean"),
+            std=_color(self.std, "--std", positive=True),
+            heads=self.heads,
+            patch=self.patch,
+            pool=self.pool,
+            activation=self.activation,
+            stem=self.stem,  # type: ignore[arg-type]
+            leave_out=tuple(self.leave_out or ()),
+            trust_code=self.trust_code,
+            allow_weak_sandbox=self.allow_weak_sandbox,
+        )
+
+    def recorded(self) -> dict[str, Any]:
+        """What was said, as plain data; permissions are given anew each time."""
+        said = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in said.items() if value and name not in PERMISSIONS}
+
+
+PERMISSIONS = ("trust_code", "allow_weak_sandbox")
+
+
+def with_opening(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with a parameter ``said: Said`` as one that has an option for each of its fields."""
+    own = inspect.signature(command)
+    hints = get_type_hints(Said, include_extras=True)
+    options = [
+        inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=hints[each.name])
+        for each in fields(Said)
+    ]
+
+    @wraps(command)
+    def call(**words: Any) -> None:
+        said = Said(**{each.name: words.pop(each.name) for each in fields(Said) if each.name in words})
+        command(said=said, **words)
+
+    kept = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in own.parameters.items()
+        if name != "said"
+    ]
+    call.__signature__ = own.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    call.__annotations__ = {each.name: each.annotation for each in (*kept, *options)} | {"return": None}
+    return call
+
+
 def check_first(
-    uris: list[str],
-    images: str,
-    data_root: Path | None,
-    device: str,
-    *,
-    arch: str | None,
-    mean: str | None,
-    std: str | None,
-    trust_code: bool,
-    download: bool,
-) -> None:
-    """Find mistakes in these options before torch is loaded, which takes seconds."""
+    uris: list[str], images: str, data_root: Path | None, device: str, said: Said, *, download: bool
+) -> Opening:
+    """Find mistakes in these options before torch is loaded, which takes seconds; how to open the encoders."""
     from sapper import datasets
-    from sapper.encoders.names import check_architecture, kind_of
 
     check_device(device)
     for uri in uris:
-        kind_of(uri, trust_code=trust_code)
-    if arch is not None:
-        check_architecture(arch, "--arch")
-    _color(mean, "--mean")
-    _color(std, "--std", positive=True)
+        kind_of(uri, trust_code=said.trust_code)
+    opening = said.opening()
     datasets.check_there(images, data_root, download=download)
+    return opening
 
 
 def begin(device: str, threads: int, seed: int) -> tuple[Any, Any]:
@@ -72,28 +151,9 @@ def begin(device: str, threads: int, seed: int) -> tuple[Any, Any]:
     return Run(seed=seed, device=place), progress(err)
 
 
-def open_encoder(
-    uri: str,
-    run: Any,
-    arch: str | None,
-    mean: str | None,
-    std: str | None,
-    size: int | None,
-    *,
-    trust_code: bool,
-    weak: bool,
-) -> Any:
+def open_encoder(uri: str, run: Any, opening: Opening) -> Any:
     from sapper import encoders
-    from sapper.encoders.schemes import Opening
 
-    opening = Opening(
-        architecture=arch,
-        size=size,
-        mean=_color(mean, "--mean"),
-        std=_color(std, "--std", positive=True),
-        trust_code=trust_code,
-        allow_weak_sandbox=weak,
-    )
     with err.status(f"opening {escape(printable(uri))}"):
         return encoders.open(uri, run, opening)
 

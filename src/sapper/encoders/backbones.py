@@ -1,6 +1,8 @@
 """Backbones from torchvision and timm, with the stem that small images need."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -198,7 +200,8 @@ def _open_clip(name: str, stem: Stem, _size: int, arguments: Mapping[str, Any]) 
     if stem != "imagenet":
         remedy = 'say stem = "imagenet" and an input_size that the model is made for'
         raise SapperError(f"{name} has no ResNet stem to exchange", where="encoder.stem", remedy=remedy)
-    tower = open_clip.create_model(name, load_weights=False).visual
+    with _quiet():  # it would tell that no weights were loaded: they come from the file
+        tower = open_clip.create_model(name, load_weights=False).visual
     return tower, open_clip.get_model_config(name)["embed_dim"]
 
 
@@ -206,6 +209,21 @@ def _take_none(name: str, arguments: Mapping[str, Any]) -> None:
     if arguments:
         what = f"{name} takes no {', '.join(arguments)}"
         raise SapperError(what, where="encoder.arguments", remedy=f"leave them out, or take timm:{name}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without remarks of the root logger, to which open_clip writes."""
+
+    def none(_record: logging.LogRecord) -> bool:
+        return False
+
+    root = logging.getLogger()
+    root.addFilter(none)
+    try:
+        yield
+    finally:
+        root.removeFilter(none)
 
 
 BY_NAME: dict[str, Callable[[str, Stem, int, Mapping[str, Any]], tuple[nn.Module, int]]] = {

@@ -6,6 +6,7 @@ that the optimizer trained; then the one whose name does not say that it follows
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ def candidates(tensors: Tensors) -> tuple[list[Candidate], dict[str, int]]:
                 found.append(Candidate(prefix, family))
             else:
                 odd[prefix] = value.shape[1]
-    return found, odd
+    return sorted(found, key=lambda each: len(each.prefix)), odd
 
 
 def others(prefix: str, found: list[Candidate], equal: tuple[str, ...] = ()) -> dict[str, str]:
@@ -130,7 +131,7 @@ def _narrowed(leaders: list[Candidate], tensors: Tensors, optimizer: Shapes) -> 
         rest = [each for each in leaders if each not in first]
         if len(first) == 1 and all(re.search(f"{other}", each.prefix) for each in rest):
             return first, why
-    trained = [each for each in leaders if _was_trained(each, tensors, optimizer)]
+    trained = _trained(leaders, tensors, optimizer)
     if len(trained) == 1:
         return trained, "the one that the optimizer trained"
     alone = [each for each in leaders if not FOLLOWERS & set(_words(each.prefix))]
@@ -212,7 +213,7 @@ LAYERS = {
 
 
 def _shapes(candidate: Candidate, tensors: Tensors) -> list[tuple[int, ...]]:
-    """Shapes of its parameters in their order; statistics of normalization are none."""
+    """Shapes of its parameters; statistics of normalization are none."""
     return [
         tuple(value.shape)
         for name, value in _network(candidate, tensors).items()
@@ -220,8 +221,9 @@ def _shapes(candidate: Candidate, tensors: Tensors) -> list[tuple[int, ...]]:
     ]
 
 
-def _was_trained(candidate: Candidate, tensors: Tensors, optimizer: Shapes) -> bool:
-    """Whether its parameters' shapes stand in the optimizer's, one after the other."""
-    own, all_of_them = _shapes(candidate, tensors), list(optimizer)
-    starts = range(len(all_of_them) - len(own) + 1)
-    return bool(own) and any(all_of_them[start : start + len(own)] == own for start in starts)
+def _trained(leaders: list[Candidate], tensors: Tensors, optimizer: Shapes) -> list[Candidate]:
+    """Those whose parameters' shapes are all among the optimizer's; of more than one those with the most."""
+    shapes = {each: Counter(_shapes(each, tensors)) for each in leaders}
+    inside = {each: own.total() for each, own in shapes.items() if own <= Counter(optimizer)}
+    most = max(inside.values(), default=0)
+    return [each for each, count in inside.items() if count == most]

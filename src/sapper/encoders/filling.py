@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sapper.encoders.layouts import OTHERWISE, shape, shortened
+from sapper.encoders.sources import check_finite
 from sapper.errors import SapperError
 
 Tensors = dict[str, Tensor]
@@ -22,6 +23,7 @@ HEADS = (
     (r"(mask_token|masked_embed)$", "a mask token, for pre-training alone"),
     (r"(decoder|mim_head|lm_head)", "a decoder, for pre-training alone"),
     (r"(queue|memory|bank)", "a queue of earlier features"),
+    (r"(logit_scale|logit_bias|temperature)$", "a temperature of a contrastive loss"),
     (r"(prototype|center$|centroid)", "prototypes of a pre-training"),
     (r"(predictor|prediction|pred\b|pred\.|q_head)", "a prediction head"),
     (r"(projector|projection|proj_|proj\.|mlp_head|contrastive|g\.|[a-z0-9]+_head\.)", "a projection head"),
@@ -88,7 +90,7 @@ def fitting(
         )
         remedy = f"{OTHERWISE}; or, if the network does not use them, --leave-out NAME"
         raise SapperError(f"{what}. What would be audited is not the file's network", where=where, remedy=remedy)
-    _check_finite({name: tensors[name] for name in wanted}, where)
+    check_finite({name: tensors[name] for name in wanted}, where)
     zero = torch.tensor(0)
     taken = {name: tensors[name] if name in wanted or _is_count(tensors.get(name)) else zero for name in state}
     return taken, {names.get(name, name): why for name, why in left.items() if why is not None}
@@ -117,18 +119,6 @@ def _why(
     if value is None or value.dtype not in ORDINARY:
         return "of a number format that no layer has"
     return "single numbers" if value.numel() == 1 else None
-
-
-def _check_finite(tensors: Tensors, where: str) -> None:
-    broken = [name for name, value in tensors.items() if value.is_floating_point() and not _finite(value)]
-    if broken:
-        what = f"{len(broken)} of its {len(tensors)} tensors are not finite: {shortened(broken)}"
-        raise SapperError(what, where=where, remedy="nothing can be said of such an encoder; get another copy")
-
-
-def _finite(value: Tensor) -> bool:
-    wide = value if value.dtype in (torch.float32, torch.float64) else value.to(torch.float32)
-    return bool(wide.isfinite().all())
 
 
 def _is_count(value: Tensor | None) -> bool:

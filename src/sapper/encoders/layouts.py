@@ -158,7 +158,7 @@ OPTIONS = {
 def _check_options(opening: Opening, family: str, where: str) -> None:
     for name, families in OPTIONS.items():
         if getattr(opening, name) is not None and family not in families:
-            what = f"--{name} says nothing about this kind of network ({family})"
+            what = f"--{name} says nothing about this kind of network"
             raise SapperError(what, where=where, remedy=f"leave --{name} out")
 
 

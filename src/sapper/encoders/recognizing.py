@@ -117,8 +117,11 @@ def _fit(
     opening: Opening,
     where: str,
 ) -> tuple[Tensors, dict[str, str]]:
-    prefix = layout.prefix
+    prefix, own = layout.prefix, {name.split(".")[0] for name in state}
     inner = {name.removeprefix(prefix): why for name, why in weights.unread.items() if name.startswith(prefix)}
+    for name, what in weights.left_out.items():  # what is no tensor, under names of the network's own layers
+        if name.startswith(prefix) and name.removeprefix(prefix).split(".")[0] in own:
+            inner[name.removeprefix(prefix)] = what
     return filling.fitting(
         layout.weights,
         state,
@@ -151,10 +154,10 @@ def _by_itself(
         opening = replace(opening, heads=configured.arguments["num_heads"])
     try:
         layout = layouts.recognize(tensors, where, opening, weights.notes, weights.optimizer)
-    except SapperError:
+    except SapperError as error:
         named = _named(weights)
         if named is None or opening.architecture is not None:
-            raise
+            raise _with_unread(error, weights) from error
         layout, lost = _as_said(f"timm:{named}", tensors, weights, opening, where, configured)
         told = (f"the file names its architecture: {named}, a model of timm's", *layout.told)
         return replace(layout, told=told), lost
@@ -166,6 +169,15 @@ def _by_itself(
         source = f"from timm's configuration of {named}, which the file names"
         layout = replace(layout, pixels=replace(pixels, size=layout.input_size), normalization=source)
     return layout, {}
+
+
+def _with_unread(error: SapperError, weights: sources.Weights) -> SapperError:
+    """The error, and that there are tensors which nobody could read, if there are."""
+    if not weights.unread:
+        return error
+    name, why = next(iter(sorted(weights.unread.items())))
+    what = f"{error.what}; {len(weights.unread)} more could not be read, such as {name} ({why})"
+    return SapperError(what, where=error.where, remedy=error.remedy)
 
 
 def _named(weights: sources.Weights) -> str | None:

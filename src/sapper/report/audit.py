@@ -71,6 +71,7 @@ def render(report: AuditReport, surroundings: dict[str, str], command: str) -> s
             meaning=meaning(report),
             facts=facts(report),
             warnings=guess(report.encoder),
+            opened=opened(report.encoder),
             shown=pictures(report),
             drawing=_drawing(report),
             bags=[
@@ -126,8 +127,27 @@ def lines(report: AuditReport) -> list[str]:
     encoder = report.encoder
     size, normalization = encoder["input_size"], encoder["normalization"]
     found.append(f"  {encoder['architecture']}, {size}×{size} pixels; normalization {normalization}")
+    found += [f"  {line}" for line in opened(report.encoder)]
     found.append(meaning(report))
     return found + guess(report.encoder)
+
+
+OPENED = {"recognized": "opened", "assumed": "assumed", "left_out": "left out"}
+"""What an encoder's origin says of how it was opened, and the word for it."""
+
+
+def opened(encoder: dict[str, Any]) -> list[str]:
+    """How the encoder was opened: what nothing told and was assumed, and what of its file was left out."""
+    found = []
+    for key, word in OPENED.items():
+        lines = encoder.get(key, [])
+        more = [f"{word}: {len(lines) - SHOWN_LINES} more, see audit.json"] if len(lines) > SHOWN_LINES else []
+        found += [f"{word}: {line}" for line in lines[:SHOWN_LINES]] + more
+    return found
+
+
+SHOWN_LINES = 12
+"""Of one kind in the terminal and at the top of the page; all of them are in the JSON."""
 
 
 def guess(encoder: dict[str, Any]) -> list[str]:

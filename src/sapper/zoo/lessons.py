@@ -113,7 +113,7 @@ def learn(
     judge = method.fit([(a, b) for a, b in pairs[: method.pairs]], images, run)
     card = pairs[0][0].card
     kind = Kind(
-        architecture=card.architecture,
+        architecture=card.network,
         width=card.width,
         feature_size=pairs[0][0].feature_size,
         input_size=card.input_size,
