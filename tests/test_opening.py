@@ -15,7 +15,7 @@ from torchvision import models
 
 from sapper import encoders
 from sapper.audit import auditing
-from sapper.encoders import Encoder, Opening, layouts, schemes, sources
+from sapper.encoders import Encoder, Opening, families, schemes, sources
 from sapper.errors import SapperError
 from sapper.files import sha256
 from sapper.run import Run
@@ -154,11 +154,11 @@ def test_the_architecture_is_inferred_from_the_shapes(architecture: str, stem: e
 @pytest.mark.parametrize("named", [True, False])
 def test_numbers_of_layers_tell_whether_there_is_a_pooling(named: bool) -> None:
     state = made("resnet18", stem="imagenet").backbone.state_dict()
-    layout = layouts.recognize(behind("backbone.", state if named else numbered(state, 4)), "x")
+    layout = families.recognize(behind("backbone.", state if named else numbered(state, 4)), "x")
     assert (layout.architecture, layout.stem, layout.input_size) == ("resnet18", "imagenet", 224)
     assert layout.weights.keys() == state.keys()
     with pytest.raises(SapperError, match="another stem"):
-        layouts.recognize(numbered(state, 3), "x")
+        families.recognize(numbered(state, 3), "x")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_numbers_of_layers_tell_whether_there_is_a_pooling(named: bool) -> None:
 def test_large_ones_are_recognized_by_shapes_alone(model: str, architecture: str, size: int) -> None:
     with torch.device("meta"):
         state = timm.create_model(model).state_dict()
-    layout = layouts.recognize(behind("module.base_encoder.", state), "x")
+    layout = families.recognize(behind("module.base_encoder.", state), "x")
     assert (layout.architecture, layout.input_size, layout.source) == (architecture, size, "MoCo v3")
 
 
@@ -183,7 +183,7 @@ def test_what_is_not_known_asks_for_the_architecture(model: str) -> None:
     with torch.device("meta"):
         state = timm.create_model(model).state_dict()
     with pytest.raises(SapperError, match=r"known.*\n.*--arch") as caught:
-        layouts.recognize(state, "weights.pth")
+        families.recognize(state, "weights.pth")
     assert caught.value.where == "weights.pth"
 
 

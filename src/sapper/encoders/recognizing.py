@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sapper.encoders import choosing, filling, layouts, sources, timms, wrappers
+from sapper.encoders import choosing, families, filling, layouts, sources, timms, wrappers
 from sapper.encoders.backbones import Pixels, blueprint, build, own_pixels
 from sapper.encoders.encoder import Encoder
 from sapper.encoders.layouts import Layout
@@ -153,7 +153,7 @@ def _by_itself(
     if "num_heads" in configured.arguments and opening.heads is None:
         opening = replace(opening, heads=configured.arguments["num_heads"])
     try:
-        layout = layouts.recognize(tensors, where, opening, weights.notes, weights.optimizer)
+        layout = families.recognize(tensors, where, opening, weights.notes, weights.optimizer)
     except SapperError as error:
         named = _named(weights)
         if named is None or opening.architecture is not None:
@@ -293,7 +293,7 @@ def _check_channels(net: nn.Module, inside: Tensors, where: str) -> None:
     first = next((name for name, value in net.state_dict().items() if value.ndim == 4 and value.shape[1] == 3), None)
     theirs = inside.get(first) if first else None
     if first and theirs is not None and theirs.ndim == 4 and theirs.shape[1] != 3:
-        raise layouts.not_rgb(theirs.shape[1], f"{where}: {first}")
+        raise families.not_rgb(theirs.shape[1], f"{where}: {first}")
 
 
 def _resized(inside: Tensors, moved: Tensors, opening: Opening, where: str) -> list[str]:
