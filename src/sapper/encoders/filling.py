@@ -42,6 +42,8 @@ AROUND = (
 CONSTANTS = ("relative_position_index", "attn_mask", "relative_coords_table", "position_ids", "num_batches_tracked")
 """Ends of names of buffers that follow from a network's sizes, or only count."""
 
+ODD = "of a number format that no layer has"
+
 ORDINARY = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz),
@@ -83,6 +85,7 @@ def fitting(
         raise SapperError(what, where=where, remedy="say another architecture with --arch")
     rest = {name: tensors.get(name) for name in [*tensors, *unread] if name not in state} | dict(lost)
     left = {name: _why(name, value, state, classifiers, leave_out) for name, value in rest.items()}
+    left |= {name: unread[name] for name, why in left.items() if why == ODD and name in unread}
     kept = [name for name, why in left.items() if why is None]
     if kept:
         what = (
@@ -117,7 +120,7 @@ def _why(
         if re.match(pattern, name):
             return what
     if value is None or value.dtype not in ORDINARY:
-        return "of a number format that no layer has"
+        return ODD
     return "single numbers" if value.numel() == 1 else None
 
 

@@ -85,7 +85,8 @@ def recognized(
         "recognized": list(layout.told),
     }
     shown = {name: value for name, value in known.items() if value}
-    return Found(encoder, source or ASSUMED, about(weights, layout.source) | {"prefix": layout.prefix} | shown)
+    prefix = {"prefix": layout.prefix} if layout.prefix else {}
+    return Found(encoder, source or ASSUMED, about(weights, layout.source) | prefix | shown)
 
 
 def _beside(names: list[str], layout: Layout) -> dict[str, str]:

@@ -15,6 +15,7 @@ from sapper.encoders.backbones import ARGUMENTS, check_known, import_open_clip, 
 from sapper.encoders.options import RGB, Opening
 from sapper.encoders.recognizing import ASSUMED, Configured, Found, about, recognized
 from sapper.errors import SapperError, closest
+from sapper.files import read_text
 from sapper.run import Run
 
 __all__ = ["ASSUMED", "SCHEMES", "Found", "Opening", "about", "recognized"]
@@ -197,7 +198,7 @@ def _from_hub(repository: str, commit: str, name: str, model: type[Config]) -> C
     except SapperError:
         return None
     try:
-        return model.model_validate_json(path.read_bytes())
+        return model.model_validate_json(read_text(path, "give the file of weights, with --arch"))
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "missing":
