@@ -80,7 +80,7 @@ def _share(share: Share | None) -> str:
     return f"{share.found} of {share.n}: {text.number(share.value)} ({text.span(share.low, share.high)})"
 
 
-MISSED = ("missed", "trigger", "strict ASR", "score", "p-value", "powers found", "under its trigger")
+MISSED = ("missed", "trigger", "strict ASR", "score", "p-value", "drop found (log10)", "under its own trigger")
 
 
 def missed(board: Scoreboard) -> list[list[str]]:
