@@ -24,7 +24,7 @@ from sapper.cli import experiments
 from sapper.cli.shared import say
 from sapper.errors import SapperError
 from sapper.lab import runner
-from sapper.lab.results import Record, Results, read_results, write_results
+from sapper.lab.results import Picture, Record, Results, read_results, write_results
 from sapper.lab.store import Store
 from sapper.methods import HEADS, TRIGGERS, find, imported
 from sapper.report.tables import LABELS, METRICS, estimate
@@ -511,3 +511,16 @@ def test_a_report_is_made_from_the_results_alone(sapper: Sapper, tmp_path: Path)
     assert end.code == 0
     assert (tmp_path / "moved" / "report.html").is_file()
     assert numbers(read_results(tmp_path / "moved")) == numbers(made_up(("mlp",)))
+
+
+def test_results_without_pictures_give_the_same_table(sapper: Sapper, tmp_path: Path) -> None:
+    picture = Picture(task="signs", target="t", role="clean", caption="", png="")
+    results = replace(made_up(("mlp",)), scenario={"seeds": [0]}, pictures=(picture,))
+    write_results(results, tmp_path / "run")
+    kept = tmp_path / "kept" / "trial.json"
+    assert sapper("report", tmp_path / "run", "--numbers", kept).code == 0
+    assert read_results(kept) == replace(results, maps=(), pictures=())
+    end = sapper("report", kept, "--markdown")
+    assert "| signs → priority road [A1] |" in end.out
+    assert end == sapper("report", tmp_path / "run", "--markdown")
+    assert not list(tmp_path.rglob("report.html"))

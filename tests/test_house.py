@@ -15,9 +15,11 @@ from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.detect.mntd_encoder import MNTDEncoder
 from sapper.defenses.detect.neural_cleanse import NeuralCleanse
 from sapper.errors import SapperError
+from sapper.lab.results import read_results
 from sapper.lab.sections import FleetSection
 from sapper.methods import HEADS, find
 from sapper.pretraining.simclr import SimCLR
+from sapper.report import markdown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TABLES = {
@@ -27,6 +29,18 @@ TABLES = {
     "heads": HEADS,
 }
 METHODS = [(kind, name) for kind, table in TABLES.items() for name in table]
+
+
+KEPT = sorted((REPOSITORY / "docs" / "results" / "data").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=[path.stem for path in KEPT])
+def test_the_page_of_ablations_shows_what_the_kept_results_say(path: Path) -> None:
+    page = (REPOSITORY / "docs" / "results" / "ablations.md").read_text(encoding="utf-8")
+    rows = [line for line in markdown.render(read_results(path)).splitlines() if line.startswith("|")]
+    assert len(rows) > 3
+    assert "\n".join(rows) in page
+    assert path.stem in page
 
 
 @pytest.mark.parametrize(("kind", "name"), METHODS)

@@ -108,17 +108,30 @@ def test_shipped_scenarios_are_valid_named_as_their_files_and_begin_with_a_comme
 
 SMALL = [
     *("badencoder-cifar10-small", "badencoder-multi"),
-    *(path.stem for path in SHIPPED if re.fullmatch("ablation-.*|paper-.*-small", path.stem)),
+    *(path.stem for path in SHIPPED if re.fullmatch("ablation-.*(?<!-small)|paper-.*-small", path.stem)),
 ]
 SMALL.remove("paper-mntd-encoders-small")  # needs ten encoders, smaller ones
+EMBEDDED = [path.stem for path in SHIPPED if re.fullmatch("(ablation-.*|badencoder-multi)-small", path.stem)]
 
 
-def test_small_scenarios_share_their_pretraining_and_attack() -> None:
+@pytest.mark.parametrize("names", [SMALL, EMBEDDED], ids=["real data", "embedded data"])
+def test_small_scenarios_share_their_pretraining_and_attack(names: list[str]) -> None:
     """So that one Store serves them all, and an ablation says something of the main table."""
-    scenarios = [read(REPOSITORY / "scenarios" / f"{name}.toml") for name in SMALL]
+    scenarios = [read(REPOSITORY / "scenarios" / f"{name}.toml") for name in names]
+    assert len(scenarios) > 5
     assert len({repr((s.encoder, s.pretraining, s.pretraining_method)) for s in scenarios}) == 1
     assert len({repr(s.attack_method) for s in scenarios}) == 1
     assert len({repr(s.heads[0]) for s in scenarios}) == 1
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_ablation_on_embedded_data_repeats_anywhere_and_has_one_variant_with_nothing_changed(name: str) -> None:
+    """Three seeds in one number format, and the common setting among the variants: all tables have it as a row."""
+    scenario = read(REPOSITORY / "scenarios" / f"{name}.toml")
+    assert (scenario.seeds, scenario.precision, scenario.judge_on) == ((0, 1, 2), "float32", "test")
+    variants = [scenario.with_variant(changes) for changes in scenario.variants]
+    same = [(variant.attack_method, variant.targets) for variant in variants]
+    assert (scenario.attack_method, scenario.targets) in same
 
 
 def test_a_file_becomes_sections_and_methods_with_their_parameters(file: Path) -> None:

@@ -68,17 +68,25 @@ def demo(
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder with results.json.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown, for a page.")] = False,
+    numbers: Annotated[
+        Path | None,
+        typer.Option("--numbers", help="Write the results without their pictures to this file, and no report."),
+    ] = None,
 ) -> None:
     """Write report.html anew from results.json, and print the table."""
-    from sapper.lab.results import read_results
+    from sapper.files import write_atomically
+    from sapper.lab.results import read_results, without_pictures
 
     results = read_results(folder)
+    if numbers:
+        write_atomically(numbers, without_pictures(results).to_json())
     from sapper.report import markdown as page
     from sapper.report import write_report
 
     if markdown:
         for line in page.render(results).split("\n"):
             say(line)
+    if markdown or numbers:
         return
     path = (folder if folder.is_dir() else folder.parent) / "report.html"
     write_report(results, path)
