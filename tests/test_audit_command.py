@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -436,3 +437,16 @@ def test_what_is_no_backdoor_does_not_come_out_as_one(sapper: Sapper, tmp_path: 
     encoders.save(encoder, tmp_path / "subject.safetensors")
     out = ("--out", tmp_path / "out", "--images", "objects", "--device", "cpu")
     assert sapper("audit", tmp_path / "subject.safetensors", *out).code == 0
+
+
+def test_a_network_that_would_not_be_the_files_is_not_audited(tmp_path: Path, sapper: Sapper) -> None:
+    """Side branches in every block: what could be built would compute something else, and get a verdict."""
+    state = encoders.build(Run(), architecture="resnet10", width=4).backbone.state_dict()
+    branches = {f"layer{i}.0.se.fc.0.weight": torch.ones(2, 2 * 2**i) for i in range(1, 5)}
+    path = tmp_path / "encoder.safetensors"
+    safetensors.torch.save_file(state | branches, path)
+    out = tmp_path / "out"
+    said = told(sapper("audit", path, "--images", "objects", "--out", out))
+    assert "squeeze-and-excitation" in said
+    assert "layer1.0.se.fc.0.weight" in said
+    assert not (out / "audit.json").exists()
