@@ -444,7 +444,8 @@ def test_a_network_that_would_not_be_the_files_is_not_audited(tmp_path: Path, sa
     state = encoders.build(Run(), architecture="resnet10", width=4).backbone.state_dict()
     branches = {f"layer{i}.0.se.fc.0.weight": torch.ones(2, 2 * 2**i) for i in range(1, 5)}
     path = tmp_path / "encoder.safetensors"
-    safetensors.torch.save_file(state | branches, path)
+    whole = {name: value.contiguous() for name, value in (state | branches).items()}
+    safetensors.torch.save_file(whole, path)
     out = tmp_path / "out"
     said = told(sapper("audit", path, "--images", "objects", "--out", out))
     assert "squeeze-and-excitation" in said
