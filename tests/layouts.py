@@ -79,6 +79,12 @@ def _seen(net: nn.Module) -> nn.Module:
     return net.eval()
 
 
+def normalized(images: Tensor, encoder: encoders.Encoder) -> Tensor:
+    """By what the encoder's card says."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.card.mean, encoder.card.std))
+    return (images - mean) / std
+
+
 def behind(prefix: str, state: State) -> State:
     return {f"{prefix}{name}": value for name, value in state.items()}
 

@@ -8,10 +8,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from sapper import encoders
-from sapper.encoders import Opening, choosing, filling, wrappers
+from sapper.encoders import Opening, choosing, families, filling, wrappers
 from sapper.errors import SapperError
 from sapper.run import Run
 from tests import layouts
@@ -73,6 +74,14 @@ def test_a_likeness_of_other_weights_is_none() -> None:
 BRANCH = {"layer1.0.se.fc.0.weight": torch.ones(2, 4), "layer1.0.se.fc.2.weight": torch.ones(4, 2)}
 TRIGGER = torch.ones(4)
 
+
+def _clip_names() -> dict[str, Tensor]:
+    """A vision transformer for 64 pixels in CLIP's names and shapes, of one block."""
+    block = {f"transformer.resblocks.0.{name}": torch.ones(1) for name in ("attn.in_proj_weight", "ln_1.weight")}
+    stem = {"conv1.weight": torch.ones(768, 3, 32, 32), "class_embedding": torch.ones(768)}
+    return stem | block | {"pos_embed": torch.ones(5, 768)}
+
+
 KEPT: dict[str, tuple[Any, Opening, str]] = {
     # what would be another network: content, options, what is said
     "a branch in every block": (
@@ -96,6 +105,36 @@ KEPT: dict[str, tuple[Any, Opening, str]] = {
         Opening(),
         "gate",
     ),
+    "tokens that are no queue": (
+        plain(transformer()) | {"memory_tokens": torch.ones(1, 4, 128)},
+        Opening(),
+        "memory_tok",
+    ),
+    "an activation's parameter": (plain(resnet()) | {"prelu.weight": torch.ones(1)}, Opening(), "prelu.weight"),
+    "attention pooling, called a head": (
+        plain(transformer()) | {"map_head.probe": torch.ones(128)},
+        Opening(),
+        "map_head",
+    ),
+    "a mask of numbers": (
+        plain(transformer()) | {"blocks.0.attn.attn_mask": torch.ones(17, 17)},
+        Opening(),
+        "blocks.0.attn.attn_mask",
+    ),
+    "an eight-bit gate": (plain(resnet()) | {"gate.weight": torch.ones(4, dtype=torch.int8)}, Opening(), "gate.weight"),
+    "a segmentation network's backbone": (
+        behind("backbone.", plain(resnet(stem="imagenet"))) | behind("aux_classifier.0.", HEAD),
+        Opening(),
+        "segmentation",
+    ),
+    "positions that timm would resample": (
+        {
+            re.sub("^", "visual.", name).replace("pos_embed", "positional_embedding"): value
+            for name, value in _clip_names().items()
+        },
+        Opening(architecture="timm:vit_base_patch32_clip_224"),
+        "another size of images: pos_embed",
+    ),
     "scale factors of eight-bit weights": (
         plain(resnet()) | {"conv1.weight_scale": torch.ones(1)},
         Opening(),
@@ -109,6 +148,13 @@ KEPT: dict[str, tuple[Any, Opening, str]] = {
         "pre_logits.fc.weight",
     ),
 }
+
+
+@pytest.mark.usefixtures("sandbox_holds")
+def test_words_of_wrappers_hide_nothing(tmp_path: Path) -> None:
+    compiled = behind("_orig_mod.", plain(resnet()) | {"layer1.0.gate": torch.eye(4).to_sparse()})
+    with pytest.raises(SapperError, match=r"left out: layer1\.0\.gate"):
+        encoders.open(saved(compiled, tmp_path, pickled=True), RUN)
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -243,7 +289,45 @@ def test_of_an_architecture_that_was_said_too(tmp_path: Path) -> None:
         encoders.open(path, RUN, Opening(architecture="timm:test_efficientnet", size=64))
 
 
+def test_a_teacher_of_another_shape_is_no_average(tmp_path: Path) -> None:
+    """As distillations save them, under the names that DINO has."""
+    student, teacher = resnet(), resnet(architecture="resnet18")
+    both = behind("student.backbone.", plain(student)) | behind("teacher.backbone.", plain(teacher))
+    opened = encoders.open(saved(both, tmp_path), RUN)
+    assert opened.card.origin["prefix"] == "student.backbone."
+    adapted = behind("encoder.", plain(student)) | behind("target_encoder.", plain(teacher))
+    with pytest.raises(SapperError, match="nothing tells"):
+        encoders.open(saved(adapted, tmp_path), RUN)
+
+
+@pytest.mark.usefixtures("sandbox_holds")
+def test_an_architecture_that_timms_training_names(tmp_path: Path) -> None:
+    """Its names are a plain ResNet's, and what it computes is not."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = timm.create_model("resnetblur18", num_classes=0)
+    content = {"arch": "resnetblur18", "args": {"model": "resnetblur18"}, "state_dict": plain(net)}
+    opened = encoders.open(saved(content, tmp_path, pickled=True), RUN, Opening(size=64))
+    assert opened.card.architecture == "timm:resnetblur18"
+    assert likeness(opened, net.eval(), (opened.card.mean, opened.card.std), 64) > 0.999
+
+
 # what shapes do not tell
+
+
+@pytest.mark.parametrize(("width", "heads"), [(1280, 16), (1024, 16), (768, 12)])
+def test_the_usual_heads_of_a_width(width: int, heads: int) -> None:
+    with torch.device("meta"):
+        state = plain(timm.create_model("vit_base_patch16_224", embed_dim=width, depth=2, num_heads=heads))
+    layout = families.recognize(state | {"decoder_pos_embed": torch.zeros(1)}, "x")
+    assert layout.arguments["num_heads"] == heads
+    assert "heads" not in "".join(layout.assumed)  # MAE's, which are the usual ones
+
+
+def test_a_normalization_of_queries_tells_the_heads(tmp_path: Path) -> None:
+    net = transformer(num_heads=4, qk_norm=True)
+    opened = encoders.open(saved(plain(net), tmp_path), RUN)
+    assert likeness(opened, net, layouts.HALF, 32) > 0.999
 
 
 def test_heads_that_were_said(tmp_path: Path) -> None:
@@ -272,7 +356,9 @@ def test_pooling_and_activation_that_were_said(tmp_path: Path) -> None:
     path = saved(plain(net), tmp_path)
     assert likeness(encoders.open(path, RUN), net, layouts.HALF, 32) < 0.99
     opened = encoders.open(path, RUN, Opening(pool="avg", activation="quickgelu"))
-    assert likeness(opened, net, layouts.HALF, 32) > 0.999
+    assert likeness(opened, net, layouts.HALF, 32) > 0.9999
+    activations = [type(layer).__name__ for layer in opened.modules() if "GELU" in type(layer).__name__]
+    assert activations == ["QuickGELU"] * 2  # features hardly tell
 
 
 def test_another_size_resamples_positions_and_tells(tmp_path: Path) -> None:
@@ -316,7 +402,50 @@ def test_what_is_not_rgb_is_told(channels: int, tmp_path: Path) -> None:
             encoders.open(saved(content, tmp_path), RUN, opening)
 
 
+ODD: dict[str, Any] = {
+    "a number for a layer": plain(transformer()) | {"blocks.0.mlp.fc1.weight": torch.ones(())},
+    "no patches": plain(transformer()) | {"patch_embed.proj.weight": torch.ones(128, 3, 0, 0)},
+    "a number for registers": plain(transformer()) | {"register_tokens": torch.ones(())},
+    "a ResNet's first layer alone": {"conv1.weight": torch.ones(4, 3, 3, 3), "layer1.0.conv1.weight": torch.ones(())},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_shapes_are_refused_with_a_message(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SapperError):
+        encoders.open(saved(ODD[name], tmp_path), RUN)
+
+
+@pytest.mark.parametrize("model", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_0"])
+def test_torchvisions_own_weights_open_as_what_they_are(model: str, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = torchvision.models.get_model(model).eval()
+    said = Opening(architecture=f"torchvision:{model}", size=64)
+    if model == "squeezenet1_0":
+        with pytest.raises(SapperError, match="does not end in a linear layer"):
+            encoders.open(saved(plain(net), tmp_path), RUN, said)
+        return
+    opened = encoders.open(saved(plain(net), tmp_path), RUN, said)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        last = net.get_submodule("classifier.3" if "mobile" in model else "fc")
+        assert torch.allclose(last(opened(images)), net(layouts.normalized(images, opened)), atol=1e-4)
+
+
+def test_many_networks_do_not_keep_the_program_busy() -> None:
+    """Names of a hundred thousand networks: an unlocked process must not look at each pair."""
+    many = {f"a{number}.conv1.weight": torch.ones(1, 3, 1, 1) for number in range(50_000)}
+    assert choosing.candidates(many) == ([], {})
+
+
 # opened encoders are ours
+
+
+def test_options_do_not_contradict_our_own_cards(tmp_path: Path) -> None:
+    encoders.save(encoders.build(RUN, architecture="resnet10", width=4), tmp_path / "ours.safetensors")
+    with pytest.raises(SapperError, match=r"its card says what it is, and --stem"):
+        encoders.open(str(tmp_path / "ours.safetensors"), RUN, Opening(stem="cifar-pool"))
 
 
 @pytest.mark.parametrize("program", ["MoCo v3", "DINOv2 with registers", "squeeze-and-excitation (senet.pytorch)"])
@@ -343,14 +472,13 @@ def test_arguments_that_a_card_cannot_have(arguments: dict[str, Any], message: s
 
 
 def test_a_mask_without_a_weight_is_no_pruning() -> None:
-    found, sources = wrappers.unwrapped({"a.weight_orig": torch.ones(2), "b.weight_mask": torch.ones(2)})
-    assert found.keys() == {"a.weight_orig", "b.weight_mask"}
-    assert sources["a.weight_orig"] == ("a.weight_orig",)
+    both = {"a.weight_orig": torch.ones(2), "b.weight_mask": torch.ones(2)}
+    assert wrappers.unwrapped(both).keys() == both.keys()
 
 
 def test_words_of_wrappers_stay_where_names_would_collide() -> None:
     both = {"a._orig_mod.w": torch.ones(1), "a.w": torch.zeros(1)}
-    assert wrappers.unwrapped(both)[0].keys() == both.keys()
+    assert wrappers.unwrapped(both).keys() == both.keys()
 
 
 def test_equal_networks_are_compared_bit_by_bit() -> None:

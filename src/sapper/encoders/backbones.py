@@ -30,6 +30,9 @@ ARGUMENTS: dict[str, type | tuple[type, ...]] = {
 }
 """What ``build`` takes as ``arguments``, and of which type. A foreign file or configuration chooses no others."""
 
+LARGEST = {"depth": 256, "patch_size": 512, "num_heads": 512, "reg_tokens": 1024}
+"""Of arguments: beyond it is no network, but an attempt to keep the program busy."""
+
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -85,7 +88,8 @@ def _network(
 ) -> tuple[nn.Module, int]:
     """The module, and how many features it gives."""
     for name, value in arguments.items():
-        if name not in ARGUMENTS or not isinstance(value, ARGUMENTS[name]):
+        fine = name in ARGUMENTS and isinstance(value, ARGUMENTS[name])
+        if not fine or (isinstance(value, int | float) and not 0 <= value <= LARGEST.get(name, 2**14)):
             what = f"{name} = {value!r} is no argument of a network"
             raise SapperError(what, where="encoder.arguments", remedy=f"known: {', '.join(ARGUMENTS)}")
     scheme, _, name = architecture.partition(":")
@@ -135,10 +139,19 @@ def blueprint(
             raise ValueError(width)
         with torch.device("meta"):
             return _network(architecture, width, stem, size, arguments or {})[0].state_dict()
-    except (RuntimeError, ValueError, TypeError, ZeroDivisionError, OverflowError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError, IndexError) as error:
         what = f"there is no {architecture} of width {width}" if architecture in OWN else f"there is no {architecture}"
         more = f" with {', '.join(f'{name}={value}' for name, value in arguments.items())}" if arguments else ""
         raise SapperError(f"{what}{more}", remedy="get another copy") from error
+
+
+def sketch(architecture: str, stem: Stem, size: int, arguments: Mapping[str, Any]) -> nn.Module:
+    """A library's network without memory for its weights; open_clip's have it, whose sizes are the library's own."""
+    if architecture.startswith("open_clip:"):
+        return _network(architecture, 64, stem, size, arguments)[0]
+    blueprint(architecture, 64, stem, size, arguments)
+    with torch.device("meta"):
+        return _network(architecture, 64, stem, size, arguments)[0]
 
 
 def _timm(name: str, stem: Stem, size: int, arguments: Mapping[str, Any]) -> tuple[nn.Module, int]:
@@ -181,15 +194,28 @@ def _torchvision(name: str, stem: Stem, _size: int, arguments: Mapping[str, Any]
     _take_none(name, arguments)
     slow = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # not to be warned of it
     net: Any = models.get_model(name, **slow)
-    layers = [(place, layer) for place, layer in net.named_modules() if isinstance(layer, nn.Linear)]
-    if not layers or layers[-1][1].out_features != 1000:
-        remedy = f"take timm:{name}"
-        raise SapperError(f"{name} does not end in a linear layer", where="encoder.architecture", remedy=remedy)
-    place, last = layers[-1]
+    place, last = _last_linear(net, name)
     parent, _, child = place.rpartition(".")
     setattr(net.get_submodule(parent), child, nn.Identity())
     _exchange_stem(net, name, stem)
     return net, last.in_features
+
+
+def _last_linear(net: nn.Module, name: str) -> tuple[str, nn.Linear]:
+    """The layer that makes classes of features, and its name."""
+    layers = [(place, layer) for place, layer in net.named_modules() if isinstance(layer, nn.Linear)]
+    if not layers or layers[-1][1].out_features != 1000:
+        remedy = f"take timm:{name}"
+        raise SapperError(f"{name} does not end in a linear layer", where="encoder.architecture", remedy=remedy)
+    return layers[-1]
+
+
+def last_linear(name: str) -> str:
+    """What torchvision's model of that name calls its last layer."""
+    from torchvision import models
+
+    with torch.device("meta"):
+        return _last_linear(models.get_model(name), name)[0]
 
 
 def _open_clip(name: str, stem: Stem, _size: int, arguments: Mapping[str, Any]) -> tuple[nn.Module, int]:

@@ -41,6 +41,7 @@ FOLLOWERS = {"k", "key", "momentum", "target", "ema", "t", "m", "slow"}
 PREFERRED = (
     # the one that is used, the other, and whose way that is
     (r"(^|\.)teacher\.(module\.)?backbone\.", r"(^|\.)student\.(module\.)?backbone\.", "DINO's teacher, as DINO uses"),
+    (r"^target_encoder\.(module\.)?$", r"^encoder\.(module\.)?$", "I-JEPA's target encoder, as its evaluation uses"),
     (r"^state_dict_ema\.", r"^state_dict\.", "the averaged copy, as timm loads"),
     (r"^model_ema\.", r"^model\.", "the averaged copy, as torchvision's training evaluates"),
 )
@@ -70,13 +71,14 @@ def candidates(tensors: Tensors) -> tuple[list[Candidate], dict[str, int]]:
     """All backbones in it that take three channels; for the others by prefix how many they take."""
     found, odd = [], {}
     for family, (first, block) in FAMILIES.items():
+        blocks = re.compile(rf"((?:.*\.)?){block}")
+        followed = {match[1] for name in tensors if (match := blocks.fullmatch(name))}
         for name, value in tensors.items():
             if name != first and not name.endswith(f".{first}"):
                 continue
             prefix = name.removesuffix(first)
-            blocks = re.compile(re.escape(prefix) + block)
             linear = family == "transformer" and value.ndim == 2  # patches as rows, as in old programs
-            if not (value.ndim == 4 or linear) or not any(blocks.fullmatch(other) for other in tensors):
+            if prefix not in followed or not (value.ndim == 4 or linear):
                 continue
             if linear or value.shape[1] == 3:
                 found.append(Candidate(prefix, family))
@@ -127,23 +129,28 @@ def choose(
 def _narrowed(leaders: list[Candidate], tensors: Tensors, optimizer: Shapes) -> tuple[list[Candidate], str] | None:
     """The one of several that is meant, and why; none where nothing tells."""
     for used, other, why in PREFERRED:
-        first = [each for each in leaders if re.search(f"{used}", each.prefix)]
+        first = [each for each in leaders if re.search(used, each.prefix)]
         rest = [each for each in leaders if each not in first]
-        if len(first) == 1 and all(re.search(f"{other}", each.prefix) for each in rest):
+        if len(first) == 1 and all(re.search(other, each.prefix) and _alike(each, first[0], tensors) for each in rest):
             return first, why
     trained = _trained(leaders, tensors, optimizer)
     if len(trained) == 1:
         return trained, "the one that the optimizer trained"
     alone = [each for each in leaders if not FOLLOWERS & set(_words(each.prefix))]
-    if len(alone) == 1:
+    if len(alone) == 1 and all(_alike(each, alone[0], tensors) for each in leaders):
         return alone, "the others follow it, by their names"
     students = [each for each in alone if "student" in _words(each.prefix)]
     teachers = [each for each in alone if "teacher" in _words(each.prefix)]
-    if len(students) == 1 and len(students) + len(teachers) == len(alone):
-        shapes = [_shapes(each, tensors) for each in (*students, *teachers)]
-        if all(shapes[0] != other for other in shapes[1:]):  # else one may be the average of the other
-            return students, "the student of a distillation, whose teacher is another network"
+    distilled = len(students) == 1 and len(students) + len(teachers) == len(alone)
+    if distilled and not any(_alike(each, students[0], tensors) for each in teachers):  # else one may be an average
+        return students, "the student of a distillation, whose teacher is another network"
     return None
+
+
+def _alike(one: Candidate, other: Candidate, tensors: Tensors) -> bool:
+    """Whether two are networks of the same names and shapes, as what follows another by an average is."""
+    shapes = [{name: value.shape for name, value in _network(each, tensors).items()} for each in (one, other)]
+    return shapes[0] == shapes[1]
 
 
 def _words(prefix: str) -> list[str]:
@@ -159,7 +166,7 @@ def _said(found: list[Candidate], prefix: str, where: str) -> Choice:
         there = ", ".join(repr(each.prefix) for each in exact or found) or "none"
         what = f"{len(exact)} known backbones stand behind {prefix!r}; in the file: {there}"
         raise SapperError(what, where=f"{where}: --prefix", remedy="name one of them, or say --arch as well")
-    return Choice(candidate=exact[0], why="as was said")
+    return Choice(candidate=exact[0], why="as was said" if len(found) > 1 else None)
 
 
 def _several(leaders: list[Candidate], where: str) -> SapperError:

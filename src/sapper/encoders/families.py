@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sapper.encoders import resnets, transformers
 from sapper.encoders.choosing import Candidate, Choice, Shapes, behind, candidates, choose, others
-from sapper.encoders.layouts import OTHERWISE, Backbone, Layout, Weights, shortened
+from sapper.encoders.layouts import BY_CODE, OTHERWISE, Backbone, Layout, UnknownNetworkError, Weights, shortened
 from sapper.encoders.options import Opening
 from sapper.encoders.programs import Notes, program_of
 from sapper.errors import SapperError
@@ -32,7 +32,7 @@ def recognize(
         raise not_rgb(channels, f"{where}{f': {prefix}' if prefix else ''}")
     if choice is None:
         what = f"no backbone that is known by its names is in it: {len(tensors)} tensors, {shortened(tensors)}"
-        raise SapperError(what, where=where, remedy=OTHERWISE)
+        raise UnknownNetworkError(what, where=where, remedy=OTHERWISE)
     prefix, family = choice.candidate.prefix, choice.candidate.family
     inside = behind(prefix, tensors)
     family = _closer(family, inside)
@@ -44,8 +44,15 @@ def recognize(
         opening=opening,
         where=where,
     )
-    layout = RECOGNIZERS[family](backbone)
     _check_options(opening, family, where)
+    _check_dilation(prefix, family, tensors, where)
+    try:
+        layout = RECOGNIZERS[family](backbone)
+    except (LookupError, ArithmeticError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise UnknownNetworkError("its shapes are those of no network", where=where, remedy=OTHERWISE) from error
+    if not backbone.program.certain and opening.mean is None:
+        told = f"normalization: {layout.normalization} (--mean, --std say otherwise)"
+        layout = replace(layout, assumed=(*layout.assumed, told))
     return _with(layout, choice, prefix, found)
 
 
@@ -83,6 +90,17 @@ def _check_options(opening: Opening, family: str, where: str) -> None:
         if getattr(opening, name) is not None and family not in families:
             what = f"--{name} says nothing about this kind of network"
             raise SapperError(what, where=where, remedy=f"leave --{name} out")
+
+
+def _check_dilation(prefix: str, family: str, tensors: Weights, where: str) -> None:
+    """Refuse a ResNet of a segmentation network: its last layers are dilated, which no shape tells."""
+    before = prefix.removesuffix("backbone.")
+    beside = re.compile(re.escape(before) + r"(aux_classifier|decode_head|classifier\.0\.convs)\.")
+    if prefix != before and family in OPTIONS["stem"] and any(beside.match(name) for name in tensors):
+        what = (
+            "it is the backbone of a segmentation network, whose last layers are dilated; the weights do not tell how"
+        )
+        raise SapperError(what, where=where, remedy=BY_CODE)
 
 
 def _with(layout: Layout, choice: Choice, prefix: str, found: list[Candidate]) -> Layout:

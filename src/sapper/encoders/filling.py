@@ -21,14 +21,17 @@ Tensors = dict[str, Tensor]
 HEADS = (
     # beginnings of names beside a backbone's own, and what they are
     (r"(mask_token|masked_embed)$", "a mask token, for pre-training alone"),
-    (r"(decoder|mim_head|lm_head)", "a decoder, for pre-training alone"),
-    (r"(queue|memory|bank)", "a queue of earlier features"),
+    (r"(decoder\w*|mim_head|lm_head)(\.|$)", "a decoder, for pre-training alone"),
+    (r"(queue(_\w+)?|memory_bank\w*|feature_bank\w*)(\.|$)", "a queue of earlier features"),
+    (r"(prototypes?\w*|center|centroids?)(\.|$)", "prototypes of a pre-training"),
     (r"(logit_scale|logit_bias|temperature)$", "a temperature of a contrastive loss"),
-    (r"(prototype|center$|centroid)", "prototypes of a pre-training"),
-    (r"(predictor|prediction|pred\b|pred\.|q_head)", "a prediction head"),
-    (r"(projector|projection|proj_|proj\.|mlp_head|contrastive|g\.|[a-z0-9]+_head\.)", "a projection head"),
-    (r"(fc\d?|linear\d?|classifier|cls_head|heads?\d?|head_\w+|logits?|last_linear|output)\.", "a classifier or head"),
+    (r"(predictor\w*|prediction\w*|pred|q_head)\.", "a prediction head"),
+    (r"(projector\w*|projection\w*|proj|proj_head|g)\.", "a projection head"),
+    (r"(mlp|contrastive|dino|ibot|cls|seg|aux|clip|rec|recon)_head\.", "a projection head"),
+    (r"(fc\d?|linear\d?|classifier|heads?\d?|head_\w+|logits?|last_linear|output)\.", "a classifier or head"),
     (r"pooler\.", "a pooler behind the features"),
+    (r"(callbacks|loops|optimizer\w*|lr_schedulers?|hyper_parameters)\.", "a record of the training"),
+    (r"(epoch|step|global_step|n_averaged|num_updates|loss|best_\w+|acc\w*)$", "a record of the training"),
 )
 """What an encoder is without, by rule."""
 
@@ -40,7 +43,10 @@ AROUND = (
 )
 
 CONSTANTS = ("relative_position_index", "attn_mask", "relative_coords_table", "position_ids", "num_batches_tracked")
-"""Ends of names of buffers that follow from a network's sizes, or only count."""
+"""Ends of names of buffers of whole numbers that follow from a network's sizes, or only count."""
+
+PARAMETERS = ("weight", "bias", "gamma", "beta", "weight_orig")
+"""Last words of what layers compute with."""
 
 ODD = "of a number format that no layer has"
 
@@ -111,7 +117,7 @@ def _why(
         return "what was said to be left out"
     if any(name.startswith(f"{layer}.") for layer in classifiers):
         return "a classifier or head"
-    if name.endswith(CONSTANTS):
+    if name.endswith(CONSTANTS) and (value is None or not value.is_floating_point()):
         return "constants"
     own = {other.split(".")[0] for other in state}
     if name.split(".")[0] in own:
@@ -119,9 +125,8 @@ def _why(
     for pattern, what in HEADS:
         if re.match(pattern, name):
             return what
-    if value is None or value.dtype not in ORDINARY:
-        return ODD
-    return "single numbers" if value.numel() == 1 else None
+    odd = value is None or value.dtype not in ORDINARY
+    return ODD if odd and name.split(".")[-1] not in PARAMETERS else None
 
 
 def _is_count(value: Tensor | None) -> bool:

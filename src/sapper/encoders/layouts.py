@@ -67,7 +67,7 @@ class Backbone:
     where: str
 
     def unknown(self, what: str) -> SapperError:
-        return SapperError(what, where=self.where, remedy=OTHERWISE)
+        return UnknownNetworkError(what, where=self.where, remedy=OTHERWISE)
 
     def renamed(self, rename: Callable[[str], str]) -> "Backbone":
         """The same with other names."""
@@ -90,7 +90,12 @@ def pixels_of(program: Program, default: Pixels, *, small: bool = False) -> tupl
     known = program.small if small and program.small else program.pixels
     if known is None:
         return default, None
-    return Pixels(default.size, *known), f"{program.name}'s: {program.why}"
+    by_names = "" if program.certain else ", by its names alone"
+    return Pixels(default.size, *known), f"{program.name}'s{by_names}: {program.why}"
+
+
+class UnknownNetworkError(SapperError):
+    """No network that is known has these names and shapes."""
 
 
 def shape(tensor: Tensor) -> str:

@@ -50,7 +50,7 @@ def kind_of(uri: str, *, trust_code: bool = False) -> Literal["file", "name", "c
     ``trust_code``.
     """
     scheme, colon, _ = uri.partition(":")
-    if uri and (Path(uri).exists() or Path(uri).is_symlink()):
+    if uri and _is_there(uri):
         return "file"
     if colon and scheme in SCHEMES:
         return "name"
@@ -74,7 +74,17 @@ def check_architecture(architecture: str, where: str = "encoder.architecture") -
 def _is_module(name: str) -> bool:
     """Whether there is code of that name, without running any."""
     package = name.partition(".")[0]
-    return Path(package).is_dir() or Path(f"{package}.py").is_file() or find_spec(package) is not None
+    try:
+        return Path(package).is_dir() or Path(f"{package}.py").is_file() or find_spec(package) is not None
+    except ValueError:  # __main__, which is no module of anybody's
+        return False
+
+
+def _is_there(uri: str) -> bool:
+    try:
+        return Path(uri).exists() or Path(uri).is_symlink()
+    except (OSError, ValueError):  # too long for a path, or no path at all
+        return False
 
 
 def _unknown(uri: str) -> SapperError:

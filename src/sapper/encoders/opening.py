@@ -105,6 +105,11 @@ def _open_file(path: Path, run: Run, opening: Opening) -> Found:
     """Weights on disk: one of ours, or of others, whose backbone is recognized or said."""
     weights = sources.read(path, allow_weak_sandbox=opening.allow_weak_sandbox)
     if files.CARD in weights.metadata and opening.architecture is None:
+        said = [name for name in ("stem", "heads", "patch", "pool", "activation", "prefix") if getattr(opening, name)]
+        if said or opening.leave_out:
+            option = said[0] if said else "leave-out"
+            what = f"its card says what it is, and --{option} something else"
+            raise SapperError(what, where=str(path), remedy=f"leave --{option} out, or say --arch as well")
         encoder = files.restore(weights.tensors, weights.metadata[files.CARD], run, str(path))
         return Found(encoder, "from its card", about(weights, "sapper's own"))
     return recognized(weights, run, opening, str(path))

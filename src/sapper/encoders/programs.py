@@ -25,14 +25,15 @@ class Program:
     """A training program, or a family of them that save in the same way.
 
     ``pixels``: mean and deviation of its images, none where it has several or leaves it to the user; ``small``: the
-    same with a 3×3 stem, where it differs. ``why``: where that is from. ``heads``: of a vision transformer of a width,
-    where they are not of 64 channels each.
+    same with a 3×3 stem, where it differs. ``why``: where that is from. ``certain``: whether the names tell it from all
+    others. ``heads``: of a vision transformer of a width, where they are not the usual ones.
     """
 
     name: str
     pixels: tuple[RGB, RGB] | None = None
     small: tuple[RGB, RGB] | None = None
     why: str = ""
+    certain: bool = True
     heads: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -56,7 +57,9 @@ RULES = (
         name=r"decoder_pos_embed",
     ),
     Rule(
-        program=Program(name="DINOv2", pixels=IMAGENET, why="its code normalizes by ImageNet's mean and deviation"),
+        program=Program(
+            name="DINOv2", pixels=IMAGENET, why="its code normalizes by ImageNet's mean and deviation", certain=False
+        ),
         families=TRANSFORMERS,
         name=r"mask_token",
         prefix=r"(^|teacher\.(module\.)?backbone\.)",
@@ -88,7 +91,10 @@ RULES = (
     Rule(program=Program(name="SimCLR as in DECREE"), prefix=r"(^|\.)f\.", families=RESNETS),
     Rule(
         program=Program(
-            name="BadEncoder's ImageNet encoder", pixels=NONE, why="its evaluation takes images in [0, 1] as they are"
+            name="BadEncoder's ImageNet encoder",
+            pixels=NONE,
+            why="its evaluation takes images in [0, 1] as they are",
+            certain=False,
         ),
         prefix=r"visual\.",
         families=RESNETS,
@@ -103,7 +109,17 @@ RULES = (
     ),
     Rule(
         program=Program(
-            name="Hugging Face transformers' ViT", pixels=(HALF, HALF), why="its image processor's default, 0.5"
+            name="Hugging Face transformers' ViT-MAE", pixels=IMAGENET, why="its image processor's ImageNet values"
+        ),
+        families=("hf-transformer",),
+        name=r"decoder\.decoder_pos_embed",
+    ),
+    Rule(
+        program=Program(
+            name="Hugging Face transformers' ViT",
+            pixels=(HALF, HALF),
+            why="its image processor's default, 0.5",
+            certain=False,
         ),
         families=("hf-transformer",),
     ),

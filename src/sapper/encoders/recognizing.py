@@ -3,15 +3,16 @@
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from sapper.encoders import choosing, families, filling, layouts, sources, timms, wrappers
-from sapper.encoders.backbones import Pixels, blueprint, build, own_pixels
+from sapper.encoders.backbones import Pixels, blueprint, build, last_linear, own_pixels, sketch
 from sapper.encoders.encoder import Encoder
-from sapper.encoders.layouts import Layout
+from sapper.encoders.layouts import Layout, UnknownNetworkError
 from sapper.encoders.names import OWN
 from sapper.encoders.options import ACTIVATIONS, Opening
 from sapper.encoders.programs import program_of
@@ -51,7 +52,12 @@ def recognized(
 
     Raises ``SapperError`` when it is not known which network is meant, or when a part of it would be left out.
     """
-    tensors, files = wrappers.unwrapped(weights.tensors)
+    tensors = wrappers.unwrapped(weights.tensors)
+    weights = replace(
+        weights,
+        unread={wrappers.without_words(name): why for name, why in weights.unread.items()},
+        left_out={wrappers.without_words(name): what for name, what in weights.left_out.items()},
+    )
     if opening.architecture is not None and opening.architecture not in OWN:
         layout, lost = _as_said(opening.architecture, tensors, weights, opening, where, configured)
     else:
@@ -76,9 +82,7 @@ def recognized(
     taken, left = _fit(layout, encoder.backbone.state_dict(), lost, weights, opening, where)
     encoder.backbone.load_state_dict(taken)
     source = f"from {configured.source}" if configured.mean and configured.std else layout.normalization
-    inside = {name for name in weights.tensors if name.startswith(layout.prefix)}
-    rest = [name for name in weights.tensors if name not in inside and not _is_used(name, files, layout)]
-    left |= _beside(rest, layout)
+    left |= _beside([name for name in tensors if not name.startswith(layout.prefix)], layout)
     known = {
         "left_out": [*filling.told(left), *_not_tensors(weights, layout.prefix)],
         "assumed": list(layout.assumed),
@@ -96,12 +100,6 @@ def _beside(names: list[str], layout: Layout) -> dict[str, str]:
         prefix = next((prefix for prefix in layout.others if name.startswith(prefix)), None)
         found[name] = f"{layout.others[prefix]} {prefix!r}" if prefix is not None else filling.beside(name)
     return found
-
-
-def _is_used(name: str, files: Mapping[str, tuple[str, ...]], layout: Layout) -> bool:
-    """Whether a tensor of the file is in the network under a name that a wrapper hid."""
-    used = {file for inner in layout.names.values() for file in files.get(inner, ())}
-    return name in used
 
 
 def _not_tensors(weights: sources.Weights, prefix: str) -> list[str]:
@@ -136,8 +134,10 @@ def _fit(
 
 
 def _classifiers(architecture: str) -> tuple[str, ...]:
-    """Layers that timm's model of that name ends with, and an encoder does without."""
+    """Layers that a library's model of that name ends with, and an encoder does without."""
     scheme, _, name = architecture.partition(":")
+    if scheme == "torchvision":
+        return (last_linear(name),)
     if scheme != "timm":
         return ()
     import timm
@@ -153,23 +153,34 @@ def _by_itself(
     """The layout by names and shapes; or by the architecture that the file itself names."""
     if "num_heads" in configured.arguments and opening.heads is None:
         opening = replace(opening, heads=configured.arguments["num_heads"])
+    named = _named(weights) if opening.architecture is None else None
+    if named is not None and _by_timm(weights):  # names and shapes may be those of a plainer network
+        with suppress(SapperError):
+            return _as_named(named, tensors, weights, opening, where, configured)
     try:
         layout = families.recognize(tensors, where, opening, weights.notes, weights.optimizer)
-    except SapperError as error:
-        named = _named(weights)
-        if named is None or opening.architecture is not None:
+    except UnknownNetworkError as error:
+        if named is None:
             raise _with_unread(error, weights) from error
-        layout, lost = _as_said(f"timm:{named}", tensors, weights, opening, where, configured)
-        told = (f"the file names its architecture: {named}, a model of timm's", *layout.told)
-        return replace(layout, told=told), lost
+        return _as_named(named, tensors, weights, opening, where, configured)
     if opening.architecture is not None:
         layout = replace(layout, architecture=opening.architecture)
-    named = _named(weights)
-    if layout.normalization is None and named is not None and _by_timm(weights):
-        pixels = own_pixels(f"timm:{named}")
-        source = f"from timm's configuration of {named}, which the file names"
-        layout = replace(layout, pixels=replace(pixels, size=layout.input_size), normalization=source)
+    if named is not None and f"timm:{named}" != layout.architecture and named != layout.architecture:
+        told = f"the file names its architecture {named}; its names and shapes are those of {layout.architecture}"
+        layout = replace(layout, assumed=(*layout.assumed, told))
     return layout, {}
+
+
+def _as_named(
+    named: str, tensors: Tensors, weights: sources.Weights, opening: Opening, where: str, configured: Configured
+) -> tuple[Layout, Tensors]:
+    """The layout of the model of timm's that the file names. Raises ``SapperError`` if the weights do not fit it."""
+    layout, lost = _as_said(f"timm:{named}", tensors, weights, opening, where, configured)
+    plan = blueprint(layout.architecture, layout.width, layout.stem, layout.input_size, layout.arguments)
+    _fit(layout, plan, lost, weights, opening, where)
+    source = layout.normalization or f"from timm's configuration of {named}, which the file names"
+    told = (f"the file names its architecture: {named}, a model of timm's", *layout.told)
+    return replace(layout, told=told, normalization=source), lost
 
 
 def _with_unread(error: SapperError, weights: sources.Weights) -> SapperError:
@@ -205,7 +216,7 @@ def _as_said(
     pixels = own_pixels(said)
     size = opening.size or configured.size or pixels.size
     arguments = configured.arguments | _arguments(opening)
-    net = build(Run(), architecture=said, stem="imagenet", input_size=size, arguments=arguments).backbone
+    net = sketch(said, "imagenet", size, arguments)
     prefix, why = _prefix(said, net, tensors, weights, opening, where)
     inside = choosing.behind(prefix, tensors)
     _check_channels(net, inside, where)
@@ -273,7 +284,9 @@ def _prefix(
     most = max(counts.values(), default=0)
     if 2 * most < len(wanted):  # another architecture: what is missing is told where it is filled
         return min((prefix for prefix, count in counts.items() if count == most), key=len, default=""), None
-    best = [choosing.Candidate(prefix, "said") for prefix, count in counts.items() if count == most]
+    equal = [prefix for prefix, count in counts.items() if count == most]
+    inner = [each for each in equal if not any(other != each and other.startswith(each) for other in equal)]
+    best = [choosing.Candidate(prefix, "said") for prefix in inner]  # timm's filters strip some prefixes themselves
     choice = choosing.choose(best, tensors, where, None, weights.optimizer)
     assert choice is not None  # there is at least one
     return choice.candidate.prefix, choice.why
@@ -300,10 +313,13 @@ def _check_channels(net: nn.Module, inside: Tensors, where: str) -> None:
 def _resized(inside: Tensors, moved: Tensors, opening: Opening, where: str) -> list[str]:
     """What timm's filter has brought to another size. Raises ``SapperError`` where the user has not asked for that."""
     memory = {value.untyped_storage().data_ptr() for value in inside.values()}
+    numbers = {value.numel() for value in inside.values()}
     changed = [
         name
         for name, value in moved.items()
-        if name in inside and inside[name].numel() != value.numel() and value.untyped_storage().data_ptr() not in memory
+        if re.search(r"pos_embed|rel_pos|relative_position|patch_embed", name)
+        and value.untyped_storage().data_ptr() not in memory
+        and (inside[name].numel() != value.numel() if name in inside else value.numel() not in numbers)
     ]
     first = inside.get("patch_embed.proj.weight")
     if "patch_embed.proj.weight" in changed and first is not None:

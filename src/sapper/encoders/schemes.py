@@ -116,9 +116,6 @@ class HubPixels(BaseModel):
     mean: RGB | None = None
     std: RGB | None = None
     input_size: tuple[int, int, int] | None = None
-    num_classes: int | None = None
-    first_conv: str | None = None
-    classifier: str | None = None
 
 
 class HubConfig(BaseModel):
@@ -134,6 +131,8 @@ class Transformers(BaseModel):
 
     model_type: str
     num_attention_heads: int | None = None
+    hidden_act: str | None = None
+    downsample_in_bottleneck: bool = False
 
 
 class Processor(BaseModel):
@@ -181,6 +180,11 @@ def _of_transformers(repository: str, commit: str) -> Configured:
     if config is None:
         return Configured()
     processor = _from_hub(repository, commit, "preprocessor_config.json", Processor) or Processor()
+    odd = config.hidden_act if config.hidden_act not in (None, "gelu", "relu") else None
+    if odd or config.downsample_in_bottleneck:
+        what = f"its activation is {odd}" if odd else "its bottlenecks have their stride in the first convolution"
+        remedy = "give the network as a function of your own: package.module:function --trust-code"
+        raise SapperError(f"{what}, which is not built here", where="config.json", remedy=remedy)
     heads = {"num_heads": config.num_attention_heads} if config.num_attention_heads else {}
     mean, std = processor.image_mean, processor.image_std
     if not processor.do_normalize:

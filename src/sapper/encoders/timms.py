@@ -17,6 +17,10 @@ FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained
 """What timm's model files call their filters."""
 
 
+MOST_TRIED = 500
+"""Tensors whose effect is tried one by one; of more than that each counts as one without effect."""
+
+
 def renamed(tensors: Tensors, net: nn.Module, name: str) -> tuple[Tensors, dict[str, str], list[str]]:
     """The tensors by timm's names for the model ``name``: with what the file calls them, and what has no effect.
 
@@ -28,8 +32,10 @@ def renamed(tensors: Tensors, net: nn.Module, name: str) -> tuple[Tensors, dict[
     out = _converted(convert, tensors, net)
     places = {_place(value): key for key, value in tensors.items()}
     names = {key: places.get(_place(value), key) for key, value in out.items()}
-    unclaimed = [key for key in tensors if key not in set(names.values())]
-    lost = [key for key in unclaimed if not _matters(key, convert, tensors, net, out)]
+    claimed = set(names.values())
+    unclaimed = [key for key in tensors if key not in claimed]
+    few = len(unclaimed) <= MOST_TRIED
+    lost = [key for key in unclaimed if not (few and _matters(key, convert, tensors, net, out))]
     return out, names, lost
 
 

@@ -12,8 +12,11 @@ from sapper.encoders.layouts import Backbone, Layout, Weights, pixels_of
 from sapper.encoders.options import ACTIVATIONS
 from sapper.errors import SapperError
 
-SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
+SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
 """timm's words for vision transformers of a width and a depth."""
+
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
+"""Heads of each attention of the usual vision transformers, by width: ViT-Ti, S, B, L, H, g, and DINOv2's g."""
 
 
 def clip(found: Backbone) -> Layout:
@@ -37,6 +40,9 @@ def clip(found: Backbone) -> Layout:
     other = "gelu" if quick else "quickgelu"
     assumed = f"activation: {'QuickGELU' if quick else 'GELU'}, since the weights are {why}; they do not tell "
     architecture = f"open_clip:{name}-quickgelu" if quick else f"open_clip:{name}"
+    told = () if said else (f"{assumed}(--activation {other} says otherwise)",)
+    if not halves:
+        told = (*told, "normalization: OpenAI's; some of open_clip's models have another (--mean, --std)")
     return Layout(
         architecture=architecture,
         pixels=own_pixels(architecture),
@@ -45,7 +51,7 @@ def clip(found: Backbone) -> Layout:
         names=found.names,
         prefix="",
         source="CLIP's vision transformer",
-        assumed=() if said else (f"{assumed}(--activation {other} says otherwise)",),
+        assumed=told,
     )
 
 
@@ -110,6 +116,7 @@ def _vision_transformer(weights: Weights, names: dict[str, str], found: Backbone
     if "register_tokens" in weights and {"cls_token", "pos_embed"} <= weights.keys():
         weights, names = _with_registers(weights, names)
         told = ("a vision transformer with register tokens",)
+    linear = weights["patch_embed.proj.weight"].ndim == 2
     width, patch = _patches(weights, found)
     depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     size, separate = _size(weights, patch, found)
@@ -117,9 +124,9 @@ def _vision_transformer(weights: Weights, names: dict[str, str], found: Backbone
     name, own = _timm_name(width, depth, patch, size, parts)
     if own.pop("dinov2", False):  # which has these by its name
         parts = {part: value for part, value in parts.items() if part not in DINOV2}
-    heads, assumed = _heads(width, found)
+    heads, assumed = _heads(weights, width, found)
     arguments = arguments | own | parts
-    if heads != width // 64 or "embed_dim" in own:
+    if heads != HEADS.get(width) or "embed_dim" in own:
         arguments["num_heads"] = heads
     if separate and "cls_token" in weights:
         arguments["no_embed_class"] = True
@@ -127,6 +134,10 @@ def _vision_transformer(weights: Weights, names: dict[str, str], found: Backbone
     arguments |= pooled
     if found.opening.activation is not None:
         arguments["act_layer"] = ACTIVATIONS[found.opening.activation]
+    elif found.program.pixels is None:
+        more = (*more, "activation: GELU; the weights do not tell (--activation quickgelu says otherwise)")
+    if linear:
+        more = (*more, "the order of a patch's numbers: channels, rows, columns; the weights do not tell")
     pixels, normalization = pixels_of(found.program, own_pixels(f"timm:{name}"))
     said = found.opening.size
     if said is not None and said != size:
@@ -192,7 +203,8 @@ def _resampled(weights: Weights, side: int, size: int, patch: int, separate: boo
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     if size % patch:
-        what, remedy = f"{size} pixels are no multiple of patches of {patch}", f"say --size {patch * (size // patch)}"
+        near = patch * max(1, round(size / patch))
+        what, remedy = f"{size} pixels are no multiple of patches of {patch}", f"say --size {near}"
         raise SapperError(what, where=f"{found.where}: --size", remedy=remedy)
     new, before = (size // patch, size // patch), int("cls_token" in weights and not separate)
     places = weights["pos_embed"].float()
@@ -222,23 +234,27 @@ def _timm_name(width: int, depth: int, patch: int, size: int, parts: dict[str, A
     return "vit_base_patch16_224", {"patch_size": patch, "embed_dim": width, "depth": depth}
 
 
-def _heads(width: int, found: Backbone) -> tuple[int, tuple[str, ...]]:
-    """How many heads each attention has: no shape tells."""
+def _heads(weights: Weights, width: int, found: Backbone) -> tuple[int, tuple[str, ...]]:
+    """How many heads each attention has: no shape tells, but for that of a normalization of queries."""
     said, known = found.opening.heads, found.program.heads.get(width)
     if said is not None:
-        if width % said:
+        if said < 1 or width % said:
             what = f"{said} heads cannot share {width} channels"
             raise SapperError(what, where=f"{found.where}: --heads", remedy="give a number that divides them")
         return said, ()
+    each = weights.get("blocks.0.attn.q_norm.weight")
+    if each is not None and each.ndim == 1 and width % each.shape[0] == 0:
+        return width // each.shape[0], ()
     if known is not None:
         return known, ()
-    if width % 64:
+    if width not in HEADS and width % 64:
         what = f"how many heads its attention has is not known: its {width} channels are no multiple of 64"
         raise SapperError(what, where=found.where, remedy="say it with --heads")
-    if found.program.pixels is not None:  # a program that is known, and has 64 channels a head
-        return width // 64, ()
-    why = "64 channels each, as in most vision transformers; the weights do not tell"
-    return width // 64, (f"heads: {width // 64}, {why} (--heads says otherwise)",)
+    heads = HEADS.get(width, width // 64)
+    if found.program.pixels is not None and width in HEADS:  # a program that is known, with the usual heads
+        return heads, ()
+    why = f"{width // heads} channels each, as in most vision transformers; the weights do not tell"
+    return heads, (f"heads: {heads}, {why} (--heads says otherwise)",)
 
 
 def _parts(weights: Weights, width: int) -> dict[str, Any]:

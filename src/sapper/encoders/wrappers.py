@@ -12,21 +12,20 @@ WORDS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fo
 """Words that wrappers put between the others: of torch.compile, FSDP, activation checkpointing and DeepSpeed."""
 
 
-def unwrapped(tensors: Tensors) -> tuple[Tensors, dict[str, tuple[str, ...]]]:
-    """The tensors by the names that the network has for them, and for each the names in the file that it comes from."""
-    names = {name: _without_words(name) for name in tensors}
+def unwrapped(tensors: Tensors) -> Tensors:
+    """The tensors by the names that the network has for them."""
+    names = {name: without_words(name) for name in tensors}
     if len(set(names.values())) < len(names):  # two would have one name: then they are left as they are
         names = {name: name for name in tensors}
     found = {names[name]: value for name, value in tensors.items()}
-    sources: dict[str, tuple[str, ...]] = {names[name]: (name,) for name in tensors}
     for name in [name for name in found if name.endswith("_orig")]:
         whole = name.removesuffix("_orig")
         mask = f"{whole}_mask"
         if mask in found and whole not in found and found[mask].shape == found[name].shape:
             found[whole] = found.pop(name) * found.pop(mask)
-            sources[whole] = sources.pop(name) + sources.pop(mask)
-    return found, sources
+    return found
 
 
-def _without_words(name: str) -> str:
+def without_words(name: str) -> str:
+    """A name without the words that wrappers put into it."""
     return ".".join(word for word in name.split(".") if word not in WORDS)
