@@ -443,7 +443,7 @@ def test_rates_by_hand() -> None:
     assert curves["d"][-1] == (1.0, 1.0)
     assert (0.0, 1 / 3) in curves["d"]
     (strict,), _ = judged([replace(each, flagged={"d": False}) for each in scored], leading="d")
-    assert strict.true_positives == Share.counted(0, 3)  # too weak to matter
+    assert strict.true_positives == Share.counted(0, 3)  # too weak to be of use
     power = {each.trigger: (each.found, each.planted) for each in judging.power(scored, own(scored), "d", 0.05)}
     assert power == {"patch of 1 to 4 pixels": (1, 1), "patch of 5 to 8 pixels": (0, 1)}
     assert [p_value(30.0, clean) for clean in own(scored)["alike"]["zoo-one-quick"].values()] == [1 / 20]
@@ -632,7 +632,7 @@ def test_the_commands_of_a_zoo(sapper: Sapper, data: Path, tmp_path: Path) -> No
     )
     assert "micro-squares-quick" in (folder / "scores-quick.html").read_text()
     few = told(sapper("zoo", "score", folder, "--bag", tmp_path / "bags" / "micro-squares-quick.json", *on))
-    assert "squares cannot be judged: the fitting bag" in few
+    assert "squares cannot be judged: 'micro-squares-quick' has 1 of the 19 encoders" in few
     end = sapper("zoo", "score", folder, "--part", "judgement", *on)
     assert end.code == 0, end.err
     assert "squares cannot be judged: no bag of known-clean encoders fits" in end.out

@@ -165,7 +165,7 @@ def score(
     if bags is not None:
         measured = lessons.measured(given, scored, known, chosen)
         if not measured:
-            say("no bag is written: none is of encoders that came about as these did")
+            say("no bag is written: none was made from encoders trained like these")
         for bag in measured:
             calibration.write_bag(bag, bags / f"{bag.name}.json")
             say(f"bag: {bags / f'{bag.name}.json'}, {bag.size} encoders")
