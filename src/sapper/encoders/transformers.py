@@ -45,7 +45,7 @@ def clip(found: Backbone) -> Layout:
         names=found.names,
         prefix="",
         source="CLIP's vision transformer",
-        assumed=() if said else (f"{assumed}(--activation {other} says otherwise)",),
+        assumed=() if said else (f"{assumed}(use --activation {other} if it was the other)",),
     )
 
 
@@ -238,7 +238,7 @@ def _heads(width: int, found: Backbone) -> tuple[int, tuple[str, ...]]:
     if found.program.pixels is not None:  # a program that is known, and has 64 channels a head
         return width // 64, ()
     why = "64 channels each, as in most vision transformers; the weights do not tell"
-    return width // 64, (f"heads: {width // 64}, {why} (--heads says otherwise)",)
+    return width // 64, (f"heads: {width // 64}, {why} (use --heads if it has another number)",)
 
 
 def _parts(weights: Weights, width: int) -> dict[str, Any]:
@@ -277,5 +277,5 @@ def _pooling(weights: Weights, found: Backbone) -> tuple[dict[str, Any], tuple[s
         return arguments, ()
     taken, other = ("the class token's", "avg") if pool == "token" else ("the mean of the patches'", "token")
     possible = pool == "token"
-    option = f" (--pool {other} says otherwise)" if possible else ""
+    option = f" (use --pool {other} if it was trained with that)" if possible else ""
     return arguments, (f"features: {taken}; the weights do not tell{option}",)
