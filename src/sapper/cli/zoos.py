@@ -14,7 +14,6 @@ from sapper.cli.shared import (
     DataRoot,
     Device,
     Download,
-    WorkersOption,
     check_device,
     check_file,
     check_learned,
@@ -27,6 +26,10 @@ from sapper.cli.shared import (
 )
 from sapper.errors import SapperError, closest, located
 
+Processes = Annotated[
+    int, typer.Option("--workers", min=0, help="Processes that train or examine encoders; 0: as many as cores.")
+]
+
 
 def build(
     plan: Annotated[str, typer.Argument(help="A plan's file, or the name of one that comes with sapper.")],
@@ -37,7 +40,7 @@ def build(
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",
-    workers: WorkersOption = 0,
+    workers: Processes = 0,
 ) -> None:
     """Make the encoders of a zoo; those that are there already are kept."""
     from sapper.zoo.outline import MANIFEST, check_parts, outline, read_content
@@ -87,16 +90,16 @@ def score(
     beside: Annotated[
         list[Path] | None,
         typer.Option(
-            "--bag", help="Judge beside this bag, by default the calibration part, else shipped bags. Repeatable."
+            "--bag", help="Compare with this bag; by default the calibration part, else shipped bags. Repeatable."
         ),
     ] = None,
     bags: Annotated[
-        Path | None, typer.Option("--bags", help="Write bags to this folder, with the power measured beside them.")
+        Path | None, typer.Option("--bags", help="Write bags to this folder, with the share of backdoors found.")
     ] = None,
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",
-    workers: WorkersOption = 0,
+    workers: Processes = 0,
 ) -> None:
     """Let the detectors of a budget examine a zoo: AUC, true positives and false alarms of each."""
     from sapper.audit import calibration
@@ -179,8 +182,10 @@ def learn(
     folder: Annotated[Path, typer.Argument(help="A zoo's folder.")],
     family: Annotated[str, typer.Option("--family", help="Whose development part to learn from.")],
     out_file: Annotated[Path, typer.Option("--out", help="The file of meta-classifiers, .safetensors.")],
-    meta_classifiers: Annotated[int, typer.Option("--meta-classifiers", min=1, help="How many.")] = 10,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of their training.")] = 30,
+    meta_classifiers: Annotated[
+        int, typer.Option("--meta-classifiers", min=1, help="Number of meta-classifiers.")
+    ] = 10,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Training epochs.")] = 30,
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",
