@@ -278,8 +278,19 @@ def test_features_that_cannot_be_measured_are_no_sign_of_innocence(bag: Bag, sca
 def test_without_a_fitting_bag_nobody_knows() -> None:
     report = audit(varied(99, gain=30.0), photos(), BUDGET, [], RUN)
     assert report.verdict == "undecided"
+    assert report.reason.startswith("There is nothing to compare the score with: there is no bag")
     assert report.p_value is None
     assert report.leading.collapse is not None
+
+
+@pytest.mark.parametrize(("bound", "needed"), [(0.03, 33), (0.01, 99)])
+def test_a_bag_that_is_too_small_for_the_bound_is_told_with_the_size_that_would_do(
+    bag: Bag, bound: float, needed: int
+) -> None:
+    report = audit(varied(55), photos(), BUDGET, [bag], RUN, bound=bound)
+    assert report.verdict == "undecided"
+    assert report.reason.startswith(f"The bag that fits is too small: {bag.name!r} has 24 of the {needed} encoders")
+    assert f"Make a bag of {needed} or more" in page.meaning(report)
 
 
 def test_only_the_leading_detector_decides(bag: Bag) -> None:

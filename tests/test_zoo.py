@@ -632,7 +632,7 @@ def test_the_commands_of_a_zoo(sapper: Sapper, data: Path, tmp_path: Path) -> No
     )
     assert "micro-squares-quick" in (folder / "scores-quick.html").read_text()
     few = told(sapper("zoo", "score", folder, "--bag", tmp_path / "bags" / "micro-squares-quick.json", *on))
-    assert "squares cannot be judged: 'micro-squares-quick' has 1 of the 19 encoders" in few
+    assert "squares cannot be judged: the bag that fits is too small: 'micro-squares-quick' has 1 of the 19" in few
     end = sapper("zoo", "score", folder, "--part", "judgement", *on)
     assert end.code == 0, end.err
     assert "squares cannot be judged: no bag of known-clean encoders fits" in end.out

@@ -280,8 +280,8 @@ def _finding(
 
 def _decide(leading: Finding, match: Match, bound: float) -> tuple[float | None, Answer, str]:
     if not match.bags:
-        what = "The bag that fits is too small" if match.too_small else "There is nothing to compare the score with"
-        return None, "undecided", f"{what}: {match.reason}."
+        why = match.reason if match.too_small else f"there is nothing to compare the score with: {match.reason}"
+        return None, "undecided", f"{why[0].upper()}{why[1:]}."
     if leading.score is None or leading.p_value is None:
         why = leading.evidence.get("why", "it ended without one")
         return None, "undecided", f"{leading.method} gave no score: {why}."

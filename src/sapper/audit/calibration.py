@@ -224,8 +224,8 @@ def fitting(key: Key, bags: Sequence[Bag], bound: float) -> Match:
     for bag in same:
         if bag.size < fewest(bound):
             has = f"{bag.name!r} has {bag.size} of the {fewest(bound)} encoders that a bound of {bound:g} needs"
-            reason = f"{has} (the smallest bound that it allows is {1 / (bag.size + 1):.2g})"
-            return Match(bags=(), reason=reason, too_small=True)
+            smallest = f"the smallest bound that it allows is {1 / (bag.size + 1):.2g}"
+            return Match(bags=(), reason=f"the bag that fits is too small: {has} ({smallest})", too_small=True)
     return Match(bags=same, reason="" if same else _why_none(key, bags))
 
 
