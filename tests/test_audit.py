@@ -158,15 +158,16 @@ def test_a_bag_fits_only_what_it_was_made_for(bag: Bag) -> None:
     assert fitting(bag.key, [bag], 0.05).bags == (bag,)
     assert fitting(bag.key, [], 0.05).bags == ()
     few = replace(bag, gathered={}, scores={"multi_prior": bag.scores["multi_prior"][:18]})
-    assert fitting(bag.key, [few], 0.05).bags == ()
-    assert "takes 19 or more" in fitting(bag.key, [few], 0.05).reason
+    match = fitting(bag.key, [few], 0.05)
+    assert (match.bags, match.too_small) == ((), True)
+    assert "has 18 of the 19 encoders" in match.reason
     assert fitting(bag.key, [few, bag], 0.05).bags == ()  # what is too small must not lose its say
     own = replace(bag, name="own")
     assert fitting(bag.key, [own, bag], 0.05).bags == (own, bag)
     assert distinct([own, bag, own]) == [own, bag]
     with pytest.raises(SapperError, match="two different bags"):
         distinct([bag, replace(own, name=bag.name, images="others")])
-    assert "takes 33 or more" in fitting(bag.key, [bag], 0.03).reason
+    assert "has 24 of the 33 encoders" in fitting(bag.key, [bag], 0.03).reason
     for change in (
         {"architecture": "resnet10"},
         {"stem": "imagenet"},
@@ -178,7 +179,7 @@ def test_a_bag_fits_only_what_it_was_made_for(bag: Bag) -> None:
         {"detectors": {}},
     ):
         match = fitting(replace(bag.key, **change), [bag], 0.05)
-        assert match.bags == ()
+        assert (match.bags, match.too_small) == ((), False)
         assert next(iter(change)).replace("_", " ") in match.reason
 
 
@@ -226,7 +227,7 @@ def test_what_is_unusual_but_weak_is_no_evidence(bag: Bag) -> None:
     report = audit(varied(55), photos(), BUDGET, [lower], RUN)
     assert report.p_value == pytest.approx(1 / 41)
     assert report.verdict == "no-evidence"
-    assert "too weak to matter" in report.reason
+    assert f"too weak to be of use: score {report.leading.score:.3f}, needed: more than 2;" in report.reason
 
 
 def test_no_backdoor_no_evidence(bag: Bag) -> None:
@@ -248,8 +249,8 @@ def test_every_bag_that_fits_has_a_say(bag: Bag) -> None:
     }
     assert told["low"].verdict == "backdoor"
     assert told["low"].p_value == pytest.approx(1 / 25)
-    assert f"0 of 24 in {bag.name} and 0 of 40 in at -1e+06" in told["low"].reason
-    assert "others come to it without a backdoor" in told["high"].reason
+    assert told["low"].reason.endswith(f"score as high: 0 of 24 in {bag.name}, 0 of 40 in at -1e+06.")
+    assert "but not beside others" in told["high"].reason
     page_of_both = page.render(told["high"], {}, "sapper audit")
     assert f"Beside the bag {bag.name}: p = 0.04" in page_of_both
     assert "Beside the bag at 1e+06: p = 1;" in page_of_both
@@ -277,8 +278,19 @@ def test_features_that_cannot_be_measured_are_no_sign_of_innocence(bag: Bag, sca
 def test_without_a_fitting_bag_nobody_knows() -> None:
     report = audit(varied(99, gain=30.0), photos(), BUDGET, [], RUN)
     assert report.verdict == "undecided"
+    assert report.reason.startswith("There is nothing to compare the score with: there is no bag")
     assert report.p_value is None
     assert report.leading.collapse is not None
+
+
+@pytest.mark.parametrize(("bound", "needed"), [(0.03, 33), (0.01, 99)])
+def test_a_bag_that_is_too_small_for_the_bound_is_told_with_the_size_that_would_do(
+    bag: Bag, bound: float, needed: int
+) -> None:
+    report = audit(varied(55), photos(), BUDGET, [bag], RUN, bound=bound)
+    assert report.verdict == "undecided"
+    assert report.reason.startswith(f"The bag that fits is too small: {bag.name!r} has 24 of the {needed} encoders")
+    assert f"Make a bag of {needed} or more" in page.meaning(report)
 
 
 def test_only_the_leading_detector_decides(bag: Bag) -> None:
@@ -381,7 +393,7 @@ def test_a_finding_and_its_replay_say_what_is_usual_in_known_clean_encoders(
     shares = [share for share in bag.gathered["multi_prior"] if share is not None]
     usual = found.leading.in_clean
     assert usual == InClean(median=statistics.median(shares), largest=max(shares), encoders=len(shares))
-    words = f"{len(shares)} known-clean encoders gather 12% in the median, 14% at most"
+    words = f"in {len(shares)} known-clean encoders the same search reaches 12% (median), 14% at most"
     assert any(words in line for line in page.lines(found))
     recorded = replaying.read_audit(record(found, tmp_path))
     assert recorded.in_clean == {"multi_prior": usual}
@@ -530,6 +542,7 @@ def test_what_cannot_be_measured_is_undecided_and_told(bag: Bag) -> None:
     fragile = Encoder(Fragile(0.0), whole.card, whole.feature_size)
     report = audit(fragile, photos(), BUDGET, [bag], RUN, base=whole, more={"boundless": Boundless()})
     assert (report.verdict, report.hidden) == ("undecided", True)
+    assert "features of this encoder cannot be measured" in page.meaning(report)
     assert "cannot be" in report.reason
     assert [(each.score, each.flagged) for each in report.detectors] == [(None, None)] * 3
     assert not audit(varied(55), photos(), BUDGET, [], RUN).hidden

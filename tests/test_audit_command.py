@@ -217,9 +217,9 @@ def test_calibrate_makes_a_bag_that_fits_the_audit(sapper: Sapper, place: Path, 
     assert content["bags"][0]["pretraining"] == "none at all"
     assert content["p_value"] in (1 / 3, 2 / 3, 1.0)
     assert content["detectors"][0]["in_clean"]["encoders"] == 2
-    assert "triggers found in 2 known-clean encoders gather" in report.out
+    assert "in 2 known-clean encoders the same search reaches" in report.out
     assert sapper(*words(place, tmp_path / "out", "--bag", bag)).code == 3
-    assert "takes 19 or more" in json.loads((tmp_path / "out" / "audit.json").read_text())["reason"]
+    assert "of the 19 encoders" in json.loads((tmp_path / "out" / "audit.json").read_text())["reason"]
     (known / "copy.safetensors").write_bytes((known / "11.safetensors").read_bytes())
     assert "these are the weights of" in told(sapper("calibrate", "--encoders", known, *images, "--out", bag))
     (known / "copy.safetensors").unlink()

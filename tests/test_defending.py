@@ -180,7 +180,7 @@ def test_the_first_classifier_is_the_one_that_the_scenario_measures(data: Path, 
         return stage
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sapper.lab.trying.certify", watch)
+        patch.setattr("sapper.lab.running_defenses.certify", watch)
         patch.setattr(stages, "downstream", note)
         perform(scenario(data), tmp_path)
     assert len(seen) == 8
@@ -201,7 +201,7 @@ def test_every_certified_defense_of_a_task_is_judged_on_the_same_images(data: Pa
         return certify(store, plan, section, victim, images, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sapper.lab.trying.certify", watch)
+        patch.setattr("sapper.lab.running_defenses.certify", watch)
         perform(scenario(data, "defense.2.test_images=20"), tmp_path)
     assert {task: len(digests) for task, digests in seen.items()} == {"balls": 1, "boxes": 1}
 

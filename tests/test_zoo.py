@@ -26,12 +26,12 @@ from sapper.lab.executors import Workers
 from sapper.report import zoo as page
 from sapper.run import Run
 from sapper.triggers import Patch
-from sapper.zoo import building, examining, judging, lessons, making
+from sapper.zoo import building, examining, for_audits, judging, making
 from sapper.zoo.examining import Gathering, Scored
+from sapper.zoo.images import Splits, ordinary_images
 from sapper.zoo.judging import Share
 from sapper.zoo.making import Member
 from sapper.zoo.outline import MANIFEST
-from sapper.zoo.pantry import Pantry, ordinary_images
 from sapper.zoo.plans import Plan, Specimen, draw, parse_plan, read_plan
 from tests.conftest import REPOSITORY
 from tests.micro import write_data, write_npz
@@ -82,8 +82,8 @@ def plan(data: Path) -> Plan:
 
 
 def build(plan: Plan, folder: Path, *parts: str, workers: int = 0) -> list[Member]:
-    pantry = Pantry.load(plan, RUN, data_root=None, download=False)
-    return building.build(plan, folder, RUN, Workers(workers), parts=parts, data=pantry)
+    splits = Splits.load(plan, RUN, data_root=None, download=False)
+    return building.build(plan, folder, RUN, Workers(workers), parts=parts, data=splits)
 
 
 def members_of(folder: Path) -> list[Member]:
@@ -346,7 +346,7 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
     assert page.lines(unjudged) == [f"{page.NOTHING_JUDGED} Encoders: calibration: 2 clean."]
     assert page.NOTHING_JUDGED in page.render(unjudged)
     assert "ROC" not in page.render(unjudged)
-    (bag,) = lessons.bags(scored, built, images, BUDGET, "micro", RUN, {})
+    (bag,) = for_audits.bags(scored, built, images, BUDGET, "micro", RUN, {})
     assert bag.size == 2
     assert bag.scores["decree"] == [each.scores["decree"] for each in scored if each.member.part == "calibration"]
     assert "simclr" in bag.pretraining
@@ -443,7 +443,7 @@ def test_rates_by_hand() -> None:
     assert curves["d"][-1] == (1.0, 1.0)
     assert (0.0, 1 / 3) in curves["d"]
     (strict,), _ = judged([replace(each, flagged={"d": False}) for each in scored], leading="d")
-    assert strict.true_positives == Share.counted(0, 3)  # too weak to matter
+    assert strict.true_positives == Share.counted(0, 3)  # too weak to be of use
     power = {each.trigger: (each.found, each.planted) for each in judging.power(scored, own(scored), "d", 0.05)}
     assert power == {"patch of 1 to 4 pixels": (1, 1), "patch of 5 to 8 pixels": (0, 1)}
     assert [p_value(30.0, clean) for clean in own(scored)["alike"]["zoo-one-quick"].values()] == [1 / 20]
@@ -511,7 +511,7 @@ def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, imag
     """As if their scores were the calibration part's; the bags that do not fit have no say."""
     members = members_of(built)
     scored = examining.examine(members, built, images, BUDGET, RUN, Workers(0))
-    (bag,) = lessons.bags(scored, built, images, BUDGET, "micro", RUN, {})
+    (bag,) = for_audits.bags(scored, built, images, BUDGET, "micro", RUN, {})
     assert list(judging.beside_bags(scored, [bag]).values()) == [{}]  # an audit would be undecided beside two
     large = replace(bag, gathered={}, scores={name: [-9.0] * 20 for name in bag.scores})
     other = replace(large, name="other", key=replace(bag.key, width=5))
@@ -523,11 +523,11 @@ def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, imag
     earlier = Power(trigger="blend of weight 0.2", found=1, planted=2, low=0.0, high=1.0)
     old = replace(earlier, trigger="patch of 1 to 4 pixels")
     working = [replace(each, member=_working(each.member)) for each in scored if each.member.part == "judgement"]
-    (measured,) = lessons.measured([replace(large, power=[earlier, old]), other], working, known, BUDGET)
+    (measured,) = for_audits.measured([replace(large, power=[earlier, old]), other], working, known, BUDGET)
     assert measured.power_beside == []
     elsewhere = replace(large, power=[earlier, old], power_beside=["another"])
     assert "blend of weight 0.2" not in {
-        p.trigger for p in lessons.measured([elsewhere], working, known, BUDGET)[0].power
+        p.trigger for p in for_audits.measured([elsewhere], working, known, BUDGET)[0].power
     }
     planted = {each.trigger: each.planted for each in measured.power}
     assert planted.pop("blend of weight 0.2") == 2  # of another zoo
@@ -536,8 +536,8 @@ def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, imag
         {"patch of 1 to 4 pixels": 1} if side <= 4 else {"patch of 1 to 4 pixels": 2, "patch of 5 to 8 pixels": 1}
     )
     for origins in (["supervised on photos"], []):
-        assert lessons.measured([replace(large, origins=origins)], working, known, BUDGET) == []
-    (own,) = lessons.measured([bag], scored, judging.own_calibration(scored, "micro", "short"), BUDGET)
+        assert for_audits.measured([replace(large, origins=origins)], working, known, BUDGET) == []
+    (own,) = for_audits.measured([bag], scored, judging.own_calibration(scored, "micro", "short"), BUDGET)
     assert (own.name, own.scores) == (bag.name, bag.scores)
 
 
@@ -579,7 +579,7 @@ def test_meta_classifiers_survive_their_file_and_judge_their_kind_only(
 ) -> None:
     members = [member for member in members_of(built) if member.part == "development"]
     method = MNTDEncoder(shadows=1, validation=1, meta_classifiers=2, queries=2, hidden=3, epochs=2)
-    judge, kind = lessons.learn(members, built, images["squares"], method, RUN)
+    judge, kind = for_audits.learn(members, built, images["squares"], method, RUN)
     path = tmp_path / "meta.safetensors"
     stored.save(judge, kind, path)
     loaded = stored.load(path)
@@ -589,7 +589,7 @@ def test_meta_classifiers_survive_their_file_and_judge_their_kind_only(
     with pytest.raises(SapperError, match="they judge resnet10 of width 5"):
         replace(loaded, kind=replace(kind, width=5)).examine(subject, images["squares"], RUN)
     with pytest.raises(SapperError, match="2 pairs are there, 9 are needed"):
-        lessons.learn(members, built, images["squares"], replace(method, shadows=8), RUN)
+        for_audits.learn(members, built, images["squares"], replace(method, shadows=8), RUN)
     for other in (b"", b"{}", (built / members[0].file).read_bytes()):
         path.write_bytes(other)
         with pytest.raises(SapperError, match="no meta-classifiers can be read"):
@@ -632,7 +632,7 @@ def test_the_commands_of_a_zoo(sapper: Sapper, data: Path, tmp_path: Path) -> No
     )
     assert "micro-squares-quick" in (folder / "scores-quick.html").read_text()
     few = told(sapper("zoo", "score", folder, "--bag", tmp_path / "bags" / "micro-squares-quick.json", *on))
-    assert "squares cannot be judged: the fitting bag" in few
+    assert "squares cannot be judged: the bag that fits is too small: 'micro-squares-quick' has 1 of the 19" in few
     end = sapper("zoo", "score", folder, "--part", "judgement", *on)
     assert end.code == 0, end.err
     assert "squares cannot be judged: no bag of known-clean encoders fits" in end.out

@@ -280,29 +280,27 @@ def _finding(
 
 def _decide(leading: Finding, match: Match, bound: float) -> tuple[float | None, Answer, str]:
     if not match.bags:
-        return None, "undecided", f"The score cannot be judged: {match.reason}."
+        why = match.reason if match.too_small else f"there is nothing to compare the score with: {match.reason}"
+        return None, "undecided", f"{why[0].upper()}{why[1:]}."
     if leading.score is None or leading.p_value is None:
         why = leading.evidence.get("why", "it ended without one")
         return None, "undecided", f"{leading.method} gave no score: {why}."
     beside = _beside(leading.method, leading.score, match.bags)
     if leading.p_value <= bound and not leading.flagged:
-        weak = f"a score of {leading.score:.3f}, where {leading.threshold:g} counts"
-        return leading.p_value, "no-evidence", f"What was found is unusual, but too weak to matter: {weak}; {beside}."
+        weak = f"too weak to be of use: score {leading.score:.3f}, needed: more than {leading.threshold:g}"
+        return leading.p_value, "no-evidence", f"What was found is unusual, but {weak}; {beside}."
     if leading.p_value <= bound:
-        return leading.p_value, "backdoor", f"A small change draws ordinary images to one point; {beside}."
+        return leading.p_value, "backdoor", f"A small change gives nearly all images the same features; {beside}."
     if any(beside_bag(leading, bag) <= bound for bag in match.bags):
-        what = "What was found is unusual beside some known-clean encoders, but others come to it without a backdoor"
+        what = "The score is unusual beside some kinds of known-clean encoders, but not beside others"
         return leading.p_value, "no-evidence", f"{what}; {beside}."
     return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
 
 
 def _beside(method: str, score: float, bags: Sequence[Bag]) -> str:
     """How many of each bag score as high, in words."""
-    counts = [f"{sum(other >= score for other in bag.of(method))} of {bag.size}" for bag in bags]
-    if len(bags) == 1:
-        return f"{counts[0]} known-clean encoders score as high"
-    named = [f"{count} in {bag.name}" for count, bag in zip(counts, bags)]
-    return f"of the known-clean encoders {' and '.join(named)} score as high"
+    counts = [f"{sum(other >= score for other in bag.of(method))} of {bag.size} in {bag.name}" for bag in bags]
+    return f"known-clean encoders that score as high: {', '.join(counts)}"
 
 
 def beside_bag(leading: Finding, bag: Bag) -> float:

@@ -203,10 +203,11 @@ def shipped_bags() -> list[Bag]:
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """The bags that fit, or in words why none does."""
+    """The bags that fit, or in words why there is none. ``too_small``: one has the key, but too few encoders."""
 
     bags: tuple[Bag, ...]
     reason: str
+    too_small: bool = False
 
 
 def fewest(bound: float) -> int:
@@ -222,9 +223,9 @@ def fitting(key: Key, bags: Sequence[Bag], bound: float) -> Match:
     same = tuple(bag for bag in bags if bag.key == key)
     for bag in same:
         if bag.size < fewest(bound):
-            has = f"the fitting bag {bag.name!r} has {bag.size} encoders"
-            smallest = f"the smallest bound beside it is {1 / (bag.size + 1):.2g}"
-            return Match(bags=(), reason=f"{has}; a bound of {bound:g} takes {fewest(bound)} or more ({smallest})")
+            has = f"{bag.name!r} has {bag.size} of the {fewest(bound)} encoders that a bound of {bound:g} needs"
+            smallest = f"the smallest bound that it allows is {1 / (bag.size + 1):.2g}"
+            return Match(bags=(), reason=f"the bag that fits is too small: {has} ({smallest})", too_small=True)
     return Match(bags=same, reason="" if same else _why_none(key, bags))
 
 

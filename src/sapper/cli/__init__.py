@@ -15,7 +15,7 @@ from sapper.cli.shared import BROKEN_PIPE, ChosenEnd, err, guarded, out, spare_s
 from sapper.errors import SapperError
 
 app = typer.Typer(
-    help="Lays, finds and clears backdoors in pre-trained encoders, and measures all three honestly.",
+    help="Puts backdoors into pre-trained encoders, finds them, and measures attacks and defenses.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -77,7 +77,7 @@ def audit(
         Path | None, typer.Option("--mntd", help="Meta-classifiers of sapper zoo learn, as a further opinion.")
     ] = None,
     fail_on: Annotated[
-        str, typer.Option("--fail-on", help="backdoor: without a fitting bag end with 0; undecided: with 3.")
+        str, typer.Option("--fail-on", help="What fails: undecided (exit 3 if no bag fits), or backdoor (exit 0 then).")
     ] = "undecided",
     seed: Seed = 0,
     data_root: DataRoot = None,
@@ -165,11 +165,13 @@ def replay(
     recorded: Annotated[Path, typer.Argument(help="The audit.json of an audit.")],
     images: Images,
     split: Split = None,
-    encoder: Annotated[str | None, typer.Option("--encoder", help="Another place or encoder than the audit's.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="Where the audited file is now, or another encoder to try.")
+    ] = None,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="File for what is measured, replay.json beside the audit by default.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the changes in the trigger's place.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the controls.")] = 0,
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",

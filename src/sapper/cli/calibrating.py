@@ -28,7 +28,9 @@ def calibrate(
     encoders: Annotated[list[str], typer.Option("--encoders", help="A known-clean encoder, or a folder. Repeatable.")],
     images: Images,
     out_file: Annotated[Path, typer.Option("--out", help="The bag to write, a JSON file.")],
-    pretraining: Annotated[str, typer.Option("--pretraining", help="How they came about, in words.")] = "not said",
+    pretraining: Annotated[
+        str, typer.Option("--pretraining", help="How these encoders were trained, in words.")
+    ] = "not said",
     split: Split = None,
     budget: BudgetOption = "quick",
     seed: Seed = 0,

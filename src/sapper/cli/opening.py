@@ -22,8 +22,8 @@ EncoderArgument = Annotated[
 Images = Annotated[
     str, typer.Option("--images", help="Ordinary images, without labels: a folder, a file, or a data set's name.")
 ]
-Split = Annotated[str | None, typer.Option("--split", help="Of a data set with splits, test by default.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the search for triggers.")]
+Split = Annotated[str | None, typer.Option("--split", help="Which split of the images to use; test by default.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the search.")]
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
 """Suffixes of files of weights."""
@@ -39,23 +39,30 @@ class Said:
 
     arch: Annotated[str | None, _option("--arch", "The architecture, where a file of weights does not tell it.")] = None
     prefix: Annotated[
-        str | None, _option("--prefix", "Which of several networks in a file: what its names begin with.")
+        str | None, _option("--prefix", "Which of several networks in a file: how the names of its tensors begin.")
     ] = None
     size: Annotated[int | None, _option("--size", "Side of the images in pixels.", min=1)] = None
-    mean: Annotated[str | None, _option("--mean", "Three numbers with commas, for images in [0, 1].")] = None
-    std: Annotated[str | None, _option("--std", "Three numbers with commas.")] = None
-    heads: Annotated[int | None, _option("--heads", "Of each attention of a vision transformer.", min=1)] = None
+    mean: Annotated[
+        str | None, _option("--mean", "Mean per channel, e.g. 0.485,0.456,0.406, for images in [0, 1].")
+    ] = None
+    std: Annotated[
+        str | None, _option("--std", "Standard deviation per channel, e.g. 0.229,0.224,0.225, for images in [0, 1].")
+    ] = None
+    heads: Annotated[int | None, _option("--heads", "Attention heads per block of a vision transformer.", min=1)] = None
     patch: Annotated[int | None, _option("--patch", "Side of a vision transformer's patches in pixels.", min=1)] = None
     pool: Annotated[
-        str | None, _option("--pool", "A vision transformer's features: token or avg, the patches' mean.")
+        str | None,
+        _option("--pool", "Features of a vision transformer: token, or avg (the mean of the patches)."),
     ] = None
-    activation: Annotated[str | None, _option("--activation", "Of a vision transformer: gelu or quickgelu.")] = None
+    activation: Annotated[
+        str | None, _option("--activation", "Activation of a vision transformer: gelu or quickgelu.")
+    ] = None
     stem: Annotated[
-        str | None, _option("--stem", "Of a ResNet with a 3×3 stem: cifar, or cifar-pool with max-pooling.")
+        str | None, _option("--stem", "Stem of a ResNet: cifar (3×3), or cifar-pool (3×3 and max-pooling).")
     ] = None
     leave_out: Annotated[
         list[str] | None,
-        _option("--leave-out", "Tensors that the network does not use, by their names. Repeatable."),
+        _option("--leave-out", "Name of a tensor that the network does not use. Repeatable."),
     ] = None
     trust_code: Annotated[bool, _option("--trust-code", "Run package.module:factory, your own code.")] = False
     allow_weak_sandbox: Annotated[

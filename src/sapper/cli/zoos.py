@@ -14,7 +14,6 @@ from sapper.cli.shared import (
     DataRoot,
     Device,
     Download,
-    WorkersOption,
     check_device,
     check_file,
     check_learned,
@@ -27,6 +26,10 @@ from sapper.cli.shared import (
 )
 from sapper.errors import SapperError, closest, located
 
+Processes = Annotated[
+    int, typer.Option("--workers", min=0, help="Processes that train or examine encoders; 0: as many as cores.")
+]
+
 
 def build(
     plan: Annotated[str, typer.Argument(help="A plan's file, or the name of one that comes with sapper.")],
@@ -37,7 +40,7 @@ def build(
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",
-    workers: WorkersOption = 0,
+    workers: Processes = 0,
 ) -> None:
     """Make the encoders of a zoo; those that are there already are kept."""
     from sapper.zoo.outline import MANIFEST, check_parts, outline, read_content
@@ -60,7 +63,7 @@ def build(
         from sapper.progress import progress
         from sapper.run import Run
         from sapper.zoo import building, plans
-        from sapper.zoo.pantry import Pantry
+        from sapper.zoo.images import Splits
 
     read, place = plans.parse_plan(content, str(file)), device_of(device)
     crew = Workers(workers or torch.get_num_threads(), process.settle)
@@ -69,8 +72,8 @@ def build(
         networks = [(specimen.encoder, specimen.pretraining_method) for specimen in read.specimens]
         building.claim(folder, read)
         run = of_training("auto", networks, Store(folder), Run(seed=read.seed, device=place, progress=bars))
-        pantry = Pantry.load(read, run, parts=parts or (), data_root=data_root, download=download)
-        members = building.build(read, folder, run, crew, parts=parts or (), data=pantry)
+        splits = Splits.load(read, run, parts=parts or (), data_root=data_root, download=download)
+        members = building.build(read, folder, run, crew, parts=parts or (), data=splits)
     say(f"{building.summary(members)}: {folder / MANIFEST}")
 
 
@@ -87,16 +90,16 @@ def score(
     beside: Annotated[
         list[Path] | None,
         typer.Option(
-            "--bag", help="Judge beside this bag, by default the calibration part, else shipped bags. Repeatable."
+            "--bag", help="Compare with this bag; by default the calibration part, else shipped bags. Repeatable."
         ),
     ] = None,
     bags: Annotated[
-        Path | None, typer.Option("--bags", help="Write bags to this folder, with the power measured beside them.")
+        Path | None, typer.Option("--bags", help="Write bags to this folder, with the share of backdoors found.")
     ] = None,
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",
-    workers: WorkersOption = 0,
+    workers: Processes = 0,
 ) -> None:
     """Let the detectors of a budget examine a zoo: AUC, true positives and false alarms of each."""
     from sapper.audit import calibration
@@ -125,8 +128,8 @@ def score(
         from sapper.progress import progress
         from sapper.report import zoo as page
         from sapper.run import Run
-        from sapper.zoo import building, examining, judging, lessons
-        from sapper.zoo.pantry import ordinary_images
+        from sapper.zoo import building, examining, for_audits, judging
+        from sapper.zoo.images import ordinary_images
 
     plan, place = building.plan_of(folder), device_of(device)
     default_parts = (examining.JUDGEMENT,) if given else judging.PARTS
@@ -146,7 +149,7 @@ def score(
         more = _by_family(mntd or [], list(images))
         if not calibrates:
             given, asked = given or calibration.shipped_bags(), bool(given) or bags is not None
-            for family, why in lessons.unfit(members, folder, images, given, chosen, run).items():
+            for family, why in for_audits.unfit(members, folder, images, given, chosen, run).items():
                 if asked:  # before hours are spent on what cannot be judged
                     raise SapperError(f"{family} cannot be judged: {why}", where="--bag", remedy="name a bag that fits")
                 say(f"{family} cannot be judged: {why}")
@@ -157,15 +160,15 @@ def score(
     around = environment(run)
     if calibrates:
         known = judging.own_calibration(scored, plan.name, budget)
-        given = lessons.bags(scored, folder, images, chosen, plan.name, run, around)
+        given = for_audits.bags(scored, folder, images, chosen, plan.name, run, around)
     else:
         known = judging.beside_bags(scored, given)
     board = judging.board(scored, known, plan.name, chosen, around, shlex.join(["sapper", *sys.argv[1:]]))
     path = judging.write_scores(board, folder)
     if bags is not None:
-        measured = lessons.measured(given, scored, known, chosen)
+        measured = for_audits.measured(given, scored, known, chosen)
         if not measured:
-            say("no bag is written: none is of encoders that came about as these did")
+            say("no bag is written: none was made from encoders trained like these")
         for bag in measured:
             calibration.write_bag(bag, bags / f"{bag.name}.json")
             say(f"bag: {bags / f'{bag.name}.json'}, {bag.size} encoders")
@@ -179,8 +182,10 @@ def learn(
     folder: Annotated[Path, typer.Argument(help="A zoo's folder.")],
     family: Annotated[str, typer.Option("--family", help="Whose development part to learn from.")],
     out_file: Annotated[Path, typer.Option("--out", help="The file of meta-classifiers, .safetensors.")],
-    meta_classifiers: Annotated[int, typer.Option("--meta-classifiers", min=1, help="How many.")] = 10,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of their training.")] = 30,
+    meta_classifiers: Annotated[
+        int, typer.Option("--meta-classifiers", min=1, help="Number of meta-classifiers.")
+    ] = 10,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Training epochs.")] = 30,
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",
@@ -203,9 +208,9 @@ def learn(
         from sapper.lab.store import Store
         from sapper.progress import progress
         from sapper.run import Run
-        from sapper.zoo import building, lessons
+        from sapper.zoo import building, for_audits
         from sapper.zoo.examining import DEVELOPMENT
-        from sapper.zoo.pantry import ordinary_images
+        from sapper.zoo.images import ordinary_images
 
     plan, place = building.plan_of(folder), device_of(device)
     members = [
@@ -223,7 +228,7 @@ def learn(
         method = MNTDEncoder(
             shadows=max(1, pairs - apart), validation=apart, meta_classifiers=meta_classifiers, epochs=epochs
         )
-        judge, kind = lessons.learn(members, folder, images, method, run.child("mntd"))
+        judge, kind = for_audits.learn(members, folder, images, method, run.child("mntd"))
     stored.save(judge, kind, out_file)
     areas = "; ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in judge.learned.items())
     say(f"{meta_classifiers} meta-classifiers from {pairs} pairs, {areas}: {out_file}")

@@ -51,7 +51,7 @@ def recognize(
     except (LookupError, ArithmeticError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise UnknownNetworkError("its shapes are those of no network", where=where, remedy=OTHERWISE) from error
     if not backbone.program.certain and opening.mean is None:
-        told = f"normalization: {layout.normalization} (--mean, --std say otherwise)"
+        told = f"normalization: {layout.normalization} (use --mean and --std if it was another)"
         layout = replace(layout, assumed=(*layout.assumed, told))
     return _with(layout, choice, prefix, found)
 

@@ -94,9 +94,8 @@ def fitting(
     left |= {name: unread[name] for name, why in left.items() if why == ODD and name in unread}
     kept = [name for name, why in left.items() if why is None]
     if kept:
-        what = (
-            f"{len(kept)} tensors of the network would be left out: {shortened(names.get(name, name) for name in kept)}"
-        )
+        count = "1 tensor" if len(kept) == 1 else f"{len(kept)} tensors"
+        what = f"{count} of the network would be left out: {shortened(names.get(name, name) for name in kept)}"
         remedy = f"{OTHERWISE}; or, if the network does not use them, --leave-out NAME"
         raise SapperError(f"{what}. What would be audited is not the file's network", where=where, remedy=remedy)
     check_finite({name: tensors[name] for name in wanted}, where)

@@ -32,7 +32,7 @@ class Layout:
 
     ``names``: for each of the weights its name in the file. ``pixels``: the images it is made for; ``normalization``
     where mean and deviation are from, none where they are a guess. ``assumed``: what nothing told, what was taken
-    instead, why, and which option says otherwise. ``told``: what else a user should know of how it was recognized.
+    instead, why, and which option changes it. ``told``: what else a user should know of how it was recognized.
     ``others``: what the file's other networks are, by their prefixes.
     """
 

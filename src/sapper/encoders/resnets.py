@@ -67,8 +67,8 @@ def _stem(found: Backbone, kernel: int) -> tuple[Stem, tuple[str, ...]]:
     if kernel == 7:
         return "imagenet", ()
     certain = found.family == "shortcut"  # these programs have no pooling
-    note = "stem: no max-pooling behind the 3×3 convolution, as SimCLR has it for CIFAR-10; the weights do not tell"
-    return said or "cifar", () if certain else (f"{note} (--stem cifar-pool says otherwise)",)
+    note = "stem: no max-pooling after the 3×3 convolution, as in SimCLR for CIFAR-10; the weights do not tell"
+    return said or "cifar", () if certain else (f"{note} (use --stem cifar-pool if there is one)",)
 
 
 def _squeezing(found: Backbone, architecture: str, width: int, stem: Stem) -> tuple[str, dict[str, Any], Weights]:

@@ -40,9 +40,9 @@ def clip(found: Backbone) -> Layout:
     other = "gelu" if quick else "quickgelu"
     assumed = f"activation: {'QuickGELU' if quick else 'GELU'}, since the weights are {why}; they do not tell "
     architecture = f"open_clip:{name}-quickgelu" if quick else f"open_clip:{name}"
-    told = () if said else (f"{assumed}(--activation {other} says otherwise)",)
+    told = () if said else (f"{assumed}(use --activation {other} if it was the other)",)
     if not halves:
-        told = (*told, "normalization: OpenAI's; some of open_clip's models have another (--mean, --std)")
+        told = (*told, "normalization: OpenAI's; some of open_clip's models have another (use --mean and --std then)")
     return Layout(
         architecture=architecture,
         pixels=own_pixels(architecture),
@@ -135,7 +135,7 @@ def _vision_transformer(weights: Weights, names: dict[str, str], found: Backbone
     if found.opening.activation is not None:
         arguments["act_layer"] = ACTIVATIONS[found.opening.activation]
     elif found.program.pixels is None:
-        more = (*more, "activation: GELU; the weights do not tell (--activation quickgelu says otherwise)")
+        more = (*more, "activation: GELU; the weights do not tell (use --activation quickgelu if it was that)")
     if linear:
         more = (*more, "the order of a patch's numbers: channels, rows, columns; the weights do not tell")
     pixels, normalization = pixels_of(found.program, own_pixels(f"timm:{name}"))
@@ -254,7 +254,7 @@ def _heads(weights: Weights, width: int, found: Backbone) -> tuple[int, tuple[st
     if found.program.pixels is not None and width in HEADS:  # a program that is known, with the usual heads
         return heads, ()
     why = f"{width // heads} channels each, as in most vision transformers; the weights do not tell"
-    return heads, (f"heads: {heads}, {why} (--heads says otherwise)",)
+    return heads, (f"heads: {heads}, {why} (use --heads if it has another number)",)
 
 
 def _parts(weights: Weights, width: int) -> dict[str, Any]:
@@ -293,5 +293,5 @@ def _pooling(weights: Weights, found: Backbone) -> tuple[dict[str, Any], tuple[s
         return arguments, ()
     taken, other = ("the class token's", "avg") if pool == "token" else ("the mean of the patches'", "token")
     possible = pool == "token"
-    option = f" (--pool {other} says otherwise)" if possible else ""
+    option = f" (use --pool {other} if it was trained with that)" if possible else ""
     return arguments, (f"features: {taken}; the weights do not tell{option}",)

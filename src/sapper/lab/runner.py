@@ -23,12 +23,12 @@ from sapper.lab.findings import Findings, describe_images, unique
 from sapper.lab.judging import Subject
 from sapper.lab.pictures import trigger_pictures
 from sapper.lab.results import Results
+from sapper.lab.running_defenses import claim_fleets, defend, hold_out, judge_encoders
 from sapper.lab.scenario import Scenario
 from sapper.lab.sections import TaskSection
 from sapper.lab.stages import TaskData
 from sapper.lab.store import Stage
 from sapper.lab.trial import Lab, Trial, Variant
-from sapper.lab.trying import claim_fleets, defend, hold_out, judge_encoders
 from sapper.run import Run
 
 

@@ -7,9 +7,9 @@ import torch
 from markupsafe import Markup
 
 from sapper.audit.auditing import AuditReport, Finding, beside_bag
-from sapper.audit.calibration import BOUND, Bag, InClean
+from sapper.audit.calibration import BOUND, Bag, InClean, fewest
 from sapper.audit.replaying import Replay
-from sapper.defenses.detect.inversion import recovered
+from sapper.defenses.detect.inversion import Collapse, recovered
 from sapper.encoders.schemes import ASSUMED
 from sapper.images import to_float
 from sapper.lab.pictures import png
@@ -26,13 +26,19 @@ WORDS = {
 
 MEANING = {
     "backdoor": "Do not build on this encoder before somebody has looked at the recovered trigger and replayed it. "
-    "A clean encoder like those of a bag comes out like this in at most {bound} of audits, on average over bags.",
+    "At most {bound} of clean encoders like those in the bag get this verdict, on average over bags.",
     "no-evidence": "Nothing that this audit can see speaks against this encoder. That is not a proof that it is safe: "
-    "what was not tried, and what no audit of this kind can see, is listed under coverage.",
-    "undecided": "The evidence is shown, but without known-clean encoders of the same kind nobody can say what a clean "
-    "one would score. Make a bag of 19 or more with sapper calibrate (the same images, budget and options), or look at "
-    "what the trigger does when it is replayed.",
+    "what was not tried, and what no audit of this kind can see, is listed on the page under Coverage.",
+    "undecided": "The evidence is shown, but without enough known-clean encoders of the same kind nobody can say what "
+    "a clean one would score. Make a bag of {fewest} or more with sapper calibrate (the same images, budget and "
+    "options), or look at what the trigger does when it is replayed.",
 }
+
+HIDDEN = (
+    "The features of this encoder cannot be measured, so an encoder could hide behind that. Do not take this for a "
+    "clean result."
+)
+"""What "undecided" means where bags fit (``AuditReport.hidden``)."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,10 @@ CONTROLS = {"shuffled pixels": "shuffled pixels (the trigger's colors without it
 
 def meaning(report: AuditReport) -> str:
     """What the verdict means, in plain words."""
-    return MEANING[report.verdict].format(bound=f"{100 * report.false_alarm_bound:g} %")
+    if report.hidden:
+        return HIDDEN
+    bound = report.false_alarm_bound
+    return MEANING[report.verdict].format(bound=f"{100 * bound:g} %", fewest=fewest(bound))
 
 
 def facts(report: AuditReport) -> list[str]:
@@ -113,15 +122,11 @@ def lines(report: AuditReport) -> list[str]:
         p = f", p = {finding.p_value:.3g}" if finding.p_value is not None else ""
         score = "no score" if finding.score is None else f"score {finding.score:.3g}"
         leads = " (decides)" if finding.leads else ""
-        counts = f" (counts above {finding.threshold:g})" if finding.score is not None and finding.threshold else ""
+        needed = f" (must exceed {finding.threshold:g})" if finding.score is not None and finding.threshold else ""
         prior = f", {finding.evidence['prior']}" if "prior" in finding.evidence else ""
-        found.append(f"  {finding.method}{leads}: {score}{counts}{p}{prior}, {text.duration(finding.seconds)}")
+        found.append(f"  {finding.method}{leads}: {score}{needed}{p}{prior}, {text.duration(finding.seconds)}")
         if finding.collapse:
-            effect = finding.collapse
-            found.append(
-                f"    its trigger gathers {effect.gathered:.0%} of {effect.images} images at one point, where "
-                f"{effect.there_before:.0%} of them were before"
-            )
+            found.append(f"    {_told(finding.collapse, '.0%')}")
         if finding.in_clean:
             found.append(f"    {in_clean(finding.in_clean)}")
     encoder = report.encoder
@@ -155,13 +160,21 @@ def guess(encoder: dict[str, Any]) -> list[str]:
     normalization = encoder["normalization"]
     if ASSUMED not in normalization:
         return []
-    return [f"How images are normalized for it is a guess ({normalization}). A wrong one can hide a backdoor."]
+    return [f"The normalization is a guess ({normalization}). A wrong one can hide a backdoor."]
+
+
+def _told(effect: Collapse, form: str) -> str:
+    """What a recovered trigger does, in words; shares in that format."""
+    return (
+        f"with the recovered trigger, {effect.gathered:{form}} of {effect.images} images have nearly the same features "
+        f"({effect.there_before:{form}} of them already did without it)"
+    )
 
 
 def in_clean(known: InClean) -> str:
     """What triggers found in known-clean encoders do, in words."""
     return (
-        f"triggers found in {known.encoders} known-clean encoders gather {known.median:.0%} in the median, "
+        f"in {known.encoders} known-clean encoders the same search reaches {known.median:.0%} (median), "
         f"{known.largest:.0%} at most"
     )
 
@@ -172,8 +185,7 @@ def replay_lines(replays: list[Replay], known: dict[str, InClean]) -> list[str]:
     for each in replays:
         effect = each.trigger
         found.append(
-            f"{each.detector}: the trigger gathers {effect.gathered:.1%} of {effect.images} images at one point "
-            f"({effect.there_before:.1%} were there before); spread {effect.spread_before:.3g} → {effect.spread:.3g}"
+            f"{each.detector}: {_told(effect, '.1%')}; spread {effect.spread_before:.3g} → {effect.spread:.3g}"
         )
         if each.detector in known:
             found.append(f"  {in_clean(known[each.detector])}")

@@ -96,11 +96,11 @@ def table(results: Results) -> Table:
                 "encoder": _name(results, each).removeprefix("the "),
                 "verdict": WORDS[each.report["verdict"]],
                 "score": _figure(leading["score"], ".1f"),
-                "counts above": _figure(leading["threshold"], "g"),
+                "threshold": _figure(leading["threshold"], "g"),
                 "p-value": _figure(each.report["p_value"], ".2g"),
-                "flagged up to": f"{each.report['false_alarm_bound']:g}",
-                "gathered": f"{effect['gathered']:.0%}" if effect else text.NOTHING,
-                "usual": f"{usual['median']:.0%}, up to {usual['largest']:.0%}" if usual else text.NOTHING,
+                "bound": f"{each.report['false_alarm_bound']:g}",
+                "images at one point": f"{effect['gathered']:.0%}" if effect else text.NOTHING,
+                "clean encoders": f"{usual['median']:.0%}, up to {usual['largest']:.0%}" if usual else text.NOTHING,
             }
         )
     columns = tuple(rows[0])
@@ -109,9 +109,9 @@ def table(results: Results) -> Table:
 
 
 NOTE = (
-    "An encoder is flagged where its p-value is at most the false-alarm bound and its score above what counts. "
-    "Gathered: images that the recovered trigger draws to one point of the feature space. Usual: the same "
-    "of triggers that are found in known-clean encoders, median and largest."
+    "An encoder is flagged where its p-value is at most the bound of false alarms and its score above the threshold. "
+    "Images at one point: the share of images that have nearly the same features with the recovered trigger. Clean "
+    "encoders: what the same search reaches in known-clean encoders, median and largest."
 )
 
 
@@ -185,7 +185,7 @@ def _keys(audits: Sequence[Audited]) -> list[Key]:
         for kind, own in _own(audits).items()
     ]
     threshold = _leading(audits[0])["threshold"]
-    return keys + ([] if threshold is None else [Key("ink", "dotted", "counts above", text.number(threshold, unit=""))])
+    return keys + ([] if threshold is None else [Key("ink", "dotted", "threshold", text.number(threshold, unit=""))])
 
 
 def _recovered(results: Results, each: Audited) -> Recovered:

@@ -31,12 +31,12 @@ def render(results: Results) -> str:
         f"|---|---|{'---:|' * len(METRICS)}",
         *(_row(row) for row in rows),
         "",
-        f"In %; 95 % intervals {tables.interval_note(estimates)}. Seeds {text.listing(results.scenario['seeds'])}; "
+        f"In %; 95 % intervals: {tables.interval_note(estimates)}. Seeds {text.listing(results.scenario['seeds'])}; "
         f"{f'{text.duration(seconds)} of computation; ' if seconds else ''}{environment}.",
         *(_plain_table(audited.table(results), audited.NOTE) if results.audits else []),
         *_plain_table(defenses.detection_table(results), DETECTION_NOTE),
         *_plain_table(
-            defenses.certification_table(results), f"In %; 95 % intervals {tables.interval_note(certified)}."
+            defenses.certification_table(results), f"In %; 95 % intervals: {tables.interval_note(certified)}."
         ),
         *(f"\nNote: {flag}" for flag in results.flags),
     ]

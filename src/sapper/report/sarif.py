@@ -72,8 +72,8 @@ def _rule() -> dict[str, Any]:
         "name": "BackdooredEncoder",
         "shortDescription": {"text": "A pre-trained encoder behaves as if it held a backdoor."},
         "fullDescription": {
-            "text": "A small change draws the features of ordinary images to one point, further than it does in "
-            "known-clean encoders: classifiers built on this encoder may obey whoever knows the trigger."
+            "text": "A small change gives nearly all images the same features, more so than in known-clean encoders: "
+            "classifiers built on this encoder may obey whoever knows the trigger."
         },
         "defaultConfiguration": {"level": "error"},
         "relationships": [

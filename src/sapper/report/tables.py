@@ -21,7 +21,7 @@ LABELS = {"ASR_strict": "ASR strict", "ASR_B": "ASR-B", "ASR_B_strict": "ASR-B s
 Source = Literal["seeds", "images", "none"]
 INTERVALS: dict[Source, str] = {
     "seeds": "Student’s t over the seeds",
-    "images": "of one seed, from the number of test images alone: what another seed would change is not in it",
+    "images": "one seed; the interval covers the choice of test images, not of the seed",
     "none": "no interval was recorded",
 }
 

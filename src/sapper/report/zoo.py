@@ -34,7 +34,7 @@ def render(board: Scoreboard) -> str:
     )
 
 
-NOTHING_JUDGED = "Nothing was judged: these are no encoders of both kinds that nothing was chosen by."
+NOTHING_JUDGED = "Nothing was judged: there is no judgement part with clean and backdoored encoders."
 
 COLUMNS = (
     "family",

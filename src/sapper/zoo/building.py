@@ -13,16 +13,16 @@ from sapper.files import write_atomically
 from sapper.lab.executors import Workers
 from sapper.lab.store import Store
 from sapper.run import Run, Silent
+from sapper.zoo.images import Splits
 from sapper.zoo.making import WORKING, Job, Member
 from sapper.zoo.outline import MANIFEST, read_manifest
-from sapper.zoo.pantry import Pantry
 from sapper.zoo.plans import Plan, Specimen, parse_plan
 
 _MEMBER = TypeAdapter(Member)
 
 
 def build(
-    plan: Plan, folder: Path, run: Run, workers: Workers, *, parts: Sequence[str] = (), data: Pantry
+    plan: Plan, folder: Path, run: Run, workers: Workers, *, parts: Sequence[str] = (), data: Splits
 ) -> list[Member]:
     """Make the members of some parts of a zoo, or of all; those that are there are not made again.
 
@@ -47,7 +47,7 @@ class Jobs(Sequence[tuple[Job, Store]]):
     """What processes need for each specimen, made when it is asked for: all images at once would be gigabytes."""
 
     specimens: Sequence[Specimen]
-    data: Pantry
+    data: Splits
     store: Store
     run: Run
 

@@ -89,8 +89,8 @@ class Missed:
 
     ``powers`` of ten between the spread of features under the change that the leading detector found, and that of the
     images around; ``under_trigger``: the same of the encoder's own trigger. Where this is much more, the search failed;
-    where both are small, the encoder does not do what the detector looks for; else clean encoders do as much, or it is
-    too weak to count.
+    where both are small, the encoder does not do what the detector looks for; else clean encoders show the same drop,
+    or it is below the threshold.
     """
 
     name: str
@@ -188,7 +188,7 @@ def judge(
         families = list(dict.fromkeys(each.member.family for each in examined))
         judged = [each for each in examined if each.member.part == JUDGEMENT]
         surprise = {each.member.name: _p_value(each, detector, known, bound) for each in judged}
-        if detector == leading:  # as an audit decides: what is too weak to matter is not flagged
+        if detector == leading:  # as an audit decides: what is too weak to be of use is not flagged
             weak = {e.member.name for e in judged if not e.flagged[detector]}
             surprise = {name: 1.0 if p is not None and name in weak else p for name, p in surprise.items()}
         for family in families if len(families) > 1 else []:

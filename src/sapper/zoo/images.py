@@ -16,13 +16,13 @@ ATTACKERS_SHARE, ATTACKERS_IMAGES = 0.2, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pantry:
+class Splits:
     """The splits that a plan names, each in memory once. ``load`` it from a plan."""
 
     sets: dict[tuple[str, str, int], ImageSet]
 
     @staticmethod
-    def load(plan: Plan, run: Run, *, parts: Sequence[str] = (), data_root: Path | None, download: bool) -> "Pantry":
+    def load(plan: Plan, run: Run, *, parts: Sequence[str] = (), data_root: Path | None, download: bool) -> "Splits":
         """Every split that some parts of the plan need, or all, those for detectors included.
 
         Raises ``SapperError`` for data that is missing.
@@ -35,7 +35,7 @@ class Pantry:
                 bar.advance(0, f"{name}, {split}")
                 sets[name, split, size] = datasets.load(name, split, data_root=data_root, size=size, download=download)
                 bar.advance()
-        return Pantry(sets=sets)
+        return Splits(sets=sets)
 
     def job(self, specimen: Specimen, run: Run) -> Job:
         """The specimen with its images: each member draws its own part of them."""
