@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sapper.sandbox.builders import Array, Format
-from sapper.sandbox.values import Key, Kind, Named, Placeholder, RefusedError, Storage, Tensor, Thing, Unread
+from sapper.sandbox.values import Kind, Named, Placeholder, RefusedError, Storage, Tensor, Thing, Unread
 
 MOST_TENSORS, MOST_UNREAD, MOST_VISITS, MOST_DEPTH = 200_000, 20_000, 500_000, 32
 MOST_NOTES, MOST_LEFT_OUT, LONGEST_NOTE, LONGEST_NAME = 300, 40, 200, 1000
@@ -95,7 +95,7 @@ def _visit(found: Contents, value: Any, path: str, key: str, above: tuple[int, .
             _visit(found, inner, f"{path}.{step}"[: 2 * LONGEST_NAME] if path else step, step, above)
         if isinstance(value, Placeholder) and _holds_tensors(found, (value.held, value.items)):
             _add(found, name, Unread(f"tensors in {_what(value)}"))
-    elif _holds_tensors(found, value):
+    elif not _is_random_state(value) and _holds_tensors(found, value):
         _add(found, name, Unread(f"tensors in {_what(value)}"))
     elif value is not None:
         _leave_out(found, name, _what(value))
@@ -143,9 +143,7 @@ def _step(key: Any) -> str:
         return f"({key.of})"
     if isinstance(key, Thing):
         return f"({key.what})"
-    if isinstance(key, Key):
-        return key.shown[:LONGEST_NAME]
-    return str(key)[:LONGEST_NAME]  # a text, a number of 64 bits, none, or a name
+    return str(key)[:LONGEST_NAME]  # a text, a number of 64 bits, none, short bytes, a short tuple, or a name
 
 
 def _add(found: Contents, name: str, value: Tensor | Unread) -> None:
@@ -266,7 +264,7 @@ def _note_attributes(found: Contents, name: str, value: Placeholder) -> None:
 
 def _what(value: Any) -> str:
     """In plain words."""
-    if isinstance(value, tuple) and len(value) > 1 and (value[0] == "MT19937" or _is_python_random(value)):
+    if _is_random_state(value):
         return "a state of random numbers"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
@@ -281,8 +279,16 @@ def _what(value: Any) -> str:
     return words.get(type(value), "something that is no weight")
 
 
-def _is_python_random(value: tuple[Any, ...]) -> bool:
-    return len(value) == 3 and value[0] == 3 and isinstance(value[1], tuple) and len(value[1]) == 625
+def _is_random_state(value: Any) -> bool:
+    """Of NumPy's ``get_state`` or Python's ``getstate``."""
+    if not isinstance(value, tuple) or len(value) < 3:
+        return False
+    first, numbers, *rest = value
+    if not all(each is None or isinstance(each, int | float) for each in rest):
+        return False
+    if isinstance(first, str):
+        return first == "MT19937" and isinstance(numbers, Array) and numbers.shape == (624,)
+    return first == 3 and isinstance(numbers, tuple) and len(numbers) == 625
 
 
 def write(tensors: dict[str, Tensor], most: int) -> Iterator[bytes | memoryview]:

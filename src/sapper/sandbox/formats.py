@@ -130,7 +130,7 @@ def _check_purpose(names: list[str]) -> None:
     if any(name.rpartition("/")[2] == "archive_format" for name in names):
         remedy = "load it where you trust it, and save its weights: torch.save(torch.export.load(FILE).state_dict, NEW)"
         raise RefusedError("it is a program of torch.export", remedy=remedy)
-    if pickled == 1:
+    if pickled == 1 and any(map(_is_pickle, names)):
         return
     inner = [name for name in names if name.endswith(OF_WEIGHTS)]
     if not pickled and inner:

@@ -111,11 +111,14 @@ class Named:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class Key:
-    """A key of a dict that is neither a text nor a small number, as it is shown. It never equals a text."""
+    """A key of a dict that is short bytes, or a short tuple of texts and numbers. It never equals a text."""
 
-    shown: str
+    of: bytes | tuple[str | int, ...]
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.of))})" if isinstance(self.of, tuple) else f"({self.of!r})"
 
 
 class OldText(str):
@@ -233,9 +236,9 @@ def key(value: Any) -> Any:
     if isinstance(value, int):
         return value if abs(value) < 2**63 else Thing("a large number")
     if isinstance(value, bytes) and len(value) <= LONGEST_KEY:
-        return Key(f"({value!r})")
+        return Key(value)
     if isinstance(value, tuple) and len(value) <= LONGEST_TUPLE and all(_is_short(each) for each in value):
-        return Key(f"({', '.join(map(str, value))})")
+        return Key(tuple(_utf8(each) if isinstance(each, OldText) else each for each in value))
     return Thing("a key that is no text")
 
 
@@ -247,7 +250,9 @@ def _utf8(text: OldText) -> str:
 
 
 def _is_short(part: Any) -> bool:
-    return (isinstance(part, str) and len(part) <= LONGEST_KEY) or (isinstance(part, int) and abs(part) < 2**63)
+    if isinstance(part, str):
+        return len(part) <= LONGEST_KEY and not isinstance(part, PathText)
+    return isinstance(part, int) and abs(part) < 2**63
 
 
 class Bytes:
