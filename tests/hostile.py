@@ -272,6 +272,15 @@ _raw("an archive with two directories", lambda: two_archives(one(9), one(1)))
 _raw("an archive behind another", lambda: one(9) + one(1))
 _raw("an archive with a comment", lambda: one(9)[:-2] + b"\x04\x00abcd")
 _raw("an archive that counts fewer entries", lambda: (b := one(9))[:-14] + b"\x02\x00\x02\x00" + b[-10:])
+
+
+@file("a pickle that is called a folder")
+def _(path: Path, _command: str) -> None:
+    content = bytearray(one(9))
+    content[content.index(b"PK\x01\x02") + 38] = 16
+    path.write_bytes(content)
+
+
 _archive("two entries but for case", lambda z: z.writestr("archive/DATA/0", bytes(432)))
 _archive("a second pickle but for case", lambda z: z.writestr("other/DATA.PKL", b"\x80\x02N."))
 

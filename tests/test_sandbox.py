@@ -456,7 +456,7 @@ class Programs:
         self.random, self.memo = random.Random(seed), 0
 
     def value(self, depth: int) -> bytes:
-        kinds = [self.tensor, self.tensor, self.again]
+        kinds: list[Callable[[int], bytes]] = [self.tensor, self.tensor, self.again]
         kinds += [self.dict, self.dict, self.ordered, self.made_of_pairs, self.list, self.counter] if depth else []
         steps = self.random.choice(kinds)(depth - 1)
         self.memo += 1
@@ -515,7 +515,7 @@ class Programs:
 
 
 def test_what_is_read_of_a_program_at_random_is_what_torch_reads() -> None:
-    outcomes = collections.Counter()
+    outcomes: collections.Counter[str] = collections.Counter()
     for seed in range(600):
         program = b"\x80\x02" + Programs(seed).dict(3) + b"."
         out = io.BytesIO()
@@ -531,18 +531,19 @@ def test_what_is_read_of_a_program_at_random_is_what_torch_reads() -> None:
 
 def test_what_is_read_of_a_changed_archive_is_what_torch_reads() -> None:
     """Bytes are changed in the directory and behind it, and archives are put into one another."""
-    random_, outcomes = random.Random(7), collections.Counter()
+    random_ = random.Random(7)
+    outcomes: collections.Counter[str] = collections.Counter()
     one, other = hostile.one(1), hostile.one(9)
     joined = [hostile.two_archives(one, other), one + other, one + other[-22:], one[:-22] + other, b"\0" * 8 + one]
     for content in (one, *joined):
         outcomes[assert_as_torch_gives_it(content)] += 1
     for _ in range(600):
-        content = bytearray(random_.choice((one, other, joined[0])))
-        start = content.index(b"PK\x01\x02")
+        changed = bytearray(random_.choice((one, other, joined[0])))
+        start = changed.index(b"PK\x01\x02")
         for _ in range(random_.randint(1, 2)):
-            at = random_.randrange(start, len(content))
-            content[at] = random_.choice((0, 1, content[at] ^ 32, random_.randrange(256)))
-        outcomes[assert_as_torch_gives_it(bytes(content))] += 1
+            at = random_.randrange(start, len(changed))
+            changed[at] = random_.choice((0, 1, changed[at] ^ 32, random_.randrange(256)))
+        outcomes[assert_as_torch_gives_it(bytes(changed))] += 1
     assert outcomes["read"] > 20, outcomes
 
 

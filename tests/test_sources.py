@@ -99,7 +99,7 @@ NO_WEIGHTS: dict[str, tuple[str, Callable[[], bytes], str, str]] = {
     "a cut header": ("a.safetensors", lambda: SAFE[:40], "it was cut", "was not finished"),
     "safetensors under another name": ("a.pth", lambda: SAFE, "called something else", "rename it to .safetensors"),
     "safetensors under no name": ("a", lambda: SAFE, "called something else", "rename it to .safetensors"),
-    "a tar older than its mark": ("a.pth", lambda: unmarked(tarred("sys_info")), "a tar archive", "unpack it"),
+    "a tar older than its mark": ("a.pth", lambda: unmarked(tarred("model.pth")), "a tar archive", "unpack it"),
     "gzip": ("a.pth.gz", lambda: gzip.compress(b"a"), "compressed by gzip", "gunzip"),
     "the old tar": (
         "a.pth",
@@ -230,8 +230,8 @@ def test_a_link_of_the_hubs_cache_is_followed_and_no_other(tmp_path: Path, monke
     (model / "blobs" / "1").write_bytes(b"\x80\x02N.")
     (snapshot / "model.bin").symlink_to("../../blobs/1")
     assert "it holds no tensor" in said(snapshot / "model.bin")  # where the user named it
-    (tmp_path / "elsewhere").write_bytes(SAFE)
-    (snapshot / "trap").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere.safetensors").write_bytes(SAFE)
+    (snapshot / "trap").symlink_to(tmp_path / "elsewhere.safetensors")
     assert "symbolic link" in said(snapshot / "trap")
     (snapshot / "folder").symlink_to(model / "blobs")
     assert "symbolic link" in said(snapshot / "folder")
@@ -241,7 +241,7 @@ def test_a_link_of_the_hubs_cache_is_followed_and_no_other(tmp_path: Path, monke
     assert "nothing is there" in said(tmp_path / "round")
     monkeypatch.chdir(tmp_path)
     Path("inner").mkdir()
-    Path("inner/link").symlink_to("../elsewhere")
+    Path("inner/link").symlink_to("../elsewhere.safetensors")
     remedy = said(Path("inner/link")).rpartition("name the file itself: ")[2]
     assert sources.read(Path(remedy)).tensors.keys() == STATE.keys()
 

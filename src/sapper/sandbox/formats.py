@@ -8,6 +8,7 @@ import io
 import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -145,6 +146,10 @@ def _is_pickle(name: str) -> bool:
     return name == "data.pkl" or name.endswith("/data.pkl")
 
 
+FOLDER = 0x10
+"""The mark of a folder in what MS-DOS says of a file."""
+
+
 def _check_entry(entry: zipfile.ZipInfo) -> None:
     name = entry.filename
     if entry.flag_bits & 1:
@@ -155,6 +160,8 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
         raise RefusedError(f"{name!r} in its archive has two sizes")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise RefusedError(f"{name!r} in its archive is a link")
+    if entry.external_attr & FOLDER and not name.endswith("/"):
+        raise RefusedError(f"{name!r} in its archive is called a folder")  # torch would read nothing in its place
     if name.startswith("/") or ".." in name.split("/"):
         raise RefusedError(f"{name!r} in its archive leads out of it")
 
@@ -177,8 +184,11 @@ class Archive:
         full = f"{self.folder}{name}"
         if full not in self.names:
             raise RefusedError(f"{full!r} is missing in its archive")
-        with self.archive.open(full) as file:
-            return file.read(self.archive.getinfo(full).file_size)  # and no more, whatever it unpacks to
+        try:
+            with self.archive.open(full) as file:
+                return file.read(self.archive.getinfo(full).file_size)  # and no more, whatever it unpacks to
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise RefusedError(f"{full!r} in its archive is damaged: {error}") from error
 
     def data(self, key: str) -> memoryview:
         if key not in self.kept:
