@@ -376,6 +376,34 @@ def _(path: Path, command: str) -> None:
     path.write_bytes(PICKLES["GLOBAL"](command))
 
 
+def two_readings() -> bytes:
+    """Safetensors of ones that ``torch.load`` takes for a file of its own, of nines.
+
+    The length of the header begins a text of a pickle, which ends in the metadata; texts of at most 255 bytes lead on
+    from there, and the last ends where the tensors begin. So the pickle goes on with the first tensor.
+    """
+    old = _saved({"w": torch.full((4,), 9.0)}, zipped=False)
+    entries = {
+        "a": {"dtype": "U8", "shape": [len(old)], "data_offsets": [0, len(old)]},
+        "w": {"dtype": "F32", "shape": [4], "data_offsets": [len(old), len(old) + 16]},
+    }
+    head, tail = b'{"__metadata__":{"x":"', b'"},' + json.dumps(entries, separators=(",", ":")).encode()[1:]
+    length = 0x1958  # as bytes: X, and 0x19 of what follows is the text
+    header = bytearray(head + b"a" * (length - len(head) - len(tail)) + tail)
+    at, last = 5 + 0x19 - 8, length - 2 - 126
+    assert last < length - len(tail)
+    hops = (last - at) // 80
+    for hop in range(hops):
+        step = (last - at) // (hops - hop)
+        header[at : at + 2] = b"U" + bytes([step - 2])
+        at += step
+    header[at : at + 2] = b"U" + bytes([126])
+    return struct.pack("<Q", length) + bytes(header) + old + struct.pack("<4f", 1, 1, 1, 1)
+
+
+_raw("weights with two readings", two_readings)
+
+
 @dataclass(frozen=True)
 class Door:
     """A checkpoint with sound weights and, beside them, what a reader of our own could stumble over.

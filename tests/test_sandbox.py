@@ -547,6 +547,17 @@ def test_what_is_read_of_a_changed_archive_is_what_torch_reads() -> None:
     assert outcomes["read"] > 20, outcomes
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_the_files_with_two_readings_have_two() -> None:
+    """Else that they are refused shows nothing."""
+    assert torch.load(io.BytesIO(hostile.two_readings()), weights_only=True)["w"][0] == 9
+    assert safetensors.torch.load(hostile.two_readings())["w"][0] == 1
+    content = io.BytesIO(hostile.two_archives(hostile.one(9), hostile.one(1)))
+    assert torch.load(content, weights_only=True)["w"][0] == 9
+    with zipfile.ZipFile(content) as archive:
+        assert archive.read("archive/data/0") == struct.pack("<ff", 1, 1)
+
+
 def test_tensors_are_never_hidden_behind_what_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign(monkeypatch, "somebody.training", "Made")
     made = b"csomebody.training\nMade\n"
@@ -612,6 +623,7 @@ REASONS = {
     "entries that share their bytes": "overlap",
     "two entries of one name": "two entries of one name",
     "an archive with two directories": "a directory that is elsewhere, or two",
+    "weights with two readings": "a safetensors file that is called something else",
     "TorchScript": "TorchScript",
     "a terabyte of views on one number": "larger than the file",
     "weights that are not a number": "opened",
