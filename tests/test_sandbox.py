@@ -558,6 +558,27 @@ def test_the_files_with_two_readings_have_two() -> None:
         assert archive.read("archive/data/0") == struct.pack("<ff", 1, 1)
 
 
+PARTS = {
+    # of the old format: a part's name, its first element and how many; and what comes of it
+    "a part": (hostile.text("part") + b"K\x01K\x02\x87", "read"),
+    "a part of the whole's name": (hostile.text("0") + b"K\x01K\x02\x87", "two storages in it have one name"),
+    "a part that reaches out": (hostile.text("part") + b"K\x03K\x02\x87", "refused by torch"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_storages_are_read_as_torch_reads_them(name: str) -> None:
+    part, said = PARTS[name]
+    start = b"".join(pickle.dumps(each, 2) for each in (formats.MAGIC, formats.PROTOCOL, {}))
+    whole = hostile.view(numel=b"K\x04")
+    steps = b"\x80\x02}" + hostile.text("w") + whole.replace(b"K\x04tQ", b"K\x04" + part + b"tQ") + b"s."
+    content = start + steps + pickle.dumps(["0"], 2) + struct.pack("<Q4f", 4, 1, 2, 3, 4)
+    assert assert_as_torch_gives_it(content) == said
+    if said == "refused by torch":
+        with pytest.raises(RefusedError):
+            opened_here(content)
+
+
 def test_tensors_are_never_hidden_behind_what_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign(monkeypatch, "somebody.training", "Made")
     made = b"csomebody.training\nMade\n"
