@@ -240,6 +240,51 @@ def _(path: Path, _command: str) -> None:
             archive.NameToInfo[again.filename] = again
 
 
+def one(number: float, pickle_: bytes | None = None) -> bytes:
+    """An archive of a vector of that number."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("archive/data.pkl", (pickle_ or b"\x80\x04}" + text("w") + view() + b"s.").ljust(300, b"."))
+        archive.writestr("archive/data/0", struct.pack("<ff", number, number))
+        archive.writestr("archive/version", "3\n")
+    return out.getvalue()
+
+
+def two_archives(first: bytes, second: bytes) -> bytes:
+    """The first for who follows the last record, as torch does; the second for who looks in front of it, as zipfile."""
+    parts = []
+    for each in (first, second):
+        end = each.rindex(b"PK\x05\x06")
+        (start,) = struct.unpack("<L", each[end + 16 : end + 20])
+        parts.append((each[:start], each[start:end], each[end:]))
+    (content, directory, _), (other, other_directory, end) = parts
+    assert len(directory) == len(other_directory)
+    moved, at = bytearray(other_directory), 0
+    while at < len(moved):  # zipfile adds by how far the directory is behind where it should be
+        moved[at + 42 : at + 46] = struct.pack(
+            "<L", struct.unpack("<L", moved[at + 42 : at + 46])[0] + len(content) - len(other)
+        )
+        at += 46 + sum(struct.unpack("<3H", moved[at + 28 : at + 34]))
+    return content + directory + other + moved + end[:16] + struct.pack("<L", len(content)) + end[20:]
+
+
+_raw("an archive with two directories", lambda: two_archives(one(9), one(1)))
+_raw("an archive behind another", lambda: one(9) + one(1))
+_raw("an archive with a comment", lambda: one(9)[:-2] + b"\x04\x00abcd")
+_raw("an archive that counts fewer entries", lambda: (b := one(9))[:-14] + b"\x02\x00\x02\x00" + b[-10:])
+
+
+@file("a pickle that is called a folder")
+def _(path: Path, _command: str) -> None:
+    content = bytearray(one(9))
+    content[content.index(b"PK\x01\x02") + 38] = 16
+    path.write_bytes(content)
+
+
+_archive("two entries but for case", lambda z: z.writestr("archive/DATA/0", bytes(432)))
+_archive("a second pickle but for case", lambda z: z.writestr("other/DATA.PKL", b"\x80\x02N."))
+
+
 @file("an encrypted entry")
 def _(path: Path, _command: str) -> None:
     content = bytearray(_saved(checkpoint()))
@@ -329,6 +374,34 @@ for _name, _content in SAFE.items():
 @file("a pickle that is called safetensors")
 def _(path: Path, command: str) -> None:
     path.write_bytes(PICKLES["GLOBAL"](command))
+
+
+def two_readings() -> bytes:
+    """Safetensors of ones that ``torch.load`` takes for a file of its own, of nines.
+
+    The length of the header begins a text of a pickle, which ends in the metadata; texts of at most 255 bytes lead on
+    from there, and the last ends where the tensors begin. So the pickle goes on with the first tensor.
+    """
+    old = _saved({"w": torch.full((4,), 9.0)}, zipped=False)
+    entries = {
+        "a": {"dtype": "U8", "shape": [len(old)], "data_offsets": [0, len(old)]},
+        "w": {"dtype": "F32", "shape": [4], "data_offsets": [len(old), len(old) + 16]},
+    }
+    head, tail = b'{"__metadata__":{"x":"', b'"},' + json.dumps(entries, separators=(",", ":")).encode()[1:]
+    length = 0x1958  # as bytes: X, and 0x19 of what follows is the text
+    header = bytearray(head + b"a" * (length - len(head) - len(tail)) + tail)
+    at, last = 5 + 0x19 - 8, length - 2 - 126
+    assert last < length - len(tail)
+    hops = (last - at) // 80
+    for hop in range(hops):
+        step = (last - at) // (hops - hop)
+        header[at : at + 2] = b"U" + bytes([step - 2])
+        at += step
+    header[at : at + 2] = b"U" + bytes([126])
+    return struct.pack("<Q", length) + bytes(header) + old + struct.pack("<4f", 1, 1, 1, 1)
+
+
+_raw("weights with two readings", two_readings)
 
 
 @dataclass(frozen=True)
@@ -472,7 +545,6 @@ _doors(
     ),
     an_object_as_its_own_key=MADE + b"q\x7fh\x7fNs",
     a_list_as_a_key=b"}]Ns",
-    keys_that_read_alike=b"}(K\x01h\x05" + text("1") + b"h\x05\x88h\x05I1\nh\x05u",
     names_with_control_characters=b"}" + text("\x1b[2J\x00\n\u202e") + b"h\x05s",
     a_name_without_a_code=b"}X\x03\x00\x00\x00\xed\xa0\x80h\x05s",
     a_name_of_a_megabyte=b"}" + text("a" * 10**6) + b"h\x05s",
@@ -523,8 +595,31 @@ MANY = b"(" + b"K\x01" * 1000 + b"t"
 
 REACH = "reaches out of its storage"
 for _name, _steps, _said in (
-    ("a storage that says it is larger", view(size=HUGE + b"\x85", numel=HUGE), "larger than the file"),
-    ("a storage that says it is a little larger", view(size=b"K\x03\x85", numel=b"K\x03"), REACH),
+    ("a storage that says it is larger", view(size=HUGE + b"\x85", numel=HUGE, key="1"), "larger than the file"),
+    ("a storage that says it is a little larger", view(size=b"K\x03\x85", numel=b"K\x03"), "have one name"),
+    ("a storage that is larger than it says", view(size=b"K\x01\x85", numel=b"K\x01"), "have one name"),
+    ("another storage that says it is larger", view(size=b"K\x03\x85", numel=b"K\x03", key="1"), "of another size"),
+    ("a storage of two kinds", view().replace(b"FloatStorage", b"IntStorage"), "two storages in it have one name"),
+    ("keys that read alike", b"}(K\x01h\x05" + text("1") + b"h\x05\x88h\x05I1\nh\x05u", "read alike"),
+    ("a state for a tensor", view() + b"h\x05\x85b", "a tensor a state"),
+    ("no state for a tensor", view() + b"}b", "a tensor a state"),
+    ("a state for a parameter", called("torch.nn.parameter", "Parameter", view()) + b"(h\x05\x89N}tb",
+     "a tensor a state"),
+    ("an old state for a parameter", called("torch.nn.parameter", "Parameter", view()) + b"\x88\x89}\x87b", "opened"),
+    ("a state for a storage", b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+     + b"K\x02tQ}" + text("a") + b"Nsb", "a list or a storage a state"),
+    ("a tensor with another's data", called("torch._tensor", "_rebuild_from_type_v2",
+     b"ctorch._utils\n_rebuild_parameter\nctorch.nn.parameter\nParameter\n(" + view() + b"\x89Nt}" + text("data")
+     + b"h\x05s"), "would change the tensor"),
+    ("a parameter with another's data", called("torch._utils", "_rebuild_parameter_with_state", view(), b"\x89", b"N",
+     b"N}" + text("data") + b"h\x05s\x86"), "would change the tensor"),
+    ("a dict with items of another", called("collections", "OrderedDict") + b"}" + text("items") + THING + b"sb",
+     "attributes that would change it"),
+    ("a dict that is made of what it does not take", b"ccollections\nOrderedDict\n}" + text("a") + b"h\x05s\x85\x81",
+     "would come out empty"),
+    ("a dict that another is made of", called("copyreg", "_reconstructor", b"ccollections\nOrderedDict\n",
+     b"c__builtin__\ndict\n", b"}"), "would come out empty"),
+    ("a name in two codes", b"}U\x01\xff" + b"h\x05s", "a code that torch does not read"),
     ("an offset out of the storage", view(offset=b"K\x01"), REACH),
     ("an offset of terabytes", view(offset=HUGE), REACH),
     ("a negative offset", view(offset=b"J\xff\xff\xff\xff"), "none can have"),
@@ -564,10 +659,10 @@ for _name, _steps, _said in (
     ("a byte array of exabytes", b"\x96" + struct.pack("<Q", 2**62), "read it to its end"),
     ("bytes of exabytes", b"\x8e" + struct.pack("<Q", 2**62), "read it to its end"),
     ("an array with other bytes than its shape", called("numpy.core.multiarray", "_reconstruct", b"N", b"N", b"N")
-     + b"(K\x01K\x09\x85" + called("numpy", "dtype", text("f4")) + b"\x89" + _bytes(bytes(4)) + b"tb", "other bytes"),
+     + b"(K\x01K\x09\x85" + called("numpy", "dtype", text("f4")) + b"\x89" + _bytes(bytes(4)) + b"tb", "opened"),
     ("an array of terabytes", called("numpy.core.multiarray", "_reconstruct", b"N", b"N", b"N")
      + b"(K\x01" + HUGE + b"\x85" + called("numpy", "dtype", text("f4")) + b"\x89" + _bytes(bytes(4)) + b"tb",
-     "other bytes"),
+     "opened"),
     ("a number of NumPy's with other bytes", called("numpy.core.multiarray", "scalar",
      called("numpy", "dtype", text("f8")), _bytes(bytes(3))), "other bytes than its format"),
     ("bytes in a foreign code", called("_codecs", "encode", text("a"), text("hex")), "in a code that none are in"),
@@ -605,6 +700,10 @@ DOORS |= {
     ),
     "an entry that unpacks to more than it says": Door(b"N", "compressed", entries={"archive/data/9": bytes(2**28)}),
 }  # fmt: skip
+
+
+for _name in ("another storage that says it is larger",):
+    DOORS[_name].entries["archive/data/1"] = bytes(8)
 
 
 def write_door(door: Door, path: Path) -> None:

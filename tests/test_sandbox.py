@@ -10,10 +10,12 @@ import pickle
 import pickletools
 import random
 import resource
+import struct
 import subprocess
 import sys
 import tempfile
 import types
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -399,6 +401,241 @@ def test_programs_at_random_end_in_a_refusal_or_in_sound_safetensors() -> None:
     assert read > 100
 
 
+def opened_here(content: bytes) -> tuple[dict[str, Tensor], contents.Contents]:
+    """What our reader makes of a file, in this process."""
+    file = io.BytesIO(content)
+    formats.look(file, len(content))
+    found = contents.sort(formats.read(file, lambda _: None))
+    return safetensors.torch.load(b"".join(contents.write(found.tensors, 10**6))), found
+
+
+def flat(value: Any, path: str = "") -> list[tuple[str, Tensor]]:
+    """The tensors in what ``torch.load`` gave, by their dotted paths; those in a list by the list's."""
+    if isinstance(value, Tensor):
+        return [(path, value)]
+    if isinstance(value, list | tuple):
+        return [(path, tensor) for each in value for _, tensor in flat(each)]
+    if not isinstance(value, dict):
+        return []
+    found = []
+    for key, each in value.items():
+        shown = f"({', '.join(map(str, key))})" if isinstance(key, tuple) else key
+        shown = f"({key!r})" if isinstance(key, bytes) else str(shown)
+        found += flat(each, f"{path}.{shown}" if path else shown)
+    return found
+
+
+def assert_as_torch_gives_it(content: bytes) -> str:
+    """Every tensor is as in ``torch.load``'s, or is named as one that is not read; or the file is refused."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = flat(torch.load(io.BytesIO(content), weights_only=True))
+    except Exception:  # whatever a program at random makes of it
+        return "refused by torch"
+    try:
+        ours, found = opened_here(content)
+    except RefusedError as error:
+        return error.why
+    names = [name for name, _ in theirs]
+    for name, value in ours.items():
+        assert names.count(name) == 1, name
+        assert same({name: value}, {name: dict(theirs)[name]})
+    unread = {name for name in names if name not in ours}
+    assert unread <= found.unread.keys()
+    return "read"
+
+
+ORDERED = b"ccollections\nOrderedDict\n"
+
+
+class Programs:
+    """Pickles at random, of the steps that ``torch.load`` takes, and of what could be read in two ways."""
+
+    def __init__(self, seed: int):
+        self.random, self.memo = random.Random(seed), 0
+
+    def value(self, depth: int) -> bytes:
+        kinds: list[Callable[[int], bytes]] = [self.tensor, self.tensor, self.again]
+        kinds += [self.dict, self.dict, self.ordered, self.made_of_pairs, self.list, self.counter] if depth else []
+        steps = self.random.choice(kinds)(depth - 1)
+        self.memo += 1
+        return steps + b"q" + bytes([self.memo % 200 + 10])
+
+    def tensor(self, _: int) -> bytes:
+        n = self.random.random
+        key = self.random.choice("01")
+        steps = hostile.view(bytes([75, n() < 0.3]), b"K\x01\x85", key=key)
+        if n() < 0.05:
+            steps = steps.replace(b"FloatStorage", b"IntStorage")
+        if n() < 0.3:
+            steps = b"ctorch._utils\n_rebuild_parameter\n(" + steps + b"\x89" + ORDERED + b")RtR"
+        if n() < 0.05:
+            steps += b"(" + hostile.view(key="1") + self.random.choice((b"", b"K\x00K\x01\x85K\x01\x85")) + b"tb"
+        if n() < 0.1:
+            attribute = hostile.text(self.random.choice(("data", "mine"))) + hostile.view(key="1")
+            steps = (
+                b"(ctorch._utils\n_rebuild_tensor_v2\nctorch\nTensor\n"
+                + steps[:-1].partition(b"(")[1]
+                + (hostile.view(key=key).partition(b"(")[2][:-1] + b"}" + attribute + b"s")
+            )
+            steps = b"ctorch._tensor\n_rebuild_from_type_v2\n" + steps + b"tR"
+        return steps
+
+    def again(self, _: int) -> bytes:
+        return b"h" + bytes([self.random.randint(1, self.memo) % 200 + 10]) if self.memo else self.tensor(0)
+
+    def key(self) -> bytes:
+        word = self.random.choice(("a", "b", "a.b", "1"))
+        latin = b"c_codecs\nencode\n" + hostile.text(word) + hostile.text("latin1") + b"\x86R"
+        old = b"U" + bytes([len(word)]) + word.encode()
+        return self.random.choice((*[hostile.text(word)] * 4, latin, old, b"K\x01", hostile.text(word) + b"\x85"))
+
+    def items(self, depth: int) -> bytes:
+        return b"(" + b"".join(self.key() + self.value(depth) for _ in range(self.random.randint(1, 3))) + b"u"
+
+    def dict(self, depth: int) -> bytes:
+        return b"}" + self.items(depth)
+
+    def ordered(self, depth: int) -> bytes:
+        start = ORDERED + self.random.choice((b")R", b")R", b")\x81", b"(" + self.dict(depth) + b"t\x81"))
+        end = self.random.choice((b"", b"}" + hostile.text("_metadata") + b"}sb"))
+        return start + self.items(depth) + end
+
+    def made_of_pairs(self, depth: int) -> bytes:
+        pairs = b"".join(self.key() + self.value(depth) + b"\x86" for _ in range(2))
+        made = self.random.choice((b"](" + pairs + b"e", self.dict(depth), self.again(depth)))
+        return ORDERED + b"(" + made + b"tR" + self.items(depth)
+
+    def counter(self, depth: int) -> bytes:
+        return b"ccollections\nCounter\n(" + self.dict(depth) + b"tR" + self.items(depth)
+
+    def list(self, depth: int) -> bytes:
+        return b"](" + self.value(depth) + b"K\x01e"
+
+
+def test_what_is_read_of_a_program_at_random_is_what_torch_reads() -> None:
+    outcomes: collections.Counter[str] = collections.Counter()
+    for seed in range(600):
+        program = b"\x80\x02" + Programs(seed).dict(3) + b"."
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr("archive/data.pkl", program)
+            for key, numbers in (("0", (1, 2)), ("1", (8, 9))):
+                archive.writestr(f"archive/data/{key}", struct.pack("<ff", *numbers))
+            archive.writestr("archive/version", "3\n")
+        outcomes[assert_as_torch_gives_it(out.getvalue())] += 1
+    assert outcomes["read"] > 100
+    assert len(outcomes) > 3, outcomes
+
+
+def test_what_is_read_of_a_changed_archive_is_what_torch_reads() -> None:
+    """Bytes are changed in the directory and behind it, and archives are put into one another."""
+    random_ = random.Random(7)
+    outcomes: collections.Counter[str] = collections.Counter()
+    one, other = hostile.one(1), hostile.one(9)
+    joined = [hostile.two_archives(one, other), one + other, one + other[-22:], one[:-22] + other, b"\0" * 8 + one]
+    for content in (one, *joined):
+        outcomes[assert_as_torch_gives_it(content)] += 1
+    for _ in range(600):
+        changed = bytearray(random_.choice((one, other, joined[0])))
+        start = changed.index(b"PK\x01\x02")
+        for _ in range(random_.randint(1, 2)):
+            at = random_.randrange(start, len(changed))
+            changed[at] = random_.choice((0, 1, changed[at] ^ 32, random_.randrange(256)))
+        outcomes[assert_as_torch_gives_it(bytes(changed))] += 1
+    assert outcomes["read"] > 20, outcomes
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_the_files_with_two_readings_have_two() -> None:
+    """Else that they are refused shows nothing."""
+    assert torch.load(io.BytesIO(hostile.two_readings()), weights_only=True)["w"][0] == 9
+    assert safetensors.torch.load(hostile.two_readings())["w"][0] == 1
+    content = io.BytesIO(hostile.two_archives(hostile.one(9), hostile.one(1)))
+    assert torch.load(content, weights_only=True)["w"][0] == 9
+    with zipfile.ZipFile(content) as archive:
+        assert archive.read("archive/data/0") == struct.pack("<ff", 1, 1)
+
+
+PARTS = {
+    # of the old format: a part's name, its first element and how many; and what comes of it
+    "a part": (hostile.text("part") + b"K\x01K\x02\x87", "read"),
+    "a part of the whole's name": (hostile.text("0") + b"K\x01K\x02\x87", "two storages in it have one name"),
+    "a part that reaches out": (hostile.text("part") + b"K\x03K\x02\x87", "refused by torch"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_storages_are_read_as_torch_reads_them(name: str) -> None:
+    part, said = PARTS[name]
+    start = b"".join(pickle.dumps(each, 2) for each in (formats.MAGIC, formats.PROTOCOL, {}))
+    whole = hostile.view(numel=b"K\x04")
+    steps = b"\x80\x02}" + hostile.text("w") + whole.replace(b"K\x04tQ", b"K\x04" + part + b"tQ") + b"s."
+    content = start + steps + pickle.dumps(["0"], 2) + struct.pack("<Q4f", 4, 1, 2, 3, 4)
+    assert assert_as_torch_gives_it(content) == said
+    if said == "refused by torch":
+        with pytest.raises(RefusedError):
+            opened_here(content)
+
+
+def test_tensors_are_never_hidden_behind_what_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign(monkeypatch, "somebody.training", "Made")
+    made = b"csomebody.training\nMade\n"
+    tensor = hostile.view()
+    deep = b"](](" + tensor + b"ee"
+    for steps in (
+        deep,
+        b"(" + tensor + b"K\x01t",
+        b"ccollections\ndeque\n" + deep + b"\x85R",
+        made + deep + b"\x85R",
+        made + b")R(" + tensor + b"e",
+        made + b")R" + deep + b"b",
+        made + b")R}" + hostile.text("a") + deep + b"sb",
+        made + b")RK\x01" + tensor + b"s",
+        made + b")RK\x01K\x02s}" + hostile.text("a") + tensor + b"sb",
+        made + b")R}" + hostile.text("a") + tensor + b"sb}" + hostile.text("b") + b"Nsb",
+        b"cargparse\nNamespace\n)RK\x01" + tensor + b"s",
+        b"ccollections\nOrderedDict\n" + made + b")RK\x01" + tensor + b"s\x85R",
+        b"(" + hostile.text("storage") + b"ctorch\nFloatStorage\n" + hostile.text("0") + b"NK\x02tQ",
+        b"(" + hostile.text("MT19937") + tensor + b"K\x01t",
+    ):
+        many = b"}(" + b"".join(hostile.text(str(number)) + b"]" for number in range(60))
+        door = hostile.Door(many + hostile.text("conv1.weight") + steps + b"u")
+        hostile.write_door(door, tmp_path / "a.pth")
+        _, found = opened_here((tmp_path / "a.pth").read_bytes())
+        assert any("conv1.weight" in name for name in found.unread), steps
+
+
+def test_weights_beside_the_marks_of_an_optimizer_are_read() -> None:
+    out = io.BytesIO()
+    weights = {"conv1.weight": torch.ones(2)}
+    torch.save({"a": weights | {"state": {}, "param_groups": []}, "optimizer": weights, "b": weights}, out)
+    ours, _ = opened_here(out.getvalue())
+    assert ours.keys() == {f"{name}.conv1.weight" for name in ("a", "optimizer", "b")}
+
+
+def test_of_two_tensors_of_one_name_neither_is_read() -> None:
+    out = io.BytesIO()
+    torch.save({"a": {"b": torch.ones(2)}, "a.b": torch.zeros(2), "c": torch.ones(1)}, out)
+    ours, found = opened_here(out.getvalue())
+    assert ours.keys() == {"c"}
+    assert found.unread == {"a.b": "two tensors of one name"}
+
+
+def test_attributes_of_tensors_and_state_dicts_do_no_harm() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.is_mine = True  # type: ignore[attr-defined]
+    plain = torch.ones(3)
+    plain.note = "x"  # type: ignore[attr-defined]
+    for zipped in (True, False):
+        out = io.BytesIO()
+        content = {"state_dict": nn.Linear(2, 2).state_dict(), "weight": weight, "plain": plain}
+        torch.save(content, out, _use_new_zipfile_serialization=zipped)
+        ours, _ = opened_here(out.getvalue())
+        assert same(ours, dict(flat(torch.load(io.BytesIO(out.getvalue()), weights_only=True))))
+
+
 REASONS = {
     "reduce, protocol 4": "would run posix.system",
     "INST, zipped": "would run os.system",
@@ -406,6 +643,8 @@ REASONS = {
     "a link out of the archive": "is a link",
     "entries that share their bytes": "overlap",
     "two entries of one name": "two entries of one name",
+    "an archive with two directories": "a directory that is elsewhere, or two",
+    "weights with two readings": "a safetensors file that is called something else",
     "TorchScript": "TorchScript",
     "a terabyte of views on one number": "larger than the file",
     "weights that are not a number": "opened",

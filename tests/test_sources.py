@@ -51,6 +51,15 @@ def tarred(*names: str) -> bytes:
     return out.getvalue()
 
 
+def unmarked(tar: bytes) -> bytes:
+    """As tar wrote it before there was a mark, with the sum that such a header has."""
+    header = bytearray(tar[:512])
+    header[257:512] = bytes(255)
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    return bytes(header) + tar[512:]
+
+
 def zipped(compression: int = zipfile.ZIP_DEFLATED, **entries: bytes) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", compression) as archive:
@@ -88,6 +97,9 @@ NO_WEIGHTS: dict[str, tuple[str, Callable[[], bytes], str, str]] = {
     "a shard": ("model-00001-of-00002.safetensors", lambda: SAFE, "part 1 of 2", "as one file"),
     "cut safetensors": ("a.safetensors", lambda: SAFE[: len(SAFE) // 2], "it was cut", "was not finished"),
     "a cut header": ("a.safetensors", lambda: SAFE[:40], "it was cut", "was not finished"),
+    "safetensors under another name": ("a.pth", lambda: SAFE, "called something else", "rename it to .safetensors"),
+    "safetensors under no name": ("a", lambda: SAFE, "called something else", "rename it to .safetensors"),
+    "a tar older than its mark": ("a.pth", lambda: unmarked(tarred("model.pth")), "a tar archive", "unpack it"),
     "gzip": ("a.pth.gz", lambda: gzip.compress(b"a"), "compressed by gzip", "gunzip"),
     "the old tar": (
         "a.pth",
@@ -188,15 +200,16 @@ def test_the_remedy_for_an_unpacked_file_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("sandbox_holds")
-def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+def test_any_name_for_a_pickle_and_one_for_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    path.write_bytes(SAFE)
+    path.write_bytes(pickle.dumps(STATE))
     assert sources.read(path).tensors.keys() == STATE.keys()
     single = tmp_path / "model-00001-of-00001.safetensors"
     single.write_bytes(SAFE)
     assert sources.read(single).tensors.keys() == STATE.keys()
-    path.write_bytes(pickle.dumps(STATE))
-    assert sources.read(path).tensors.keys() == STATE.keys()
+    upper = tmp_path / "WEIGHTS.SAFETENSORS"
+    upper.write_bytes(SAFE)
+    assert sources.read(upper).tensors.keys() == STATE.keys()
 
 
 @pytest.mark.usefixtures("sandbox_holds")
@@ -208,7 +221,7 @@ def test_a_link_of_the_hubs_cache_is_followed_and_no_other(tmp_path: Path, monke
     (model / "blobs" / "0").write_bytes(SAFE)
     for place, target in (
         (snapshot / "model.safetensors", "../../blobs/0"),
-        (snapshot / "deep" / "b", "../../../blobs/0"),
+        (snapshot / "deep" / "b.safetensors", "../../../blobs/0"),
     ):
         place.symlink_to(target)
         weights = sources.read(place)
@@ -217,8 +230,8 @@ def test_a_link_of_the_hubs_cache_is_followed_and_no_other(tmp_path: Path, monke
     (model / "blobs" / "1").write_bytes(b"\x80\x02N.")
     (snapshot / "model.bin").symlink_to("../../blobs/1")
     assert "it holds no tensor" in said(snapshot / "model.bin")  # where the user named it
-    (tmp_path / "elsewhere").write_bytes(SAFE)
-    (snapshot / "trap").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere.safetensors").write_bytes(SAFE)
+    (snapshot / "trap").symlink_to(tmp_path / "elsewhere.safetensors")
     assert "symbolic link" in said(snapshot / "trap")
     (snapshot / "folder").symlink_to(model / "blobs")
     assert "symbolic link" in said(snapshot / "folder")
@@ -228,7 +241,7 @@ def test_a_link_of_the_hubs_cache_is_followed_and_no_other(tmp_path: Path, monke
     assert "nothing is there" in said(tmp_path / "round")
     monkeypatch.chdir(tmp_path)
     Path("inner").mkdir()
-    Path("inner/link").symlink_to("../elsewhere")
+    Path("inner/link").symlink_to("../elsewhere.safetensors")
     remedy = said(Path("inner/link")).rpartition("name the file itself: ")[2]
     assert sources.read(Path(remedy)).tensors.keys() == STATE.keys()
 

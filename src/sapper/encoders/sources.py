@@ -6,6 +6,7 @@ Weights come back as tensors by name. Only safetensors are read here; a pickle g
 import json
 import re
 import stat
+import tarfile
 import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -144,7 +145,11 @@ def _followed(path: Path) -> Path:
 
 
 def _kind(path: Path, named: Path) -> Literal["safetensors", "pickle"]:
-    """By what the file begins with, whatever its name; ``named`` is what the user calls it."""
+    """By its name and what it begins with, which have to agree; ``named`` is what the user or the hub calls it.
+
+    One file can be sound as safetensors and as a pickle, with other weights in each. By its name alone is it known how
+    others read it.
+    """
     where = str(named)
     try:
         about = path.lstat()
@@ -163,11 +168,15 @@ def _kind(path: Path, named: Path) -> Literal["safetensors", "pickle"]:
     if (part := SHARD.search(named.name)) is not None and int(part[2]) > 1:
         what = f"this is part {int(part[1])} of {int(part[2])} that hold the weights of one model together"
         raise SapperError(what, where=where, remedy=MERGE)
-    if start[8:9] == b"{":
-        return "safetensors"
-    if named.suffix == ".safetensors":
+    safe = start[8:9] == b"{"
+    if named.suffix.lower() == ".safetensors":
+        if safe:
+            return "safetensors"
         remedy = "do not trust its source: the name promises a format that cannot run code"
         raise SapperError("it is called safetensors, and is something else", where=where, remedy=remedy)
+    if safe and int.from_bytes(start[:8], "little") < about.st_size:
+        remedy = "rename it to .safetensors if that is what it is"
+        raise SapperError("it is a safetensors file that is called something else", where=where, remedy=remedy)
     return "pickle"  # old ones have no mark of their own; what is none will be said where it cannot do harm
 
 
@@ -190,7 +199,7 @@ def _no_weights(start: bytes, size: int) -> tuple[str, str] | None:
     for beginning, (name, remedy) in OTHER_FORMATS.items():
         if start.startswith(beginning):
             return f"it is {name}", remedy
-    if start[257:262] == b"ustar":
+    if start[257:262] == b"ustar" or _is_tar(start):
         if start.startswith(TAR_OF_TORCH):
             remedy = "where you trust it: load it with torch.load and weights_only=False, save it with torch.save"
             return "it is of the format that torch wrote before version 0.1.10 (a tar of pickles)", remedy
@@ -202,6 +211,15 @@ def _no_weights(start: bytes, size: int) -> tuple[str, str] | None:
             ANEW,
         )
     return _text(start, text, size)
+
+
+def _is_tar(start: bytes) -> bool:
+    """Also one older than its mark, which torch would take for a file of its own."""
+    try:
+        tarfile.TarInfo.frombuf(start[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return False
+    return True
 
 
 def _text(start: bytes, text: bytes, size: int) -> tuple[str, str] | None:
@@ -282,7 +300,7 @@ def from_hub(repository: str, names: tuple[str, ...], revision: str | None) -> t
     for name in names:
         try:
             path = Path(hub.hf_hub_download(repository, name, revision=revision))
-            return path.resolve(), path.parent.name  # snapshots/COMMIT/NAME is a link to what holds the content
+            return path, path.parent.name  # snapshots/COMMIT/NAME: a link, to what holds the content under no name
         except errors.LocalEntryNotFoundError:
             what = f"the hub is out of reach, and its cache here does not hold {' or '.join(names)}"
             remedy = "check the network and the name; a repository that lies in the cache is opened without a network"

@@ -18,11 +18,15 @@ from sapper.sandbox.values import (
     Bytes,
     Kind,
     Named,
+    OldText,
+    PathText,
+    Placeholder,
     RefusedError,
     Storage,
     Tensor,
     Thing,
     Unread,
+    key,
     numbers,
     tensor,
 )
@@ -39,6 +43,9 @@ class Reader(Protocol):
 
     def called(self, function: Any, arguments: Any) -> Any:
         """What stands for the result of a call."""
+
+    def made(self, cls: Any, arguments: Any, named: Any = None) -> Any:
+        """What stands for a new object, which is given the arguments when it is made, not when it is filled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +69,27 @@ class Format(Arriving):
     def __init__(self, code: Any):
         self.code = code if isinstance(code, str) else code.name if isinstance(code, Named) else ""
         self.order = "<"
+        self.settled = False
 
     def arrive(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
+        if self.settled or not isinstance(state, tuple) or len(state) < 2:
+            raise RefusedError("a number format of NumPy's in it is changed later on")
+        self.settled = True
+        if any(each is not None for each in state[2:5]):
+            self.code = ""  # of several parts
+        if isinstance(state[1], str) and state[1] in ("<", ">", "|", "="):
             self.order = "<" if state[1] in ("|", "=") else state[1]
+        else:
+            self.code = ""
 
     @property
     def kind(self) -> Kind | None:
         return NUMPY_KINDS.get(self.code)
+
+    @property
+    def holds_no_numbers(self) -> bool:
+        """Whether it is of texts or times."""
+        return self.code[:1] in ("U", "S", "M", "m")
 
 
 class Array(Arriving):
@@ -82,23 +102,31 @@ class Array(Arriving):
         self.content: Any = None
 
     def arrive(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) == 5:
-            _, self.shape, self.format, self.column_first, self.content = state
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise RefusedError("a NumPy array in it has a state that none has")
+        _, self.shape, self.format, self.column_first, self.content = state
+        if isinstance(self.format, Format):
+            self.format.settled = True
 
     def tensor(self) -> Tensor | Unread | Thing:
         """The array as a tensor, where it holds plain numbers."""
-        kind = self.format.kind if isinstance(self.format, Format) else None
-        if kind is None or not isinstance(self.content, bytes | bytearray | str):
+        if isinstance(self.format, Format) and self.format.holds_no_numbers:
             return Thing("a NumPy array of something else than numbers")
+        kind = self.format.kind if isinstance(self.format, Format) else None
+        if kind is None or type(self.column_first) is not bool or not isinstance(self.content, bytes | bytearray | str):
+            return Unread("a NumPy array of something else than plain numbers")
         if kind.unread is not None:
             return Unread(kind.unread)
-        shape = numbers(self.shape)
-        content = _bytes(self.content)
-        if len(content) != math.prod(shape) * kind.size:
-            raise RefusedError("a NumPy array in it has other bytes than its shape asks for")
+        try:
+            shape, content = numbers(self.shape), _bytes(self.content)
+        except RefusedError:
+            return Unread("a NumPy array whose shape or bytes cannot be")
+        count = math.prod(shape)
+        if len(content) != count * kind.size:
+            return Unread("a NumPy array that has other bytes than its shape asks for")
         holder = Bytes(content)
         holder.big_endian = self.format.order == ">"
-        return tensor(Storage(holder, "", kind), kind, 0, shape, _strides(shape, self.column_first is True))
+        return tensor(Storage(holder, "", kind, count), kind, 0, shape, _strides(shape, self.column_first))
 
 
 def _strides(shape: tuple[int, ...], column_first: bool) -> tuple[int, ...]:
@@ -163,28 +191,59 @@ def _tensor_of_kind(
     return tensor(storage, kind, offset, size, stride)
 
 
+@builds("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer", most=1)
+def _itself(_: Reader, data: Any = None) -> Any:
+    if data is None:
+        return Unread("a tensor without data")
+    if not isinstance(data, Tensor | Unread):
+        raise RefusedError("a parameter in it is made of no tensor")
+    return data
+
+
+@builds("torch._utils._rebuild_parameter_with_state", most=4)
+def _with_state(machine: Reader, data: Any, _grad: Any = None, _hooks: Any = None, state: Any = None) -> Any:
+    _check_attributes(state)
+    return _itself(machine, data)
+
+
 @builds(
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_parameter_with_state",
     "torch._utils._rebuild_device_tensor_from_numpy",
     "torch._utils._rebuild_device_tensor_from_cpu_tensor",
     "torch._utils._rebuild_xla_tensor",
-    "torch.nn.parameter.Parameter",
-    "torch.nn.parameter.Buffer",
-    most=1,
+    most=3,
 )
-def _itself(_: Reader, data: Any = None) -> Any:
-    return Unread("a tensor without data") if data is None else data
+def _from_device(machine: Reader, data: Any, kind: Any = None, device: Any = None) -> Any:
+    """A tensor that was on a device of its own: its numbers, unless they are to be converted."""
+    data = data.tensor() if isinstance(data, Array) else data
+    if isinstance(data, Tensor) and (data.kind is not kind or device == "meta"):
+        return Unread("a tensor that is to be converted")
+    return _itself(machine, data)
 
 
-@builds("torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2", most=3)
-def _from_type(machine: Reader, function: Any, _type: Any, arguments: Any) -> Any:
-    """A tensor with attributes or of a subclass: its numbers."""
-    return (
-        machine.called(function, arguments)
-        if isinstance(function, Builder)
-        else Unread("a tensor of a class of its own")
-    )
+PLAIN = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
+"""Classes of tensors that change nothing about the numbers."""
+
+CHANGING = frozenset(("data", "real", "imag", "names", "grad", "__class__", "__dict__", "__setstate__"))
+"""Attributes of tensors by which a state would change numbers, or how they are read."""
+
+
+@builds("torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2", most=4)
+def _from_type(machine: Reader, function: Any, cls: Any, arguments: Any, state: Any = None) -> Any:
+    """A tensor with attributes: its numbers. Those of subclasses are what their code makes of them."""
+    _check_attributes(state)
+    plain = str(cls) in PLAIN if isinstance(cls, Named) else cls in (KNOWN[name] for name in PLAIN[1:])
+    if not isinstance(function, Builder) or not plain:
+        return Unread("a tensor of a class of its own")
+    return machine.called(function, arguments)
+
+
+def _check_attributes(state: Any) -> None:
+    """What hangs on a tensor: a dict of attributes, or such a dict and one of slots."""
+    for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+        if part is not None and not isinstance(part, dict):
+            raise RefusedError("a tensor in it has a state that none has")
+        if part and any(not isinstance(name, str) or name in CHANGING for name in part):
+            raise RefusedError("the attributes of a tensor in it would change the tensor")
 
 
 def _unread(what: str, *names: str) -> None:
@@ -227,32 +286,41 @@ _thing(
 )
 
 
-@builds("collections.OrderedDict", "collections.Counter", "builtins.dict", most=1)
+@builds("collections.OrderedDict", "builtins.dict", most=1)
 def _dict(machine: Reader, content: Any = None) -> Any:
+    """A dict of its own, of a dict or of pairs; what an object that is not known would give is not known."""
     if content is None:
         return {}
     if isinstance(content, dict):
-        return content
+        machine.spend(100 * len(content))
+        return dict(content)
     if not isinstance(content, list | tuple):
-        return {}
+        return Placeholder("collections.OrderedDict", [content])
     machine.spend(1000 * len(content))
-    pairs = [each for each in content if isinstance(each, list | tuple) and len(each) == 2]
-    return {name: value for name, value in pairs if isinstance(name, str)}
+    if not all(isinstance(each, list | tuple) and len(each) == 2 for each in content):
+        raise RefusedError("it has a dict that is made of no pairs")
+    return {key(name): value for name, value in content}
 
 
-@builds("collections.defaultdict", most=0)
-def _default_dict(_: Reader) -> Any:
+@builds("collections.Counter", most=1)
+def _counter(machine: Reader, content: Any = None) -> Any:
+    """Of a dict; it would count what a list holds."""
+    return Placeholder("collections.Counter") if isinstance(content, list | tuple) else _dict(machine, content)
+
+
+@builds("collections.defaultdict", most=2)
+def _default_dict(machine: Reader, _factory: Any = None, content: Any = None) -> Any:
     """Without what would make its missing entries."""
-    return {}
+    return _dict(machine, content)
 
 
 @builds("builtins.list", "builtins.set", "builtins.frozenset", "builtins.tuple", "collections.deque", most=1)
 def _several(machine: Reader, content: Any = None) -> Any:
-    """The items, if they are there already."""
-    if isinstance(content, list):
-        return content
-    machine.spend(10 * len(content) if isinstance(content, tuple) else 0)
-    return list(content) if isinstance(content, tuple) else []
+    """The items, in a list of its own; an object that is not known stands for what it would give."""
+    if isinstance(content, Placeholder):
+        return [content]
+    machine.spend(10 * len(content) if isinstance(content, list | tuple) else 0)
+    return list(content) if isinstance(content, list | tuple) else []
 
 
 @builds("torch.Size", most=1)
@@ -268,14 +336,18 @@ def _encode(machine: Reader, text: Any, codec: Any = "latin1") -> Any:
     """How protocol 2 writes bytes."""
     if not isinstance(text, str) or codec not in ("latin1", "latin-1", "ascii", "utf-8", "utf8"):
         raise RefusedError("it has bytes in a code that none are in")
+    if isinstance(text, OldText) and not text.isascii():
+        raise RefusedError("it has bytes that are made of bytes")
     machine.spend(len(text))
     return text.encode("utf-8" if codec in ("utf-8", "utf8") else "latin-1")
 
 
 @builds("builtins.bytearray", "builtins.bytes", most=2)
-def _byte_array(machine: Reader, content: Any = b"", _codec: Any = None) -> Any:
+def _byte_array(machine: Reader, content: Any = b"", codec: Any = None) -> Any:
     if not isinstance(content, str | bytes | bytearray):
         return Thing("bytes")
+    if isinstance(content, str) and codec not in ("latin1", "latin-1") and not content.isascii():
+        raise RefusedError("it has bytes in a code that none are in")
     machine.spend(len(content))
     return bytes(_bytes(content))
 
@@ -291,22 +363,22 @@ def _path(_: Reader, *parts: Any) -> Any:
     """As a text, which nothing is done with."""
     if not all(isinstance(part, str) and len(part) <= 1000 for part in parts):
         return Thing("a path")
-    return "/".join(parts).replace("//", "/")
+    return PathText("/".join(parts).replace("//", "/"))
 
 
 @builds("copyreg._reconstructor", most=3)
-def _reconstructor(machine: Reader, cls: Any, _base: Any = None, _state: Any = None) -> Any:
-    return machine.called(cls, ())
+def _reconstructor(machine: Reader, cls: Any, _base: Any = None, content: Any = None) -> Any:
+    return machine.made(cls, () if content is None else (content,))
 
 
-@builds("copyreg.__newobj__")
+@builds("copyreg.__newobj__", most=1000)
 def _new_object(machine: Reader, cls: Any, *arguments: Any) -> Any:
-    return machine.called(cls, arguments)
+    return machine.made(cls, arguments)
 
 
-@builds("copyreg.__newobj_ex__", most=2)
-def _new_object_named(machine: Reader, cls: Any, arguments: Any) -> Any:
-    return machine.called(cls, arguments)
+@builds("copyreg.__newobj_ex__", most=3)
+def _new_object_named(machine: Reader, cls: Any, arguments: Any, named: Any = None) -> Any:
+    return machine.made(cls, arguments, named)
 
 
 @builds("numpy.dtype", most=1)
@@ -319,10 +391,11 @@ def _array(_: Reader) -> Any:
     return Array()
 
 
-@builds("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", most=4)
-def _from_buffer(_: Reader, content: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
+@builds("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", most=5)
+def _from_buffer(_: Reader, content: Any, kind: Any, shape: Any, order: Any = "C", axes: Any = None) -> Any:
     array = Array()
-    array.arrive((1, shape, kind, order == "F", content))
+    known = axes is None and isinstance(order, str) and order in ("C", "F")
+    array.arrive((1, shape, kind, order == "F" if known else None, content))
     return array
 
 

@@ -31,6 +31,13 @@ class Contents:
     optimizer: tuple[tuple[int, ...], ...] = ()
     others: int = 0
     visits: int = 0
+    without_tensors: set[int] = field(default_factory=set)
+    """What was looked through and holds none, by identity."""
+
+    def visit(self, work: int = 1) -> None:
+        self.visits += work
+        if self.visits > MOST_VISITS:
+            raise RefusedError("there is more in it than in any checkpoint, or the same again and again")
 
     def finish(self) -> "Contents":
         """With the last word on what is left out."""
@@ -54,31 +61,41 @@ def sort(content: Any) -> Contents:
 
 def _visit(found: Contents, value: Any, path: str, key: str, above: tuple[int, ...]) -> None:
     """``path`` ends with ``key``; ``above`` are the dicts and objects that hold it."""
-    found.visits += 1
-    if found.visits > MOST_VISITS:
-        raise RefusedError("there is more in it than in any checkpoint, or the same again and again")
+    found.visit()
     if isinstance(value, Array):
         value = value.tensor()
+    if isinstance(value, Storage):
+        value = Unread("a storage by itself")
     if isinstance(value, Placeholder) and value.of.startswith("omegaconf.nodes."):
         value = value.state.get("_val")
     name = path or "content"
     if isinstance(value, Tensor | Unread):
         _add(found, name, value)
     elif value is not None and (what := _set_aside(value, key.lower(), len(above))):
-        _leave_out(found, name, what)
+        _leave_out(found, name, what, listed=True)
         found.optimizer = found.optimizer or _optimizer(value)
     elif isinstance(value, str | int | float) and _is_short(value):
         if len(found.notes) < MOST_NOTES:
             found.notes[_clean(name)[:LONGEST_NOTE]] = _clean(value) if isinstance(value, str) else value
-    elif (inside := _inside(value)) is not None:
+    elif (inside := _inside(found, value)) is not None:
         if id(value) in above or len(above) >= MOST_DEPTH:
-            _leave_out(found, name, "something that holds itself, or is nested too deep")
+            what = "something that holds itself, or is nested too deep"
+            if id(value) not in above and _holds_tensors(found, value):
+                _add(found, name, Unread(f"tensors in {what}"))
+            else:
+                _leave_out(found, name, what)
             return
         above = (*above, id(value))
+        steps: set[str] = set()
         for each, inner in inside:
             step = _step(each)
+            if step in steps and (each is None or isinstance(each, str | int | float)):
+                raise RefusedError(f"two keys in it read alike: {step[:LONGEST_NOTE]!r}")
+            steps.add(step)
             _visit(found, inner, f"{path}.{step}"[: 2 * LONGEST_NAME] if path else step, step, above)
-    elif isinstance(value, Placeholder) and _holds_tensors(value):
+        if isinstance(value, Placeholder) and _holds_tensors(found, (value.held, value.items)):
+            _add(found, name, Unread(f"tensors in {_what(value)}"))
+    elif not _is_random_state(value) and _holds_tensors(found, value):
         _add(found, name, Unread(f"tensors in {_what(value)}"))
     elif value is not None:
         _leave_out(found, name, _what(value))
@@ -86,9 +103,38 @@ def _visit(found: Contents, value: Any, path: str, key: str, above: tuple[int, .
             _note_attributes(found, name, value)
 
 
-def _holds_tensors(value: Placeholder) -> bool:
-    """Whether an object that is not known has tensors of its own, as subclasses of tensors do."""
-    return value.made_of_tensors or any(isinstance(each, Tensor | Unread | Storage) for each in value.state.values())
+def _holds_tensors(found: Contents, value: Any) -> bool:
+    """Whether there are tensors anywhere in a list, a dict or an object."""
+    rest, seen = [value], set[int]()
+    while rest:
+        each = rest.pop()
+        if isinstance(each, Tensor | Unread | Storage) or (isinstance(each, Array) and not _is_of_texts(each)):
+            return True
+        if id(each) in seen or id(each) in found.without_tensors:
+            continue
+        parts = _parts(each)
+        if parts:
+            seen.add(id(each))
+            found.visit(1 + sum(map(len, parts)) // 100)
+            for part in parts:
+                rest.extend(part)
+    found.without_tensors |= seen
+    return False
+
+
+def _parts(value: Any) -> list[Any]:
+    """All that something holds, keys aside."""
+    if isinstance(value, list | tuple):
+        return [value]
+    if isinstance(value, dict):
+        return [value.values()]
+    if isinstance(value, Placeholder):
+        return [value.held, value.state.values(), value.items.values()]
+    return []
+
+
+def _is_of_texts(value: Array) -> bool:
+    return isinstance(value.tensor(), Thing)
 
 
 def _step(key: Any) -> str:
@@ -97,7 +143,7 @@ def _step(key: Any) -> str:
         return f"({key.of})"
     if isinstance(key, Thing):
         return f"({key.what})"
-    return str(key)[:LONGEST_NAME]  # a text, a number of 64 bits, none, or a name
+    return str(key)[:LONGEST_NAME]  # a text, a number of 64 bits, none, short bytes, a short tuple, or a name
 
 
 def _add(found: Contents, name: str, value: Tensor | Unread) -> None:
@@ -105,7 +151,8 @@ def _add(found: Contents, name: str, value: Tensor | Unread) -> None:
     if len(name) > LONGEST_NAME:
         name, value = f"{name[:LONGEST_NAME]}…", Unread("a tensor whose name is too long")
     if name in found.tensors or name in found.unread:
-        name, value = f"{name} (again)", Unread("another tensor of that name")
+        found.tensors.pop(name, None)  # which of them another program would take is not known
+        value = Unread("two tensors of one name")
     if isinstance(value, Unread):
         found.unread[name] = value.what
     else:
@@ -114,8 +161,9 @@ def _add(found: Contents, name: str, value: Tensor | Unread) -> None:
         raise RefusedError(f"it holds {len(found.tensors) + len(found.unread)} tensors")
 
 
-def _leave_out(found: Contents, name: str, what: str) -> None:
-    if len(found.left_out) < MOST_LEFT_OUT:
+def _leave_out(found: Contents, name: str, what: str, *, listed: bool = False) -> None:
+    """``listed``: whether it is named however many are."""
+    if len(found.left_out) < (MOST_UNREAD if listed else MOST_LEFT_OUT):
         found.left_out[_clean(name)[:LONGEST_NOTE]] = what
     else:
         found.others += 1
@@ -133,7 +181,7 @@ def _clean(text: str) -> str:
 
 def _set_aside(value: Any, key: str, depth: int) -> str | None:
     """What is known to hold no weights of the network, and is not entered."""
-    if depth == 0:
+    if depth == 0 or (isinstance(value, dict) and any(isinstance(each, Tensor | Unread) for each in value.values())):
         return None
     top = depth == 1
     if _is_optimizer(value) or (top and key.startswith("optim") and isinstance(value, dict | list | Placeholder)):
@@ -172,8 +220,12 @@ def _buffer(state: Any) -> tuple[int, ...]:
     return next((each.size for each in known if isinstance(each, Tensor) and each.size), ())
 
 
-def _inside(value: Any) -> Iterator[tuple[Any, Any]] | None:
-    """What a dict, a module, or a namespace of settings holds; none where it is not entered."""
+def _inside(found: Contents, value: Any) -> Iterator[tuple[Any, Any]] | None:
+    """What a dict, a module, or a namespace of settings holds; none where it is not entered.
+
+    A dict of a class that is not known is entered for its settings, unless there are tensors in it: that its class
+    leaves them as they are cannot be told.
+    """
     if isinstance(value, dict):
         return iter(value.items())
     if not isinstance(value, Placeholder):
@@ -186,7 +238,7 @@ def _inside(value: Any) -> Iterator[tuple[Any, Any]] | None:
     if value.of.startswith("omegaconf."):
         content = state.get("_content")
         return iter(content.items()) if isinstance(content, dict) else None
-    return iter(value.items.items()) if value.items else None
+    return iter(value.items.items()) if value.items and not _holds_tensors(found, value) else None
 
 
 def _module(state: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
@@ -212,7 +264,7 @@ def _note_attributes(found: Contents, name: str, value: Placeholder) -> None:
 
 def _what(value: Any) -> str:
     """In plain words."""
-    if isinstance(value, tuple) and len(value) > 1 and (value[0] == "MT19937" or _is_python_random(value)):
+    if _is_random_state(value):
         return "a state of random numbers"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
@@ -227,8 +279,16 @@ def _what(value: Any) -> str:
     return words.get(type(value), "something that is no weight")
 
 
-def _is_python_random(value: tuple[Any, ...]) -> bool:
-    return len(value) == 3 and value[0] == 3 and isinstance(value[1], tuple) and len(value[1]) == 625
+def _is_random_state(value: Any) -> bool:
+    """Of NumPy's ``get_state`` or Python's ``getstate``."""
+    if not isinstance(value, tuple) or len(value) < 3:
+        return False
+    first, numbers, *rest = value
+    if not all(each is None or isinstance(each, int | float) for each in rest):
+        return False
+    if isinstance(first, str):
+        return first == "MT19937" and isinstance(numbers, Array) and numbers.shape == (624,)
+    return first == 3 and isinstance(numbers, tuple) and len(numbers) == 625
 
 
 def write(tensors: dict[str, Tensor], most: int) -> Iterator[bytes | memoryview]:
@@ -256,7 +316,9 @@ def _numbers(name: str, tensor: Tensor) -> memoryview:
     """The bytes of a tensor. Raises ``RefusedError`` when it reaches out of its storage."""
     import numpy as np
 
-    raw, width = tensor.storage.holder.data(tensor.storage.key), tensor.kind.size
+    storage, width = tensor.storage, tensor.kind.size
+    first = storage.start * storage.kind.size
+    raw = storage.holder.data(storage.key)[first : first + storage.elements * storage.kind.size]
     last = tensor.offset + sum((length - 1) * step for length, step in zip(tensor.size, tensor.stride))
     if math.prod(tensor.size) == 0:
         return memoryview(b"")

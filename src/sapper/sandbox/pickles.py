@@ -6,16 +6,27 @@ it is known, and else an inert ``Named``; to call, build or fill that makes a ``
 name in the file to Python's own modules.
 """
 
+import collections
 import io
 import pickletools
 from collections.abc import Callable
 from typing import Any
 
 from sapper.sandbox.builders import Arriving, Builder, find
-from sapper.sandbox.values import Kind, Named, Placeholder, RefusedError, Storage, Tensor, Thing, Unread
+from sapper.sandbox.values import (
+    Kind,
+    Named,
+    OldText,
+    Placeholder,
+    RefusedError,
+    Storage,
+    Tensor,
+    Thing,
+    Unread,
+    key,
+)
 
 MOST_MEMO = 2**32
-LONGEST_TUPLE, LONGEST_KEY, MOST_LOOKED_AT = 8, 200, 16
 NESTED_WORK = 2**17
 MOST_WORK, MOST_COPIES = 2**30, 4
 """Bytes that builders may copy, and as many more for each byte of the pickle: no file asks for copies without end."""
@@ -128,9 +139,13 @@ class Machine:
         function, arguments = self.take(2)
         self.push(self.called(function, arguments))
 
+    def newobj(self, _: Any) -> None:
+        cls, arguments = self.take(2)
+        self.push(self.made(cls, arguments))
+
     def newobj_ex(self, _: Any) -> None:
-        function, arguments, _named = self.take(3)
-        self.push(self.called(function, arguments))
+        cls, arguments, named = self.take(3)
+        self.push(self.made(cls, arguments, named))
 
     def called(self, function: Any, arguments: Any) -> Any:
         """What stands for the result of a call, or of making an object: no code but that of ``builders`` runs."""
@@ -139,24 +154,45 @@ class Machine:
         if isinstance(function, Builder):
             return function.build(self, *arguments[: function.most])
         if isinstance(function, Named):
-            tensors = any(isinstance(each, Tensor | Unread | Storage) for each in arguments[:MOST_LOOKED_AT])
-            return Placeholder(str(function), tensors)
+            return Placeholder(str(function), [arguments] if arguments else [])
         if isinstance(function, Placeholder):
-            return Placeholder(function.of)
+            return Placeholder(function.of, [function, arguments])
         if isinstance(function, Kind):  # classes of storages, called: none of torch's files does that
             return Thing("a storage by itself")
         raise RefusedError("it calls something that is no function")
 
+    def made(self, cls: Any, arguments: Any, named: Any = None) -> Any:
+        """What stands for a new object. Lists and dicts take no content before they are filled."""
+        made = self.called(cls, arguments)
+        if isinstance(made, Placeholder):
+            made.held += [named] if named else []
+        elif named or (arguments and isinstance(made, dict | list | bytes)):
+            raise RefusedError("it makes something anew that would come out empty")
+        return made
+
     def build(self, _: Any) -> None:
-        """State for an object: kept where it hangs on a placeholder or an array, without effect anywhere else."""
+        """State for an object: kept where it hangs on a placeholder or an array, and else only what has no effect."""
         (state,) = self.take(1)
         target = self.stack[-1]
         if isinstance(target, Placeholder):
-            parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
-            target.state = next((part for part in parts if isinstance(part, dict) and part), target.state)
+            for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+                if isinstance(part, dict):
+                    self.spend(100 * len(part))
+                    target.state.update(part)
+                elif part is not None:
+                    target.held.append(part)
         elif isinstance(target, Arriving):
             target.arrive(state)
-        elif not isinstance(target, dict | list | Tensor | Unread | Thing | Storage):
+        elif isinstance(target, dict):
+            if state and not (isinstance(state, dict) and all(_is_harmless(name) for name in state)):
+                raise RefusedError("it gives a dict attributes that would change it")
+        elif isinstance(target, Tensor):
+            if not _is_old_state(state):
+                raise RefusedError("it gives a tensor a state, which would change it")
+        elif isinstance(target, list | Storage):
+            if state:
+                raise RefusedError("it gives a list or a storage a state, which would change it")
+        elif not isinstance(target, Unread | Thing):
             raise RefusedError("it changes something that has no state")
 
     def fill(self, pairs: list[Any]) -> None:
@@ -168,13 +204,15 @@ class Machine:
         if not isinstance(target, dict):
             raise RefusedError("it sets items of something that has none")
         for index in range(0, len(pairs), 2):
-            target[_key(pairs[index])] = pairs[index + 1]
+            target[key(pairs[index])] = pairs[index + 1]
 
     def extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, list):
             target.extend(items)
-        elif not isinstance(target, Placeholder):
+        elif isinstance(target, Placeholder):
+            target.held.append(items)
+        else:
             raise RefusedError("it adds to something that is no list")
 
     def dict_(self, _: Any) -> None:
@@ -189,21 +227,14 @@ class Machine:
         self.result = self.stack.pop()
 
 
-def _key(key: Any) -> Any:
-    """A key that takes no time to hash or to compare, in place of one that could be made to."""
-    if key is None or isinstance(key, str | bool | float | Named | Placeholder | Thing):
-        return key
-    if isinstance(key, int):
-        return key if abs(key) < 2**63 else Thing("a large number")
-    if isinstance(key, bytes) and len(key) <= LONGEST_KEY:
-        return key.decode("latin-1")
-    if isinstance(key, tuple) and len(key) <= LONGEST_TUPLE and all(_is_short(each) for each in key):
-        return f"({', '.join(map(str, key))})"
-    return Thing("a key that is no text")
+def _is_harmless(name: Any) -> bool:
+    """Whether an attribute of a dict is none by which a dict works: torch hangs ``_metadata`` on state dicts."""
+    return isinstance(name, str) and not hasattr(collections.OrderedDict, name)
 
 
-def _is_short(part: Any) -> bool:
-    return (isinstance(part, str) and len(part) <= LONGEST_KEY) or (isinstance(part, int) and abs(part) < 2**63)
+def _is_old_state(state: Any) -> bool:
+    """What torch before 0.4 wrote behind a parameter: whether it takes gradients, another truth, and no hooks."""
+    return isinstance(state, tuple) and len(state) == 3 and isinstance(state[0], bool) and not state[2]
 
 
 def _not_here(what: str) -> Callable[[Machine, Any], None]:
@@ -222,8 +253,8 @@ OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
     **dict.fromkeys(
         ["INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"], Machine.push
     ),
-    **dict.fromkeys(["STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE"], Machine.push),
-    **dict.fromkeys(["BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"], Machine.push),
+    **dict.fromkeys(["STRING", "BINSTRING", "SHORT_BINSTRING"], lambda machine, text: machine.push(OldText(text))),
+    **dict.fromkeys(["UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"], Machine.push),
     **dict.fromkeys(["BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"], Machine.push),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
@@ -256,7 +287,7 @@ OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
     "INST": Machine.inst,
     "OBJ": Machine.obj,
     "REDUCE": Machine.reduce,
-    "NEWOBJ": Machine.reduce,
+    "NEWOBJ": Machine.newobj,
     "NEWOBJ_EX": Machine.newobj_ex,
     "BUILD": Machine.build,
     "BINPERSID": Machine.persid,

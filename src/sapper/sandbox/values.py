@@ -111,15 +111,37 @@ class Named:
         return f"{self.module}.{self.name}"
 
 
+@dataclass(frozen=True, repr=False)
+class Key:
+    """A key of a dict that is short bytes, or a short tuple of texts and numbers. It never equals a text."""
+
+    of: bytes | tuple[str | int, ...]
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.of))})" if isinstance(self.of, tuple) else f"({self.of!r})"
+
+
+class OldText(str):
+    """A text as Python 2 wrote it: bytes, of which each is a character here, and which torch reads as UTF-8."""
+
+    __slots__ = ()
+
+
+class PathText(str):
+    """The text of a path, which is no text to Python."""
+
+    __slots__ = ()
+
+
 @dataclass(eq=False, repr=False)
 class Placeholder:
     """An object of a class that is not known here: the name of the class, and the values that the file hangs on it.
 
-    ``made_of_tensors``: whether there are tensors among the arguments that it is made with.
+    ``held``: what it is made with, and what is added to it. What its class does with all these is not known.
     """
 
     of: str
-    made_of_tensors: bool = False
+    held: list[Any] = field(default_factory=list)
     state: dict[Any, Any] = field(default_factory=dict)
     items: dict[Any, Any] = field(default_factory=dict)
 
@@ -149,17 +171,18 @@ class Holder(Protocol):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Storage:
-    """Numbers in a row: where their bytes lie, under which key, and the first of them."""
+    """Numbers in a row: where their bytes lie, under which key, the first of them, and how many."""
 
     holder: Holder
     key: str
     kind: Kind
+    elements: int
     start: int = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tensor:
-    """A view of a storage, in elements of ``kind``. Nothing is read before it is wanted."""
+    """A view of a storage, in elements of ``kind`` from the storage's first. Nothing is read before it is wanted."""
 
     storage: Storage
     kind: Kind
@@ -184,7 +207,9 @@ def tensor(storage: object, kind: object, offset: object, size: object, stride: 
     (offset,) = numbers((offset,))
     if len(size) != len(stride):
         raise RefusedError("a tensor in it has other numbers of sizes and of strides")
-    return Tensor(storage, kind, storage.start + offset, size, stride)
+    if storage.holder.big_endian and kind.size != storage.kind.size:
+        return Unread("of numbers whose bytes are in another order")
+    return Tensor(storage, kind, offset, size, stride)
 
 
 def numbers(values: object) -> tuple[int, ...]:
@@ -194,6 +219,40 @@ def numbers(values: object) -> tuple[int, ...]:
     if not all(type(value) is int and 0 <= value < BIGGEST for value in values):
         raise RefusedError("a tensor in it has a shape or a place that none can have")
     return tuple(values)
+
+
+LONGEST_TUPLE, LONGEST_KEY = 8, 200
+
+
+def key(value: Any) -> Any:
+    """A key of a dict that takes no time to hash or to compare, in place of one that could be made to.
+
+    Those that are equal to Python are equal here, and no others, but for objects, which are never equal here.
+    """
+    if isinstance(value, OldText):
+        return _utf8(value)
+    if value is None or type(value) is str or isinstance(value, bool | float | Named | Placeholder | Thing):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 2**63 else Thing("a large number")
+    if isinstance(value, bytes) and len(value) <= LONGEST_KEY:
+        return Key(value)
+    if isinstance(value, tuple) and len(value) <= LONGEST_TUPLE and all(_is_short(each) for each in value):
+        return Key(tuple(_utf8(each) if isinstance(each, OldText) else each for each in value))
+    return Thing("a key that is no text")
+
+
+def _utf8(text: OldText) -> str:
+    try:
+        return text.encode("latin-1").decode()
+    except UnicodeError as error:
+        raise RefusedError("a name in it is in a code that torch does not read") from error
+
+
+def _is_short(part: Any) -> bool:
+    if isinstance(part, str):
+        return len(part) <= LONGEST_KEY and not isinstance(part, PathText)
+    return isinstance(part, int) and abs(part) < 2**63
 
 
 class Bytes:
