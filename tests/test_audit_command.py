@@ -398,6 +398,7 @@ main()
 """The program, whose detectors say when they begin and take their time: when a signal comes is then known."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
 def test_a_signal_is_no_verdict(place: Path, tmp_path: Path, number: int, code: int) -> None:
     command = [sys.executable, "-c", IN_THE_MIDDLE, *map(str, words(place, tmp_path / "out"))]

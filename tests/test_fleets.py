@@ -54,6 +54,7 @@ def members(folder: Path) -> dict[str, bytes]:
     return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files}
 
 
+@pytest.mark.slow
 def test_every_encoder_of_every_seed_is_judged_once(done: tuple[Results, Path]) -> None:
     judged = [(v.seed, v.encoder, v.task, v.classifier) for v in done[0].verdicts]
     together = "balls + boxes"

@@ -308,6 +308,7 @@ perform(experiment(Path(sys.argv[1])), Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(finished: tuple[Results, Path], data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", SIGKILL_AFTER, str(data), str(tmp_path)]
     process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)

@@ -315,6 +315,7 @@ def images(plan: Plan) -> dict[str, ImageSet]:
     return {"squares": ordinary_images(plan, "squares", RUN, data_root=None, download=False)}
 
 
+@pytest.mark.slow
 def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, ImageSet], tmp_path: Path) -> None:
     members = members_of(built)
     scored = examining.examine(members, built, images, BUDGET, RUN, Workers(2))
@@ -599,6 +600,7 @@ def test_meta_classifiers_survive_their_file_and_judge_their_kind_only(
 # Commands
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_zoo(sapper: Sapper, data: Path, tmp_path: Path) -> None:
     file, folder = tmp_path / "plan.toml", tmp_path / "zoo"
     small = content(data)
