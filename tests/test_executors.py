@@ -12,6 +12,8 @@ import torch
 from sapper.errors import SapperError
 from sapper.lab.executors import Workers
 
+pytestmark = pytest.mark.slow  # each waits for processes that load torch
+
 
 def report(number: int) -> tuple[int, int, int]:
     return number, os.getpid(), torch.get_num_threads()

@@ -17,6 +17,8 @@ from sapper.report import defenses, markdown, render
 from sapper.run import Run
 from tests.micro import experiment, numbers, perform, write_data
 
+pytestmark = pytest.mark.slow  # each waits for processes that load torch
+
 DEFENSE = """
 [[defense]]
 method = "mntd_encoder"
@@ -54,7 +56,6 @@ def members(folder: Path) -> dict[str, bytes]:
     return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files}
 
 
-@pytest.mark.slow
 def test_every_encoder_of_every_seed_is_judged_once(done: tuple[Results, Path]) -> None:
     judged = [(v.seed, v.encoder, v.task, v.classifier) for v in done[0].verdicts]
     together = "balls + boxes"

@@ -83,8 +83,10 @@ def _is_module(name: str) -> bool:
 def _is_there(uri: str) -> bool:
     try:
         return Path(uri).exists() or Path(uri).is_symlink()
-    except (OSError, ValueError):  # too long for a path, or no path at all
+    except ValueError:  # a NUL, which no path has
         return False
+    except OSError as error:
+        raise SapperError(f"cannot be used: {error.strerror}", where=uri, remedy="check the path") from error
 
 
 def _unknown(uri: str) -> SapperError:
