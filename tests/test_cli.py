@@ -101,7 +101,6 @@ def test_a_shipped_scenario_goes_by_its_name_even_beside_a_folder_of_that_name(
     assert seen == ["sapper run demo --set attack.epochs=3 --out there", "sapper run demo --out there"]
 
 
-@pytest.mark.slow
 def test_away_from_a_terminal_it_is_quiet_and_report_prints_the_same(
     sapper: Sapper, file: Path, tmp_path: Path
 ) -> None:
@@ -249,7 +248,6 @@ def _hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_a_training_ends_with_130(file: Path, tmp_path: Path) -> None:
     command = [*PROGRAM, "run", str(file), "--out", str(tmp_path / "out"), *ENDLESS]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts) as process:
