@@ -20,9 +20,7 @@ from sapper.run import Run
 ARGUMENTS: dict[str, type | tuple[type, ...]] = {
     # of timm's vision transformers
     **dict.fromkeys(("patch_size", "embed_dim", "depth", "num_heads", "reg_tokens"), int),
-    **dict.fromkeys(
-        ("class_token", "no_embed_class", "fc_norm", "final_norm", "pre_norm", "qk_norm", "qkv_bias"), bool
-    ),
+    **dict.fromkeys(("class_token", "no_embed_class", "fc_norm", "pre_norm", "qk_norm", "qkv_bias"), bool),
     **dict.fromkeys(("init_values", "mlp_ratio", "norm_eps"), (int, float)),
     **dict.fromkeys(("global_pool", "act_layer"), str),
     "se_ratio": (int, float),  # of squeeze-and-excitation branches without bias in timm's ResNets
