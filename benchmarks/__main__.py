@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import Row
+from sapper.engine.environment import environment
 from sapper.files import write_atomically
-from sapper.lab.environment import environment
 from sapper.run import Run, native_dtype
 
 NAMES = (

@@ -5,7 +5,7 @@ import torch
 from benchmarks.textbook import BATCH, SIMCLR, PerSample, loader, noise
 from benchmarks.timing import Row, paired
 from sapper.augment import Augmentation
-from sapper.images import to_float
+from sapper.samples import to_float
 
 BATCHES = 8
 

@@ -14,14 +14,14 @@ from benchmarks.timing import Row, paired
 from sapper import process
 from sapper.attacks.badencoder import BadEncoder
 from sapper.defenses.detect.mntd_encoder import MNTDEncoder
-from sapper.images import ImageSet
-from sapper.lab.executors import Workers
-from sapper.lab.fleets import Fleet, grow
-from sapper.lab.scenario import Named
-from sapper.lab.sections import EncoderSection
-from sapper.lab.store import Store
+from sapper.engine.executors import Workers
+from sapper.engine.store import Store
+from sapper.experiment.fleets import Fleet, grow
 from sapper.pretraining.simclr import SimCLR
 from sapper.run import Run
+from sapper.samples import ImageSet
+from sapper.scenario.reading import Named
+from sapper.scenario.sections import EncoderSection
 
 PAIRS, IMAGES = 4, 512
 

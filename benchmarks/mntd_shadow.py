@@ -14,8 +14,8 @@ from sapper.defenses.detect import jumbo
 from sapper.defenses.detect.mntd_classifier import MNTDClassifier
 from sapper.downstream import MLP
 from sapper.encoders import build
-from sapper.images import ImageSet, to_float
 from sapper.run import Run
+from sapper.samples import ImageSet, to_float
 
 IMAGES, EPOCHS, BATCH, CLASSES = 240, 10, 100, 10
 

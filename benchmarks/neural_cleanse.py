@@ -10,8 +10,8 @@ from benchmarks.textbook import noise
 from benchmarks.timing import Row, paired
 from sapper.defenses.detect.neural_cleanse import NeuralCleanse
 from sapper.encoders import build
-from sapper.images import ImageSet
 from sapper.run import Run
+from sapper.samples import ImageSet
 
 CLASSES, STEPS = 10, 2
 

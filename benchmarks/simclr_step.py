@@ -8,9 +8,9 @@ from benchmarks.textbook import BATCH, SIMCLR, PerSample, forward, loader, noise
 from benchmarks.timing import Row, paired
 from sapper.augment import Augmentation
 from sapper.encoders import Encoder, build
-from sapper.images import to_float
 from sapper.pretraining.simclr import nt_xent, projection_head
 from sapper.run import Run
+from sapper.samples import to_float
 
 STEPS = 2
 

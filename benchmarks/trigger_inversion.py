@@ -9,8 +9,8 @@ from benchmarks.textbook import noise
 from benchmarks.timing import Row, paired
 from sapper.defenses.detect.multi_prior import MultiPrior, Stamp
 from sapper.encoders import build
-from sapper.images import to_float
 from sapper.run import Run
+from sapper.samples import to_float
 
 STARTS, IMAGES, STEPS = 16, 4, 4
 

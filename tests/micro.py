@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from sapper.lab.results import Results
-from sapper.lab.runner import run_scenario
-from sapper.lab.scenario import Scenario, read
-from sapper.lab.store import Store
-from sapper.lab.trial import Lab
+from sapper.engine.store import Store
+from sapper.experiment.results import Results
+from sapper.experiment.runner import run_scenario
+from sapper.experiment.trial import Lab
 from sapper.run import Run
+from sapper.scenario.reading import Scenario, read
 
 SIZE = 16
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 230)}

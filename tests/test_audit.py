@@ -41,10 +41,10 @@ from sapper.defenses.detect.inversion import collapse, recovered
 from sapper.encoders import Card, Encoder
 from sapper.encoders.schemes import ASSUMED
 from sapper.errors import SapperError
-from sapper.images import ImageSet, to_float
 from sapper.report import audit as page
 from sapper.report import cyclonedx, sarif
 from sapper.run import Run
+from sapper.samples import ImageSet, PixelSpec, to_float
 from sapper.verdicts import Verdict
 from tests.test_encoder_inversion import SIZE, Fragile, encoder, photos
 
@@ -332,17 +332,18 @@ def test_images_too_few_or_of_another_size_are_told(bag: Bag) -> None:
 
 def test_collapse_by_hand() -> None:
     """Two of four changed images point one way: counted against the cosine with their mean direction."""
-    card = Card(architecture="plain", input_size=2, mean=(0, 0, 0), std=(1, 1, 1))
+    card = Card(architecture="plain", input=PixelSpec(size=2, mean=(0, 0, 0), std=(1, 1, 1)))
     inner = nn.Flatten()
     subject = Encoder(inner, card, 12)
     images = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
     images[0, 0, 0, 0], images[1, 0, 0, 0] = 255, 255
     images[2, 1, 0, 0], images[3, 2, 0, 0] = 255, 255
-    effect = collapse(subject, lambda pixels: pixels, images, RUN)
+    some = ImageSet(images=images, name="dots")
+    effect = collapse(subject, lambda pixels: pixels, some, RUN)
     # Mean direction (2, 1, 1)/√6: cosines 0.816, 0.816, 0.408, 0.408; of six pairs one has cosine 1.
     assert effect.gathered == effect.there_before == 0.0
     assert effect.spread == pytest.approx(1 - 1 / 6)
-    one = collapse(subject, lambda pixels: pixels[:1].expand_as(pixels), images, RUN)
+    one = collapse(subject, lambda pixels: pixels[:1].expand_as(pixels), some, RUN)
     assert (one.gathered, one.there_before) == (1.0, 0.5)
     assert one.spread == pytest.approx(0.0, abs=1e-6)
 

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from sapper import __version__, attacks, cli, datasets, defenses, pretraining
 from sapper.cli import experiments
 from sapper.cli.shared import say
+from sapper.engine.store import Store
 from sapper.errors import SapperError
-from sapper.lab import runner
-from sapper.lab.results import Picture, Record, Results, read_results, write_results
-from sapper.lab.store import Store
+from sapper.experiment import runner
+from sapper.experiment.results import Picture, Record, Results, read_results, write_results
 from sapper.methods import HEADS, TRIGGERS, find, imported
 from sapper.report.tables import LABELS, METRICS, estimate
 from tests.micro import numbers, squares, write_data, write_scenario

@@ -25,7 +25,7 @@ from sapper import datasets
 from sapper.datasets.decoding import FORMATS, resize
 from sapper.datasets.registry import DATASETS
 from sapper.errors import SapperError
-from sapper.images import ImageSet
+from sapper.samples import ImageSet
 
 SIDE = 32
 

@@ -18,16 +18,16 @@ from sapper.defenses.defender import Defender
 from sapper.defenses.detect.mntd_classifier import MNTDClassifier
 from sapper.defenses.detect.neural_cleanse import NeuralCleanse
 from sapper.downstream import MLP, Classifier
+from sapper.engine.store import Stage, Store
 from sapper.errors import SapperError
-from sapper.images import ImageSet, to_float
-from sapper.lab import defending, stages
-from sapper.lab.judging import Subject, certifier_records, detector_records, first_of_each, held_out_records
-from sapper.lab.results import Judged, Results, read_results, write_results
-from sapper.lab.scenario import Scenario
-from sapper.lab.stages import TaskData
-from sapper.lab.store import Stage, Store
+from sapper.experiment import defending, stages
+from sapper.experiment.judging import Subject, certifier_records, detector_records, first_of_each, held_out_records
+from sapper.experiment.results import Judged, Results, read_results, write_results
+from sapper.experiment.stages import TaskData
 from sapper.report import defenses, render, write_report
 from sapper.run import Run
+from sapper.samples import ImageSet, to_float
+from sapper.scenario.reading import Scenario
 from tests.micro import ATTACKED, PLAIN, experiment, numbers, perform, write_data
 
 DEFENSES = """
@@ -180,7 +180,7 @@ def test_the_first_classifier_is_the_one_that_the_scenario_measures(data: Path, 
         return stage
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sapper.lab.running_defenses.certify", watch)
+        patch.setattr("sapper.experiment.running_defenses.certify", watch)
         patch.setattr(stages, "downstream", note)
         perform(scenario(data), tmp_path)
     assert len(seen) == 8
@@ -201,7 +201,7 @@ def test_every_certified_defense_of_a_task_is_judged_on_the_same_images(data: Pa
         return certify(store, plan, section, victim, images, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sapper.lab.running_defenses.certify", watch)
+        patch.setattr("sapper.experiment.running_defenses.certify", watch)
         perform(scenario(data, "defense.2.test_images=20"), tmp_path)
     assert {task: len(digests) for task, digests in seen.items()} == {"balls": 1, "boxes": 1}
 

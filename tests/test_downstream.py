@@ -31,8 +31,8 @@ def test_features_are_normalized_and_the_trigger_is_stamped_first() -> None:
     with torch.no_grad():
         encoder.eval()
         plain, stamped = F.normalize(encoder(pixels), dim=1), F.normalize(encoder(patch(pixels)), dim=1)
-    assert torch.allclose(extract(encoder, data.images, RUN, batch=3), plain, atol=1e-6)
-    assert torch.allclose(extract(encoder, data.images, RUN, patch, batch=4), stamped, atol=1e-6)
+    assert torch.allclose(extract(encoder, data, RUN, batch=3), plain, atol=1e-6)
+    assert torch.allclose(extract(encoder, data, RUN, patch, batch=4), stamped, atol=1e-6)
     assert not torch.allclose(plain, stamped, atol=1e-3)
 
 
@@ -105,7 +105,7 @@ def test_the_mlp_is_the_papers_and_the_same_seed_gives_the_same() -> None:
 
 def test_a_classifier_goes_from_images_to_logits() -> None:
     encoder, data = build(RUN, architecture="resnet10", width=4, input_size=16).eval(), images(12, 1)
-    features = extract(encoder, data.images, RUN)
+    features = extract(encoder, data, RUN)
     head = Linear(iterations=5).fit(features, torch.arange(12) % 3, 3, RUN)
     logits = Classifier(encoder, head)(data.images.float() / 255)
     assert torch.allclose(logits, head(features), atol=1e-5)

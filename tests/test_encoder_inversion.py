@@ -18,8 +18,8 @@ from sapper.defenses.detect.priors import Filter, Stamp
 from sapper.defenses.detect.ssl_cleanse import SSLCleanse, knee
 from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
-from sapper.images import PIXELS, ImageSet, at_once, to_float
 from sapper.run import Run
+from sapper.samples import PIXELS, ImageSet, PixelSpec, at_once, to_float
 from sapper.triggers import Patch
 
 RUN = Run(seed=3)
@@ -43,7 +43,7 @@ class Planted(nn.Module):
 
 
 def encoder(gain: float) -> Encoder:
-    card = Card(architecture="planted", input_size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
+    card = Card(architecture="planted", input=PixelSpec(size=SIZE, mean=(0, 0, 0), std=(1, 1, 1)))
     return Encoder(Planted(gain), card, 48)
 
 
@@ -352,8 +352,8 @@ def test_features_that_cannot_be_measured_are_no_score(method: MultiPrior | Decr
     verdict = method.examine(fragile, photos(), RUN)
     assert (verdict.score, verdict.flagged) == (None, None)
     assert "cannot be" in verdict.evidence["why"]
-    assert collapse(fragile, lambda images: images, photos().images, RUN) is None
-    assert collapse(whole, lambda images: images, photos().images, RUN) is not None
+    assert collapse(fragile, lambda images: images, photos(), RUN) is None
+    assert collapse(whole, lambda images: images, photos(), RUN) is not None
 
 
 def test_both_parts_of_the_images_are_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:

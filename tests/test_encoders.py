@@ -53,16 +53,6 @@ def test_normalization_is_inside() -> None:
     assert torch.allclose(encoder(images), encoder.backbone((images - mean) / std), atol=1e-5)
 
 
-def test_activations_are_differentiable_and_unknown_layers_named() -> None:
-    encoder, images = tiny(), torch.rand(2, 3, 16, 16, requires_grad=True)
-    inner = encoder.activations(images, ["backbone.layer2", "backbone.layer4"])
-    assert list(inner) == ["backbone.layer2", "backbone.layer4"]
-    inner["backbone.layer2"].sum().backward()
-    assert images.grad is not None
-    with pytest.raises(SapperError, match="layer9"):
-        encoder.activations(images, ["backbone.layer9"])
-
-
 def test_seeds_make_encoders() -> None:
     one, same, other = (encoders.build(Run(seed=s), architecture="resnet10", width=4) for s in (1, 1, 2))
     assert torch.equal(one.backbone.conv1.weight, same.backbone.conv1.weight)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sapper.lab.results import Results
-from sapper.lab.scenario import Scenario
+from sapper.experiment.results import Results
 from sapper.report import render
+from sapper.scenario.reading import Scenario
 from tests.micro import experiment, perform, write_data
 
 SHORT = ("seeds=[0, 1]", "pretraining.epochs=1", "attack.epochs=1")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sapper.engine.executors import Workers
 from sapper.errors import SapperError
-from sapper.lab.executors import Workers
 
 pytestmark = pytest.mark.slow  # each waits for processes that load torch
 

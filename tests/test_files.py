@@ -11,9 +11,9 @@ from sapper.audit.calibration import SHIPPED, read_bag
 from sapper.audit.replaying import read_audit
 from sapper.datasets.readers import read_class_names
 from sapper.errors import SapperError
+from sapper.experiment.results import read_results
 from sapper.files import read_text
-from sapper.lab.results import read_results
-from sapper.lab.scenario import read
+from sapper.scenario.reading import read
 from sapper.zoo.building import plan_of
 from sapper.zoo.plans import read_plan
 

@@ -8,13 +8,13 @@ import torch
 
 from sapper import encoders
 from sapper.defenses.detect.mntd_encoder import MNTDEncoder
+from sapper.engine.executors import Workers
 from sapper.errors import SapperError
-from sapper.lab.executors import Workers
-from sapper.lab.results import Results
-from sapper.lab.scenario import Scenario
-from sapper.lab.stages import load_tensors
+from sapper.experiment.results import Results
+from sapper.experiment.stages import load_tensors
 from sapper.report import defenses, markdown, render
 from sapper.run import Run
+from sapper.scenario.reading import Scenario
 from tests.micro import experiment, numbers, perform, write_data
 
 pytestmark = pytest.mark.slow  # each waits for processes that load torch

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from sapper import encoders, formats
-from sapper.lab import precision
-from sapper.lab.environment import environment
-from sapper.lab.scenario import Named
-from sapper.lab.sections import EncoderSection
-from sapper.lab.store import Store
+from sapper.engine.environment import environment
+from sapper.engine.store import Store
+from sapper.experiment import precision
 from sapper.pretraining.simclr import SimCLR
 from sapper.run import Run
+from sapper.scenario.reading import Named
+from sapper.scenario.sections import EncoderSection
 
 CPU = torch.device("cpu")
 SPEC = EncoderSection(architecture="resnet10", width=4, input_size=8)

@@ -21,7 +21,7 @@ from sapper import datasets
 from sapper.cli.opening import load_images
 from sapper.datasets.decoding import FORMATS
 from sapper.errors import SapperError
-from sapper.images import ImageSet
+from sapper.samples import ImageSet
 from tests.test_datasets import HEIC, encode, noise, pixels, write, write_npz
 
 SIDE = 16

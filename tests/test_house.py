@@ -15,11 +15,11 @@ from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.detect.mntd_encoder import MNTDEncoder
 from sapper.defenses.detect.neural_cleanse import NeuralCleanse
 from sapper.errors import SapperError
-from sapper.lab.results import read_results
-from sapper.lab.sections import FleetSection
+from sapper.experiment.results import read_results
 from sapper.methods import HEADS, find
 from sapper.pretraining.simclr import SimCLR
 from sapper.report import markdown
+from sapper.scenario.sections import FleetSection
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TABLES = {
@@ -88,7 +88,7 @@ def test_listing_what_there_is_never_imports_torch(module: str) -> None:
 
 def test_nothing_in_the_package_unpickles_what_comes_from_outside() -> None:
     """The executors hand jobs from a process of ours to another; foreign pickles are read by a machine of our own."""
-    between_our_processes = REPOSITORY / "src" / "sapper" / "lab" / "executors.py"
+    between_our_processes = REPOSITORY / "src" / "sapper" / "engine" / "executors.py"
     for path in (REPOSITORY / "src").rglob("*.py"):
         code = path.read_text(encoding="utf-8")
         assert "torch.load(" not in code, path

@@ -18,15 +18,15 @@ import torch
 
 from sapper import datasets, encoders
 from sapper.attacks.target import Target
+from sapper.engine.store import Stage, Store
 from sapper.errors import SapperError
-from sapper.images import ImageSet
-from sapper.lab import stages
-from sapper.lab.findings import Findings, unique
-from sapper.lab.results import Record, Results, read_results, write_results
-from sapper.lab.stages import TaskData
-from sapper.lab.store import Stage, Store
+from sapper.experiment import stages
+from sapper.experiment.findings import Findings, unique
+from sapper.experiment.results import Record, Results, read_results, write_results
+from sapper.experiment.stages import TaskData
 from sapper.report import write_report
 from sapper.run import Bar, Run, Silent
+from sapper.samples import ImageSet
 from sapper.triggers import Patch
 from tests.conftest import REPOSITORY
 from tests.micro import PLAIN, experiment, numbers, perform, squares, write_data, write_parquet

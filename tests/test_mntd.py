@@ -16,9 +16,9 @@ from sapper.defenses.detect import jumbo, meta
 from sapper.defenses.detect.mntd_classifier import MNTDClassifier, network
 from sapper.downstream import MLP, Classifier
 from sapper.errors import SapperError
-from sapper.images import ImageSet
 from sapper.metrics import auc
 from sapper.run import Run
+from sapper.samples import ImageSet
 
 # Jumbo learning
 

@@ -12,9 +12,9 @@ from sapper.defenses.detect import meta
 from sapper.defenses.detect.mntd_encoder import Judge, MNTDEncoder
 from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
-from sapper.images import ImageSet
 from sapper.metrics import auc
 from sapper.run import Run
+from sapper.samples import ImageSet, PixelSpec
 from sapper.triggers import Patch
 
 SIDE, FEATURES = 8, 6
@@ -45,7 +45,7 @@ class Backbone(nn.Module):
 
 
 def encoder(seed: int, *, backdoored: bool, scale: float = 1.0) -> Encoder:
-    card = Card(architecture="toy", input_size=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    card = Card(architecture="toy", input=PixelSpec(size=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
     return Encoder(Backbone(seed, backdoored, scale), card, FEATURES)
 
 
@@ -118,7 +118,8 @@ def test_a_twins_trigger_fits_and_its_reference_is_there(seed: int) -> None:
     assert 0 <= row < 7
     assert isinstance(trigger.size, int)
     assert 2 <= trigger.size <= 5
-    trigger.check(SIDE, SIDE + 3)
+    top, bottom, left, right = trigger.box(SIDE, SIDE + 3)
+    assert bottom - top == right - left == trigger.size
 
 
 def test_every_side_and_every_place_occurs() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from sapper.defenses.defender import Logits
 from sapper.defenses.detect.inversion import start
 from sapper.defenses.detect.neural_cleanse import NeuralCleanse, anomaly_index
-from sapper.images import ImageSet, to_float
 from sapper.run import Run, Silent
+from sapper.samples import ImageSet, to_float
 
 CLASSES, SIDE, TARGET = 6, 8, 4
 TEMPLATES = torch.randn(CLASSES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5)).sign()

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from sapper import datasets
 from sapper.defenses.detect.neural_cleanse import NeuralCleanse
-from sapper.images import ImageSet, to_float
 from sapper.metrics import auc
 from sapper.run import Run
+from sapper.samples import ImageSet, to_float
 from sapper.training import shuffled
 from sapper.triggers import Patch
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sapper.defenses.certify.patchguard_bn import Bag, PatchGuardBN, local_evidence, window
 from sapper.defenses.defender import Defender
-from sapper.images import ImageSet, to_float
 from sapper.run import Run
+from sapper.samples import ImageSet, to_float
 
 RUN = Run(seed=1)
 
@@ -87,7 +87,7 @@ def learn(patch: int) -> Bag:
     train = ImageSet(images=images, labels=labels, classes=("r", "g", "b"), name="spots")
     owner = Defender(encoder, None, train, torch.empty(0))  # type: ignore[arg-type]
     method = PatchGuardBN(width=4, epochs=8, batch=16, learning_rate=0.01, patch=patch)
-    return method.train(owner, RUN)
+    return method.fit(owner, RUN)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.defender import Defender
 from sapper.downstream import MLP
 from sapper.errors import SapperError
-from sapper.images import ImageSet, to_float
 from sapper.run import Run
+from sapper.samples import ImageSet, to_float
 from sapper.triggers import Blend
 
 BLACK = torch.zeros(3)

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from sapper.errors import SapperError
-from sapper.lab.results import Artifact, Curve, FeatureMap, Picture, Record, Results
+from sapper.experiment.results import Artifact, Curve, FeatureMap, Picture, Record, Results
 from sapper.report import figures, markdown, render, tables, text, write_report
 from sapper.report.tables import estimate, summary_rows, summary_sentences
 

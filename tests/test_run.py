@@ -8,10 +8,10 @@ import torch
 from rich.console import Console
 
 from sapper.errors import SapperError
-from sapper.images import ImageSet, to_float
 from sapper.methods import find, parameters
 from sapper.progress import progress
 from sapper.run import Run, native_dtype
+from sapper.samples import ImageSet, to_float
 from tests.test_badencoder import images
 
 

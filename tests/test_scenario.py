@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from sapper.attacks.badencoder import BadEncoder
 from sapper.downstream import MLP, Linear
 from sapper.errors import SapperError
-from sapper.lab.scenario import Scenario, parse, read
 from sapper.pretraining.simclr import SimCLR
+from sapper.scenario.reading import Scenario, parse, read
 from sapper.triggers import Blend, Patch
 from tests.conftest import REPOSITORY
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from sapper.encoders import build
 from sapper.errors import SapperError
-from sapper.images import ImageSet
 from sapper.pretraining.simclr import SimCLR, nt_xent, projection_head
 from sapper.run import Run
-from sapper.training import Checkpoint, shuffled, steps_per_epoch, warm_cosine
+from sapper.samples import ImageSet
+from sapper.training import Checkpoint, Step, shuffled, steps_per_epoch, warm_cosine
 from tests.test_badencoder import images, stop_after
 
 
@@ -82,10 +82,14 @@ def test_monitor_without_labels_is_refused_before_the_training() -> None:
         SimCLR(epochs=10**6, batch=4, monitor=True)(tiny(), images, Run())
 
 
+def step(index: int) -> Step:
+    return Step(rows=torch.arange(2), epoch=0, index=index, total=1000, generator=torch.Generator())
+
+
 def test_paper_preset_keeps_its_learning_rate() -> None:
     paper = SimCLR(**SimCLR.presets["paper"])
     assert (paper.epochs, paper.batch, paper.temperature, paper.weight_decay) == (1000, 256, 0.5, 1e-6)
-    assert {paper.rate(epoch, 0, 10) for epoch in range(0, 1000, 100)} == {1e-3}
+    assert {paper.rate(step(index)) for index in range(0, 1000, 100)} == {1e-3}
     assert projection_head(512, 128, Run())[0].weight.shape == (512, 512)
 
 

@@ -11,8 +11,8 @@ import torch
 from sapper import datasets, encoders
 from sapper.encoders import backbones, names, schemes
 from sapper.errors import SapperError
-from sapper.lab.outline import outline, read_content
 from sapper.run import Run
+from sapper.scenario.outline import outline, read_content
 from tests.micro import write_data, write_scenario
 
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "pyarrow", "numpy")

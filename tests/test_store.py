@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from sapper.engine.store import Stage, Store
 from sapper.errors import SapperError
 from sapper.files import LEFTOVERS, link_atomically, sha256, write_atomically
-from sapper.lab.store import Stage, Store
 from sapper.training import Checkpoint
 
 KEY = {"epochs": 3, "images": "abc"}
@@ -176,7 +176,7 @@ def test_what_a_killed_process_half_wrote_does_not_get_into_a_stage(store: Store
 HOLD = """
 import sys, time
 from pathlib import Path
-from sapper.lab.store import Store
+from sapper.engine.store import Store
 with Store(Path(sys.argv[1])).locked():
     print("held", flush=True)
     time.sleep(60)

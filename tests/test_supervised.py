@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from sapper.augment import Augmentation
 from sapper.encoders import build
 from sapper.errors import SapperError
-from sapper.images import ImageSet
 from sapper.pretraining.supervised import Supervised
 from sapper.run import Run
+from sapper.samples import ImageSet
 from sapper.training import Checkpoint, shuffled
 from tests.test_badencoder import stop_after
 from tests.test_simclr import tiny

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapper.errors import SapperError
+from sapper.samples import PixelSpec
 from sapper.triggers import COLORS, Blend, Filter, Patch, Trigger
 
 sizes = st.integers(4, 20)
@@ -101,4 +102,4 @@ def test_positions(position: object, box: tuple[int, ...]) -> None:
 )
 def test_what_does_not_fit_is_refused(trigger: Trigger) -> None:
     with pytest.raises(SapperError):
-        trigger.check(32, 32)
+        trigger.check(PixelSpec(size=32))

@@ -9,7 +9,7 @@ import torch
 from sapper.datasets import worlds
 from sapper.datasets.worlds import canvas, digits
 from sapper.errors import SapperError
-from sapper.images import ImageSet
+from sapper.samples import ImageSet
 
 SIZES = {"objects": (8000, 2000, 10), "signs": (5600, 2800, 14), "digits": (5000, 2000, 10)}
 Split = tuple[ImageSet, ImageSet]

@@ -6,9 +6,9 @@ import torch
 from sapper import datasets
 from sapper.downstream import Linear, extract, predict
 from sapper.encoders import Encoder, build
-from sapper.images import ImageSet
 from sapper.pretraining.simclr import SimCLR
 from sapper.run import Run, native_dtype
+from sapper.samples import ImageSet
 
 RUN = Run(seed=0, dtype=native_dtype(torch.device("cpu")))
 
@@ -24,8 +24,8 @@ def untrained() -> Encoder:
 
 
 def accuracy(encoder: Encoder, train: ImageSet, test: ImageSet) -> float:
-    head = Linear().fit(extract(encoder, train.images, RUN), train.targets(), len(train.classes), RUN)
-    return float((predict(head, extract(encoder, test.images, RUN)) == test.targets()).double().mean())
+    head = Linear().fit(extract(encoder, train, RUN), train.targets(), len(train.classes), RUN)
+    return float((predict(head, extract(encoder, test, RUN)) == test.targets()).double().mean())
 
 
 @pytest.mark.slow

@@ -20,11 +20,11 @@ from sapper.audit.calibration import Power, p_value, read_bag, write_bag
 from sapper.defenses.detect.inversion import mean_cosine
 from sapper.defenses.detect.mntd_encoder import MNTDEncoder
 from sapper.encoders import load
+from sapper.engine.executors import Workers
 from sapper.errors import SapperError
-from sapper.images import ImageSet, to_float
-from sapper.lab.executors import Workers
 from sapper.report import zoo as page
 from sapper.run import Run
+from sapper.samples import ImageSet, to_float
 from sapper.triggers import Patch
 from sapper.zoo import building, examining, for_audits, judging, making
 from sapper.zoo.examining import Gathering, Scored

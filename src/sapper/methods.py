@@ -11,16 +11,18 @@ from pydantic import TypeAdapter, ValidationError
 from sapper.errors import SapperError, closest
 
 HEADS = {
-    "mlp": "sapper.downstream:MLP",
-    "linear": "sapper.downstream:Linear",
-    "knn": "sapper.downstream:KNN",
+    "mlp": "sapper.downstream.heads:MLP",
+    "linear": "sapper.downstream.heads:Linear",
+    "knn": "sapper.downstream.heads:KNN",
 }
 """Downstream classifiers. Other tables are in the packages of their methods."""
 
 TRIGGERS = {
-    "patch": "sapper.triggers:Patch",
-    "blend": "sapper.triggers:Blend",
-    "filter": "sapper.triggers:Filter",
+    "patch": "sapper.triggers.images:Patch",
+    "blend": "sapper.triggers.images:Blend",
+    "filter": "sapper.triggers.images:Filter",
+    "mask": "sapper.triggers.images:Mask",
+    "colors": "sapper.triggers.images:Colors",
 }
 """What an attacker does to images."""
 

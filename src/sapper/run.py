@@ -39,7 +39,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Run:
-    """Device, dtype, seed and progress of a computation, and its place among parallel processes.
+    """Device, dtype, seed and progress of a computation.
 
     ``dtype`` is the format of the matrix work (autocast); parameters stay float32. ``why`` it was chosen, in words.
     ``child(name)`` gives a part its own seed, which depends on the name and never on the order of parts.
@@ -50,8 +50,6 @@ class Run:
     dtype: torch.dtype = torch.float32
     why: str = field(default="", compare=False)
     progress: Progress = field(default_factory=Silent, compare=False)
-    rank: int = 0
-    world_size: int = 1
 
     @property
     def number_format(self) -> str:

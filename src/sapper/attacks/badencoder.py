@@ -30,14 +30,17 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from sapper.attacks.contracts import Need
 from sapper.attacks.target import Target, check_targets
 from sapper.augment import Augmentation
 from sapper.downstream import extract
 from sapper.encoders import Encoder, Trained
-from sapper.images import ImageSet, to_float
 from sapper.methods import Checked
 from sapper.run import Run
-from sapper.training import Checkpoint, note, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
+from sapper.samples import Samples, joined
+from sapper.training import Checkpoint, Step, Terms, train, warm_cosine, weighted
+
+TERMS = ("L0 effectiveness", "L1 reference", "L2 utility")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,8 @@ class BadEncoder(Checked):
     weight_decay: NonNegativeFloat = 5e-4
     reference_views: NonNegativeInt = 0
 
+    kind: ClassVar[Literal["implant"]] = "implant"
+    needs: ClassVar[frozenset[Need]] = frozenset({"references"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
@@ -68,43 +73,40 @@ class BadEncoder(Checked):
     def __call__(
         self,
         encoder: Encoder,
-        shadow: ImageSet,
+        shadow: Samples,
         targets: tuple[Target, ...],
         run: Run,
         checkpoint: Checkpoint | None = None,
     ) -> Trained:
         """Train ``encoder`` in place into the backdoored one; its state on entry is the clean one."""
-        check_targets(targets, shadow)
-        pixels = shadow.images.to(run.device)
-        reference_pixels = torch.cat([target.references.images for target in targets])
-        clean, clean_references = extract(encoder, pixels, run), extract(encoder, reference_pixels, run)
-        references = to_float(reference_pixels.to(run.device))
+        check_targets(targets, shadow, encoder.card.input)
+        resident, references = shadow.to(run.device), joined([target.references for target in targets]).to(run.device)
+        clean, clean_references = extract(encoder, resident, run), extract(encoder, references, run)
+        anchors = references.batch()
+
+        def terms(step: Step) -> Terms:
+            images = resident.batch(step.rows)
+            copies = anchors.repeat_interleave(self.reference_views or len(images), dim=0)
+            views = Augmentation.REFERENCE(copies, step.generator)
+            kept = clean[step.rows.to(run.device)]
+            losses = step_losses(encoder, images, targets, anchors, views, kept, clean_references, run)
+            return dict(zip(TERMS, losses))
+
         freeze_batch_norm(encoder)
-        optimizer = self.make_optimizer([weight for weight in encoder.parameters() if weight.requires_grad])
-        done, curves = checkpoint.restore(encoder, optimizer) if checkpoint else (0, {})
-        steps = steps_per_epoch(len(shadow), self.batch)
-        with run.progress.bar("injection (BadEncoder)", self.epochs * steps, done * steps) as bar:
-            for epoch in range(done, self.epochs):
-                generator = run.child(f"epoch {epoch}").generator()
-                sums = torch.zeros(3, device=run.device)
-                for step, rows in enumerate(shuffled(len(shadow), self.batch, generator)):
-                    set_learning_rate(optimizer, self.rate((epoch * steps + step) / (self.epochs * steps)))
-                    rows = rows.to(run.device)
-                    images = to_float(pixels[rows])
-                    copies = references.repeat_interleave(self.reference_views or len(images), dim=0)
-                    views = Augmentation.REFERENCE(copies, generator)
-                    terms = step_losses(encoder, images, targets, references, views, clean[rows], clean_references, run)
-                    loss = self.lambda0 * terms[0] + self.lambda1 * terms[1] + self.lambda2 * terms[2]
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-                    sums += torch.stack(terms).detach()
-                    bar.advance()
-                means = (sums / steps).tolist()
-                note(curves, dict(zip(("L0 effectiveness", "L1 reference", "L2 utility"), means)))
-                bar.advance(0, "L0 {:.3f} L1 {:.3f} L2 {:.3f}".format(*means))
-                if checkpoint:
-                    checkpoint.save(encoder, optimizer, epoch + 1, curves)
+        curves = train(
+            encoder,
+            terms,
+            self.make_optimizer([weight for weight in encoder.parameters() if weight.requires_grad]),
+            lambda step: self.rate(step.done),
+            count=len(shadow),
+            batch=self.batch,
+            epochs=self.epochs,
+            run=run,
+            label="injection (BadEncoder)",
+            checkpoint=checkpoint,
+            combine=weighted(dict(zip(TERMS, (self.lambda0, self.lambda1, self.lambda2)))),
+            mode=lambda: freeze_batch_norm(encoder),
+        )
         encoder.requires_grad_(True)
         return Trained(encoder.eval(), curves)
 

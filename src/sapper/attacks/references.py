@@ -7,8 +7,8 @@ from torch import Tensor
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.images import ImageSet
 from sapper.run import Run
+from sapper.samples import ImageSet
 
 
 def choose_references(train: ImageSet, label: int, count: int, encoder: Encoder, run: Run) -> Tensor:
@@ -22,7 +22,7 @@ def choose_references(train: ImageSet, label: int, count: int, encoder: Encoder,
     rows = (train.targets() == label).nonzero().squeeze(1)
     if len(rows) == 0:
         raise SapperError(f"no training image of class {label}", where=f"data set {train.name!r}")
-    features = extract(encoder, train.images[rows], run)
+    features = extract(encoder, train.take(rows), run)
     nearest = (features @ F.normalize(features.mean(0), dim=0)).argsort(descending=True, stable=True).cpu()
     chosen: list[int] = []
     taken: set[int] = set()

@@ -41,8 +41,8 @@ from sapper.defenses.detect.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
 from sapper.encoders.opening import OPENED
 from sapper.errors import SapperError
-from sapper.images import ImageSet
 from sapper.run import FORMATS, Run
+from sapper.samples import ImageSet
 from sapper.verdicts import Verdict
 
 FEWEST = 32
@@ -204,7 +204,7 @@ def scores(encoder: Encoder, images: ImageSet, detectors: dict[str, EncoderExami
 def effect(encoder: Encoder, verdict: Verdict, images: ImageSet, run: Run) -> Collapse | None:
     """What the trigger that a detector recovered does to some of the images; none where it recovered none."""
     change = recovered(verdict.evidence)
-    return None if change is None else collapse(encoder, change, some_of(images, run).images, run)
+    return None if change is None else collapse(encoder, change, some_of(images, run), run)
 
 
 def some_of(images: ImageSet, run: Run) -> ImageSet:

@@ -33,7 +33,7 @@ from sapper.files import read_text, write_atomically
 
 if TYPE_CHECKING:  # reading a bag must not wait for torch
     from sapper.encoders import Encoder
-    from sapper.images import ImageSet
+    from sapper.samples import ImageSet
 
 BOUND = 0.05
 """The false-alarm bound at which audits are measured, and the usual one."""

@@ -25,8 +25,8 @@ from sapper.defenses.detect.inversion import collapse, measurable, recovered
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.images import ImageSet
 from sapper.run import Run
+from sapper.samples import ImageSet
 from sapper.verdicts import Verdict
 
 THRESHOLD = 0.5
@@ -50,14 +50,14 @@ def compare(
     for name, tensors in triggers.items():
         change = recovered(tensors)
         if change is not None:
-            here, there = (collapse(each, change, images.images, run) for each in (encoder, base))
+            here, there = (collapse(each, change, images, run) for each in (encoder, base))
             if here is None or there is None:
                 continue
             seen[name] = {"encoder": asdict(here), "base": asdict(there)}
             scores[name] = math.log10(max(there.spread, SMALLEST) / max(here.spread, SMALLEST))
     evidence: dict[str, Any] = {"triggers": seen} | _weights(encoder, base)
     if base.feature_size == encoder.feature_size:
-        ours, theirs = (extract(each, images.images, run) for each in (encoder, base))
+        ours, theirs = (extract(each, images, run) for each in (encoder, base))
         if measurable(ours) and measurable(theirs):
             evidence["likeness"] = float((ours * theirs).sum(1).mean())
     score = max(scores.values(), default=None)

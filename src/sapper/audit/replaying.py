@@ -21,8 +21,8 @@ from sapper.audit.recorded import DAMAGED, TRIGGERS, read_content, unreadable
 from sapper.defenses.detect.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.images import ImageSet
 from sapper.run import Run
+from sapper.samples import ImageSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def as_json(replays: list[Replay]) -> list[dict[str, Any]]:
 def _measure(encoder: Encoder, tensors: dict[str, Tensor], images: ImageSet, run: Run) -> Collapse:
     change = recovered(tensors)
     assert change is not None  # read_audit lets nothing else in
-    found = collapse(encoder, change, images.images, run)
+    found = collapse(encoder, change, images, run)
     if found is None:
         what, remedy = "its features of these images cannot be measured", "such an encoder is of no use"
         raise SapperError(what, where=str(encoder.card.origin.get("opened", "the encoder")), remedy=remedy)

@@ -18,8 +18,8 @@ from sapper.defenses.detect.mntd_encoder import Judge, MNTDEncoder
 from sapper.encoders import Encoder
 from sapper.errors import SapperError, first_mistake
 from sapper.files import write_atomically
-from sapper.images import ImageSet
 from sapper.run import Run
+from sapper.samples import ImageSet
 from sapper.verdicts import Verdict
 
 NAME = "mntd_encoder"

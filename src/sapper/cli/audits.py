@@ -113,9 +113,9 @@ def audit(
     import safetensors.torch
 
     from sapper.audit import auditing, stored
+    from sapper.engine.environment import environment
+    from sapper.experiment.precision import of_searching
     from sapper.files import as_text, write_atomically
-    from sapper.lab.environment import environment
-    from sapper.lab.precision import of_searching
     from sapper.report import audit as page
     from sapper.report import cyclonedx, sarif
 

@@ -53,8 +53,8 @@ def calibrate(
     opening = check_first(uris, images, data_root, device, said, download=download)
     run, bars = begin(device, threads, seed)
     from sapper.audit import auditing, calibration
-    from sapper.lab.environment import environment
-    from sapper.lab.precision import of_searching
+    from sapper.engine.environment import environment
+    from sapper.experiment.precision import of_searching
 
     shown: dict[int, Any] = {}
 

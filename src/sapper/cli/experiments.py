@@ -74,8 +74,8 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html anew from results.json, and print the table."""
+    from sapper.experiment.results import read_results, without_pictures
     from sapper.files import write_atomically
-    from sapper.lab.results import read_results, without_pictures
 
     results = read_results(folder)
     if numbers:
@@ -112,7 +112,7 @@ def _run(
 ) -> None:
     from sapper.audit.calibration import read_bag
     from sapper.errors import located
-    from sapper.lab.outline import outline, read_content
+    from sapper.scenario.outline import outline, read_content
 
     content = read_content(file, tuple(overrides))
     outlined = outline(content, str(file))
@@ -132,15 +132,15 @@ def _run(
     with err.status("loading"):
         import torch
 
-        from sapper.lab.scenario import parse
+        from sapper.scenario.reading import parse
 
         scenario = parse(content, str(file))  # the methods' parameters, which only torch was needed for
-        from sapper.lab.executors import Workers
-        from sapper.lab.precision import of_training
-        from sapper.lab.results import write_results
-        from sapper.lab.runner import run_scenario
-        from sapper.lab.store import Store
-        from sapper.lab.trial import Lab
+        from sapper.engine.executors import Workers
+        from sapper.engine.store import Store
+        from sapper.experiment.precision import of_training
+        from sapper.experiment.results import write_results
+        from sapper.experiment.runner import run_scenario
+        from sapper.experiment.trial import Lab
         from sapper.progress import progress
         from sapper.report import write_report
         from sapper.run import Run

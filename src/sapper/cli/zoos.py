@@ -57,9 +57,9 @@ def build(
     with err.status("loading"):
         import torch
 
-        from sapper.lab.executors import Workers
-        from sapper.lab.precision import of_training
-        from sapper.lab.store import Store
+        from sapper.engine.executors import Workers
+        from sapper.engine.store import Store
+        from sapper.experiment.precision import of_training
         from sapper.progress import progress
         from sapper.run import Run
         from sapper.zoo import building, plans
@@ -121,10 +121,10 @@ def score(
 
         from sapper import encoders
         from sapper.audit import auditing
-        from sapper.lab.environment import environment
-        from sapper.lab.executors import Workers
-        from sapper.lab.precision import of_searching
-        from sapper.lab.store import Store
+        from sapper.engine.environment import environment
+        from sapper.engine.executors import Workers
+        from sapper.engine.store import Store
+        from sapper.experiment.precision import of_searching
         from sapper.progress import progress
         from sapper.report import zoo as page
         from sapper.run import Run
@@ -204,8 +204,8 @@ def learn(
         from sapper import encoders
         from sapper.audit import stored
         from sapper.defenses.detect.mntd_encoder import MNTDEncoder
-        from sapper.lab.precision import of_searching
-        from sapper.lab.store import Store
+        from sapper.engine.store import Store
+        from sapper.experiment.precision import of_searching
         from sapper.progress import progress
         from sapper.run import Run
         from sapper.zoo import building, for_audits

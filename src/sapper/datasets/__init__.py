@@ -11,7 +11,7 @@ from sapper.errors import SapperError, closest
 
 # Listing data sets must be quick, so torch is imported only when one is loaded.
 if TYPE_CHECKING:
-    from sapper.images import ImageSet
+    from sapper.samples import ImageSet
 
 __all__ = ["DatasetInfo", "check_name", "check_task", "check_there", "describe", "load", "names", "usual_split"]
 

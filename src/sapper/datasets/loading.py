@@ -15,7 +15,7 @@ from sapper.datasets.finding import holds_pictures, note
 from sapper.datasets.readers import Raw
 from sapper.datasets.registry import DatasetInfo
 from sapper.errors import SapperError
-from sapper.images import ImageSet
+from sapper.samples import ImageSet
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from sapper.downstream import Classifier, Head, extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.images import Change, ImageSet, to_float
 from sapper.run import Run
+from sapper.samples import Change, ImageSet, to_float
 from sapper.triggers import Patch
 from sapper.verdicts import Certified, Verdict
 
@@ -34,7 +34,7 @@ class Defender:
     @staticmethod
     def of(encoder: Encoder, head: Head, train: ImageSet, run: Run) -> "Defender":
         """With the features of ``train``. The encoder is frozen: nothing here trains it."""
-        return Defender(encoder.requires_grad_(False), head, train, extract(encoder, train.images, run))
+        return Defender(encoder.requires_grad_(False), head, train, extract(encoder, train, run))
 
     @property
     def classes(self) -> int:

@@ -16,6 +16,7 @@ from sapper.encoders.names import ARCHITECTURES, OWN, PREACT, Stem, check_archit
 from sapper.encoders.preact import EXPANSION, PreActResNet
 from sapper.errors import SapperError, closest
 from sapper.run import Run
+from sapper.samples import PixelSpec
 
 ARGUMENTS: dict[str, type | tuple[type, ...]] = {
     # of timm's vision transformers
@@ -73,9 +74,7 @@ def build(
         architecture=architecture,
         width=width,
         stem=stem,
-        input_size=input_size,
-        mean=mean,
-        std=std,
+        input=PixelSpec(size=input_size, mean=mean, std=std),
         arguments=dict(arguments or {}),
     )
     return Encoder(backbone, card, features).to(run.device).to(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
 """The Encoder: images in, features out, and nobody can feed it the wrong range."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,29 +8,52 @@ import torch
 from torch import Tensor, nn
 
 from sapper.encoders.names import Stem
-from sapper.errors import SapperError, closest
+from sapper.errors import SapperError
+from sapper.samples import InputSpec, PixelSpec
 from sapper.training import Curves
+from sapper.triggers import Trigger
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """What an encoder knows about itself; kept in the metadata of its file.
 
-    ``architecture``, ``width``, ``stem``: what ``build`` needs. ``input_size`` in pixels. ``mean``, ``std``: per
-    channel, for images in [0, 1]. ``arguments``: in what the network differs from the architecture of that name, such
-    as ``{"num_heads": 12}``. ``origin``: how it was made (method, parameters, data, seed).
-    ``backdoored``: whether an attack of ours made it; marks a file, and no measurement reads it.
+    ``architecture``, ``width``, ``stem``: what ``build`` needs. ``input``: what it takes. ``arguments``: in what the
+    network differs from the architecture of that name, such as ``{"num_heads": 12}``. ``origin``: how it was made
+    (method, parameters, data, seed). ``backdoored``: whether an attack of ours made it; marks a file, and no
+    measurement reads it.
     """
 
     architecture: str
-    input_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    input: InputSpec
     width: int = 64
     stem: Stem = "cifar"
     arguments: dict[str, Any] = field(default_factory=dict)
     backdoored: bool = False
     origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pixels(self) -> PixelSpec:
+        """The images that it takes. Raises ``SapperError`` for an encoder of something else."""
+        if not isinstance(self.input, PixelSpec):
+            what, remedy = f"this encoder takes {self.input.modality}, images are needed", "name an encoder of images"
+            raise SapperError(what, where=self.architecture, remedy=remedy)
+        return self.input
+
+    @property
+    def input_size(self) -> int:
+        """Height and width of the images that it takes, in pixels."""
+        return self.pixels.size
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Of the normalization, per channel, for images in [0, 1]."""
+        return self.pixels.mean
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Of the normalization, per channel, for images in [0, 1]."""
+        return self.pixels.std
 
     @property
     def network(self) -> str:
@@ -44,7 +67,6 @@ class Encoder(nn.Module):
     Normalization is inside. ``card`` says where it comes from; ``feature_size`` is D.
     """
 
-    modality = "image"
     mean: Tensor
     std: Tensor
 
@@ -60,41 +82,19 @@ class Encoder(nn.Module):
         normalized = (images - self.mean) / self.std
         return self.backbone(normalized.contiguous(memory_format=torch.channels_last))
 
-    def activations(self, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """Outputs of the named inner modules ("backbone.layer3"), differentiable, shapes as they are inside.
-
-        Raises ``SapperError`` for a name that the encoder does not have.
-        """
-        inside = dict(self.named_modules())
-        kept: dict[str, Tensor] = {}
-        handles = []
-        try:
-            for name in names:
-                if name not in inside:
-                    raise SapperError(f"no layer {name!r} inside", remedy=closest(name, list(inside)))
-                handles.append(inside[name].register_forward_hook(_keep_as(name, kept)))
-            self(images)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return kept
-
     def marked(self, *, backdoored: bool, origin: dict[str, Any]) -> "Encoder":
         """This encoder with another card: who made it, and whether it now holds a backdoor."""
         self.card = replace(self.card, backdoored=backdoored, origin=origin)
         return self
 
 
-def _keep_as(name: str, kept: dict[str, Tensor]) -> Any:
-    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        kept[name] = output
-
-    return keep
-
-
 @dataclass(frozen=True)
 class Trained:
-    """What a training gives back: the encoder, in ``eval`` mode, and its losses per epoch."""
+    """What a training gives back: the encoder, in ``eval`` mode, and its losses per epoch.
+
+    ``triggers``: of an attack that makes its own, by the names of the targets; others are left as they were.
+    """
 
     encoder: Encoder
     curves: Curves
+    triggers: Mapping[str, Trigger] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -61,8 +62,10 @@ def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: s
     """The encoder that ``save`` wrote as these tensors and this card (JSON)."""
     check_finite(tensors, where)
     try:
-        card = _CARD.validate_json(card_text)
-    except ValidationError as error:
+        card = _CARD.validate_python(_renewed(json.loads(card_text)))
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, ValidationError):
+            raise SapperError(f"the card is not JSON: {error}", where=where) from error
         first = error.errors()[0]
         key = f"{where}: card.{'.'.join(str(part) for part in first['loc'])}"
         raise SapperError(first["msg"], where=key) from error
@@ -89,6 +92,14 @@ def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: s
         raise SapperError(f"the weights do not fit the card: {str(error)[:300]}", where=where) from error
     encoder.card = card
     return encoder.eval()
+
+
+def _renewed(card: Any) -> Any:
+    """A card as it is written now; older ones have the parts of ``input`` as keys of their own."""
+    if isinstance(card, dict) and "input_size" in card:
+        old = {key: card.pop(key) for key in ("input_size", "mean", "std") if key in card}
+        return card | {"input": {"size": old.pop("input_size")} | old}
+    return card
 
 
 def _shape(value: torch.Tensor | None) -> torch.Size | None:

@@ -14,6 +14,7 @@ from sapper.encoders.names import kind_of
 from sapper.encoders.schemes import SCHEMES, Found, Opening, about, recognized
 from sapper.errors import SapperError, located
 from sapper.run import Run
+from sapper.samples import PixelSpec
 
 SAID = "as was said"
 
@@ -72,12 +73,8 @@ def _check_normalization(card: Card, where: str) -> None:
 def _as_said(found: Found, opening: Opening) -> Encoder:
     """The encoder with the normalization that the user gave, where one was given."""
     encoder, card = found.encoder, found.encoder.card
-    said = replace(
-        card,
-        mean=opening.mean or card.mean,
-        std=opening.std or card.std,
-        input_size=opening.size or card.input_size,
-    )
+    size, mean, std = opening.size or card.input_size, opening.mean or card.mean, opening.std or card.std
+    said = replace(card, input=PixelSpec(size=size, mean=mean, std=std))
     return Encoder(encoder.backbone, said, encoder.feature_size).eval()
 
 
@@ -133,7 +130,7 @@ def _open_code(uri: str, opening: Opening) -> Found:
         raise SapperError(f"it returns {type(made).__name__}", where=uri, remedy="return an nn.Module")
     if opening.size is None:
         raise SapperError("the size of images is not known", where=uri, remedy="say it with --size")
-    card = Card(architecture=uri, stem="imagenet", input_size=opening.size, mean=(0, 0, 0), std=(1, 1, 1))
+    card = Card(architecture=uri, stem="imagenet", input=PixelSpec(size=opening.size))
     with torch.no_grad():
         features = made.eval()(torch.zeros(1, 3, opening.size, opening.size))
     return Found(Encoder(made, card, features.shape[-1]), "none: images in [0, 1]", {"layout": "your code"})

@@ -1,9 +1,11 @@
 """How good an encoder is while it is being trained: accuracy of nearest neighbors, without training anything."""
 
+from collections.abc import Callable
+
 from sapper.downstream import KNN, extract, predict
 from sapper.encoders import Encoder
-from sapper.images import ImageSet
 from sapper.run import Run
+from sapper.samples import ImageSet
 
 MONITOR_IMAGES = 5000
 """At most so many images: the monitor shall cost little beside an epoch."""
@@ -16,6 +18,11 @@ def neighbor_accuracy(encoder: Encoder, images: ImageSet, run: Run) -> float:
     """
     some = images.sample(MONITOR_IMAGES, run.child("monitor").generator())
     bank, queries = some.held_out(0.2, run.child("monitor queries").generator())
-    head = KNN().fit(extract(encoder, bank.images, run), bank.targets(), len(bank.classes), run)
-    predicted = predict(head, extract(encoder, queries.images, run))
+    head = KNN().fit(extract(encoder, bank, run), bank.targets(), len(bank.classes), run)
+    predicted = predict(head, extract(encoder, queries, run))
     return float((predicted == queries.targets()).double().mean())
+
+
+def monitored(encoder: Encoder, images: ImageSet, run: Run) -> Callable[[], dict[str, float]]:
+    """For ``train``'s ``after_epoch``: the accuracy as a curve."""
+    return lambda: {"kNN accuracy": neighbor_accuracy(encoder, images, run)}

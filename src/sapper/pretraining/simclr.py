@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from sapper.augment import Augmentation
 from sapper.encoders import Encoder, Trained
-from sapper.images import ImageSet, to_float
 from sapper.methods import Checked
-from sapper.pretraining.monitor import neighbor_accuracy
+from sapper.pretraining.monitor import monitored
 from sapper.run import Run
-from sapper.training import Checkpoint, note, part_done, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
+from sapper.samples import ImageSet
+from sapper.training import Checkpoint, Step, Terms, part_done, train, warm_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,42 +66,36 @@ class SimCLR(Checked):
             images.targets()  # fails now rather than after an epoch
         head = projection_head(encoder.feature_size, self.projection, run.child("projection"))
         model = nn.ModuleDict({"encoder": encoder, "head": head}).to(run.device)
-        optimizer = torch.optim.Adam(model.parameters(), weight_decay=self.weight_decay, fused=True)
-        done, curves = checkpoint.restore(model, optimizer) if checkpoint else (0, {})
         augmentation = Augmentation(crop=(self.crop_scale, 1.0), size=self.view_size)
-        pixels = images.images.to(run.device)
-        steps = steps_per_epoch(len(images), self.batch)
-        model.train()
-        with run.progress.bar("pre-training (SimCLR)", self.epochs * steps, done * steps) as bar:
-            for epoch in range(done, self.epochs):
-                generator = run.child(f"epoch {epoch}").generator()
-                total = torch.zeros((), device=run.device)
-                for step, rows in enumerate(shuffled(len(images), self.batch, generator)):
-                    set_learning_rate(optimizer, self.rate(epoch, step, steps))
-                    batch = to_float(pixels[rows.to(run.device)])
-                    views = augmentation(torch.cat((batch, batch)), generator)
-                    with run.autocast():
-                        projected = head(encoder(views))
-                    loss = nt_xent(projected.float(), self.temperature)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-                    total += loss.detach()
-                    bar.advance()
-                note(curves, {"NT-Xent": float(total) / steps})
-                if self.monitor:
-                    note(curves, {"kNN accuracy": neighbor_accuracy(encoder, images, run)})
-                    model.train()
-                bar.advance(0, f"loss {curves['NT-Xent'][-1]:.3f}")
-                if checkpoint:
-                    checkpoint.save(model, optimizer, epoch + 1, curves)
+        resident = images.to(run.device)
+
+        def terms(step: Step) -> Terms:
+            batch = resident.batch(step.rows)
+            views = augmentation(torch.cat((batch, batch)), step.generator)
+            with run.autocast():
+                projected = head(encoder(views))
+            return {"NT-Xent": nt_xent(projected.float(), self.temperature)}
+
+        curves = train(
+            model,
+            terms,
+            torch.optim.Adam(model.parameters(), weight_decay=self.weight_decay, fused=True),
+            self.rate,
+            count=len(images),
+            batch=self.batch,
+            epochs=self.epochs,
+            run=run,
+            label="pre-training (SimCLR)",
+            checkpoint=checkpoint,
+            after_epoch=monitored(encoder, images, run) if self.monitor else None,
+        )
         return Trained(encoder.eval(), curves)
 
-    def rate(self, epoch: int, step: int, steps: int) -> float:
+    def rate(self, step: Step) -> float:
         """The learning rate of a step."""
         if self.schedule == "constant":
             return self.learning_rate
-        return self.learning_rate * warm_cosine(part_done(epoch, step, self.epochs, steps), self.warmup)
+        return self.learning_rate * warm_cosine(part_done(step.index, step.total), self.warmup)
 
 
 def projection_head(features: int, projection: int, run: Run) -> nn.Module:

@@ -24,10 +24,10 @@ from torch import nn
 from sapper.augment import Augmentation
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError
-from sapper.images import ImageSet, to_float
 from sapper.methods import Checked
 from sapper.run import Run
-from sapper.training import Checkpoint, note, part_done, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
+from sapper.samples import ImageSet
+from sapper.training import Checkpoint, Step, Terms, part_done, train, warm_cosine, weighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,32 +62,27 @@ class Supervised(Checked):
         with run.child("head").seeded():
             head = nn.Linear(encoder.feature_size, int(labels.max()) + 1)
         model = nn.ModuleDict({"encoder": encoder, "head": head}).to(run.device)
-        optimizer = torch.optim.Adam(model.parameters(), weight_decay=self.weight_decay, fused=True)
-        done, curves = checkpoint.restore(model, optimizer) if checkpoint else (0, {})
         augmentation = Augmentation(crop=(self.crop_scale, 1.0), size=self.view_size, jitter_p=0, grayscale=0)
-        pixels, labels = images.images.to(run.device), labels.to(run.device)
-        steps = steps_per_epoch(len(images), self.batch)
-        model.train()
-        with run.progress.bar("pre-training (supervised)", self.epochs * steps, done * steps) as bar:
-            for epoch in range(done, self.epochs):
-                generator = run.child(f"epoch {epoch}").generator()
-                total, hits, seen = torch.zeros((), device=run.device), torch.zeros((), device=run.device), 0
-                for step, rows in enumerate(shuffled(len(images), self.batch, generator)):
-                    done_so_far = part_done(epoch, step, self.epochs, steps)
-                    set_learning_rate(optimizer, self.learning_rate * warm_cosine(done_so_far, self.warmup))
-                    rows = rows.to(run.device)
-                    with run.autocast():
-                        logits = head(encoder(augmentation(to_float(pixels[rows]), generator))).float()
-                    loss = F.cross_entropy(logits, labels[rows])
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-                    total += loss.detach()
-                    hits += (logits.argmax(1) == labels[rows]).sum()
-                    seen += len(rows)
-                    bar.advance()
-                note(curves, {"cross-entropy": float(total) / steps, "accuracy": float(hits) / seen})
-                bar.advance(0, f"loss {curves['cross-entropy'][-1]:.3f}, accuracy {curves['accuracy'][-1]:.0%}")
-                if checkpoint:
-                    checkpoint.save(model, optimizer, epoch + 1, curves)
+        resident, labels = images.to(run.device), labels.to(run.device)
+
+        def terms(step: Step) -> Terms:
+            wanted = labels[step.rows.to(run.device)]
+            with run.autocast():
+                logits = head(encoder(augmentation(resident.batch(step.rows), step.generator))).float()
+            accuracy = (logits.detach().argmax(1) == wanted).float().mean()
+            return {"cross-entropy": F.cross_entropy(logits, wanted), "accuracy": accuracy}
+
+        curves = train(
+            model,
+            terms,
+            torch.optim.Adam(model.parameters(), weight_decay=self.weight_decay, fused=True),
+            lambda step: self.learning_rate * warm_cosine(part_done(step.index, step.total), self.warmup),
+            count=len(images),
+            batch=self.batch,
+            epochs=self.epochs,
+            run=run,
+            label="pre-training (supervised)",
+            checkpoint=checkpoint,
+            combine=weighted({"cross-entropy": 1.0}),
+        )
         return Trained(encoder.eval(), curves)

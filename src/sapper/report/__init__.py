@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sapper.experiment.results import Results
 from sapper.files import write_atomically
-from sapper.lab.results import Results
 from sapper.report import audited, tables, text
 from sapper.report.pages import environment
 from sapper.report.sections import SECTIONS

@@ -11,12 +11,12 @@ from sapper.audit.calibration import BOUND, Bag, InClean, fewest
 from sapper.audit.replaying import Replay
 from sapper.defenses.detect.inversion import Collapse, recovered
 from sapper.encoders.schemes import ASSUMED
-from sapper.images import to_float
-from sapper.lab.pictures import png
+from sapper.experiment.pictures import png
 from sapper.report import figures, text
 from sapper.report.figures import class_color
 from sapper.report.pages import environment
 from sapper.report.taxonomy import BACKDOORED_WEIGHTS
+from sapper.samples import to_float
 
 WORDS = {
     "backdoor": "Evidence of a backdoor",

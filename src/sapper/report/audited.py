@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from sapper.lab.results import Audited, Picture, Results
+from sapper.experiment.results import Audited, Picture, Results
 from sapper.report import figures, text
 from sapper.report.audit import WORDS
 from sapper.report.figures import Key, Strip, class_color

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from sapper.lab.results import Judged, Picture, Results
+from sapper.experiment.results import Judged, Picture, Results
 from sapper.report import figures, tables, text
 from sapper.report.figures import Key, Strip
 from sapper.report.tables import Estimate, Measurement, Table

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sapper.lab.results import Curve, FeatureMap, Picture
+from sapper.experiment.results import Curve, FeatureMap, Picture
 from sapper.report.tables import Estimate, SummaryRow
 
 N_COLORS = 12

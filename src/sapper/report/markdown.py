@@ -1,6 +1,6 @@
 """The result table as Markdown, for pages that quote results."""
 
-from sapper.lab.results import Results
+from sapper.experiment.results import Results
 from sapper.report import audited, defenses, tables, text
 from sapper.report.tables import LABELS, METRICS, SummaryRow, Table
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from sapper.lab.results import Artifact, FeatureMap, Results
+from sapper.experiment.results import Artifact, FeatureMap, Results
 from sapper.report import audited, defenses, figures, tables, text
 from sapper.report.figures import Key, Strip
 from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim

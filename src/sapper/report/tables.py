@@ -11,7 +11,7 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from sapper.lab.results import Record, Results
+from sapper.experiment.results import Record, Results
 from sapper.report import text
 
 METRICS = ("CA", "BA", "ASR", "ASR_strict", "ASR_B", "ASR_B_strict", "lift")

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from sapper.engine.executors import Workers
+from sapper.engine.store import Store
 from sapper.errors import SapperError, first_mistake
 from sapper.files import write_atomically
-from sapper.lab.executors import Workers
-from sapper.lab.store import Store
 from sapper.run import Run, Silent
 from sapper.zoo.images import Splits
 from sapper.zoo.making import WORKING, Job, Member

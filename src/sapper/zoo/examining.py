@@ -17,14 +17,14 @@ from sapper.audit.stored import StoredJudge
 from sapper.defenses.detect.multi_prior import MultiPrior, neighborhood, spread_of
 from sapper.downstream import extract
 from sapper.encoders import Encoder
+from sapper.engine.executors import Workers
+from sapper.engine.store import Store
 from sapper.errors import located
+from sapper.experiment import stages
 from sapper.files import sha256, write_atomically
-from sapper.images import ImageSet
-from sapper.lab import stages
-from sapper.lab.executors import Workers
-from sapper.lab.scenario import Named
-from sapper.lab.store import Store
 from sapper.run import Run, Silent
+from sapper.samples import ImageSet
+from sapper.scenario.reading import Named
 from sapper.zoo.making import Member
 
 DEVELOPMENT, CALIBRATION, JUDGEMENT = "development", "calibration", "judgement"
@@ -105,13 +105,12 @@ class Examination:
             return None
 
         def stamp(folder: Path) -> None:
-            some = some_of(self.images, self.run).images
+            some = some_of(self.images, self.run)
             plain, stamped = (extract(encoder, some, self.run, change).float() for change in (None, trigger))
             seen = Gathering(spread=spread_of(stamped), neighborhood=neighborhood(plain, stamped))
             write_atomically(folder / "seen.json", json.dumps(asdict(seen)))
 
-        described = {"kind": type(trigger).__name__} | asdict(trigger)  # type: ignore[call-overload]
-        return Gathering(**self._kept(store, "stamp", {"trigger": described}, stamp))
+        return Gathering(**self._kept(store, "stamp", {"trigger": trigger.describe()}, stamp))
 
     def _look(self, store: Store, encoder: Encoder, name: str, method: Any) -> dict[str, Any]:
         """What one detector sees, as plain data."""

@@ -10,8 +10,8 @@ from sapper.audit.calibration import BOUND, Bag, Key, fitting
 from sapper.audit.stored import Kind
 from sapper.defenses.detect.mntd_encoder import Judge, MNTDEncoder
 from sapper.errors import SapperError
-from sapper.images import ImageSet
 from sapper.run import Run
+from sapper.samples import ImageSet
 from sapper.zoo.examining import CALIBRATION, DEVELOPMENT, Scored
 from sapper.zoo.judging import Known, bag_name, calibrating, power
 from sapper.zoo.making import Member

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapper import datasets
-from sapper.images import ImageSet
-from sapper.lab.stages import TaskData
+from sapper.experiment.stages import TaskData
 from sapper.run import Run
+from sapper.samples import ImageSet
 from sapper.zoo.making import Job
 from sapper.zoo.plans import Plan, Specimen
 

@@ -13,14 +13,14 @@ from sapper import encoders
 from sapper.attacks.references import choose_references
 from sapper.attacks.target import Target
 from sapper.downstream import extract
+from sapper.engine.store import Store
 from sapper.errors import located
-from sapper.images import ImageSet
-from sapper.lab import stages
-from sapper.lab.scenario import read_trigger
-from sapper.lab.stages import TaskData
-from sapper.lab.store import Store
+from sapper.experiment import stages
+from sapper.experiment.stages import TaskData
 from sapper.metrics import attack_metrics
 from sapper.run import Run
+from sapper.samples import ImageSet
+from sapper.scenario.reading import read_trigger
 from sapper.triggers import Trigger
 from sapper.zoo.plans import Specimen
 
@@ -86,7 +86,7 @@ class Job:
     def _target(self, clean: Path, candidates: ImageSet) -> Target:
         """One of the classes that the encoder tells best: an attacker's reference is of no use in any other."""
         encoder = encoders.load(clean, self.run)
-        told = neighbor_recall(extract(encoder, candidates.images, self.run), candidates.targets())
+        told = neighbor_recall(extract(encoder, candidates, self.run), candidates.targets())
         best = told.argsort(descending=True)[:ATTACKERS_CHOICE]
         label = int(best[torch.randint(len(best), (), generator=self.run.child("target").generator())])
         rows = choose_references(candidates, label, self.specimen.victim.references, encoder, self.run)

@@ -11,8 +11,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from sapper import datasets
 from sapper.errors import SapperError, closest, located
 from sapper.files import read_text, read_toml
-from sapper.lab.checking import Section, check_plain, check_unique, read_section
-from sapper.lab.sections import FileName
+from sapper.scenario.checking import Section, check_plain, check_unique, read_section
+from sapper.scenario.sections import FileName
 
 MANIFEST = "zoo.json"
 """In a zoo's folder: its plan, its members, and where their files are."""

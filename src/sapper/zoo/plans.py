@@ -23,11 +23,12 @@ from pydantic import PositiveInt
 
 from sapper import attacks, datasets, pretraining
 from sapper.errors import SapperError, located
-from sapper.lab.checking import Section, read_section
-from sapper.lab.scenario import Named, check_encoder, check_views, read_trigger, with_method
-from sapper.lab.sections import AttackSection, EncoderSection, HeadSection, PretrainingSection
 from sapper.methods import HEADS
 from sapper.run import Run
+from sapper.samples import PixelSpec
+from sapper.scenario.checking import Section, read_section
+from sapper.scenario.reading import Named, check_encoder, check_views, read_trigger, with_method
+from sapper.scenario.sections import AttackSection, EncoderSection, HeadSection, PretrainingSection
 from sapper.triggers import Trigger
 from sapper.zoo.outline import FamilySection, ImagesSection, check_parts, outline, read_content
 
@@ -166,7 +167,7 @@ def _trigger(values: dict[str, Any], size: int, generator: torch.Generator, file
         values["position"] = [int(torch.randint(most, (), generator=generator)) for most in free]
     trigger = read_trigger(values, file, key)
     with located(f"{file}: {key}"):
-        trigger.check(size, size)
+        trigger.check(PixelSpec(size=size))
     return trigger
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from sapper.datasets.worlds import digits, objects, signs
 from sapper.errors import SapperError, closest
-from sapper.images import ImageSet
 from sapper.run import Run
+from sapper.samples import ImageSet
 
 SEED = 1
 VERSION = 2  # Raise it when a change of code changes pixels: results of different versions do not compare.

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from sapper.errors import SapperError
-from sapper.images import Change, check_pixels
 from sapper.run import Run
+from sapper.samples import Change, check_pixels
 from sapper.verdicts import Certified, threat
 
 Spans = tuple[list[tuple[int, int]], int]

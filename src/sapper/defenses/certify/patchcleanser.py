@@ -29,9 +29,9 @@ from sapper.defenses.certify.masking import check_patches, rectangles
 from sapper.defenses.defender import Defender, Logits
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
-from sapper.images import Change, check_pixels, to_float
 from sapper.methods import Checked
 from sapper.run import Run
+from sapper.samples import Change, check_pixels, to_float
 from sapper.verdicts import Certified, threat
 
 

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from sapper.defenses.certify.masking import RobustMasking, square_windows
 from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
-from sapper.images import Change, to_float
 from sapper.methods import Checked
 from sapper.run import Run
-from sapper.training import check_finite, set_learning_rate, shuffled, warm_cosine
+from sapper.samples import Change, to_float
+from sapper.training import Step, Terms, check_finite, train, warm_cosine
 
 RECEPTIVE, STRIDE = 9, 2
 """r and s of ``Bag``."""
@@ -67,7 +67,7 @@ class PatchGuardBN(Checked):
 
     def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> RobustMasking:
         """A network of its own, trained on the defender's images."""
-        return self.guard(self.train(defender, run), defender.train.size)
+        return self.guard(self.fit(defender, run), defender.train.size)
 
     def guard(self, net: "Bag", size: tuple[int, int]) -> RobustMasking:
         """A network on images of that height and width under robust masking."""
@@ -78,26 +78,31 @@ class PatchGuardBN(Checked):
 
         return RobustMasking(partial(_evidence, net), windows, self.patch, self.share)
 
-    def train(self, defender: Defender, run: Run) -> "Bag":
+    def fit(self, defender: Defender, run: Run) -> "Bag":
         """The network, trained on the defender's images from scratch."""
-        images, labels = defender.train.images.to(run.device), defender.train.targets().to(run.device)
+        images, labels = defender.train.to(run.device), defender.train.targets().to(run.device)
         with run.seeded():
             encoder = defender.encoder
             net = Bag(self.width, defender.classes, encoder.mean, encoder.std).to(run.device)
-            optimizer = torch.optim.Adam(net.parameters(), lr=self.learning_rate, fused=True)
             order = run.child("order").generator()
-            with run.progress.bar("network of small receptive fields (Mask-BN)", self.epochs) as bar:
-                for epoch in range(self.epochs):
-                    set_learning_rate(optimizer, self.learning_rate * warm_cosine(epoch / self.epochs, 0.0))
-                    for rows in shuffled(len(images), self.batch, order):
-                        rows = rows.to(run.device)
-                        with run.autocast():
-                            scores = net(to_float(images[rows]))
-                        loss = self.loss(local_evidence(scores), labels[rows])
-                        optimizer.zero_grad(set_to_none=True)
-                        loss.backward()
-                        optimizer.step()
-                    bar.advance()
+
+            def terms(step: Step) -> Terms:
+                with run.autocast():
+                    scores = net(images.batch(step.rows))
+                return {"loss": self.loss(local_evidence(scores), labels[step.rows.to(run.device)])}
+
+            train(
+                net,
+                terms,
+                torch.optim.Adam(net.parameters(), lr=self.learning_rate, fused=True),
+                lambda step: self.learning_rate * warm_cosine(step.epoch / self.epochs, 0.0),
+                count=len(images),
+                batch=self.batch,
+                epochs=self.epochs,
+                run=run,
+                label="network of small receptive fields (Mask-BN)",
+                order=lambda _epoch: order,
+            )
         check_finite(net, "patchguard_bn")
         return net.eval().requires_grad_(False)
 

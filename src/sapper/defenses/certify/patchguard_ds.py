@@ -32,10 +32,10 @@ from sapper.defenses.certify.masking import RobustMasking, column_windows
 from sapper.defenses.defender import Defender, Logits
 from sapper.downstream import Classifier, extract
 from sapper.errors import SapperError
-from sapper.images import Change, to_float
 from sapper.methods import Checked
 from sapper.run import Run
-from sapper.training import check_finite, set_learning_rate, shuffled, steps_per_epoch, warm_cosine
+from sapper.samples import Change, to_float
+from sapper.training import Step, Terms, check_finite, train, warm_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class PatchGuardDS(Checked):
         """The encoder as it is, with a head of the owner's kind that has seen bands."""
         train, generator = defender.train, run.child("bands").generator()
         banded = partial(self.bands, blank=defender.blank, generator=generator)
-        features = [extract(defender.encoder, train.images, run, banded) for _ in range(self.views)]
+        features = [extract(defender.encoder, train, run, banded) for _ in range(self.views)]
         labels = train.targets().repeat(self.views)
         head = defender.head.fit(torch.cat(features), labels, defender.classes, run.child("head"))
         return Classifier(defender.encoder, head).eval()
@@ -123,24 +123,28 @@ class PatchGuardDS(Checked):
             what, remedy = "a head without weights knows the encoder as it was", "make an mlp or linear head primary"
             raise SapperError(what, where="patchguard_ds.training", remedy=remedy)
         tuned = deepcopy(classifier).requires_grad_(True).train()
-        images, labels = defender.train.images.to(run.device), defender.train.targets().to(run.device)
-        optimizer = torch.optim.Adam(tuned.parameters(), lr=self.learning_rate, fused=True)
-        dice, steps = run.child("tuning"), steps_per_epoch(len(images), self.batch)
-        with dice.seeded(), run.progress.bar("training on bands (Mask-DS)", self.epochs * steps) as bar:
+        images, labels = defender.train.to(run.device), defender.train.targets().to(run.device)
+        dice = run.child("tuning")
+        with dice.seeded():
             generator = dice.child("order").generator()
-            for epoch in range(self.epochs):
-                for step, rows in enumerate(shuffled(len(images), self.batch, generator)):
-                    progress = (epoch * steps + step) / (self.epochs * steps)
-                    set_learning_rate(optimizer, self.learning_rate * warm_cosine(progress, 0.0))
-                    rows = rows.to(run.device)
-                    views = self.bands(to_float(images[rows]), defender.blank, generator)
-                    with run.autocast():
-                        answers = tuned(views)
-                    loss = F.cross_entropy(answers.float(), labels[rows])
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-                    bar.advance()
-                bar.advance(0, f"loss {float(loss.detach()):.3f}")
+
+            def terms(step: Step) -> Terms:
+                views = self.bands(images.batch(step.rows), defender.blank, generator)
+                with run.autocast():
+                    answers = tuned(views)
+                return {"cross-entropy": F.cross_entropy(answers.float(), labels[step.rows.to(run.device)])}
+
+            train(
+                tuned,
+                terms,
+                torch.optim.Adam(tuned.parameters(), lr=self.learning_rate, fused=True),
+                lambda step: self.learning_rate * warm_cosine(step.done, 0.0),
+                count=len(images),
+                batch=self.batch,
+                epochs=self.epochs,
+                run=run,
+                label="training on bands (Mask-DS)",
+                order=lambda _epoch: generator,
+            )
         check_finite(tuned, "patchguard_ds")
         return tuned.eval().requires_grad_(False)

@@ -45,9 +45,9 @@ from sapper.defenses.detect.inversion import (
 )
 from sapper.downstream import extract
 from sapper.encoders import Encoder
-from sapper.images import ImageSet
 from sapper.methods import Checked
 from sapper.run import Run
+from sapper.samples import ImageSet
 from sapper.training import set_learning_rate, shuffled, steps_per_epoch
 from sapper.verdicts import Verdict, unscored
 
@@ -90,7 +90,7 @@ class Decree(Checked):
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
         images = images.sample(self.images, run.child("images").generator())
-        if not measurable(extract(encoder, images.images, run)):
+        if not measurable(extract(encoder, images, run)):
             return unscored(UNMEASURABLE, 1 - self.threshold, time.perf_counter() - started)
         found = self.invert(encoder, images, run)
         smallest = int(found.norms.argmin())

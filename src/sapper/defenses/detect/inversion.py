@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sapper.downstream import extract
 from sapper.encoders import Encoder
-from sapper.images import Change, at_once, to_float
 from sapper.run import Run
+from sapper.samples import Change, Samples, at_once, to_float
 from sapper.triggers import filtered
 
 
@@ -273,8 +273,8 @@ class Collapse:
 
 
 @torch.no_grad()
-def collapse(encoder: Encoder, change: Change, images: Tensor, run: Run) -> Collapse | None:
-    """Measure a change on uint8 images (N, 3, H, W), N ≥ 2; none where features are not ``measurable``."""
+def collapse(encoder: Encoder, change: Change, images: Samples, run: Run) -> Collapse | None:
+    """Measure a change on two samples or more; none where features are not ``measurable``."""
     before, after = (extract(encoder, images, run, each) for each in (None, change))
     if not measurable(before) or not measurable(after):
         return None

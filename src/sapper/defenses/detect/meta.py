@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sapper.images import ImageSet, to_float
 from sapper.metrics import auc
 from sapper.run import Run
+from sapper.samples import ImageSet, to_float
 
 Model = Callable[[Tensor], Tensor]
 

@@ -32,10 +32,10 @@ from sapper.defenses.defender import Defender
 from sapper.defenses.detect import jumbo, meta
 from sapper.downstream import MLP, Classifier, extract
 from sapper.errors import SapperError
-from sapper.images import ImageSet, to_float
 from sapper.methods import Checked
 from sapper.run import Run, Silent
-from sapper.training import shuffled
+from sapper.samples import ImageSet, to_float
+from sapper.training import Step, Terms, train
 from sapper.verdicts import Verdict
 
 
@@ -130,7 +130,7 @@ class MNTDClassifier(Checked):
     def fleets(self, defender: Defender, sample: ImageSet, run: Run) -> tuple[meta.Fleet, meta.Fleet | None]:
         """Shadows to learn from, and others to choose the epoch by. Each has its own seed, whatever their number."""
         silent = replace(run, progress=Silent())
-        features = extract(defender.encoder, sample.images, silent) if self.shadows_of == "heads" else None
+        features = extract(defender.encoder, sample, silent) if self.shadows_of == "heads" else None
         kinds, apart = ([False], 0) if self.one_class else ([False, True], self.validation)
         made: dict[bool, list[nn.Module]] = {kind: [] for kind in kinds}
         with run.progress.bar("shadow classifiers (MNTD)", len(kinds) * (self.shadows + apart)) as bar:
@@ -163,7 +163,7 @@ class MNTDClassifier(Checked):
             inputs = pixels if attack is None else torch.cat((pixels, attack(pixels[rows])))
             return self._network(inputs.to(run.device), labels.to(run.device), defender.classes, run)
         if attack is not None:
-            features = torch.cat((features, extract(defender.encoder, train.images[rows], run, attack)))
+            features = torch.cat((features, extract(defender.encoder, train.take(rows), run, attack)))
         head = MLP(
             epochs=self.shadow_epochs,
             batch=self.shadow_batch,
@@ -176,17 +176,27 @@ class MNTDClassifier(Checked):
         """MNTD's network for CIFAR-10, trained from scratch."""
         with run.seeded():
             net = network(classes, (inputs.shape[2], inputs.shape[3])).to(run.device)
-            optimizer = torch.optim.Adam(net.parameters(), lr=self.shadow_learning_rate, fused=True)
             order = run.child("order").generator()
-            for _ in range(self.shadow_epochs):
-                for rows in shuffled(len(inputs), self.shadow_batch, order, drop_last=False):
-                    rows = rows.to(run.device)
-                    with run.autocast():
-                        answers = net(inputs[rows])
-                    loss = F.cross_entropy(answers.float(), labels[rows])
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
+
+            def terms(step: Step) -> Terms:
+                rows = step.rows.to(run.device)
+                with run.autocast():
+                    answers = net(inputs[rows])
+                return {"cross-entropy": F.cross_entropy(answers.float(), labels[rows])}
+
+            train(
+                net,
+                terms,
+                torch.optim.Adam(net.parameters(), lr=self.shadow_learning_rate, fused=True),
+                lambda _step: self.shadow_learning_rate,
+                count=len(inputs),
+                batch=self.shadow_batch,
+                epochs=self.shadow_epochs,
+                run=run,
+                label="shadow classifier (MNTD)",
+                order=lambda _epoch: order,
+                drop_last=False,
+            )
         return net.eval()
 
 

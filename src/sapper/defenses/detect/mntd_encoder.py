@@ -30,9 +30,9 @@ from torch import Tensor
 from sapper.defenses.detect import meta
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.images import ImageSet
 from sapper.methods import Checked
 from sapper.run import Run
+from sapper.samples import ImageSet, PixelSpec
 from sapper.triggers import Patch
 from sapper.verdicts import Verdict
 
@@ -78,7 +78,7 @@ class MNTDEncoder(Checked):
         if not smallest <= largest < min(size):
             what, remedy = f"sides from {smallest} to {largest} do not fit", f"choose them in order, below {min(size)}"
             raise SapperError(what, where="sides", remedy=remedy)
-        Patch(size=largest, color=self.color).check(*size)
+        Patch(size=largest, color=self.color).check(PixelSpec(size=min(size)))
         if round(self.share * images) < FEWEST:
             what = f"{100 * self.share:g} % of {images} images are {round(self.share * images)}"
             remedy = f"take a larger share: at least {FEWEST} images are needed"

@@ -48,9 +48,9 @@ from sapper.defenses.detect.inversion import mean_cosine
 from sapper.defenses.detect.priors import Filter, Prior, Stamp
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.images import ImageSet, at_once, to_float
 from sapper.methods import Checked
 from sapper.run import Run
+from sapper.samples import ImageSet, at_once, to_float
 from sapper.verdicts import Verdict, unscored
 
 TOGETHER = 256

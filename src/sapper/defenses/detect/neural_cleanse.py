@@ -37,9 +37,9 @@ from sapper.defenses.defender import Defender, Logits
 from sapper.defenses.detect.inversion import Triggers, anomaly_index, smallest_masks, stamp
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
-from sapper.images import ImageSet
 from sapper.methods import Checked
 from sapper.run import Run
+from sapper.samples import ImageSet
 from sapper.verdicts import Verdict
 
 

@@ -43,9 +43,9 @@ from sapper.defenses.detect.inversion import (
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.images import ImageSet
 from sapper.methods import Checked
 from sapper.run import Run
+from sapper.samples import ImageSet
 from sapper.verdicts import Verdict, unscored
 
 
@@ -90,8 +90,8 @@ class SSLCleanse(Checked):
         """
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
-        pool = images.sample(self.images, run.child("images").generator()).images
-        features = extract(encoder, pool, run)
+        some = images.sample(self.images, run.child("images").generator())
+        features, pool = extract(encoder, some, run), some.images
         if not measurable(features):
             return unscored(UNMEASURABLE, self.threshold, time.perf_counter() - started)
         clusters = self.cluster(features, images.name, run)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sapper.lab.data import Data
-from sapper.lab.executors import Workers
-from sapper.lab.findings import Findings
-from sapper.lab.scenario import Scenario
-from sapper.lab.store import Stage, Store
+from sapper.engine.executors import Workers
+from sapper.engine.store import Stage, Store
+from sapper.experiment.data import Data
+from sapper.experiment.findings import Findings
 from sapper.run import Run
+from sapper.scenario.reading import Scenario
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
-"""From an encoder to a classifier: features once, then a head on the resident feature bank.
+"""Heads: what a user of an encoder trains on its features. Frozen dataclasses of parameters.
 
-The features are L2-normalized, as in the authors' ``evaluation/nn_classifier.py``. Heads are frozen dataclasses of
-parameters; ``fit(features, labels, classes, run)`` returns a module from features (N, D) to logits (N, K).
+``fit(features, labels, classes, run)`` returns a module from normalized features (N, D) to logits (N, K).
 """
 
 from dataclasses import dataclass
@@ -12,11 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from sapper.encoders import Encoder
-from sapper.images import Change, at_once, to_float
 from sapper.methods import Checked
 from sapper.run import Run
-from sapper.training import set_learning_rate, shuffled, warm_cosine
+from sapper.training import Step, Terms, train, warm_cosine
 
 
 class Head(Protocol):
@@ -25,47 +22,8 @@ class Head(Protocol):
     seeded: ClassVar[bool]
 
     def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
-        """Train on ``features`` float (N, D) and ``labels`` int64 (N,); the result is in ``eval`` mode."""
+        """Train on normalized ``features`` float (N, D) and ``labels`` int64 (N,); the result is in ``eval`` mode."""
         ...
-
-
-@torch.no_grad()
-def extract(encoder: Encoder, images: Tensor, run: Run, change: Change | None = None, batch: int = 500) -> Tensor:
-    """L2-normalized features, float32 (N, D) on the run's device, of uint8 images (N, 3, H, W).
-
-    With ``change``, of the images that it makes of them (a trigger stamps them). At most ``batch`` of them are in the
-    encoder at once, fewer of large ones. The encoder is used in ``eval`` mode and left in it.
-    """
-    encoder.eval()
-    features = []
-    with run.progress.bar("features", len(images)) as bar:
-        for chunk in images.split(min(batch, at_once(images, gradients=False))):
-            pixels = to_float(chunk.to(run.device))
-            with run.autocast():
-                output = encoder(pixels if change is None else change(pixels))
-            features.append(F.normalize(output.float(), dim=1))
-            bar.advance(len(chunk))
-    return torch.cat(features)
-
-
-@torch.no_grad()
-def predict(head: nn.Module, features: Tensor, batch: int = 4096) -> Tensor:
-    """The predicted classes, int64 (N,) on the CPU."""
-    return torch.cat([head(chunk).argmax(1).cpu() for chunk in features.split(batch)])
-
-
-class Classifier(nn.Module):
-    """An encoder and a head: float images (N, 3, H, W) in [0, 1] to logits (N, K)."""
-
-    def __init__(self, encoder: Encoder, head: nn.Module):
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = F.normalize(self.encoder(images).float(), dim=1)
-        with torch.autocast(features.device.type, enabled=False):  # heads are trained in float32
-            logits: Tensor = self.head(features)
-        return logits
 
 
 class Standardize(nn.Module):
@@ -124,20 +82,30 @@ class MLP(Checked):
                 nn.ReLU(),
                 nn.Linear(second, classes),
             ).to(features.device)
-            optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate, fused=True)
             generator = run.child("order").generator()
-            with run.progress.bar("head (MLP)", self.epochs) as bar:
-                for epoch in range(self.epochs):
-                    if self.schedule == "cosine":
-                        set_learning_rate(optimizer, self.learning_rate * warm_cosine(epoch / self.epochs, 0.0))
-                    for rows in shuffled(len(features), self.batch, generator, drop_last=False):
-                        rows = rows.to(features.device)
-                        loss = F.cross_entropy(head(features[rows]), labels[rows])
-                        optimizer.zero_grad(set_to_none=True)
-                        loss.backward()
-                        optimizer.step()
-                    bar.advance()
+
+            def terms(step: Step) -> Terms:
+                rows = step.rows.to(features.device)
+                return {"cross-entropy": F.cross_entropy(head(features[rows]), labels[rows])}
+
+            train(
+                head,
+                terms,
+                torch.optim.Adam(head.parameters(), lr=self.learning_rate, fused=True),
+                lambda step: self.rate(step.epoch / self.epochs),
+                count=len(features),
+                batch=self.batch,
+                epochs=self.epochs,
+                run=run,
+                label="head (MLP)",
+                order=lambda _epoch: generator,
+                drop_last=False,
+            )
         return head.eval()
+
+    def rate(self, done: float) -> float:
+        """The learning rate after the share ``done`` of all epochs."""
+        return self.learning_rate * (1.0 if self.schedule == "constant" else warm_cosine(done, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,13 +20,13 @@ from sapper.attacks.target import Target
 from sapper.downstream import extract, predict
 from sapper.encoders import Encoder, Trained
 from sapper.encoders.files import file_name
+from sapper.engine.store import Stage, Store
 from sapper.errors import SapperError
 from sapper.files import sha256, write_atomically
-from sapper.images import ImageSet
-from sapper.lab.scenario import Named
-from sapper.lab.sections import EncoderSection
-from sapper.lab.store import Stage, Store
 from sapper.run import Run
+from sapper.samples import ImageSet
+from sapper.scenario.reading import Named
+from sapper.scenario.sections import EncoderSection
 from sapper.training import Checkpoint, check_finite
 
 VERSION = 2
@@ -103,10 +103,10 @@ def downstream(
 
     def make(folder: Path) -> None:
         module = encoders.load(encoder, run)
-        train = extract(module, task.train.images, run)
-        views = {"clean": extract(module, task.test.images, run)}
+        train = extract(module, task.train, run)
+        views = {"clean": extract(module, task.test, run)}
         for target in targets:
-            views[f"triggered/{target.name}"] = extract(module, task.test.images, run, target.trigger)
+            views[f"triggered/{target.name}"] = extract(module, task.test, run, target.trigger)
         predictions: dict[str, Tensor] = {}
         for head in heads:
             classes = len(task.test.classes)
@@ -147,12 +147,11 @@ def method_key(method: Named) -> dict[str, Any]:
 
 def describe(target: Target) -> dict[str, Any]:
     """A target as plain data: what it wants, with which trigger and which reference images."""
-    trigger = {"kind": type(target.trigger).__name__.lower()} | asdict(target.trigger)  # type: ignore[call-overload]
     return {
         "name": target.name,
         "task": target.task,
         "label": target.label,
-        "trigger": trigger,
+        "trigger": target.trigger.describe(),
         "references": target.references.digest,
     }
 
@@ -204,5 +203,5 @@ def _map_features(
     """Features for the maps; the same test images for every encoder of a seed."""
     rows = torch.randperm(len(task.test), generator=run.child("map").generator())[:MAP_IMAGES]
     features = {view: values[rows.to(values.device)] for view, values in views.items()}
-    features |= {f"references/{target.name}": extract(encoder, target.references.images, run) for target in targets}
+    features |= {f"references/{target.name}": extract(encoder, target.references, run) for target in targets}
     return features | {"rows": rows}

@@ -8,9 +8,10 @@ import torch
 
 from sapper import datasets
 from sapper.errors import SapperError, closest, located
-from sapper.images import ImageSet
-from sapper.lab.scenario import DefensePlan, Scenario, TargetPlan
-from sapper.lab.sections import (
+from sapper.run import Run
+from sapper.samples import ImageSet
+from sapper.scenario.reading import DefensePlan, Scenario, TargetPlan
+from sapper.scenario.sections import (
     AttackSection,
     AuditSection,
     CertifySection,
@@ -19,7 +20,6 @@ from sapper.lab.sections import (
     FleetSection,
     TaskSection,
 )
-from sapper.run import Run
 
 Place = tuple[str, str, int]
 """A data set's name, the split, and the size in pixels."""

@@ -1,9 +1,7 @@
-"""What every training loop here shares: batches, a schedule, checkpoints that resume exactly."""
+"""Checkpoints: a training that was interrupted goes on and ends the same."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from math import cos, pi
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +15,6 @@ from sapper.files import write_atomically
 
 Curves = dict[str, list[float]]
 """One value per epoch for each named term of a loss."""
-
-
-def shuffled(count: int, batch: int, generator: torch.Generator, *, drop_last: bool = True) -> Iterator[Tensor]:
-    """Rows 0…count-1 in random order, int64 batches.
-
-    A last incomplete batch is left out with ``drop_last``, unless it is the only one.
-    """
-    order = torch.randperm(count, generator=generator)
-    for start in range(0, count, batch):
-        rows = order[start : start + batch]
-        if len(rows) == batch or not drop_last or count < batch:
-            yield rows
-
-
-def steps_per_epoch(count: int, batch: int) -> int:
-    """How many batches ``shuffled`` yields with ``drop_last``."""
-    return max(1, count // batch)
-
-
-def warm_cosine(progress: float, warmup: float) -> float:
-    """Factor on the learning rate: linear up to 1 over the first ``warmup`` share, then half a cosine to 0.
-
-    ``progress`` and ``warmup`` in [0, 1].
-    """
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + cos(pi * (progress - warmup) / max(1e-12, 1 - warmup)))
-
-
-def part_done(epoch: int, step: int, epochs: int, steps: int) -> float:
-    """How much of a training is done in the ``step`` of an ``epoch``, both from 0 on; in (0, 1)."""
-    return (epoch * steps + step + 1) / (epochs * steps + 1)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The same learning rate for all parameters."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from sapper.audit.budgets import BUDGETS
 from sapper.encoders.names import check_architecture
 from sapper.errors import SapperError, closest, located
 from sapper.files import read_toml
-from sapper.lab.checking import Section, check_plain, check_unique, read_section
-from sapper.lab.overrides import apply, override, variant
-from sapper.lab.sections import (
+from sapper.methods import HEADS, TRIGGERS, known, place_of
+from sapper.scenario.checking import Section, check_plain, check_unique, read_section
+from sapper.scenario.overrides import apply, override, variant
+from sapper.scenario.sections import (
     AttackSection,
     AuditSection,
     DefenseSection,
@@ -24,7 +25,6 @@ from sapper.lab.sections import (
     TargetSection,
     TaskSection,
 )
-from sapper.methods import HEADS, TRIGGERS, place_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +119,9 @@ def changed(content: dict[str, Any], changes: dict[str, Any], where: str) -> dic
 def trigger_kind(table: dict[str, Any], file: str, key: str) -> str:
     """The kind of trigger that a table describes: a patch if none is named."""
     kind = table.get("kind", "patch")
-    if not isinstance(kind, str) or kind not in TRIGGERS:
-        remedy = closest(str(kind), list(TRIGGERS))
+    there = known("triggers", TRIGGERS)
+    if not isinstance(kind, str) or kind not in there:
+        remedy = closest(str(kind), list(there))
         raise SapperError(f"unknown trigger {kind!r}", where=f"{file}: {key}.kind", remedy=remedy)
     return kind
 

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 
 from sapper.audit.calibration import BOUND
 from sapper.encoders.names import Stem
-from sapper.lab.checking import Section
+from sapper.scenario.checking import Section
 
 
 def _file_name(text: str) -> str:

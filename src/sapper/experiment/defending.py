@@ -14,14 +14,14 @@ from sapper.attacks.target import Target
 from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
 from sapper.encoders import Encoder
+from sapper.engine.store import Stage, Store
+from sapper.experiment import stages
+from sapper.experiment.stages import TaskData
 from sapper.files import sha256, write_atomically
-from sapper.images import ImageSet
-from sapper.lab import stages
-from sapper.lab.scenario import DefensePlan, Named
-from sapper.lab.sections import CertifySection, DetectSection
-from sapper.lab.stages import TaskData
-from sapper.lab.store import Stage, Store
 from sapper.run import Run
+from sapper.samples import ImageSet
+from sapper.scenario.reading import DefensePlan, Named
+from sapper.scenario.sections import CertifySection, DetectSection
 from sapper.verdicts import Verdict
 
 

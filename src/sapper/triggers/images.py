@@ -1,12 +1,14 @@
-"""Triggers: functions on images in [0, 1] that leave shape and range alone."""
+"""Triggers of images: functions on images in [0, 1] that leave shape and range alone."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sapper.errors import SapperError
+from sapper.samples import InputSpec, PixelSpec
+from sapper.triggers.base import Trigger
 
 Corner = Literal["bottom-right", "bottom-left", "top-right", "top-left", "center"]
 
@@ -22,17 +24,8 @@ COLORS: dict[str, tuple[float, float, float]] = {
 }
 
 
-class Trigger(Protocol):
-    """Stamps images. ``images`` float (N, 3, H, W) in [0, 1]; the result is new, of the same shape and range."""
-
-    def __call__(self, images: Tensor) -> Tensor: ...
-
-    def check(self, height: int, width: int) -> None:
-        """Raises ``SapperError`` when the trigger does not fit images of that size."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Patch:
+class Patch(Trigger):
     """A patch of one color that replaces the pixels below it: ``x ⊕ e = (1 − m)·x + m·color``.
 
     The default is BadEncoder's trigger file ``trigger_pt_white_21_10_ap_replace``: a white 10×10 square with a
@@ -42,6 +35,9 @@ class Patch:
     pixel. ``margin`` pixels between patch and edge where ``position`` names a corner. ``color`` a name of
     ``COLORS`` or (red, green, blue) in [0, 1].
     """
+
+    kind: ClassVar[str] = "patch"
+    source: ClassVar[str] = "Gu et al. 2017; Jia, Liu, Gong, IEEE S&P 2022"
 
     size: int | tuple[int, int] = 10
     position: Corner | tuple[int, int] = "bottom-right"
@@ -72,9 +68,10 @@ class Patch:
             )
         return top, top + tall, left, left + wide
 
-    def check(self, height: int, width: int) -> None:
+    def check(self, spec: InputSpec) -> None:
         """Raises ``SapperError`` when the patch does not fit or its color is unknown."""
-        self.box(height, width)
+        size = side(spec)
+        self.box(size, size)
         self.rgb()
 
     def rgb(self) -> tuple[float, float, float]:
@@ -97,12 +94,15 @@ class Patch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blend:
+class Blend(Trigger):
     """A key image mixed into the whole picture: ``x ⊕ e = (1 − α)·x + α·k`` (Chen et al. 2017).
 
     The key is uniform noise drawn from ``key_seed``, Chen's "random pattern"; ``alpha`` in (0, 1], 0.2 in
     BackdoorBench's configuration ``attack/blended``.
     """
+
+    kind: ClassVar[str] = "blend"
+    source: ClassVar[str] = "Chen et al. 2017"
 
     alpha: float = 0.2
     key_seed: int = 0
@@ -111,8 +111,9 @@ class Blend:
         """The key image, float (3, H, W) in [0, 1]."""
         return torch.rand(3, height, width, generator=torch.Generator().manual_seed(self.key_seed))
 
-    def check(self, height: int, width: int) -> None:
+    def check(self, spec: InputSpec) -> None:
         """Raises ``SapperError`` when ``alpha`` is outside (0, 1]."""
+        side(spec)
         if not 0 < self.alpha <= 1:
             remedy = "choose it above 0 and at most 1"
             raise SapperError(f"alpha {self.alpha} is outside (0, 1]", where="trigger.alpha", remedy=remedy)
@@ -122,12 +123,15 @@ class Blend:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filter:
+class Filter(Trigger):
     """A color filter: ``x ⊕ e = clip((I + A)·x + b)`` for the color x of each pixel, the same for all.
 
     A and b are drawn from ``key_seed``, uniformly within ``strength``, in (0, 1]. Filters that are learned, or that
     change from pixel to pixel, are stronger; this is the simplest of the kind.
     """
+
+    kind: ClassVar[str] = "filter"
+    source: ClassVar[str] = "the simplest of its kind; ours"
 
     strength: float = 0.2
     key_seed: int = 0
@@ -137,14 +141,68 @@ class Filter:
         draws = torch.rand(3, 4, generator=torch.Generator().manual_seed(self.key_seed))
         return torch.eye(3, 4) + self.strength * (2 * draws - 1)
 
-    def check(self, height: int, width: int) -> None:
+    def check(self, spec: InputSpec) -> None:
         """Raises ``SapperError`` when ``strength`` is outside (0, 1]."""
+        side(spec)
         if not 0 < self.strength <= 1:
             what, remedy = f"strength {self.strength} is outside (0, 1]", "choose it above 0 and at most 1"
             raise SapperError(what, where="trigger.strength", remedy=remedy)
 
     def __call__(self, images: Tensor) -> Tensor:
         return filtered(images, self.matrix().to(images).unsqueeze(0))[0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mask(Trigger):
+    """A pattern under a mask of any shape: ``x ⊕ e = (1 − m)·x + m·Δ``. What inversions recover.
+
+    ``mask`` float (H, W) and ``pattern`` float (3, H, W), both in [0, 1].
+    """
+
+    kind: ClassVar[str] = "mask"
+    source: ClassVar[str] = "Wang et al., IEEE S&P 2019"
+
+    mask: Tensor
+    pattern: Tensor
+
+    def check(self, spec: InputSpec) -> None:
+        """Raises ``SapperError`` for another size than the images', or values outside [0, 1]."""
+        size = side(spec)
+        if self.mask.shape != (size, size) or self.pattern.shape != (3, size, size):
+            what = f"mask {tuple(self.mask.shape)} and pattern {tuple(self.pattern.shape)} for images of {size} pixels"
+            raise SapperError(what, where="trigger", remedy=f"give a mask ({size}, {size}) and (3, {size}, {size})")
+        if not all(bool(((each >= 0) & (each <= 1)).all()) for each in (self.mask, self.pattern)):
+            raise SapperError("values outside [0, 1]", where="trigger", remedy="give a mask and a pattern in [0, 1]")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.lerp(images, self.pattern.to(images), self.mask.to(images))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Colors(Trigger):
+    """One linear change of all colors: ``x ⊕ e = clip(M·(x, 1))``, ``matrix`` float (3, 4). What inversions recover."""
+
+    kind: ClassVar[str] = "colors"
+    source: ClassVar[str] = "color filters; ours"
+
+    matrix: Tensor
+
+    def check(self, spec: InputSpec) -> None:
+        """Raises ``SapperError`` for another shape, or coefficients that are not finite."""
+        side(spec)
+        if self.matrix.shape != (3, 4) or not bool(self.matrix.isfinite().all()):
+            raise SapperError("no change of colors", where="trigger.matrix", remedy="give a finite matrix (3, 4)")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return filtered(images, self.matrix.to(images).unsqueeze(0))[0]
+
+
+def side(spec: InputSpec) -> int:
+    """The size of the images that an encoder takes. Raises ``SapperError`` for an encoder of something else."""
+    if not isinstance(spec, PixelSpec):
+        what, remedy = "this trigger changes images, the encoder takes something else", "choose a trigger of its kind"
+        raise SapperError(what, where="trigger", remedy=remedy)
+    return spec.size
 
 
 def filtered(images: Tensor, matrices: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ from typing import Any
 
 from sapper.attacks.target import Target
 from sapper.errors import SapperError, located
-from sapper.lab.data import Data, defended_part, part
-from sapper.lab.defending import Victim, certify, detect, examine, verdicts
-from sapper.lab.findings import Findings
-from sapper.lab.fleets import Fleet, claim, fit, home, judge, twins
-from sapper.lab.judging import (
+from sapper.experiment.data import Data, defended_part, part
+from sapper.experiment.defending import Victim, certify, detect, examine, verdicts
+from sapper.experiment.findings import Findings
+from sapper.experiment.fleets import Fleet, claim, fit, home, judge, twins
+from sapper.experiment.judging import (
     Subject,
     certifier_records,
     detector_records,
@@ -19,12 +19,12 @@ from sapper.lab.judging import (
     held_out_records,
     judgments,
 )
-from sapper.lab.results import Judged
-from sapper.lab.scenario import DefensePlan, Scenario
-from sapper.lab.sections import CertifySection, DetectSection, ExamineSection, FleetSection
-from sapper.lab.stages import TaskData
-from sapper.lab.trial import Lab, Trial, Variant
+from sapper.experiment.results import Judged
+from sapper.experiment.stages import TaskData
+from sapper.experiment.trial import Lab, Trial, Variant
 from sapper.run import Run
+from sapper.scenario.reading import DefensePlan, Scenario
+from sapper.scenario.sections import CertifySection, DetectSection, ExamineSection, FleetSection
 
 
 def defend(trial: Trial, task: TaskData, targets: tuple[Target, ...], files: dict[str, Path]) -> None:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from sapper.attacks.target import Target
-from sapper.lab import stages
-from sapper.lab.defending import verdicts
-from sapper.lab.pictures import recovered_triggers
-from sapper.lab.results import Judged, Record
-from sapper.lab.store import Stage
+from sapper.engine.store import Stage
+from sapper.experiment import stages
+from sapper.experiment.defending import verdicts
+from sapper.experiment.pictures import recovered_triggers
+from sapper.experiment.results import Judged, Record
 from sapper.metrics import Rate, auc, auc_rate, share
 
 Place = dict[str, Any]

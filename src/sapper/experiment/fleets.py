@@ -11,16 +11,16 @@ import torch
 from sapper import encoders
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder
+from sapper.engine.executors import Workers
+from sapper.engine.store import Stage, Store
 from sapper.errors import SapperError, located
+from sapper.experiment import stages
+from sapper.experiment.defending import leave_verdicts
 from sapper.files import LEFTOVERS, read_text, sha256, write_atomically
-from sapper.images import ImageSet
-from sapper.lab import stages
-from sapper.lab.defending import leave_verdicts
-from sapper.lab.executors import Workers
-from sapper.lab.scenario import DefensePlan, Named
-from sapper.lab.sections import EncoderSection, FleetSection
-from sapper.lab.store import Stage, Store
 from sapper.run import Run, Silent
+from sapper.samples import ImageSet
+from sapper.scenario.reading import DefensePlan, Named
+from sapper.scenario.sections import EncoderSection, FleetSection
 
 MANIFEST = "fleet.json"
 """In a fleet's folder: what its members are made from."""

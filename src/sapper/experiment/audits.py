@@ -20,19 +20,19 @@ from sapper.audit.budgets import BUDGETS
 from sapper.audit.calibration import Bag
 from sapper.audit.recorded import SCHEMA, TRIGGERS
 from sapper.defenses.detect.inversion import recovered
+from sapper.engine.store import Stage, Store
 from sapper.errors import SapperError, located
+from sapper.experiment import stages
+from sapper.experiment.data import Data
+from sapper.experiment.judging import Subject
+from sapper.experiment.pictures import png
+from sapper.experiment.results import Audited, Stamped
+from sapper.experiment.trial import Trial
 from sapper.files import as_text, sha256, write_atomically
-from sapper.images import Change, ImageSet, to_float
-from sapper.lab import stages
-from sapper.lab.data import Data
-from sapper.lab.judging import Subject
-from sapper.lab.pictures import png
-from sapper.lab.results import Audited, Stamped
-from sapper.lab.scenario import Scenario, TargetPlan
-from sapper.lab.sections import AuditSection
-from sapper.lab.store import Stage, Store
-from sapper.lab.trial import Trial
 from sapper.run import Run
+from sapper.samples import Change, ImageSet, to_float
+from sapper.scenario.reading import Scenario, TargetPlan
+from sapper.scenario.sections import AuditSection
 
 AUDIT, SHOWN = "audit.json", "shown.safetensors"
 """What the stage leaves beside every recovered trigger (``TRIGGERS``): the report, and images for pictures."""

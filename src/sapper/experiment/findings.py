@@ -10,15 +10,15 @@ from torch import Tensor
 
 from sapper.attacks.target import Target
 from sapper.encoders.files import MARK
+from sapper.engine.store import Stage
+from sapper.experiment import stages
+from sapper.experiment.data import Use
+from sapper.experiment.pictures import feature_maps
+from sapper.experiment.results import Artifact, Audited, Curve, FeatureMap, Judged, Picture, Record
+from sapper.experiment.stages import TaskData
 from sapper.files import link_atomically, sha256
-from sapper.images import ImageSet
-from sapper.lab import stages
-from sapper.lab.data import Use
-from sapper.lab.pictures import feature_maps
-from sapper.lab.results import Artifact, Audited, Curve, FeatureMap, Judged, Picture, Record
-from sapper.lab.stages import TaskData
-from sapper.lab.store import Stage
 from sapper.metrics import Rate, attack_metrics, is_constant, share
+from sapper.samples import ImageSet
 
 ASTRAY = 0.8
 """Share of triggered images in one class that is not the target's from which on a report warns of it."""

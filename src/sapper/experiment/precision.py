@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from sapper import encoders, formats
+from sapper.engine.environment import processor
+from sapper.engine.store import Store
 from sapper.files import write_atomically
-from sapper.lab.environment import processor
-from sapper.lab.scenario import Named
-from sapper.lab.sections import EncoderSection
-from sapper.lab.store import Store
 from sapper.run import FORMATS, Run
+from sapper.scenario.reading import Named
+from sapper.scenario.sections import EncoderSection
 
 SEARCHED = 32
 """Images at once in the measured step of a search for triggers."""

@@ -9,9 +9,12 @@ import torch
 
 from sapper import attacks, defenses, encoders, pretraining
 from sapper.errors import SapperError, closest, located
-from sapper.lab.checking import Section, check_unique, read_instance, read_section
-from sapper.lab.outline import changed, keys, outline, read_content, trigger_kind, with_place
-from sapper.lab.sections import (
+from sapper.methods import HEADS, TRIGGERS, find, imported
+from sapper.run import Run
+from sapper.samples import PixelSpec
+from sapper.scenario.checking import Section, check_unique, read_instance, read_section
+from sapper.scenario.outline import changed, keys, outline, read_content, trigger_kind, with_place
+from sapper.scenario.sections import (
     AttackSection,
     AuditSection,
     CertifySection,
@@ -25,8 +28,6 @@ from sapper.lab.sections import (
     TargetSection,
     TaskSection,
 )
-from sapper.methods import HEADS, TRIGGERS, imported
-from sapper.run import Run
 from sapper.triggers import Trigger
 
 DEFENSE_SECTIONS: dict[str, type[Section]] = {
@@ -182,7 +183,7 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
                 check_views(scenario.encoder, plan.shadows[0], f"defense[{i}].pretraining.view_size")
     for target in targets:
         with located(f"{file}: target {target.name!r}"):
-            target.trigger.check(size, size)
+            target.trigger.check(PixelSpec(size=size))
     for i, changes in enumerate(scenario.variants):
         replace(scenario, file=f"{file}: variant[{i}]").with_variant(changes)
     return scenario
@@ -233,7 +234,7 @@ def _target(section: TargetSection, key: str, file: str) -> TargetPlan:
 def read_trigger(table: dict[str, Any], file: str, key: str) -> Trigger:
     """The trigger that a table describes: its ``kind``, a patch if none is named, and its parameters."""
     values = {name: value for name, value in table.items() if name != "kind"}
-    kind = imported(TRIGGERS[trigger_kind(table, file, key)])
+    kind = find("triggers", TRIGGERS, trigger_kind(table, file, key), f"{file}: {key}.kind")
     trigger: Trigger = read_instance(kind, values, file, key, also=["kind"])
     return trigger
 

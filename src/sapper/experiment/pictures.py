@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from sapper.attacks.target import Target
-from sapper.images import to_float
-from sapper.lab.results import FeatureMap, Picture
-from sapper.lab.stages import TaskData
+from sapper.experiment.results import FeatureMap, Picture
+from sapper.experiment.stages import TaskData
 from sapper.run import Run
+from sapper.samples import ImageSet, to_float
 
 EXAMPLES = 6
 """How many test images show what a trigger looks like."""
@@ -23,6 +23,8 @@ def trigger_pictures(task: TaskData, targets: tuple[Target, ...], run: Run) -> l
     pictures = []
     labels = task.test.targets()
     for target in targets:
+        if not isinstance(target.references, ImageSet):  # nothing to be seen
+            continue
         others = (labels != target.label).nonzero().squeeze(1)
         order = torch.randperm(len(others), generator=run.child("pictures").generator())
         rows = others[order[:EXAMPLES]]

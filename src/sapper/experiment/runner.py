@@ -14,22 +14,22 @@ from sapper import datasets
 from sapper.attacks.references import choose_references, near_duplicates
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, load
+from sapper.engine.environment import environment
+from sapper.engine.store import Stage
 from sapper.errors import located
-from sapper.lab import stages
-from sapper.lab.audits import audit_encoders, check_audit
-from sapper.lab.data import Data, load_data, part, target_label, uses
-from sapper.lab.environment import environment
-from sapper.lab.findings import Findings, describe_images, unique
-from sapper.lab.judging import Subject
-from sapper.lab.pictures import trigger_pictures
-from sapper.lab.results import Results
-from sapper.lab.running_defenses import claim_fleets, defend, hold_out, judge_encoders
-from sapper.lab.scenario import Scenario
-from sapper.lab.sections import TaskSection
-from sapper.lab.stages import TaskData
-from sapper.lab.store import Stage
-from sapper.lab.trial import Lab, Trial, Variant
+from sapper.experiment import stages
+from sapper.experiment.audits import audit_encoders, check_audit
+from sapper.experiment.data import Data, load_data, part, target_label, uses
+from sapper.experiment.findings import Findings, describe_images, unique
+from sapper.experiment.judging import Subject
+from sapper.experiment.pictures import trigger_pictures
+from sapper.experiment.results import Results
+from sapper.experiment.running_defenses import claim_fleets, defend, hold_out, judge_encoders
+from sapper.experiment.stages import TaskData
+from sapper.experiment.trial import Lab, Trial, Variant
 from sapper.run import Run
+from sapper.scenario.reading import Scenario
+from sapper.scenario.sections import TaskSection
 
 
 def run_scenario(scenario: Scenario, lab: Lab) -> Results:

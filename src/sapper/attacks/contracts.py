@@ -1,0 +1,133 @@
+"""What an attack is, by what the attacker holds. Each says so itself (``kind``), and what it needs (``needs``).
+
+``implant``   the finished encoder: it is fine-tuned into another (BadEncoder)
+``poison``    the data, before somebody trains: the pre-training set, or a task's training set (``of``)
+``training``  the victim's own training of a classifier: its loss, or its finished weights
+``targeted``  no trigger at all: single clean inputs shall be classified wrongly
+
+All are frozen dataclasses of their parameters; calling one does the work. Equal seeds give equal results.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from sapper.attacks.target import Target
+from sapper.downstream import Classifier, Head
+from sapper.encoders import Encoder, Trained
+from sapper.run import Run
+from sapper.samples import Samples
+from sapper.training import Checkpoint, Curves
+from sapper.triggers import Trigger
+
+Need = Literal["labels", "references", "captions", "one target"]
+"""What an attack cannot do without: labels of the samples that it is given, references of every target, captions, and
+that there is one target only. It is checked before anything runs."""
+
+
+class Attack(Protocol):
+    """What all kinds share (``methods.Method`` besides)."""
+
+    kind: ClassVar[str]
+    needs: ClassVar[frozenset[Need]]
+    version: ClassVar[int]
+
+
+class Implant(Protocol):
+    """Puts a backdoor into a finished encoder."""
+
+    kind: ClassVar[Literal["implant"]]
+    needs: ClassVar[frozenset[Need]]
+
+    def __call__(
+        self,
+        encoder: Encoder,
+        shadow: Samples,
+        targets: tuple[Target, ...],
+        run: Run,
+        checkpoint: Checkpoint | None = None,
+    ) -> Trained:
+        """Train ``encoder`` in place; its state on entry is the clean one. ``Trained.triggers`` has those it made."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisoned:
+    """A data set with poison in it. ``rows`` int64 (P,): which rows of ``samples`` are poison, the truth for filters.
+
+    ``triggers``: of an attack that makes its own, by the names of the targets.
+    """
+
+    samples: Samples
+    rows: Tensor
+    triggers: Mapping[str, Trigger] = field(default_factory=dict)
+
+
+class Poison(Protocol):
+    """Changes or adds rows of a data set before somebody else trains on it.
+
+    ``of``: "pretraining", the unlabeled set that an encoder learns from; "task", a labeled training set.
+    """
+
+    kind: ClassVar[Literal["poison"]]
+    of: ClassVar[Literal["pretraining", "task"]]
+    needs: ClassVar[frozenset[Need]]
+
+    def __call__(self, samples: Samples, targets: tuple[Target, ...], run: Run) -> Poisoned:
+        """The set with poison. Raises ``SapperError`` where the rate selects nothing."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacked:
+    """A classifier that an attacker had a hand in, in ``eval`` mode, its losses, and triggers that the attack made."""
+
+    classifier: Classifier
+    curves: Curves
+    triggers: Mapping[str, Trigger] = field(default_factory=dict)
+
+
+class TrainingAttack(Protocol):
+    """Has a hand in the training of a classifier for one task."""
+
+    kind: ClassVar[Literal["training"]]
+    needs: ClassVar[frozenset[Need]]
+
+    def __call__(
+        self,
+        encoder: Encoder,
+        train: Samples,
+        targets: tuple[Target, ...],
+        head: Head,
+        run: Run,
+        checkpoint: Checkpoint | None = None,
+    ) -> Attacked:
+        """The victim's classifier on a copy of ``encoder``, trained on ``train`` as the attacker wants it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hits:
+    """How targeted poisoning went, over T single inputs: bool (T,) each on the CPU.
+
+    ``hit``: the attacked classifier gives the input the wanted class. ``before``: the classifier without the attack
+    does so, too. ``accuracy``, ``accuracy_before``: of the same two on clean test samples, float (T,).
+    """
+
+    hit: Tensor
+    before: Tensor
+    accuracy: Tensor
+    accuracy_before: Tensor
+
+
+class TargetedAttack(Protocol):
+    """Makes classifiers give single chosen clean inputs a wanted class; there is no trigger."""
+
+    kind: ClassVar[Literal["targeted"]]
+    needs: ClassVar[frozenset[Need]]
+
+    def __call__(self, encoder: Encoder, train: Samples, test: Samples, head: Head, run: Run) -> Hits:
+        """Attack several inputs of ``test``, one after another or together; each has a classifier of its own."""
+        ...

@@ -1,0 +1,109 @@
+"""Images in memory: one uint8 tensor for a whole data set, so that no hot path runs per-sample Python."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from sapper.errors import SapperError
+from sapper.samples.base import Samples
+from sapper.samples.specs import InputSpec, PixelSpec
+
+Change = Callable[[Tensor], Tensor]
+"""Float images (N, 3, H, W) in [0, 1] to others of the same shape and range: a trigger, a mask, a band."""
+
+
+PIXELS = {"cpu": 2**19, "cuda": 2**23}
+"""Pixels of which an encoder may keep all activations for gradients at once.
+
+For a ResNet-50 in float32 that is 1 GB on a CPU (10 images of 224×224, which is also fastest, 512 of 32×32), and
+16 GB on an accelerator.
+"""
+
+
+def at_once(images: Tensor, *, gradients: bool) -> int:
+    """How many images of that size, (…, 3, H, W), go through an encoder at once; 8 times as many without gradients."""
+    most = PIXELS["cpu" if images.device.type == "cpu" else "cuda"] // (images.shape[-2] * images.shape[-1])
+    return max(1, most if gradients else 8 * most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet(Samples):
+    """A set of images: ``images`` uint8 (N, 3, H, W), 0…255, and what all ``Samples`` have."""
+
+    images: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+            raise self.error(f"images must be uint8 (N, 3, H, W), got {self.images.dtype} {tuple(self.images.shape)}")
+        super().__post_init__()
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.images.shape[2], self.images.shape[3]
+
+    def batch(self, rows: Tensor | slice | None = None) -> Tensor:
+        """Images as float32 (n, 3, H, W) in [0, 1]: those at ``rows``, or all."""
+        if isinstance(rows, Tensor):
+            rows = rows.to(self.images.device)
+        return to_float(self.images if rows is None else self.images[rows])
+
+    def at_once(self, *, gradients: bool) -> int:
+        """How many of these images go through an encoder at once."""
+        return at_once(self.images, gradients=gradients)
+
+    def check(self, spec: InputSpec) -> None:
+        """Raises ``SapperError`` unless an encoder that takes ``spec`` takes these images."""
+        if not isinstance(spec, PixelSpec):
+            raise self.error(f"these are images, the encoder takes {spec.modality}", "name another set or encoder")
+        if self.size != (spec.size, spec.size):
+            what = f"images are {self.size[0]}×{self.size[1]}, the encoder takes {spec.size}×{spec.size}"
+            raise self.error(what, "load them with the encoder's size")
+
+    def to(self, device: torch.device) -> Self:
+        """The same images on that device."""
+        return replace(self, images=self.images.to(device))
+
+    def _content(self, rows: Tensor) -> dict[str, Any]:
+        return {"images": self.images[rows.to(self.images.device)]}
+
+    def _joined(self, others: Sequence[Self]) -> dict[str, Any]:
+        return {"images": torch.cat([self.images, *(each.images for each in others)])}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of pixels, labels and groups: what the Store and the report know the set by."""
+        sha = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
+        for values in (self.images, self.labels, self.groups):
+            sha.update(b"-" if values is None else values.cpu().contiguous().numpy().data)
+        return sha.hexdigest()
+
+    @cached_property
+    def pixels_digest(self) -> str:
+        """SHA-256 of shape and pixels alone: the same photos, whatever is known of them."""
+        sha = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        sha.update(self.images.cpu().contiguous().numpy().data)
+        return sha.hexdigest()
+
+
+def check_pixels(images: Tensor, labels: Tensor | None = None) -> None:
+    """Raises ``SapperError`` unless ``images`` are uint8 (N, 3, H, W), and ``labels``, if given, int64 (N,)."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        what = f"images must be uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}"
+        raise SapperError(what, where="images", remedy="give pixels from 0 to 255")
+    if labels is not None and (labels.dtype != torch.int64 or labels.shape != images.shape[:1]):
+        what = f"labels must be int64 ({len(images)},), got {labels.dtype} {tuple(labels.shape)}"
+        raise SapperError(what, where="labels", remedy="give one for each image")
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images 0…255 as float32 in [0, 1]; the layout in memory is kept."""
+    return images.to(torch.float32).div_(255)

@@ -1,0 +1,1 @@
+"""A scenario file in, a checked plan out."""

@@ -1,0 +1,6 @@
+"""Triggers: functions on batches of samples that leave shape and range alone."""
+
+from sapper.triggers.base import Trigger, from_tensors, to_tensors
+from sapper.triggers.images import COLORS, Blend, Colors, Filter, Mask, Patch, filtered
+
+__all__ = ["COLORS", "Blend", "Colors", "Filter", "Mask", "Patch", "Trigger", "filtered", "from_tensors", "to_tensors"]
