@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Row, paired
-from sapper.defenses.certify.masking import certify
+from sapper.defenses.masking import certify
 
 Array = np.ndarray
 CLASSES = 10

@@ -12,8 +12,8 @@ import torch
 from benchmarks.textbook import noise
 from benchmarks.timing import Row, paired
 from sapper import process
-from sapper.attacks.badencoder import BadEncoder
-from sapper.defenses.detect.mntd_encoder import MNTDEncoder
+from sapper.attacks.implant.badencoder import BadEncoder
+from sapper.defenses.judge.mntd_encoder import MNTDEncoder
 from sapper.engine.executors import Workers
 from sapper.engine.store import Store
 from sapper.experiment.fleets import Fleet, grow

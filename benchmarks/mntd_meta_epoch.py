@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.textbook import head
 from benchmarks.timing import Row, paired
-from sapper.defenses.detect import meta
+from sapper.defenses import meta
 from sapper.encoders import build
 from sapper.run import Run
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from benchmarks.textbook import head, noise
 from benchmarks.timing import Row, paired
+from sapper.defenses import jumbo
 from sapper.defenses.defender import Defender
-from sapper.defenses.detect import jumbo
-from sapper.defenses.detect.mntd_classifier import MNTDClassifier
+from sapper.defenses.judge.mntd_classifier import MNTDClassifier
 from sapper.downstream import MLP
 from sapper.encoders import build
 from sapper.run import Run

@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks.textbook import noise
 from benchmarks.timing import Row, paired
-from sapper.defenses.detect.neural_cleanse import NeuralCleanse
+from sapper.defenses.judge.neural_cleanse import NeuralCleanse
 from sapper.encoders import build
 from sapper.run import Run
 from sapper.samples import ImageSet

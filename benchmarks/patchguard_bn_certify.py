@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.certificate import compare
 from benchmarks.timing import Row
-from sapper.defenses.certify.masking import square_windows
+from sapper.defenses.masking import square_windows
 
 SIDE, WINDOW = 22, 6
 

@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.certificate import compare
 from benchmarks.timing import Row
-from sapper.defenses.certify.masking import column_windows
+from sapper.defenses.masking import column_windows
 
 
 def run(_dtype: torch.dtype) -> Row:

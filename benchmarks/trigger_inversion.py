@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.textbook import noise
 from benchmarks.timing import Row, paired
-from sapper.defenses.detect.multi_prior import MultiPrior, Stamp
+from sapper.defenses.judge.multi_prior import MultiPrior, Stamp
 from sapper.encoders import build
 from sapper.run import Run
 from sapper.samples import to_float

@@ -37,7 +37,7 @@ from sapper.audit.calibration import (
 )
 from sapper.audit.differential import compare
 from sapper.audit.recorded import TRIGGERS
-from sapper.defenses.detect.inversion import collapse, recovered
+from sapper.defenses.inversion import collapse, recovered
 from sapper.encoders import Card, Encoder
 from sapper.encoders.schemes import ASSUMED
 from sapper.errors import SapperError

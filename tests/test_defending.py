@@ -15,8 +15,8 @@ from sapper import datasets
 from sapper.defenses.certify.patchcleanser import PatchCleanser
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.defender import Defender
-from sapper.defenses.detect.mntd_classifier import MNTDClassifier
-from sapper.defenses.detect.neural_cleanse import NeuralCleanse
+from sapper.defenses.judge.mntd_classifier import MNTDClassifier
+from sapper.defenses.judge.neural_cleanse import NeuralCleanse
 from sapper.downstream import MLP, Classifier
 from sapper.engine.store import Stage, Store
 from sapper.errors import SapperError

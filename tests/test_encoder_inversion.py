@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sapper.defenses.detect.decree import Decree, Schedule
-from sapper.defenses.detect.inversion import collapse, encode, mean_cosine, recovered, start
-from sapper.defenses.detect.multi_prior import MultiPrior
-from sapper.defenses.detect.priors import Filter, Stamp
-from sapper.defenses.detect.ssl_cleanse import SSLCleanse, knee
+from sapper.defenses.inversion import collapse, encode, mean_cosine, recovered, start
+from sapper.defenses.judge.decree import Decree, Schedule
+from sapper.defenses.judge.multi_prior import MultiPrior
+from sapper.defenses.judge.ssl_cleanse import SSLCleanse, knee
+from sapper.defenses.priors import Filter, Stamp
 from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
 from sapper.run import Run

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sapper import encoders
-from sapper.defenses.detect.mntd_encoder import MNTDEncoder
+from sapper.defenses.judge.mntd_encoder import MNTDEncoder
 from sapper.engine.executors import Workers
 from sapper.errors import SapperError
 from sapper.experiment.results import Results

@@ -12,8 +12,8 @@ import pytest
 from sapper import attacks, defenses, downstream, pretraining
 from sapper.defenses.certify.patchcleanser import PatchCleanser
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
-from sapper.defenses.detect.mntd_encoder import MNTDEncoder
-from sapper.defenses.detect.neural_cleanse import NeuralCleanse
+from sapper.defenses.judge.mntd_encoder import MNTDEncoder
+from sapper.defenses.judge.neural_cleanse import NeuralCleanse
 from sapper.errors import SapperError
 from sapper.experiment.results import read_results
 from sapper.methods import HEADS, find

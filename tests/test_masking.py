@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sapper.defenses.certify.masking import certify, column_windows, masked_scores, robust_prediction, square_windows
+from sapper.defenses.masking import certify, column_windows, masked_scores, robust_prediction, square_windows
 
 
 def evidence(images: int, places: int, classes: int, seed: int) -> Tensor:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sapper.defenses import jumbo, meta
 from sapper.defenses.defender import Defender
-from sapper.defenses.detect import jumbo, meta
-from sapper.defenses.detect.mntd_classifier import MNTDClassifier, network
+from sapper.defenses.judge.mntd_classifier import MNTDClassifier, network
 from sapper.downstream import MLP, Classifier
 from sapper.errors import SapperError
 from sapper.metrics import auc

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sapper.defenses.detect import meta
-from sapper.defenses.detect.mntd_encoder import Judge, MNTDEncoder
+from sapper.defenses import meta
+from sapper.defenses.judge.mntd_encoder import Judge, MNTDEncoder
 from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
 from sapper.metrics import auc

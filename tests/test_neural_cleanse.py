@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sapper.defenses.defender import Logits
-from sapper.defenses.detect.inversion import start
-from sapper.defenses.detect.neural_cleanse import NeuralCleanse, anomaly_index
+from sapper.defenses.inversion import start
+from sapper.defenses.judge.neural_cleanse import NeuralCleanse, anomaly_index
 from sapper.run import Run, Silent
 from sapper.samples import ImageSet, to_float
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sapper import datasets
-from sapper.defenses.detect.neural_cleanse import NeuralCleanse
+from sapper.defenses.judge.neural_cleanse import NeuralCleanse
 from sapper.metrics import auc
 from sapper.run import Run
 from sapper.samples import ImageSet, to_float

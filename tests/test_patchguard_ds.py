@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sapper.defenses.certify.masking import column_windows
 from sapper.defenses.certify.patchcleanser import PatchCleanser
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.defender import Defender
+from sapper.defenses.masking import column_windows
 from sapper.downstream import MLP
 from sapper.errors import SapperError
 from sapper.run import Run

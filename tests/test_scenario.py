@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper.attacks.badencoder import BadEncoder
+from sapper.attacks.implant.badencoder import BadEncoder
 from sapper.downstream import MLP, Linear
 from sapper.errors import SapperError
 from sapper.pretraining.simclr import SimCLR

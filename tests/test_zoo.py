@@ -17,8 +17,8 @@ from sapper.audit import stored
 from sapper.audit.auditing import effect, scores
 from sapper.audit.budgets import Budget
 from sapper.audit.calibration import Power, p_value, read_bag, write_bag
-from sapper.defenses.detect.inversion import mean_cosine
-from sapper.defenses.detect.mntd_encoder import MNTDEncoder
+from sapper.defenses.inversion import mean_cosine
+from sapper.defenses.judge.mntd_encoder import MNTDEncoder
 from sapper.encoders import load
 from sapper.engine.executors import Workers
 from sapper.errors import SapperError

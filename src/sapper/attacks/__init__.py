@@ -1,9 +1,8 @@
-"""Attacks by what the attacker holds; one method, one file.
+"""Attacks by what the attacker holds (``contracts.py``); one method, one file.
 
-Encoder attacks: ``(encoder, shadow, targets, run) → Trained``. They exist so that defenses can be measured; what
-they make is marked as backdoored.
+They exist so that defenses can be measured. What they make is marked as backdoored.
 """
 
 METHODS = {
-    "badencoder": "sapper.attacks.badencoder:BadEncoder",
+    "badencoder": "sapper.attacks.implant.badencoder:BadEncoder",
 }

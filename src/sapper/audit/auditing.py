@@ -37,7 +37,7 @@ from sapper.audit.calibration import (
 from sapper.audit.differential import check_base, compare
 from sapper.audit.recorded import SCHEMA
 from sapper.defenses.defender import EncoderExaminer
-from sapper.defenses.detect.inversion import Collapse, collapse, recovered
+from sapper.defenses.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
 from sapper.encoders.opening import OPENED
 from sapper.errors import SapperError

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import collapse, measurable, recovered
+from sapper.defenses.inversion import collapse, measurable, recovered
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError

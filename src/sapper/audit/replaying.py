@@ -18,7 +18,7 @@ from torch import Tensor
 from sapper.audit.auditing import check_images
 from sapper.audit.calibration import InClean
 from sapper.audit.recorded import DAMAGED, TRIGGERS, read_content, unreadable
-from sapper.defenses.detect.inversion import Collapse, collapse, recovered
+from sapper.defenses.inversion import Collapse, collapse, recovered
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.run import Run

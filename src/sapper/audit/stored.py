@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sapper.defenses.detect.mntd_encoder import Judge, MNTDEncoder
+from sapper.defenses.judge.mntd_encoder import Judge, MNTDEncoder
 from sapper.encoders import Encoder
 from sapper.errors import SapperError, first_mistake
 from sapper.files import write_atomically

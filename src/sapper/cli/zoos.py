@@ -203,7 +203,7 @@ def learn(
     with err.status("loading"):
         from sapper import encoders
         from sapper.audit import stored
-        from sapper.defenses.detect.mntd_encoder import MNTDEncoder
+        from sapper.defenses.judge.mntd_encoder import MNTDEncoder
         from sapper.engine.store import Store
         from sapper.experiment.precision import of_searching
         from sapper.progress import progress

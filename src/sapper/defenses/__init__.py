@@ -8,13 +8,13 @@ certifies. ``defender.py`` has the contracts.
 """
 
 METHODS = {
-    "decree": "sapper.defenses.detect.decree:Decree",
-    "mntd_classifier": "sapper.defenses.detect.mntd_classifier:MNTDClassifier",
-    "mntd_encoder": "sapper.defenses.detect.mntd_encoder:MNTDEncoder",
-    "multi_prior": "sapper.defenses.detect.multi_prior:MultiPrior",
-    "neural_cleanse": "sapper.defenses.detect.neural_cleanse:NeuralCleanse",
+    "decree": "sapper.defenses.judge.decree:Decree",
+    "mntd_classifier": "sapper.defenses.judge.mntd_classifier:MNTDClassifier",
+    "mntd_encoder": "sapper.defenses.judge.mntd_encoder:MNTDEncoder",
+    "multi_prior": "sapper.defenses.judge.multi_prior:MultiPrior",
+    "neural_cleanse": "sapper.defenses.judge.neural_cleanse:NeuralCleanse",
     "patchcleanser": "sapper.defenses.certify.patchcleanser:PatchCleanser",
     "patchguard_bn": "sapper.defenses.certify.patchguard_bn:PatchGuardBN",
     "patchguard_ds": "sapper.defenses.certify.patchguard_ds:PatchGuardDS",
-    "ssl_cleanse": "sapper.defenses.detect.ssl_cleanse:SSLCleanse",
+    "ssl_cleanse": "sapper.defenses.judge.ssl_cleanse:SSLCleanse",
 }

@@ -19,7 +19,7 @@ from sapper.audit import auditing, calibration
 from sapper.audit.budgets import BUDGETS
 from sapper.audit.calibration import Bag
 from sapper.audit.recorded import SCHEMA, TRIGGERS
-from sapper.defenses.detect.inversion import recovered
+from sapper.defenses.inversion import recovered
 from sapper.engine.store import Stage, Store
 from sapper.errors import SapperError, located
 from sapper.experiment import stages

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from sapper.audit.auditing import AuditReport, Finding, beside_bag
 from sapper.audit.calibration import BOUND, Bag, InClean, fewest
 from sapper.audit.replaying import Replay
-from sapper.defenses.detect.inversion import Collapse, recovered
+from sapper.defenses.inversion import Collapse, recovered
 from sapper.encoders.schemes import ASSUMED
 from sapper.experiment.pictures import png
 from sapper.report import figures, text

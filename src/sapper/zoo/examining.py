@@ -14,7 +14,7 @@ from sapper.audit.auditing import effect, scores, some_of
 from sapper.audit.budgets import Budget
 from sapper.audit.calibration import Key
 from sapper.audit.stored import StoredJudge
-from sapper.defenses.detect.multi_prior import MultiPrior, neighborhood, spread_of
+from sapper.defenses.judge.multi_prior import MultiPrior, neighborhood, spread_of
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.engine.executors import Workers

@@ -8,7 +8,7 @@ from sapper import encoders
 from sapper.audit.budgets import Budget
 from sapper.audit.calibration import BOUND, Bag, Key, fitting
 from sapper.audit.stored import Kind
-from sapper.defenses.detect.mntd_encoder import Judge, MNTDEncoder
+from sapper.defenses.judge.mntd_encoder import Judge, MNTDEncoder
 from sapper.errors import SapperError
 from sapper.run import Run
 from sapper.samples import ImageSet

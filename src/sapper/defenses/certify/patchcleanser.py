@@ -25,8 +25,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from sapper.defenses.certify.masking import check_patches, rectangles
 from sapper.defenses.defender import Defender, Logits
+from sapper.defenses.masking import check_patches, rectangles
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.methods import Checked

@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from sapper.defenses.certify.masking import RobustMasking, square_windows
 from sapper.defenses.defender import Defender
+from sapper.defenses.masking import RobustMasking, square_windows
 from sapper.downstream import Classifier
 from sapper.methods import Checked
 from sapper.run import Run

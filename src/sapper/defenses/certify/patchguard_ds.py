@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.certify.masking import RobustMasking, column_windows
 from sapper.defenses.defender import Defender, Logits
+from sapper.defenses.masking import RobustMasking, column_windows
 from sapper.downstream import Classifier, extract
 from sapper.errors import SapperError
 from sapper.methods import Checked

@@ -34,7 +34,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.defender import Defender, Logits
-from sapper.defenses.detect.inversion import Triggers, anomaly_index, smallest_masks, stamp
+from sapper.defenses.inversion import Triggers, anomaly_index, smallest_masks, stamp
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.methods import Checked

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.detect import meta
+from sapper.defenses import meta
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import unit
+from sapper.defenses.inversion import unit
 from sapper.run import Run
 from sapper.triggers import filtered
 

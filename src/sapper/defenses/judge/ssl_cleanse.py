@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import (
+from sapper.defenses.inversion import (
     UNMEASURABLE,
     Triggers,
     anomaly_index,

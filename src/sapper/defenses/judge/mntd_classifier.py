@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from sapper.defenses import jumbo, meta
 from sapper.defenses.defender import Defender
-from sapper.defenses.detect import jumbo, meta
 from sapper.downstream import MLP, Classifier, extract
 from sapper.errors import SapperError
 from sapper.methods import Checked

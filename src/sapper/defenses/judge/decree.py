@@ -32,7 +32,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import (
+from sapper.defenses.inversion import (
     UNMEASURABLE,
     Triggers,
     encode,

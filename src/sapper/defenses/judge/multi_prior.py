@@ -44,8 +44,8 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.detect.inversion import mean_cosine
-from sapper.defenses.detect.priors import Filter, Prior, Stamp
+from sapper.defenses.inversion import mean_cosine
+from sapper.defenses.priors import Filter, Prior, Stamp
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked

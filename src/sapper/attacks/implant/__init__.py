@@ -1,0 +1,1 @@
+"""Attacks on a finished encoder, which they fine-tune into another."""

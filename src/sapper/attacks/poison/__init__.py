@@ -1,0 +1,1 @@
+"""Attacks on data, before somebody else trains on it."""

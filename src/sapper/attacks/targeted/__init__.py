@@ -1,0 +1,1 @@
+"""Attacks without a trigger: single clean inputs are to be classified wrongly."""

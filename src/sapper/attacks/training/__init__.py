@@ -1,0 +1,1 @@
+"""Attacks on the training of a classifier for one task."""
