@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sapper.experiment.stages import TaskData
 from sklearn.metrics import roc_auc_score
 
 from sapper import datasets
@@ -23,7 +24,6 @@ from sapper.errors import SapperError
 from sapper.experiment import defending, stages
 from sapper.experiment.judging import Subject, certifier_records, detector_records, first_of_each, held_out_records
 from sapper.experiment.results import Judged, Results, read_results, write_results
-from sapper.experiment.stages import TaskData
 from sapper.report import defenses, render, write_report
 from sapper.run import Run
 from sapper.samples import ImageSet, to_float

@@ -1,61 +1,42 @@
-"""The stages of a scenario's defenses: classifiers that a victim built, looked at by somebody who defends."""
+"""The works of those who defend: classifiers that a victim built, and encoders, looked at by detectors.
+
+Inputs of what looks at classifiers: the encoder, the choices of the task's references, and, where ``poisoned``, what
+holds the poisoned training set.
+"""
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sapper import encoders
-from sapper.attacks.target import Target
+from sapper import encoders, tensors
 from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
-from sapper.encoders import Encoder
-from sapper.engine.store import Stage, Store
-from sapper.experiment import stages
-from sapper.experiment.stages import TaskData
-from sapper.files import sha256, write_atomically
+from sapper.experiment.fleets import LEARNED
+from sapper.experiment.tasks import Part, Task, TaskData, method_key, packages
+from sapper.experiment.works import encoder_file, own_triggers, read_choices, read_poisoned
+from sapper.files import write_atomically
 from sapper.run import Run
-from sapper.samples import ImageSet
 from sapper.scenario.reading import DefensePlan, Named
 from sapper.scenario.sections import CertifySection, DetectSection
 from sapper.verdicts import Verdict
 
+DEFENDED = "defended.safetensors"
+
 
 class Victim:
-    """Who built classifiers for ``task`` on the encoder in a file. Nothing is computed before somebody asks for it.
+    """Who built classifiers for a task on an encoder.
 
     Classifier 0 is the one whose CA or BA the scenario measures; the others differ from it in their head's seed.
     """
 
-    def __init__(self, file: Path, task: TaskData, head: Named, run: Run):
-        self.file, self.task, self.head, self.run = file, task, head, run
-        self._classifiers: dict[int, Classifier] = {}
-
-    @cached_property
-    def key(self) -> dict[str, Any]:
-        """What the classifiers depend on, for a stage's key."""
-        head = {"name": self.head.name} | stages.method_key(self.head)
-        return {"encoder": sha256(self.file), "train": self.task.train.digest, "head": head}
-
-    @property
-    def key_without_encoder(self) -> dict[str, Any]:
-        """What is left of it for a defense that puts a network of its own in the place of all that was built."""
-        card = self.encoder.card
-        return {"train": self.task.train.digest, "mean": card.mean, "std": card.std}
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """What the file holds."""
-        return encoders.load(self.file, self.run)
-
-    @cached_property
-    def holdings(self) -> Defender:
-        """The victim with all of the task's training images."""
-        return Defender.of(self.encoder, self.head.parameters, self.task.train, self.run)
+    def __init__(self, task: TaskData, file: Path, head: Named, run: Run):
+        self.task, self.head, self.run = task, head, run
+        self.holdings = Defender.of(encoders.load(file, run), head.parameters, task.train, run)
 
     def defender(self, count: int | None) -> Defender:
         """A defender with ``count`` of the training images, or all of them."""
@@ -69,85 +50,144 @@ class Victim:
 
     def classifier(self, number: int) -> Classifier:
         """The victim's classifier with that number."""
-        if number not in self._classifiers:
-            name = f"head {self.head.name}{f' {number}' if number else ''}"
-            self._classifiers[number] = self.holdings.build(self.run.child(name))
-        return self._classifiers[number]
+        name = f"head {self.head.name}{f' {number}' if number else ''}"
+        return self.holdings.build(self.run.child(name))
 
 
-def detect(store: Store, plan: DefensePlan, section: DetectSection, victim: Victim, run: Run) -> Stage:
-    """Judge the victim's classifiers; leaves what ``leave_verdicts`` says."""
+@dataclass(frozen=True, kw_only=True)
+class Classifiers:
+    """What a victim's classifiers are made from, besides the inputs."""
 
-    def make(folder: Path) -> None:
-        classifiers = [victim.classifier(number) for number in range(section.subjects)]
-        verdicts = plan.method.parameters.judge(
-            classifiers, victim.defender(section.train_images), run.child(f"defense {plan.name}")
-        )
-        leave_verdicts(folder, verdicts)
+    task: Task
+    head: Named
+    poisoned: bool = False
 
-    key = _key(plan, victim.key, run) | {"train images": section.train_images, "subjects": section.subjects}
-    return store.stage("detect", key, make)
+    def key(self) -> dict[str, Any]:
+        head = {"name": self.head.name} | method_key(self.head)
+        return {"task": self.task.key, "head": head, "poisoned": self.poisoned}
 
-
-def examine(store: Store, plan: DefensePlan, file: Path, images: ImageSet, run: Run) -> Stage:
-    """Judge the encoder in a file by ordinary images; leaves what ``leave_verdicts`` says."""
-
-    def make(folder: Path) -> None:
-        child = run.child(f"defense {plan.name}")
-        leave_verdicts(folder, [plan.method.parameters.examine(encoders.load(file, run), images, child)])
-
-    key = _key(plan, {"encoder": sha256(file)}, run) | {"images": images.digest}
-    return store.stage("examine", key, make)
+    def victim(self, inputs: tuple[Path, ...], run: Run) -> Victim:
+        """Their owner."""
+        data = self.task.victim(read_choices(inputs[1]))
+        if self.poisoned:
+            data = TaskData(data.name, read_poisoned(inputs[2])[0], data.test)
+        return Victim(data, encoder_file(inputs[0]), self.head, run)
 
 
-def certify(
-    store: Store,
-    plan: DefensePlan,
-    section: CertifySection,
-    victim: Victim,
-    images: ImageSet,
-    targets: Sequence[Target],
-    run: Run,
-) -> Stage:
-    """Defend the victim's classifier on ``images``; leaves ``defended.safetensors``.
+@dataclass(frozen=True, kw_only=True)
+class Detect:
+    """Judge a victim's classifiers; leaves what ``leave_verdicts`` says."""
+
+    plan: DefensePlan
+    section: DetectSection
+    classifiers: Classifiers
+
+    name: ClassVar[str] = "detect"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.plan.method, self.classifiers.head)
+
+    def key(self) -> dict[str, Any]:
+        own = {"train images": self.section.train_images, "subjects": self.section.subjects}
+        return _key(self.plan) | {"victim": self.classifiers.key()} | own
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        victim = self.classifiers.victim(inputs, run)
+        judged = [victim.classifier(number) for number in range(self.section.subjects)]
+        defender, child = victim.defender(self.section.train_images), run.child(f"defense {self.plan.name}")
+        leave_verdicts(folder, self.plan.method.parameters.judge(judged, defender, child))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certify:
+    """Defend a victim's classifier on ``images``; leaves ``defended.safetensors``.
 
     In it, int64 or bool (N,): ``clean`` and ``triggered/<target>``, what the defense for the method's own patch size
     answers; ``certified/<patch>`` for each size of the section.
     """
 
-    method = plan.method.parameters
+    plan: DefensePlan
+    section: CertifySection
+    classifiers: Classifiers
+    images: Part
 
-    def make(folder: Path) -> None:
-        child = run.child(f"defense {plan.name}")
-        guarded = method.prepare(victim.classifier(0), victim.defender(section.train_images), child)
-        sizes = sorted({*section.patches, method.patch})
+    name: ClassVar[str] = "certify"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.plan.method, self.classifiers.head)
+
+    def key(self) -> dict[str, Any]:
+        own = {"train images": self.section.train_images, "patches": self.section.patches, "images": self.images.origin}
+        return _key(self.plan) | {"victim": self.classifiers.key()} | own
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        method, images, child = self.plan.method.parameters, self.images(), run.child(f"defense {self.plan.name}")
+        victim = self.classifiers.victim(inputs, run)
+        guarded = method.prepare(victim.classifier(0), victim.defender(self.section.train_images), child)
+        sizes = sorted({*self.section.patches, method.patch})
         results = dict(zip(sizes, guarded.certify(images.images, images.targets(), sizes, child)))
         answers = {"clean": results[method.patch].labels}
-        answers |= {f"certified/{patch}": results[patch].certified for patch in section.patches}
-        for target in targets:
-            answers[f"triggered/{target.name}"] = guarded.predict(images.images, child, target.trigger)
-        stages.save_tensors(folder / "defended.safetensors", answers)
-
-    key = _key(plan, victim.key if method.uses_encoder else victim.key_without_encoder, run) | {
-        "train images": section.train_images,
-        "images": images.digest,
-        "patches": section.patches,
-        "targets": [stages.describe(target) for target in targets],
-    }
-    return store.stage("certify", key, make)
+        answers |= {f"certified/{patch}": results[patch].certified for patch in self.section.patches}
+        for name, trigger in own_triggers(self.classifiers.task).items():
+            answers[f"triggered/{name}"] = guarded.predict(images.images, child, trigger)
+        tensors.save(folder / DEFENDED, answers)
 
 
-def _key(plan: DefensePlan, victim: dict[str, Any], run: Run) -> dict[str, Any]:
-    return stages.surroundings(run) | stages.method_key(plan.method) | {"victim": victim, "name": plan.name}
+@dataclass(frozen=True, kw_only=True)
+class Examine:
+    """Judge an encoder, the input, by ordinary images; leaves what ``leave_verdicts`` says."""
+
+    plan: DefensePlan
+    images: Part
+
+    name: ClassVar[str] = "examine"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.plan.method)
+
+    def key(self) -> dict[str, Any]:
+        return _key(self.plan) | {"images": self.images.origin}
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        encoder, child = encoders.load(encoder_file(inputs[0]), run), run.child(f"defense {self.plan.name}")
+        leave_verdicts(folder, [self.plan.method.parameters.examine(encoder, self.images(), child)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Judge encoders by what was learned from a fleet; inputs: that, and the encoders. Leaves the verdicts in order."""
+
+    plan: DefensePlan
+
+    name: ClassVar[str] = "judge"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.plan.method)
+
+    def key(self) -> dict[str, Any]:
+        return method_key(self.plan.method)
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        judge = self.plan.method.parameters.restore(tensors.load(inputs[0] / LEARNED))
+        opened = [encoders.load(encoder_file(each), run) for each in inputs[1:]]
+        leave_verdicts(folder, judge.judge(opened, run))
+
+
+def _key(plan: DefensePlan) -> dict[str, Any]:
+    return method_key(plan.method) | {"name": plan.name}
 
 
 def leave_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
     """Write ``verdicts.json``, a list, and ``evidence.safetensors``, in which verdict i's tensors are ``i/name``."""
-    tensors: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     plain = []
     for i, verdict in enumerate(verdicts):
         evidence = {name: value for name, value in verdict.evidence.items() if not isinstance(value, Tensor)}
-        tensors |= {f"{i}/{k}": value for k, value in verdict.evidence.items() if isinstance(value, Tensor)}
+        values |= {f"{i}/{k}": value for k, value in verdict.evidence.items() if isinstance(value, Tensor)}
         plain.append(
             {
                 "score": verdict.score,
@@ -158,15 +198,13 @@ def leave_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
             }
         )
     write_atomically(folder / "verdicts.json", json.dumps(plain))
-    stages.save_tensors(folder / "evidence.safetensors", tensors)
+    tensors.save(folder / "evidence.safetensors", values)
 
 
-def verdicts(stage: Stage) -> list[dict[str, Any]]:
+def verdicts(folder: Path) -> list[dict[str, Any]]:
     """What ``leave_verdicts`` left: plain verdicts, each with its tensors below ``tensors``."""
-    found: list[dict[str, Any]] = json.loads((stage.folder / "verdicts.json").read_text(encoding="utf-8"))
-    tensors = stages.load_tensors(stage.folder / "evidence.safetensors")
+    found: list[dict[str, Any]] = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))
+    values = tensors.load(folder / "evidence.safetensors")
     for i, verdict in enumerate(found):
-        verdict["tensors"] = {
-            name.removeprefix(f"{i}/"): value for name, value in tensors.items() if name.startswith(f"{i}/")
-        }
+        verdict["tensors"] = tensors.below(f"{i}", values)
     return found

@@ -1,6 +1,7 @@
 """What encoders take, a whole set in memory at once: images, and pairs of images and texts."""
 
 from sapper.samples.base import Samples, joined
+from sapper.samples.files import read_samples, write_samples
 from sapper.samples.images import PIXELS, Change, ImageSet, at_once, check_pixels, to_float
 from sapper.samples.specs import InputSpec, PixelSpec, TokenSpec
 
@@ -15,5 +16,7 @@ __all__ = [
     "at_once",
     "check_pixels",
     "joined",
+    "read_samples",
     "to_float",
+    "write_samples",
 ]

@@ -75,6 +75,7 @@ class SSLCleanse(Checked):
     early_stop: PositiveInt = 10
     threshold: NonNegativeFloat = 2.0
 
+    libraries: ClassVar[tuple[str, ...]] = ("scikit-learn",)
     version: ClassVar[int] = 1
     metric: ClassVar[str] = "anomaly_index"
     source: ClassVar[str] = "Zheng et al., ECCV 2024"
