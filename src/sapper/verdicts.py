@@ -53,7 +53,7 @@ def to_tensors(verdict: Verdict) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     def plain(trigger: Trigger, name: str) -> dict[str, Any]:
         described, values = triggers.to_tensors(trigger)
-        tensors.update({f"{name}/{key}": value for key, value in values.items()})
+        tensors.update({f"{name}/{key}": value.clone() for key, value in values.items()})  # files share no memory
         return described
 
     told = {
