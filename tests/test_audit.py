@@ -481,6 +481,7 @@ def test_an_audit_that_does_not_name_the_kinds_of_its_triggers_is_read(found: Au
         {"kind": "mask", "more": 1},
         {"kind": "patch", "size": 4},
         {"kind": "blend", "alpha": "much"},
+        {"kind": "blend", "version": 1},
         {"kind": "mask", "mask": [[0.0]]},
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, fields
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -41,9 +42,11 @@ from sapper.report import defenses as told
 from sapper.report import render
 from sapper.run import Run
 from sapper.samples import ImageSet, InputSpec, PixelSpec
-from sapper.scenario.reading import DEFENSE_SECTIONS
+from sapper.scenario.reading import DEFENSE_SECTIONS, read_trigger
 from sapper.scenario.sections import DetectSection
 from sapper.triggers import Blend, Colors, Filter, Mask, Patch, Trigger
+from sapper.triggers import from_tensors as triggers_from_tensors
+from sapper.triggers import to_tensors as triggers_to_tensors
 from sapper.verdicts import Reached, Verdict, from_tensors, to_tensors
 from tests.micro import experiment, perform, write_data
 from tests.test_encoder_inversion import SIZE, encoder, photos
@@ -62,7 +65,7 @@ METHODS = {name: find("defenses", defenses.METHODS, name, "here") for name in de
 
 def test_every_kind_has_a_protocol_and_a_section() -> None:
     assert set(get_args(contracts.Kind)) == PROTOCOLS.keys() == DEFENSE_SECTIONS.keys()
-    assert len({section for section in DEFENSE_SECTIONS.values()}) == len(PROTOCOLS)
+    assert len(set(DEFENSE_SECTIONS.values())) == len(PROTOCOLS)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -127,7 +130,7 @@ def masks(seed: int) -> Mask:
 
 triggers = st.one_of(
     st.builds(masks, st.integers(0, 99)),
-    st.builds(lambda seed: Colors(matrix=torch.rand(3, 4, generator=torch.Generator().manual_seed(seed))), st.integers(0, 9)),
+    st.builds(lambda seed: Colors(matrix=masks(seed).pattern[:, 0]), st.integers(0, 99)),
     st.builds(Blend, alpha=st.floats(0.1, 1.0), key_seed=st.integers(0, 9)),
     st.builds(Filter, strength=st.floats(0.1, 1.0)),
     st.builds(
@@ -441,6 +444,15 @@ def test_a_trigger_of_another_kind_is_audited_and_replayed(negative: Negative, t
     (tmp_path / "audit.json").write_text(json.dumps(content))
     with pytest.raises(SapperError, match="no audit can be read"):
         replaying.read_audit(tmp_path / "audit.json")
+
+
+def test_a_package_adds_a_kind_of_trigger_by_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = EntryPoint(name="negative", value=f"{__name__}:Negative", group="sapper.triggers")
+    there = lambda group: [added] if group == "sapper.triggers" else []  # noqa: E731
+    monkeypatch.setattr("sapper.methods.entry_points", there)
+    described, tensors = triggers_to_tensors(Negative(rows=3))
+    assert triggers_from_tensors(described, tensors, "x") == Negative(rows=3)
+    assert read_trigger({"kind": "negative", "rows": 3}, "file", "trigger") == Negative(rows=3)
 
 
 @pytest.mark.parametrize("kind", ["mask", "colors"])

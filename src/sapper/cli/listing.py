@@ -15,6 +15,7 @@ from sapper.errors import SapperError, closest
 
 if TYPE_CHECKING:
     from sapper.datasets import DatasetInfo
+    from sapper.defenses.contracts import Defense
 
 
 def methods(
@@ -57,6 +58,10 @@ def _method_printer(kind: str, name: str, place: str, *, whole: bool) -> Callabl
         if whole and kind in OF_A_FILE:
             text = f"{cleandoc(sys.modules[cls.__module__].__doc__ or '')}\n\n{text}"
         out.print(Padding.indent(Text(_flowing(text) if whole else text.partition("\n\n")[0]), 2))
+        if kind == "defenses":
+            defense: type[Defense] = imported(place)
+            needs = ", ".join(sorted(defense.needs)) or "nothing besides the model"
+            out.print(Padding.indent(Text(f"kind: {defense.kind}, needs: {needs}"), 4))
         for parameter in parameters(cls):
             out.print(f"    {parameter.name} = {escape(parameter.default)}")
         for preset, values in cls.presets.items():

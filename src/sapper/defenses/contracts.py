@@ -37,6 +37,7 @@ model, not only its answers; models that the defender trains and attacks."""
 class Defense(Method, Protocol):
     """What all kinds share."""
 
+    kind: ClassVar[Kind]
     needs: ClassVar[frozenset[Need]]
 
 

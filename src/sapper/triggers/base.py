@@ -61,7 +61,7 @@ class Trigger(ABC):
     @classmethod
     def of(cls, parameters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """The trigger with these ``parameters()`` and ``tensors()``. Raises ``TypeError`` for what does not fit."""
-        plain, hints = {name: _tuples(value) for name, value in parameters.items()}, get_type_hints(cls)
+        plain, hints = {name: _tuples(value) for name, value in parameters.items()}, _types(cls)
         for name, value in plain.items():
             try:
                 TypeAdapter(hints[name]).validate_python(value, strict=True)
@@ -74,7 +74,7 @@ class Trigger(ABC):
     @classmethod
     def needs_tensors(cls) -> bool:
         """Whether it is made of tensors, so that no scenario can write it down."""
-        return Tensor in get_type_hints(cls).values()
+        return Tensor in _types(cls).values()
 
     def _fields(self) -> list[tuple[str, Any]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
@@ -94,6 +94,12 @@ def from_tensors(plain: Mapping[str, Any], tensors: Mapping[str, Tensor], where:
     except TypeError as error:
         raise SapperError(f"not a trigger: {error}", where=where, remedy="give what Sapper wrote") from error
     return trigger
+
+
+def _types(cls: type[Trigger]) -> dict[str, Any]:
+    """The type of each parameter."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}  # type: ignore[arg-type]
 
 
 def _tuples(value: Any) -> Any:
