@@ -61,14 +61,16 @@ class Trigger(ABC):
     @classmethod
     def of(cls, parameters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """The trigger with these ``parameters()`` and ``tensors()``. Raises ``TypeError`` for what does not fit."""
-        plain, hints = {name: _tuples(value) for name, value in parameters.items()}, _types(cls)
+        types = _types(cls)
+        made_of = {name for name, kind in types.items() if kind is Tensor}
+        if foreign := (tensors.keys() - made_of) | (parameters.keys() - (types.keys() - made_of)):
+            raise TypeError(f"{', '.join(sorted(foreign))}: unknown")
+        plain = {name: _tuples(value) for name, value in parameters.items()}
         for name, value in plain.items():
             try:
-                TypeAdapter(hints[name]).validate_python(value, strict=True)
-            except (KeyError, ValidationError) as error:
+                TypeAdapter(types[name]).validate_python(value, strict=True)
+            except ValidationError as error:
                 raise TypeError(f"{name} = {value!r:.80}") from error
-        if foreign := [name for name in tensors if hints.get(name) is not Tensor]:
-            raise TypeError(f"tensors {', '.join(foreign)}")
         return cls(**plain, **tensors)
 
     @classmethod
