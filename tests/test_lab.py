@@ -434,6 +434,8 @@ def test_variants_are_told_apart_by_their_condition_and_share_what_they_can(data
     made = [timing["stage"] for timing in results.timings]
     assert Counter(stage.split("-lambda1")[0] for stage in made) == {
         "pre-training": 2,
+        "references, balls": 2,
+        "references, boxes": 2,
         "heads on the clean encoder, balls": 2,
         "heads on the clean encoder, boxes": 2,
         "attack on balls + boxes": 4,

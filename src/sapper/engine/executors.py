@@ -140,8 +140,9 @@ def _side_by_side(
     context = multiprocessing.get_context("spawn")  # a fork of a process that has used its threads may hang
     others = multiprocessing.active_children()
     with ProcessPoolExecutor(min(workers.count, len(missing)), context, _begin, (workers.settle,)) as pool:
+        waiting = dict.fromkeys(missing)
+        under_way: dict[Future[Finished], Stage] = {}
         try:
-            waiting, under_way = dict.fromkeys(missing), dict[Future[Finished], Stage]()
             while waiting or under_way:
                 for stage in [stage for stage in waiting if all(needed in done for needed in stage.inputs)]:
                     if len(under_way) > 2 * workers.count:

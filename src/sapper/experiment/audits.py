@@ -19,7 +19,7 @@ from sapper.audit import auditing, calibration
 from sapper.audit.budgets import BUDGETS
 from sapper.audit.calibration import Bag
 from sapper.audit.recorded import SCHEMA, TRIGGERS
-from sapper.defenses.inversion import recovered
+from sapper.audit.replaying import read_triggers
 from sapper.engine.stage import Stage
 from sapper.errors import SapperError, located
 from sapper.experiment.data import Data
@@ -155,10 +155,10 @@ def _stamped(folder: Path, told: dict[str, Any], planted: Iterable[TargetPlan]) 
     """The audit's images: plain, with what its leading detector recovered, with each true trigger."""
     images = tensors.load(folder / SHOWN)["images"]
     leading = next(finding["method"] for finding in told["detectors"] if finding["leads"])
-    own = tensors.below(leading, tensors.load(folder / TRIGGERS))
+    triggers = read_triggers(told["detectors"], tensors.load(folder / TRIGGERS))
     yield Stamped(by="nothing", images=_pngs(images))
-    if (change := recovered(own)) is not None:
-        yield Stamped(by="audit", images=_pngs(images, change))
+    if leading in triggers:
+        yield Stamped(by="audit", images=_pngs(images, triggers[leading]))
     for plan in planted:
         yield Stamped(by="attacker", target=plan.name, images=_pngs(images, plan.trigger))
 

@@ -1,7 +1,7 @@
 """The works of those who defend: classifiers that a victim built, and encoders, looked at by detectors.
 
 Inputs of what looks at classifiers: the encoder, the choices of the task's references, and, where ``poisoned``, what
-holds the poisoned training set.
+holds the poisoned training set; of what shows them triggers, where ``made_triggers``, what holds those.
 """
 
 import json
@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from sapper import encoders, tensors
+from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner
 from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
 from sapper.experiment.fleets import LEARNED
 from sapper.experiment.tasks import Part, Task, TaskData, method_key, packages
-from sapper.experiment.works import encoder_file, own_triggers, read_choices, read_poisoned
+from sapper.experiment.works import TRIGGERS, encoder_file, own_triggers, read_choices, read_poisoned
 from sapper.files import write_atomically
 from sapper.run import Run
 from sapper.scenario.reading import DefensePlan, Named
 from sapper.scenario.sections import CertifySection, DetectSection
-from sapper.verdicts import Verdict
+from sapper.triggers import read_triggers
+from sapper.verdicts import Verdict, from_tensors, to_tensors
 
-DEFENDED = "defended.safetensors"
+DEFENDED, VERDICTS, RECOVERED = "defended.safetensors", "verdicts.json", "triggers.safetensors"
+
+FORM = 2
+"""Counts the forms of what ``leave_verdicts`` writes; in the key of every work that calls it."""
 
 
 class Victim:
@@ -89,14 +93,15 @@ class Detect:
         return packages(self.plan.method, self.classifiers.head)
 
     def key(self) -> dict[str, Any]:
-        own = {"train images": self.section.train_images, "subjects": self.section.subjects}
+        own = {"train images": self.section.train_images, "subjects": self.section.subjects, "form": FORM}
         return _key(self.plan) | {"victim": self.classifiers.key()} | own
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         victim = self.classifiers.victim(inputs, run)
         judged = [victim.classifier(number) for number in range(self.section.subjects)]
         defender, child = victim.defender(self.section.train_images), run.child(f"defense {self.plan.name}")
-        leave_verdicts(folder, self.plan.method.parameters.judge(judged, defender, child))
+        method: ClassifierJudge = self.plan.method.parameters
+        leave_verdicts(folder, method.judge(judged, defender, child))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +116,7 @@ class Certify:
     section: CertifySection
     classifiers: Classifiers
     images: Part
+    made_triggers: bool = False
 
     name: ClassVar[str] = "certify"
 
@@ -120,17 +126,21 @@ class Certify:
 
     def key(self) -> dict[str, Any]:
         own = {"train images": self.section.train_images, "patches": self.section.patches, "images": self.images.origin}
+        own["made triggers"] = self.made_triggers
         return _key(self.plan) | {"victim": self.classifiers.key()} | own
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
-        method, images, child = self.plan.method.parameters, self.images(), run.child(f"defense {self.plan.name}")
+        method: Certifier = self.plan.method.parameters
+        images, child = self.images(), run.child(f"defense {self.plan.name}")
         victim = self.classifiers.victim(inputs, run)
         guarded = method.prepare(victim.classifier(0), victim.defender(self.section.train_images), child)
         sizes = sorted({*self.section.patches, method.patch})
         results = dict(zip(sizes, guarded.certify(images.images, images.targets(), sizes, child)))
         answers = {"clean": results[method.patch].labels}
         answers |= {f"certified/{patch}": results[patch].certified for patch in self.section.patches}
-        for name, trigger in own_triggers(self.classifiers.task).items():
+        task = self.classifiers.task
+        triggers = read_triggers(inputs[-1] / TRIGGERS) if self.made_triggers else own_triggers(task)
+        for name, trigger in ((aim.name, triggers[aim.name]) for aim in task.aims):
             answers[f"triggered/{name}"] = guarded.predict(images.images, child, trigger)
         tensors.save(folder / DEFENDED, answers)
 
@@ -149,11 +159,12 @@ class Examine:
         return packages(self.plan.method)
 
     def key(self) -> dict[str, Any]:
-        return _key(self.plan) | {"images": self.images.origin}
+        return _key(self.plan) | {"images": self.images.origin, "form": FORM}
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         encoder, child = encoders.load(encoder_file(inputs[0]), run), run.child(f"defense {self.plan.name}")
-        leave_verdicts(folder, [self.plan.method.parameters.examine(encoder, self.images(), child)])
+        method: EncoderExaminer = self.plan.method.parameters
+        leave_verdicts(folder, [method.examine(encoder, self.images(), child)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +180,11 @@ class Judge:
         return packages(self.plan.method)
 
     def key(self) -> dict[str, Any]:
-        return method_key(self.plan.method)
+        return method_key(self.plan.method) | {"form": FORM}
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
-        judge = self.plan.method.parameters.restore(tensors.load(inputs[0] / LEARNED))
+        method: EncoderLearner = self.plan.method.parameters
+        judge = method.restore(tensors.load(inputs[0] / LEARNED))
         opened = [encoders.load(encoder_file(each), run) for each in inputs[1:]]
         leave_verdicts(folder, judge.judge(opened, run))
 
@@ -182,29 +194,15 @@ def _key(plan: DefensePlan) -> dict[str, Any]:
 
 
 def leave_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
-    """Write ``verdicts.json``, a list, and ``evidence.safetensors``, in which verdict i's tensors are ``i/name``."""
-    values: dict[str, Tensor] = {}
-    plain = []
-    for i, verdict in enumerate(verdicts):
-        evidence = {name: value for name, value in verdict.evidence.items() if not isinstance(value, Tensor)}
-        values |= {f"{i}/{k}": value for k, value in verdict.evidence.items() if isinstance(value, Tensor)}
-        plain.append(
-            {
-                "score": verdict.score,
-                "threshold": verdict.threshold,
-                "flagged": verdict.flagged,
-                "seconds": verdict.seconds,
-                "evidence": evidence,
-            }
-        )
-    write_atomically(folder / "verdicts.json", json.dumps(plain))
-    tensors.save(folder / "evidence.safetensors", values)
+    """Write ``verdicts.json``, a list, and ``triggers.safetensors``, in which verdict i's tensors are ``i/name``."""
+    told = [to_tensors(verdict) for verdict in verdicts]
+    write_atomically(folder / VERDICTS, json.dumps([plain for plain, _ in told]))
+    values = {f"{i}/{name}": value for i, (_, own) in enumerate(told) for name, value in own.items()}
+    tensors.save(folder / RECOVERED, values)
 
 
-def verdicts(folder: Path) -> list[dict[str, Any]]:
-    """What ``leave_verdicts`` left: plain verdicts, each with its tensors below ``tensors``."""
-    found: list[dict[str, Any]] = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))
-    values = tensors.load(folder / "evidence.safetensors")
-    for i, verdict in enumerate(found):
-        verdict["tensors"] = tensors.below(f"{i}", values)
-    return found
+def verdicts(folder: Path) -> list[Verdict]:
+    """What ``leave_verdicts`` left."""
+    values = tensors.load(folder / RECOVERED)
+    told = json.loads((folder / VERDICTS).read_text(encoding="utf-8"))
+    return [from_tensors(plain, tensors.below(f"{i}", values), str(folder)) for i, plain in enumerate(told)]

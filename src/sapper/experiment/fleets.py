@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sapper import encoders, tensors
+from sapper.defenses.contracts import EncoderLearner
 from sapper.encoders import Encoder
 from sapper.encoders.names import packages_of
 from sapper.engine.stage import Stage, place_of, surroundings
@@ -136,13 +137,14 @@ class Learn:
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         opened = [encoders.load(encoder_file(each), run) for each in inputs]
         pairs = list(zip(opened[::2], opened[1::2]))
-        learned = self.method.parameters.fit(pairs, self.images(), run.child(f"defense {self.plan}"))
+        method: EncoderLearner = self.method.parameters
+        learned = method.fit(pairs, self.images(), run.child(f"defense {self.plan}"))
         tensors.save(folder / LEARNED, learned.state_dict())
 
 
 def learn(plan: DefensePlan, fleet: Fleet, run: Run) -> Stage:
     """The stage in which a detector learns from its fleet; its inputs are the fleet's."""
-    method = plan.method.parameters
+    method: EncoderLearner = plan.method.parameters
     members = [stage for pair in fleet.pairs(method.pairs, method.draw) for stage in pair]
     work = Learn(plan=plan.name, method=plan.method, images=Part.whole(fleet.images))
     return Stage(work, run, tuple(members), title=plan.name)

@@ -24,6 +24,7 @@ from sapper.experiment.works import (
     Pretrain,
 )
 from sapper.run import Run
+from sapper.scenario.kinds import kind_of, makes_encoders
 from sapper.scenario.reading import Named
 from sapper.scenario.sections import EncoderSection
 
@@ -42,8 +43,7 @@ class AttackPlan:
     @property
     def kind(self) -> str:
         """What the attacker holds; of poison, also whose data: ``poison pretraining`` or ``poison task``."""
-        method = self.method.parameters
-        return f"poison {method.of}" if method.kind == "poison" else str(method.kind)
+        return kind_of(self.method.parameters)
 
     @property
     def makes_triggers(self) -> bool:
@@ -52,7 +52,7 @@ class AttackPlan:
 
     def groups(self, tasks: Sequence[Task]) -> list[list[Task]]:
         """Which tasks are attacked with one another. Who attacks a task's own data or training attacks it alone."""
-        together = self.together and self.kind in ("implant", "poison pretraining")
+        together = self.together and makes_encoders(self.method.parameters)
         return [list(tasks)] if together and tasks else [[task] for task in tasks]
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from sapper.attacks.contracts import MakesTriggers
+from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner
 from sapper.engine.executors import execute
 from sapper.engine.stage import Stage
 from sapper.engine.store import Finished
@@ -22,13 +23,14 @@ from sapper.experiment.judging import (
     judgments,
 )
 from sapper.experiment.pipeline import Measured
-from sapper.experiment.results import Judged
-from sapper.experiment.subjects import ATTACKED, CLEAN, State, Subject
+from sapper.experiment.results import Judged, State
+from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
 from sapper.experiment.trial import Lab, Session, Trial, Variant
 from sapper.experiment.works import read_choices
 from sapper.run import Run
 from sapper.scenario.reading import DefensePlan, Scenario
 from sapper.scenario.sections import CertifySection, DetectSection, ExamineSection, FleetSection
+from sapper.verdicts import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +60,29 @@ def _on_classifiers(trial: Trial, plan: DefensePlan, measured: Measured, subject
     task, section = measured.task, plan.section
     poisoned = subject.source if subject.of == "task" else None
     classifiers = Classifiers(task=task, head=trial.scenario.primary, poisoned=poisoned is not None)
-    stood_on = subject.stage
+    stood_on, made = subject.stage, None
     if isinstance(section, CertifySection):
-        if not plan.method.parameters.uses_encoder:  # a network of its own takes the place of all that was built
+        certifier: Certifier = plan.method.parameters
+        if not certifier.uses_encoder:  # a network of its own takes the place of all that was built
             stood_on = measured.baseline.stage
         images = task.test.sample(section.test_images, trial.run.child(defended_part(task.name)))
-        work: Certify | Detect = Certify(plan=plan, section=section, classifiers=classifiers, images=images)
+        made = subjects_triggers(trial, measured)
+        work: Certify | Detect = Certify(
+            plan=plan, section=section, classifiers=classifiers, images=images, made_triggers=made is not None
+        )
     else:
         assert isinstance(section, DetectSection)
         work = Detect(plan=plan, section=section, classifiers=classifiers)
-    inputs = [stood_on, trial.pipeline.choices[task.name], *([poisoned] if poisoned else [])]
-    return Stage(work, trial.run, tuple(inputs), title=f"{plan.name} on the {subject.words}, {task.name}")
+    inputs = [stood_on, trial.pipeline.choices[task.name], poisoned, made]
+    there = tuple(each for each in inputs if each is not None)
+    return Stage(work, trial.run, there, title=f"{plan.name} on the {subject.words}, {task.name}")
+
+
+def subjects_triggers(trial: Trial, measured: Measured) -> Stage | None:
+    """What leaves the triggers that an attack made, if it makes any of its own."""
+    attack = trial.scenario.attack_method
+    own = attack is not None and isinstance(attack.parameters, MakesTriggers)
+    return measured.subject.source if own and measured.subject is not None else None
 
 
 def record(trial: Trial, defense: Defended, session: Session) -> None:
@@ -80,14 +94,16 @@ def record(trial: Trial, defense: Defended, session: Session) -> None:
     if isinstance(plan.section, CertifySection):
         images = task.test.sample(plan.section.test_images, trial.run.child(defended_part(task.name)))()
         wanted = {aim.name: choice.label for aim, choice in zip(task.aims, choices.of)}
-        states = [(subject.state, finished) for subject, finished in sides]
-        found.records += certifier_records(place, images.targets(), wanted, states)
+        certifier: Certifier = plan.method.parameters
+        found.records += certifier_records(place, certifier.measures, images.targets(), wanted, sides)
         return
     judged = judgments(place, task.test().classes, sides)
     found.verdicts += judged
     seconds: dict[State, float] = {subject.state: finished.seconds for subject, finished in sides}
-    labels = {choice.label for choice in choices.of}
-    found.records += detector_records(place, plan.method.parameters.metric, judged, labels, seconds)
+    ids: dict[State, str] = {subject.state: subject.id for subject, _ in sides}
+    labels = frozenset(choice.label for choice in choices.of)
+    detector: ClassifierJudge = plan.method.parameters
+    found.records += detector_records(place, detector.measures, judged, labels, seconds, ids)
 
 
 def judge_encoders(trials: Sequence[Trial], session: Session) -> None:
@@ -111,14 +127,16 @@ def judge_encoders(trials: Sequence[Trial], session: Session) -> None:
             state: sum((verdict.seconds for verdict in judged if verdict.state == state), 0.0)
             for state in (CLEAN, ATTACKED)
         }
-        found.records += detector_records(place, plan.method.parameters.metric, judged, set(), seconds)
+        detector: EncoderLearner | EncoderExaminer = plan.method.parameters
+        found.records += detector_records(place, detector.measures, judged, frozenset(), seconds)
 
 
 def _by_fleet(
     trial: Trial, plan: DefensePlan, section: FleetSection, chosen: Sequence[Subject], session: Session
-) -> list[dict[str, Any]]:
+) -> list[Verdict]:
     """Verdicts of a detector that has learned from a fleet."""
-    lab, pairs = trial.lab, plan.method.parameters.pairs
+    learner: EncoderLearner = plan.method.parameters
+    lab, pairs = trial.lab, learner.pairs
     fleet = _fleet(trial.scenario, plan, section, trial.data, trial.run)
     members, learned = fleet.store(lab.store, section), learn(plan, fleet, trial.run)
     there = sum((members.root / twin.place).exists() for twin in learned.inputs[1::2])
@@ -142,7 +160,7 @@ def _by_fleet(
     return verdicts(session.done[judge].folder)
 
 
-def _by_images(trial: Trial, plan: DefensePlan, chosen: Sequence[Subject], session: Session) -> list[dict[str, Any]]:
+def _by_images(trial: Trial, plan: DefensePlan, chosen: Sequence[Subject], session: Session) -> list[Verdict]:
     """Verdicts of a detector that asks for ordinary images only; each encoder is a stage of its own."""
     work = Examine(plan=plan, images=trial.data.of_pretraining(trial.scenario, trial.run))
     stages = []

@@ -187,7 +187,10 @@ class BuildHeads:
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         rest = list(inputs[1:])
         choices = read_choices(rest.pop(0)) if self.task.aims else None
-        triggers = read_triggers(rest.pop(0) / TRIGGERS) if self.made_triggers else own_triggers(self.task)
+        triggers = own_triggers(self.task)
+        if self.made_triggers:
+            made = read_triggers(rest.pop(0) / TRIGGERS)
+            triggers = {name: made[name] for name in triggers}
         data = self.task.victim(choices)
         if self.poisoned:
             data = TaskData(data.name, read_poisoned(rest.pop(0))[0], data.test)

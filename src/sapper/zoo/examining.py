@@ -13,8 +13,8 @@ from sapper import encoders
 from sapper.audit.auditing import effect, scores, some_of
 from sapper.audit.budgets import Budget
 from sapper.audit.calibration import Key
-from sapper.audit.stored import StoredJudge
-from sapper.defenses.judge.multi_prior import MultiPrior, neighborhood, spread_of
+from sapper.defenses.contracts import Examiner
+from sapper.defenses.inversion import neighborhood, spread_of
 from sapper.downstream import extract
 from sapper.encoders.names import packages_of
 from sapper.engine.executors import Workers, execute
@@ -40,7 +40,7 @@ SEEN = "seen.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Gathering:
-    """The ``spread`` of features that a change leaves, and that of the images around (``multi_prior``)."""
+    """The ``spread`` of features that a change leaves, and that of the images around (``inversion``)."""
 
     spread: float
     neighborhood: float
@@ -107,8 +107,8 @@ class Look:
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         encoder, images = encoders.load(self.shown.file, run), self.shown.images()
         verdict = scores(encoder, images, {self.method.name: self.method.parameters}, run)[self.method.name]
-        plain = {key: value for key, value in verdict.evidence.items() if not isinstance(value, torch.Tensor)}
-        seen = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds, "evidence": plain}
+        seen: dict[str, Any] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
+        seen["evidence"] = verdict.evidence
         does = effect(encoder, verdict, images, run)
         seen["gathered"] = None if does is None else does.gathered
         write_atomically(folder / SEEN, json.dumps(seen))
@@ -145,14 +145,14 @@ class Examination:
     file: Path
     images: ImageSet
     budget: Budget
-    more: dict[str, StoredJudge]
+    more: dict[str, Examiner]
     looks: dict[str, list[Stage]]
     stamp: Stage | None
     run: Run
 
     @staticmethod
     def of(
-        member: Member, file: Path, images: ImageSet, budget: Budget, more: dict[str, StoredJudge], run: Run
+        member: Member, file: Path, images: ImageSet, budget: Budget, more: dict[str, Examiner], run: Run
     ) -> "Examination":
         """Its stages; ``more``: detectors that have learned, whose looks are not kept."""
         architecture = str(member.about.get("encoder", {}).get("architecture", ""))
@@ -165,8 +165,9 @@ class Examination:
 
         looks = {}
         for name, method in budget.make().items():
-            parts = method.alone() if isinstance(method, MultiPrior) else [method]
-            looks[name] = [stage(Look(shown=shown, method=Named(name=name, parameters=part))) for part in parts]
+            looks[name] = [
+                stage(Look(shown=shown, method=Named(name=name, parameters=part))) for part in method.parts()
+            ]
         trigger = member.trigger
         stamp = None if trigger is None else stage(Stamp(shown=shown, trigger=trigger))
         return Examination(
@@ -205,16 +206,17 @@ def _seen(finished: Finished) -> dict[str, Any]:
 
 
 def together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a detector sees that is several in one: what the part with the largest score does; as one part without.
-
-    So budgets with parts in common share what was seen by them.
-    """
+    """What a detector sees that is several in one (``EncoderExaminer.parts``). Budgets may have parts in common."""
     best = max(parts, key=lambda seen: math.inf if seen["score"] is None else seen["score"])
     if len(parts) == 1 or best["score"] is None:
         return best
-    priors = {name: prior for seen in parts for name, prior in seen["evidence"]["priors"].items()}
-    seconds = sum(seen["seconds"] for seen in parts)
-    return best | {"seconds": seconds, "evidence": best["evidence"] | {"priors": priors}}
+    evidence = {
+        key: {name: each for seen in parts for name, each in seen["evidence"][key].items()}
+        if isinstance(value, dict)
+        else value
+        for key, value in best["evidence"].items()
+    }
+    return best | {"seconds": sum(seen["seconds"] for seen in parts), "evidence": evidence}
 
 
 def examine(
@@ -224,7 +226,7 @@ def examine(
     budget: Budget,
     run: Run,
     workers: Workers,
-    more: dict[str, dict[str, StoredJudge]] | None = None,
+    more: dict[str, dict[str, Examiner]] | None = None,
 ) -> list[Scored]:
     """Every member before the budget's detectors; those that were looked at are not looked at again.
 

@@ -16,7 +16,8 @@ from sapper.encoders.files import MARK
 from sapper.engine.stage import Stage
 from sapper.engine.store import Finished, Store
 from sapper.experiment.pipeline import AttackPlan, Pipeline, pipeline
-from sapper.experiment.subjects import ATTACKED, CLEAN, State, Subject
+from sapper.experiment.results import State
+from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
 from sapper.experiment.tasks import Part, Task, describe
 from sapper.experiment.works import encoder_file, read_choices, read_predictions
 from sapper.metrics import attack_metrics
