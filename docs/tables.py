@@ -8,7 +8,7 @@ A figure of a record is a number, or an object:
 * ``{"found": 87, "of": 90, "low": 0.906, "high": 0.993}``, a share;
 * ``{"value": 0.49, "sd": 0.155}``, with a standard deviation.
 
-Records that differ in their ``seed`` alone are shown as their mean, with Student's t interval over the seeds.
+Several records in one place must differ in their ``seed``; shown is their mean, with Student's t interval over the seeds.
 """
 
 import json
@@ -107,7 +107,10 @@ def of_figures(spec: Text, folder: Path) -> str:
         if not chosen:
             raise SapperError(f"{name}: no record of {figure.source} has {text.condition(figure.where)}")
         shown[name] = _cell(chosen, figure, None).beside
-    return spec.text.format_map(shown)
+    try:
+        return spec.text.format_map(shown)
+    except KeyError as error:
+        raise SapperError(f"the text names the figure {error}, which is not below figures") from error
 
 
 def of_bags(folder: Path) -> str:
@@ -196,8 +199,8 @@ def shown(value: float | None, form: str = "") -> str:
 
 
 def said(record: Json) -> Json:
-    """What the record says; the keys of its ``condition`` count as its own."""
-    return record.get("condition", {}) | record
+    """What the record says; the keys of its ``condition`` count as its own, and tell more than one of the same name."""
+    return record | record.get("condition", {})
 
 
 def _fits(record: Json, where: Json) -> bool:

@@ -83,7 +83,8 @@ def test_one_record_keeps_its_own_interval(tmp_path: Path) -> None:
 
 def test_records_of_one_metric_each_become_columns(tmp_path: Path) -> None:
     records = [
-        {"seed": 0, "metric": metric, "value": value, "low": 0.1, "high": 0.9, "unit": unit, "condition": {"patch": 2}}
+        {"seed": 0, "patch": 1, "metric": metric, "value": value, "low": 0.1, "high": 0.9, "unit": unit}
+        | {"condition": {"patch": 2}}
         for metric, value, unit in (("CA", 0.25, "fraction"), ("lift", -0.2, "fraction"), ("time", 90.0, "s"))
     ]
     columns = [
@@ -143,6 +144,7 @@ def test_kept_results_are_shown_as_the_report_prints_them(tmp_path: Path) -> Non
         ("<!-- bags b -->\n\nno end\n", "no <!-- end -->"),
         ("<!-- bags b -->\n<!-- bags b -->\n<!-- end -->\n", "no <!-- end -->"),
         ('<!-- table\nfrom = "a.json"\nrows = []\ncolumns = []\ncolour = 1\n-->\n<!-- end -->\n', "colour"),
+        ("<!-- text\ntext = '{n}'\nfigures = {}\n-->\n<!-- end -->\n", "names the figure 'n'"),
         ("<!-- table\nfrom = \n-->\n<!-- end -->\n", "Invalid value"),
         ('<!-- table\nfrom = "a.json"\nrows = []\ncolumns = []\n-->\n<!-- end -->\n', "cannot be read"),
     ],
