@@ -8,7 +8,7 @@ A figure of a record is a number, or an object:
 * ``{"found": 87, "of": 90, "low": 0.906, "high": 0.993}``, a share;
 * ``{"value": 0.49, "sd": 0.155}``, with a standard deviation.
 
-Several records in one place must differ in their ``seed``; shown is their mean, with Student's t interval over the seeds.
+Several records in one place must differ in their ``seed``; shown is their mean, with Student's t interval over seeds.
 """
 
 import json
