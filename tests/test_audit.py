@@ -37,7 +37,7 @@ from sapper.audit.calibration import (
 )
 from sapper.audit.differential import compare
 from sapper.audit.recorded import TRIGGERS
-from sapper.defenses.inversion import collapse, recovered
+from sapper.defenses.inversion import collapse
 from sapper.encoders import Card, Encoder
 from sapper.encoders.schemes import ASSUMED
 from sapper.errors import SapperError
@@ -45,6 +45,7 @@ from sapper.report import audit as page
 from sapper.report import cyclonedx, sarif
 from sapper.run import Run
 from sapper.samples import ImageSet, PixelSpec, to_float
+from sapper.triggers import Colors, Mask
 from sapper.verdicts import Verdict
 from tests.test_encoder_inversion import SIZE, Fragile, encoder, photos
 
@@ -218,7 +219,7 @@ def test_a_planted_backdoor_is_found_and_shown(found: AuditReport) -> None:
     assert leading.collapse is not None
     assert leading.collapse.gathered > 0.9
     assert leading.collapse.there_before < 0.2
-    assert leading.tensors.keys() == {"mask", "pattern"}
+    assert isinstance(leading.trigger, Mask)
 
 
 def test_what_is_unusual_but_weak_is_no_evidence(bag: Bag) -> None:
@@ -316,7 +317,9 @@ def test_neither_mark_nor_name_nor_provenance_is_read(bag: Bag) -> None:
         told = audit(swapped, photos(), BUDGET, [bag], RUN)
         assert plain.verdict == told.verdict == verdict
         assert (plain.p_value, plain.leading.score) == (told.p_value, told.leading.score)
-        assert torch.equal(plain.leading.tensors["pattern"], told.leading.tensors["pattern"])
+        assert plain.leading.trigger is not None
+        assert told.leading.trigger is not None
+        assert plain.leading.trigger.describe() == told.leading.trigger.describe()
 
 
 def test_images_too_few_or_of_another_size_are_told(bag: Bag) -> None:
@@ -351,15 +354,12 @@ def test_collapse_by_hand() -> None:
 def test_a_recovered_trigger_is_its_formula() -> None:
     images = to_float(photos().images[:3])
     mask, pattern = torch.rand(SIZE, SIZE), torch.rand(3, SIZE, SIZE)
-    stamped = recovered({"mask": mask, "pattern": pattern})
-    assert stamped is not None
+    stamped = Mask(mask=mask, pattern=pattern)
     torch.testing.assert_close(stamped(images), (1 - mask) * images + mask * pattern)
     matrix = torch.eye(3, 4) + 0.3 * torch.randn(3, 4)
-    colored = recovered({"matrix": matrix})
-    assert colored is not None
+    colored = Colors(matrix=matrix)
     expected = (matrix[:, :3] @ images[1].flatten(1) + matrix[:, 3:]).clamp(0, 1).view(3, SIZE, SIZE)
     torch.testing.assert_close(colored(images)[1], expected)
-    assert recovered({"PL1": 1.0}) is None
 
 
 def record(report: AuditReport, folder: Path) -> Path:
@@ -450,6 +450,52 @@ def test_what_was_tampered_with_is_not_replayed(found: AuditReport, tmp_path: Pa
         replaying.read_audit(path)
 
 
+def as_before(path: Path) -> None:
+    """An ``audit.json`` that does not name the kinds of its triggers."""
+    content = json.loads(path.read_text())
+    for detector in content["detectors"]:
+        del detector["trigger"]
+    path.write_text(json.dumps(content))
+
+
+def test_an_audit_that_does_not_name_the_kinds_of_its_triggers_is_read(found: AuditReport, tmp_path: Path) -> None:
+    path = record(found, tmp_path)
+    named = replaying.read_audit(path)
+    as_before(path)
+    unnamed = replaying.read_audit(path)
+    assert unnamed.triggers.keys() == named.triggers.keys() == {"multi_prior"}
+    assert unnamed.triggers["multi_prior"].describe() == named.triggers["multi_prior"].describe()
+    colors = Colors(matrix=torch.eye(3, 4) + 0.1 * torch.rand(3, 4))
+    other = record(replace(found, detectors=(replace(found.leading, trigger=colors),)), tmp_path)
+    as_before(other)
+    assert replaying.read_audit(other).triggers["multi_prior"].describe() == colors.describe()
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        None,
+        5,
+        [],
+        {},
+        {"kind": "colors"},
+        {"kind": "unheard-of"},
+        {"kind": "mask", "more": 1},
+        {"kind": "patch", "size": 4},
+        {"kind": "blend", "alpha": "much"},
+        {"kind": "blend", "version": 1},
+        {"kind": "mask", "mask": [[0.0]]},
+    ],
+)
+def test_a_trigger_whose_plain_part_was_edited_is_refused(found: AuditReport, tmp_path: Path, trigger: Any) -> None:
+    path = record(found, tmp_path)
+    content = json.loads(path.read_text())
+    content["detectors"][0]["trigger"] = trigger
+    path.write_text(json.dumps(content))
+    with pytest.raises(SapperError, match="no audit can be read"):
+        replaying.read_audit(path)
+
+
 @pytest.mark.parametrize(
     ("tensors", "why"),
     [
@@ -468,6 +514,7 @@ def test_a_forged_trigger_is_not_replayed(
 ) -> None:
     """Pixels beyond all images would gather the features of any encoder, and frame a clean one."""
     path = record(found, tmp_path)
+    as_before(path)
     forged = safetensors.torch.save({f"multi_prior/{name}": value for name, value in tensors.items()})
     (tmp_path / TRIGGERS).write_bytes(forged)
     known = {"file": TRIGGERS, "sha256": hashlib.sha256(forged).hexdigest()}
@@ -493,7 +540,8 @@ def test_what_was_edited_by_hand_is_one_clear_error(found: AuditReport, tmp_path
 
 
 def test_only_what_the_base_does_not_do_speaks_against_an_encoder(found: AuditReport) -> None:
-    triggers = {"multi_prior": found.leading.tensors}
+    assert found.leading.trigger is not None
+    triggers = {"multi_prior": found.leading.trigger}
     suspect, base = varied(99, gain=30.0), varied(99)
     verdict = compare(suspect, base, triggers, photos(), RUN)
     assert verdict.flagged
@@ -534,8 +582,6 @@ def test_what_cannot_be_measured_is_undecided_and_told(bag: Bag) -> None:
     """Wherever features are beyond all numbers, and whatever further detectors answer: nothing is lost."""
 
     class Boundless:
-        metric = "score"
-
         def examine(self, *_: Any) -> Verdict:
             return Verdict(score=math.inf, threshold=0.0, flagged=True, evidence={"norm": math.inf})
 

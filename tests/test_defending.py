@@ -17,6 +17,7 @@ from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.defender import Defender
 from sapper.defenses.judge.mntd_classifier import MNTDClassifier
 from sapper.defenses.judge.neural_cleanse import NeuralCleanse
+from sapper.defenses.measures import CERTIFIED, TARGET_NAMED, detection
 from sapper.downstream import MLP, Classifier
 from sapper.engine.store import Stage, Store
 from sapper.errors import SapperError
@@ -256,7 +257,7 @@ def test_answers_are_counted_for_every_encoder_target_and_patch(tmp_path: Path) 
         )
         for encoder, clean in (("clean", [0, 1, 2, 0]), ("backdoored", [2, 2, 2, 2]))
     }
-    found = list(certifier_records(PLACE, labels, (aim("x", 2), aim("y", 0)), left))
+    found = list(certifier_records(PLACE, CERTIFIED, labels, (aim("x", 2), aim("y", 0)), left))
     told = [(r.metric, r.target, r.condition, r.value, r.n) for r in found if r.condition["encoder"] == "clean"]
     clean = {"encoder": "clean"}
     assert told == [
@@ -284,7 +285,7 @@ def test_an_undecided_verdict_is_never_right_and_has_no_part_in_scores() -> None
     verdicts = [judged("clean", 1.0, 0), judged("clean", 3.0, 1), judged("clean", None, 1)]
     verdicts += [judged("backdoored", 2.5, 1), judged("backdoored", None, 2), judged("backdoored", 9.0, 0)]
     seconds = {"clean": 1.0, "backdoored": 2.0}
-    found = list(detector_records(PLACE, "index", verdicts, (aim("x", 1),), seconds))
+    found = list(detector_records(PLACE, (*detection("index"), TARGET_NAMED), verdicts, (aim("x", 1),), seconds))
     assert {r.seconds for r in found if r.metric in ("detection_accuracy", "AUC")} == {3.0}
     told = {(r.metric, r.condition.get("encoder")): (r.value, r.n) for r in found}
     third = pytest.approx(1 / 3)
@@ -299,7 +300,7 @@ def test_an_undecided_verdict_is_never_right_and_has_no_part_in_scores() -> None
         ("AUC", None): (0.75, 4),
     }
     none_decided = [judged("clean", None, 0), judged("backdoored", None, 0)]
-    found = detector_records(PLACE, "index", none_decided, (), seconds)
+    found = detector_records(PLACE, (*detection("index"), TARGET_NAMED), none_decided, (), seconds)
     assert {r.metric for r in found} == {"flagged", "target_named", "detection_accuracy"}
 
 
@@ -541,7 +542,7 @@ def test_a_head_of_other_classes_than_the_data_is_refused(method: Any) -> None:
     )
     owner = Defender.of(Pixels(), MLP(epochs=1), train, Run())  # type: ignore[arg-type]
     stranger = Classifier(owner.encoder, torch.nn.Linear(48, 3))
-    tried = partial(method.prepare, stranger) if hasattr(method, "prepare") else partial(method.judge, [stranger])
+    tried = partial(method.prepare, stranger) if method.kind == "certify" else partial(method.judge, [stranger])
     with pytest.raises(SapperError, match="knows 3 classes, four has 4") as caught:
         tried(owner, Run())
     assert caught.value.remedy

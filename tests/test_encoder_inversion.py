@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sapper.defenses.inversion import collapse, encode, mean_cosine, recovered, start
+from sapper.defenses.inversion import collapse, encode, mean_cosine, start
 from sapper.defenses.judge.decree import Decree, Schedule
 from sapper.defenses.judge.multi_prior import MultiPrior
 from sapper.defenses.judge.ssl_cleanse import SSLCleanse, knee
@@ -20,7 +20,7 @@ from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
 from sapper.run import Run
 from sapper.samples import PIXELS, ImageSet, PixelSpec, at_once, to_float
-from sapper.triggers import Patch
+from sapper.triggers import Mask, Patch
 
 RUN = Run(seed=3)
 SIZE = 16
@@ -119,7 +119,8 @@ def test_a_planted_patch_is_found_where_it_is() -> None:
     verdict = QUICK.examine(encoder(gain=30.0), photos(), RUN)
     assert verdict.flagged
     assert verdict.evidence["prior"] == "patch 4×4"
-    mask, pattern = verdict.evidence["mask"], verdict.evidence["pattern"]
+    assert isinstance(verdict.trigger, Mask)
+    mask, pattern = verdict.trigger.mask, verdict.trigger.pattern
     assert mask.shape == (SIZE, SIZE)
     assert pattern.shape == (3, SIZE, SIZE)
     overlap = float(mask[9:13, 3:7].mean())
@@ -147,9 +148,9 @@ def test_the_same_seed_gives_the_same_verdict_whatever_the_card_says() -> None:
     marked = encoder(gain=5.0).marked(backdoored=True, origin={"method": "badencoder", "file": "x-BACKDOORED"})
     second = QUICK.examine(marked, photos(), RUN)
     assert first.score == second.score
-    assert torch.equal(first.evidence["pattern"], second.evidence["pattern"])
+    assert first.trigger.describe() == second.trigger.describe()
     other = QUICK.examine(suspect, photos(), Run(seed=4))
-    assert not torch.equal(other.evidence["pattern"], first.evidence["pattern"])
+    assert other.trigger.describe() != first.trigger.describe()
 
 
 @settings(deadline=None, max_examples=20)
@@ -320,8 +321,9 @@ def test_decree_finds_a_planted_patch_and_nothing_where_there_is_none() -> None:
     planted, clean = (method.examine(encoder(gain), photos(), RUN) for gain in (30.0, 0.0))
     assert planted.flagged
     assert planted.score == pytest.approx(1 - planted.evidence["PL1"])
-    assert float(planted.evidence["mask"].sum()) / SIZE**2 == pytest.approx(planted.evidence["PL1"], abs=1e-6)
-    inside = float(planted.evidence["mask"][9:13, 3:7].sum() / planted.evidence["mask"].sum())
+    assert isinstance(planted.trigger, Mask)
+    assert planted.trigger.pixels() / SIZE**2 == pytest.approx(planted.evidence["PL1"], abs=1e-6)
+    inside = float(planted.trigger.mask[9:13, 3:7].sum() / planted.trigger.mask.sum())
     assert inside > 0.5
     assert len(planted.evidence["PL1s"]) == 3
     assert planted.evidence["PL1"] < clean.evidence["PL1"]
@@ -332,7 +334,7 @@ def test_an_encoder_that_no_trigger_collapses_has_no_mask() -> None:
     assert verdict.evidence["PL1"] == 1.0
     assert verdict.score == 0.0
     assert verdict.flagged is False
-    assert recovered(verdict.evidence) is None
+    assert verdict.trigger is None
 
 
 class Fragile(Planted):
@@ -424,7 +426,8 @@ def test_ssl_cleanse_finds_the_cluster_that_a_planted_patch_reaches() -> None:
     assert verdict.flagged
     norms, suspect = verdict.evidence["norms"], verdict.evidence["suspect"]
     assert norms[suspect] < 0.2 * min(norm for number, norm in enumerate(norms) if number != suspect)
-    mask = verdict.evidence["mask"]
+    assert isinstance(verdict.trigger, Mask)
+    mask = verdict.trigger.mask
     assert float(mask[9:13, 3:7].sum() / mask.sum()) > 0.8
     assert float(mask.sum()) == pytest.approx(norms[suspect])
     assert sum(verdict.evidence["sizes"]) == 96

@@ -16,6 +16,7 @@ from sapper.defenses.inversion import start
 from sapper.defenses.judge.neural_cleanse import NeuralCleanse, anomaly_index
 from sapper.run import Run, Silent
 from sapper.samples import ImageSet, to_float
+from sapper.triggers import Mask
 
 CLASSES, SIDE, TARGET = 6, 8, 4
 TEMPLATES = torch.randn(CLASSES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5)).sign()
@@ -49,7 +50,11 @@ def test_a_planted_trigger_is_found_shown_and_flagged() -> None:
     assert verdict.flagged
     assert verdict.evidence["suspect"] == TARGET
     assert verdict.evidence["success"][TARGET] >= 0.99
-    mask, pattern = verdict.evidence["masks"][TARGET], verdict.evidence["patterns"][TARGET]
+    assert isinstance(verdict.trigger, Mask)
+    mask, pattern = verdict.trigger.mask, verdict.trigger.pattern
+    (own,) = (reached for reached in verdict.reached if reached.label == TARGET)
+    assert own.trigger.describe() == verdict.trigger.describe()
+    assert (own.pixels, own.success) == (verdict.evidence["norms"][TARGET], verdict.evidence["success"][TARGET])
     assert mask[:2, :2].sum() > 0.6 * mask.sum()
     assert pattern[:, :2, :2].min() > 0.8
     assert verdict.evidence["norms"][TARGET] == pytest.approx(float(mask.sum()), rel=1e-5)

@@ -582,8 +582,8 @@ def test_meta_classifiers_survive_their_file_and_judge_their_kind_only(
     method = MNTDEncoder(shadows=1, validation=1, meta_classifiers=2, queries=2, hidden=3, epochs=2)
     judge, kind = for_audits.learn(members, built, images["squares"], method, RUN)
     path = tmp_path / "meta.safetensors"
-    stored.save(judge, kind, path)
-    loaded = stored.load(path)
+    stored.save(judge, kind, method, path)
+    loaded = stored.load(path, MNTDEncoder())
     subject = load(built / members[0].file, RUN)
     ours = loaded.examine(subject, images["squares"], RUN)
     assert ours.score == pytest.approx(judge.judge([subject], RUN)[0].score)
@@ -594,7 +594,7 @@ def test_meta_classifiers_survive_their_file_and_judge_their_kind_only(
     for other in (b"", b"{}", (built / members[0].file).read_bytes()):
         path.write_bytes(other)
         with pytest.raises(SapperError, match="no meta-classifiers can be read"):
-            stored.load(path)
+            stored.load(path, MNTDEncoder())
 
 
 # Commands

@@ -15,7 +15,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -36,13 +36,14 @@ from sapper.audit.calibration import (
 )
 from sapper.audit.differential import check_base, compare
 from sapper.audit.recorded import SCHEMA
-from sapper.defenses.defender import EncoderExaminer
-from sapper.defenses.inversion import Collapse, collapse, recovered
+from sapper.defenses.contracts import EncoderExaminer, Examiner
+from sapper.defenses.inversion import Collapse, collapse
 from sapper.encoders import Encoder
 from sapper.encoders.opening import OPENED
 from sapper.errors import SapperError
 from sapper.run import FORMATS, Run
 from sapper.samples import ImageSet
+from sapper.triggers import Trigger, to_tensors
 from sapper.verdicts import Verdict
 
 FEWEST = 32
@@ -61,8 +62,7 @@ Answer = Literal["no-evidence", "backdoor", "undecided"]
 class Finding:
     """What one detector found. ``leads``: it decides. ``collapse``: what its trigger does to other images.
 
-    ``in_clean``: what the triggers that it finds in known-clean encoders do. ``tensors``: the recovered trigger
-    (``inversion.recovered``).
+    ``in_clean``: what the triggers that it finds in known-clean encoders do. ``trigger``: the recovered one.
     """
 
     method: str
@@ -75,7 +75,7 @@ class Finding:
     seconds: float
     collapse: Collapse | None = None
     in_clean: InClean | None = None
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    trigger: Trigger | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ def audit(
     *,
     bound: float = 0.05,
     base: Encoder | None = None,
-    more: Mapping[str, EncoderExaminer] | None = None,
+    more: Mapping[str, Examiner] | None = None,
 ) -> AuditReport:
     """Whether ``encoder`` is backdoored, by unlabeled ordinary ``images`` of its size.
 
@@ -157,11 +157,11 @@ def audit(
     for name, method in budget.make().items():
         verdict = method.examine(encoder, images, looking.child(name))
         findings.append(_finding(name, verdict, match.bags, encoder, images, looking, leads=name == budget.leading))
-    for name, method in (more or {}).items():
-        verdict = method.examine(encoder, images, looking.child(name))
+    for name, examiner in (more or {}).items():
+        verdict = examiner.examine(encoder, images, looking.child(name))
         findings.append(_finding(name, verdict, [], encoder, images, looking, leads=False))
     if base is not None:
-        triggers = {finding.method: finding.tensors for finding in findings if finding.tensors}
+        triggers = {finding.method: finding.trigger for finding in findings if finding.trigger is not None}
         verdict = compare(encoder, base, triggers, some_of(images, looking), looking)
         findings.append(_finding("differential", verdict, [], encoder, images, looking, leads=False))
     p, verdict_word, reason = _decide(findings[0], match, bound)
@@ -195,7 +195,9 @@ def as_the_bags(run: Run, bags: Sequence[Bag]) -> Run:
     return run if dtype is None else replace(run, dtype=dtype, why="as the bags were measured")
 
 
-def scores(encoder: Encoder, images: ImageSet, detectors: dict[str, EncoderExaminer], run: Run) -> dict[str, Verdict]:
+def scores(
+    encoder: Encoder, images: ImageSet, detectors: Mapping[str, EncoderExaminer], run: Run
+) -> dict[str, Verdict]:
     """What an audit's detectors say, without a decision: for bags and for zoos."""
     check_images(encoder, images)
     return {name: method.examine(encoder, images, run.child(name)) for name, method in detectors.items()}
@@ -203,8 +205,8 @@ def scores(encoder: Encoder, images: ImageSet, detectors: dict[str, EncoderExami
 
 def effect(encoder: Encoder, verdict: Verdict, images: ImageSet, run: Run) -> Collapse | None:
     """What the trigger that a detector recovered does to some of the images; none where it recovered none."""
-    change = recovered(verdict.evidence)
-    return None if change is None else collapse(encoder, change, some_of(images, run), run)
+    trigger = verdict.trigger
+    return None if trigger is None else collapse(encoder, trigger, some_of(images, run), run)
 
 
 def some_of(images: ImageSet, run: Run) -> ImageSet:
@@ -261,8 +263,6 @@ def _finding(
 ) -> Finding:
     if verdict.score is not None and not math.isfinite(verdict.score):
         verdict = replace(verdict, score=None, flagged=None)
-    tensors = {key: value for key, value in verdict.evidence.items() if isinstance(value, Tensor)}
-    plain = {key: value for key, value in verdict.evidence.items() if not isinstance(value, Tensor)}
     return Finding(
         method=name,
         leads=leads,
@@ -270,11 +270,11 @@ def _finding(
         threshold=verdict.threshold,
         flagged=verdict.flagged,
         p_value=None if verdict.score is None else largest_p_value(verdict.score, [bag.of(name) for bag in bags]),
-        evidence=plain,
+        evidence=verdict.evidence,
         seconds=verdict.seconds,
         collapse=effect(encoder, verdict, images, run),
         in_clean=in_clean(bags, name),
-        tensors=tensors,
+        trigger=verdict.trigger,
     )
 
 
@@ -322,17 +322,18 @@ def as_json(report: AuditReport) -> dict[str, Any]:
     detectors = []
     for finding in report.detectors:
         nested = {"collapse": finding.collapse, "in_clean": finding.in_clean}
-        values = {name: value for name, value in vars(finding).items() if name != "tensors" and name not in nested}
-        detectors.append(values | {name: asdict(each) if each else None for name, each in nested.items()})
+        values = vars(finding) | {name: asdict(each) if each else None for name, each in nested.items()}
+        detectors.append(values | {"trigger": to_tensors(finding.trigger)[0] if finding.trigger else None})
     bags = [_about_bag(bag, report.leading) for bag in report.bags]
     rest = {"detectors": detectors, "coverage": asdict(report.coverage), "bags": bags}
     return {"schema": SCHEMA} | plain | rest
 
 
 def trigger_tensors(report: AuditReport) -> dict[str, Tensor]:
-    """Every recovered trigger, ``<detector>/<tensor>``."""
+    """The tensors of every recovered trigger, ``<detector>/<tensor>``; what else there is of it is in ``as_json``."""
     return {
-        f"{finding.method}/{name}": value.to(torch.float32).cpu().contiguous()
+        f"{finding.method}/{name}": value.contiguous()
         for finding in report.detectors
-        for name, value in finding.tensors.items()
+        if finding.trigger is not None
+        for name, value in to_tensors(finding.trigger)[1].items()
     }

@@ -12,7 +12,7 @@ from sapper.errors import SapperError, closest
 from sapper.methods import find
 
 if TYPE_CHECKING:  # naming a budget must not wait for torch
-    from sapper.defenses.defender import EncoderExaminer
+    from sapper.defenses.contracts import EncoderExaminer
 
 
 @dataclass(frozen=True, kw_only=True)

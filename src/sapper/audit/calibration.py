@@ -74,7 +74,7 @@ class Key:
         """The key of an audit. Of the encoder only what its weights say."""
         card = encoder.card
         detectors = {
-            name: {"version": type(method).version} | _plain(asdict(method))  # type: ignore[attr-defined, call-overload]
+            name: {"version": method.version} | _plain(asdict(method))  # type: ignore[call-overload]
             for name, method in budget.make().items()
         }
         return Key(

@@ -15,29 +15,25 @@ Source: Sapper.
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sapper.defenses.inversion import collapse, measurable, recovered
+from sapper.defenses.inversion import SMALLEST, collapse, measurable
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.run import Run
 from sapper.samples import ImageSet
+from sapper.triggers import Trigger
 from sapper.verdicts import Verdict
 
 THRESHOLD = 0.5
 
-SMALLEST = 1e-6
-"""A spread below this is rounding."""
 
-
-def compare(
-    encoder: Encoder, base: Encoder, triggers: dict[str, dict[str, Tensor]], images: ImageSet, run: Run
-) -> Verdict:
+def compare(encoder: Encoder, base: Encoder, triggers: Mapping[str, Trigger], images: ImageSet, run: Run) -> Verdict:
     """A verdict about ``encoder`` beside its ``base``, by recovered ``triggers`` and ordinary ``images``.
 
     Evidence: for each trigger what it does to either; ``same_tensors`` and ``tensors``, how many weights are equal, of
@@ -47,14 +43,12 @@ def compare(
     started = time.perf_counter()
     check_base(encoder, base)
     scores, seen = {}, {}
-    for name, tensors in triggers.items():
-        change = recovered(tensors)
-        if change is not None:
-            here, there = (collapse(each, change, images, run) for each in (encoder, base))
-            if here is None or there is None:
-                continue
-            seen[name] = {"encoder": asdict(here), "base": asdict(there)}
-            scores[name] = math.log10(max(there.spread, SMALLEST) / max(here.spread, SMALLEST))
+    for name, trigger in triggers.items():
+        here, there = (collapse(each, trigger, images, run) for each in (encoder, base))
+        if here is None or there is None:
+            continue
+        seen[name] = {"encoder": asdict(here), "base": asdict(there)}
+        scores[name] = math.log10(max(there.spread, SMALLEST) / max(here.spread, SMALLEST))
     evidence: dict[str, Any] = {"triggers": seen} | _weights(encoder, base)
     if base.feature_size == encoder.feature_size:
         ours, theirs = (extract(each, images, run) for each in (encoder, base))

@@ -1,16 +1,15 @@
 """Replay: a recovered trigger stamped on other images, and beside it changes of the same size that mean nothing.
 
 Evidence that anyone can check: what the trigger does on images that no detector has seen, to the encoder of the audit
-or to another one. As controls the same mask is filled with noise, with gray, and with the trigger's own pixels in a
-random order; a filter's coefficients are shuffled.
+or to another one. What its controls are a trigger says itself (``Trigger.controls``).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
@@ -18,11 +17,12 @@ from torch import Tensor
 from sapper.audit.auditing import check_images
 from sapper.audit.calibration import InClean
 from sapper.audit.recorded import DAMAGED, TRIGGERS, read_content, unreadable
-from sapper.defenses.inversion import Collapse, collapse, recovered
+from sapper.defenses.inversion import Collapse, collapse
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.run import Run
-from sapper.samples import ImageSet
+from sapper.samples import ImageSet, PixelSpec
+from sapper.triggers import Trigger, from_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Recorded:
     """An audit on disk: its plain content, each detector's trigger, and what is usual in known-clean ones."""
 
     content: dict[str, Any]
-    triggers: dict[str, dict[str, Tensor]]
+    triggers: dict[str, Trigger]
     in_clean: dict[str, InClean]
 
     @property
@@ -47,34 +47,51 @@ def read_audit(path: Path) -> Recorded:
     try:
         tensors = safetensors.torch.load_file(path.parent / TRIGGERS)
         size = int(content["encoder"]["input_size"])
-        found: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            detector, _, part = name.rpartition("/")
-            found.setdefault(detector, {})[part] = tensor
-        for detector, parts in found.items():
-            _check_trigger(detector, parts, size)
-        order = [each["method"] for each in content["detectors"]]
-        found = {name: found[name] for name in sorted(found, key=order.index)}
+        found = read_triggers(content["detectors"], tensors)
+        for detector, trigger in found.items():
+            if not detector.isidentifier():
+                raise ValueError(f"{detector!r} is no detector")
+            trigger.check(PixelSpec(size=size))
         in_clean = TypeAdapter(dict[str, InClean]).validate_python(
             {each["method"]: each["in_clean"] for each in content["detectors"] if each.get("in_clean")}
         )
-    except (*DAMAGED, SafetensorError) as error:
+    except (*DAMAGED, SafetensorError, SapperError) as error:
         raise unreadable(error, path) from error
     return Recorded(content=content, triggers=found, in_clean=in_clean)
 
 
-def _check_trigger(detector: str, parts: dict[str, Tensor], size: int) -> None:
-    """Raises ``ValueError`` for what no detector recovers: beyond the range of pixels anything swamps any encoder."""
-    if not detector.isidentifier() or parts.keys() not in ({"mask", "pattern"}, {"matrix"}):
-        raise ValueError(f"{', '.join(parts)} of {detector} is no trigger")
-    for part, tensor in parts.items():
-        if tensor.shape != {"mask": (size, size), "pattern": (3, size, size), "matrix": (3, 4)}[part]:
-            raise ValueError(f"{part} has the shape {tuple(tensor.shape)}")
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"{part} is of {str(tensor.dtype).removeprefix('torch.')} instead of float32")
-        inside = (tensor - torch.eye(3, 4)).abs() <= 1 if part == "matrix" else (tensor >= 0) & (tensor <= 1)
-        if not inside.all():
-            raise ValueError(f"{part} has values that no trigger has")
+UNNAMED = {frozenset({"mask", "pattern"}): "mask", frozenset({"matrix"}): "colors"}
+"""The kinds of triggers in audits that do not name them, by their tensors."""
+
+
+def read_triggers(detectors: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Trigger]:
+    """The triggers that detectors recovered, in their order, from an audit's plain data and its file of tensors.
+
+    Raises ``ValueError`` or ``SapperError`` for what is none.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        detector, _, part = name.rpartition("/")
+        parts.setdefault(detector, {})[part] = tensor
+    found: dict[str, Trigger] = {}
+    for each in detectors:
+        detector = each["method"]
+        own = parts.pop(detector, {})
+        plain = each["trigger"] if "trigger" in each else _unnamed(detector, own)
+        if plain is not None:
+            found[detector] = from_tensors(plain, own, detector)
+        elif own:
+            raise ValueError(f"{', '.join(own)} of {detector} is no trigger")
+    if parts:
+        raise ValueError(f"triggers of {', '.join(parts)}, which did not look")
+    return found
+
+
+def _unnamed(detector: str, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+    kind = UNNAMED.get(frozenset(tensors))
+    if tensors and kind is None:
+        raise ValueError(f"{', '.join(tensors)} of {detector} is no trigger")
+    return {"kind": kind} if kind else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +115,13 @@ def replay(recorded: Recorded, encoder: Encoder, images: ImageSet, run: Run) -> 
     return [
         Replay(
             detector=detector,
-            trigger=_measure(encoder, tensors, images, run),
+            trigger=_measure(encoder, trigger, images, run),
             controls={
                 name: _measure(encoder, control, images, run)
-                for name, control in _controls(tensors, run.child(detector)).items()
+                for name, control in trigger.controls(run.child(detector).generator()).items()
             },
         )
-        for detector, tensors in recorded.triggers.items()
+        for detector, trigger in recorded.triggers.items()
     ]
 
 
@@ -113,28 +130,9 @@ def as_json(replays: list[Replay]) -> list[dict[str, Any]]:
     return [asdict(each) for each in replays]
 
 
-def _measure(encoder: Encoder, tensors: dict[str, Tensor], images: ImageSet, run: Run) -> Collapse:
-    change = recovered(tensors)
-    assert change is not None  # read_audit lets nothing else in
-    found = collapse(encoder, change, images, run)
+def _measure(encoder: Encoder, trigger: Trigger, images: ImageSet, run: Run) -> Collapse:
+    found = collapse(encoder, trigger, images, run)
     if found is None:
         what, remedy = "its features of these images cannot be measured", "such an encoder is of no use"
         raise SapperError(what, where=str(encoder.card.origin.get("opened", "the encoder")), remedy=remedy)
     return found
-
-
-def _controls(tensors: dict[str, Tensor], run: Run) -> dict[str, dict[str, Tensor]]:
-    generator = run.generator()
-    if "matrix" in tensors:
-        change = tensors["matrix"] - torch.eye(3, 4)
-        order = torch.randperm(change.numel(), generator=generator)
-        return {"shuffled coefficients": {"matrix": torch.eye(3, 4) + change.flatten()[order].view(3, 4)}}
-    mask, pattern = tensors["mask"], tensors["pattern"]
-    covered = (mask > 0).flatten().nonzero().squeeze(1)
-    shuffled = pattern.flatten(1).clone()
-    shuffled[:, covered] = shuffled[:, covered[torch.randperm(len(covered), generator=generator)]]
-    return {
-        "noise": {"mask": mask, "pattern": torch.rand(pattern.shape, generator=generator)},
-        "gray": {"mask": mask, "pattern": torch.full_like(pattern, 0.5)},
-        "shuffled pixels": {"mask": mask, "pattern": shuffled.view_as(pattern)},
-    }

@@ -23,6 +23,7 @@ from sapper.cli.opening import (
     with_opening,
 )
 from sapper.cli.shared import (
+    LEARNER,
     BudgetOption,
     DataRoot,
     Device,
@@ -32,6 +33,7 @@ from sapper.cli.shared import (
     check_learned,
     check_writable,
     err,
+    learned,
     say,
     say_verdict,
     telling_interrupts,
@@ -112,14 +114,14 @@ def audit(
     run, bars = begin(device, threads, seed)
     import safetensors.torch
 
-    from sapper.audit import auditing, stored
+    from sapper.audit import auditing
     from sapper.engine.environment import environment
     from sapper.experiment.precision import of_searching
     from sapper.files import as_text, write_atomically
     from sapper.report import audit as page
     from sapper.report import cyclonedx, sarif
 
-    more = {stored.NAME: stored.load(mntd)} if mntd else {}
+    more = {LEARNER: learned(mntd)} if mntd else {}
     with telling_interrupts("interrupted; nothing was written"), bars as progress:
         run = replace(run, progress=progress)
         subject = open_encoder(encoder, run, opening)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from inspect import cleandoc
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -12,6 +12,10 @@ from rich.text import Text
 
 from sapper.cli.shared import out
 from sapper.errors import SapperError, closest
+
+if TYPE_CHECKING:
+    from sapper.datasets import DatasetInfo
+    from sapper.defenses.contracts import Defense
 
 
 def methods(
@@ -26,7 +30,7 @@ def methods(
         "attacks": known("attacks", attacks.METHODS),
         "heads": known("heads", HEADS),
         "defenses": known("defenses", defenses.METHODS),
-        "triggers": TRIGGERS,
+        "triggers": known("triggers", TRIGGERS),
     }
     found: dict[str, Callable[[], None]] = {}
     for kind, table in kinds.items():
@@ -45,19 +49,22 @@ def _method_printer(kind: str, name: str, place: str, *, whole: bool) -> Callabl
 
     The method is imported when it is printed, and torch with it.
     """
-    from sapper.methods import imported, parameters
+    from sapper.methods import Method, imported, parameters
 
     def show() -> None:
-        cls = imported(place)
-        source = getattr(cls, "source", "")
-        out.print(f"[bold]{name}[/bold]  [dim]{kind}{' · ' + escape(source) if source else ''}[/dim]")
+        cls: type[Method] = imported(place)
+        out.print(f"[bold]{name}[/bold]  [dim]{kind}{' · ' + escape(cls.source) if cls.source else ''}[/dim]")
         text = cleandoc(cls.__doc__ or "")
         if whole and kind in OF_A_FILE:
             text = f"{cleandoc(sys.modules[cls.__module__].__doc__ or '')}\n\n{text}"
         out.print(Padding.indent(Text(_flowing(text) if whole else text.partition("\n\n")[0]), 2))
+        if kind == "defenses":
+            defense: type[Defense] = imported(place)
+            needs = ", ".join(sorted(defense.needs)) or "nothing besides the model"
+            out.print(Padding.indent(Text(f"kind: {defense.kind}, needs: {needs}"), 4))
         for parameter in parameters(cls):
             out.print(f"    {parameter.name} = {escape(parameter.default)}")
-        for preset, values in getattr(cls, "presets", {}).items():
+        for preset, values in cls.presets.items():
             text = ", ".join(f"{key} = {value!r}" for key, value in values.items()) or "the defaults"
             out.print(Padding.indent(Text(f'preset = "{preset}": {text}'), 4))
         out.print()
@@ -75,7 +82,7 @@ def _flowing(text: str) -> str:
     return "\n\n".join(part if "\n " in f"\n{part}" else part.replace("\n", " ") for part in paragraphs)
 
 
-def _dataset_printer(info: Any) -> Callable[[], None]:
+def _dataset_printer(info: "DatasetInfo") -> Callable[[], None]:
     def show() -> None:
         out.print(f"[bold]{info.name}[/bold]  [dim]data set · {info.kind}[/dim]")
         out.print(Padding.indent(Text(f"{info.classes} classes, splits {', '.join(info.splits)}. {info.source}"), 2))

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from sapper.errors import SapperError, closest, printable
+
+if TYPE_CHECKING:
+    from sapper.audit.stored import StoredJudge
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """How a program ends whose output nobody reads on."""
@@ -175,6 +178,19 @@ def check_learned(path: Path) -> None:
     except OSError as error:
         what, remedy = f"no meta-classifiers can be read: {error.strerror}", "name a file that sapper zoo learn wrote"
         raise SapperError(what, where=str(path), remedy=remedy) from error
+
+
+LEARNER = "mntd_encoder"
+"""Whose learned state ``sapper zoo learn`` writes and ``--mntd`` names."""
+
+
+def learned(path: Path) -> "StoredJudge":
+    """The detector in a file that ``sapper zoo learn`` wrote. Raises ``SapperError`` for another."""
+    from sapper import defenses
+    from sapper.audit import stored
+    from sapper.methods import find
+
+    return stored.load(path, find("defenses", defenses.METHODS, LEARNER, "--mntd")())
 
 
 def check_device(name: str) -> None:

@@ -10,6 +10,7 @@ import typer
 from sapper import process
 from sapper.cli.shared import (
     GOES_ON,
+    LEARNER,
     BudgetOption,
     DataRoot,
     Device,
@@ -20,6 +21,7 @@ from sapper.cli.shared import (
     check_writable,
     device_of,
     err,
+    learned,
     say,
     shipped_file,
     telling_interrupts,
@@ -229,18 +231,16 @@ def learn(
             shadows=max(1, pairs - apart), validation=apart, meta_classifiers=meta_classifiers, epochs=epochs
         )
         judge, kind = for_audits.learn(members, folder, images, method, run.child("mntd"))
-    stored.save(judge, kind, out_file)
+    stored.save(judge, kind, method, out_file)
     areas = "; ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in judge.learned.items())
     say(f"{meta_classifiers} meta-classifiers from {pairs} pairs, {areas}: {out_file}")
 
 
 def _by_family(files: list[Path], families: list[str]) -> Any:
     """Meta-classifiers of the families that they learned from, with whose names their source begins."""
-    from sapper.audit import stored
-
     found: dict[str, Any] = {}
     for path in files:
-        judge = stored.load(path)
+        judge = learned(path)
         family = judge.kind.source.partition(",")[0]
         if family not in families:
             remedy = closest(family, families)
@@ -248,5 +248,5 @@ def _by_family(files: list[Path], families: list[str]) -> Any:
         if family in found:
             remedy = "name one file for each family"
             raise SapperError(f"others have learned from the family {family!r}, too", where=str(path), remedy=remedy)
-        found[family] = {stored.NAME: judge}
+        found[family] = {LEARNER: judge}
     return found

@@ -1,10 +1,6 @@
 """Defenses by what they answer; one method, one file.
 
-Detect: is this classifier backdoored? ``judge(classifiers, defender, run) → list[Verdict]``. Is this encoder?
-``fit(fleet, images, run) → EncoderJudge``, whose ``judge(encoders, run)`` answers, where it must learn;
-``examine(encoder, images, run) → Verdict`` where ordinary images are enough.
-Certify: which predictions can no patch change? ``prepare(classifier, defender, run) → Guarded``, which predicts and
-certifies. ``defender.py`` has the contracts.
+``contracts.py`` has the kinds, ``measures.py`` what they are measured by, ``defender.py`` who defends.
 """
 
 METHODS = {

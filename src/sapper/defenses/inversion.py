@@ -6,9 +6,9 @@ element by itself, so that each aim goes the way it would go alone; those that a
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.run import Run
 from sapper.samples import Change, Samples, at_once, to_float
-from sapper.triggers import filtered
+from sapper.triggers import Mask
 
 
 @dataclass
@@ -52,6 +52,10 @@ class Triggers:
         self.masks[chosen], self.patterns[chosen] = masks[better], patterns[better]
         self.norms[chosen], self.success[chosen] = norms[better], success[better]
         return better
+
+    def mask(self, row: int) -> Mask:
+        """One of them by itself."""
+        return Mask(mask=self.masks[row].cpu(), pattern=self.patterns[row].cpu())
 
     def smallest(self, classes: int, restarts: int) -> "Triggers":
         """Of the ``restarts`` of each class the one with the smallest norm."""
@@ -229,17 +233,25 @@ def mean_cosine(features: Tensor) -> Tensor:
     return (together - count) / (count * (count - 1))
 
 
-def recovered(evidence: Mapping[str, Any]) -> Change | None:
-    """The trigger that a detector of encoders left in its evidence, as a change of images; none where there is none.
+SMALLEST = 1e-6
+"""A spread below this is rounding."""
 
-    ``mask`` float (H, W) and ``pattern`` (3, H, W) in [0, 1], or ``matrix`` (3, 4).
-    """
-    if "mask" in evidence:
-        mask, pattern = evidence["mask"], evidence["pattern"]
-        return lambda images: torch.lerp(images, pattern.to(images), mask.to(images))
-    if "matrix" in evidence:
-        return lambda images: filtered(images, evidence["matrix"].to(images).unsqueeze(0))[0]
-    return None
+NEAR, NEIGHBORS = 1 / 16, 4
+"""The share of ordinary images that are compared with the changed ones, and how many there are at least."""
+
+
+def spread_of(features: Tensor) -> float:
+    """1 − the mean cosine of two of the features, float (N, D); infinite where that is not a number."""
+    spread = 1 - float(mean_cosine(features))
+    return math.inf if math.isnan(spread) else max(SMALLEST, spread)
+
+
+def neighborhood(plain: Tensor, changed: Tensor) -> float:
+    """The spread of those plain images that are nearest to where the changed ones lie; features (N, D) and (M, D)."""
+    point = F.normalize(F.normalize(changed, dim=1).mean(0), dim=0)
+    count = max(NEIGHBORS, round(len(plain) * NEAR))
+    nearest = (F.normalize(plain, dim=1) @ point).topk(min(count, len(plain))).indices
+    return spread_of(plain[nearest])
 
 
 def measurable(features: Tensor) -> bool:

@@ -140,6 +140,13 @@ def check_patches(patches: Sequence[int], images: Tensor) -> None:
             raise SapperError(what, where="patches", remedy=f"choose it from 1 to {min(images.shape[-2:]) - 1}")
 
 
+def check_side(side: int, size: int, name: str) -> None:
+    """Raises ``SapperError`` when what a parameter names, of that side, covers images of ``size`` pixels."""
+    if side >= size:
+        what = f"a {name} of {side} pixels covers images of {size}"
+        raise SapperError(what, where=name, remedy=f"choose it below {size}")
+
+
 def _certify(evidence: Tensor, windows: Tensor, labels: Tensor, share: float) -> Tensor:
     left = evidence.sum(1, keepdim=True) - _window_sums(evidence, windows)  # r: (N, n, K), windows as the patch's
     wanted = labels.view(-1, 1, 1).expand(-1, left.shape[1], 1)

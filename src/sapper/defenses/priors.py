@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sapper.defenses.inversion import unit
 from sapper.run import Run
-from sapper.triggers import filtered
+from sapper.triggers import Colors, Mask, Trigger, filtered
 
 
 class Prior(Protocol):
@@ -42,8 +42,8 @@ class Prior(Protocol):
     def keep_plain(self) -> None:
         """Change the gradients so that what is of one color stays so."""
 
-    def trigger(self) -> dict[str, Tensor]:
-        """The first change, for the evidence."""
+    def trigger(self) -> Trigger:
+        """The first change."""
         ...
 
 
@@ -115,8 +115,8 @@ class Stamp:
             means = gradients.mean((2, 3), keepdim=True).expand_as(gradients)
             self.weights.grad = torch.where(self.plain.view(-1, 1, 1, 1), means, gradients)
 
-    def trigger(self) -> dict[str, Tensor]:
-        return {"mask": self.masks[0, 0].cpu(), "pattern": unit(self.weights[0].detach()).cpu()}
+    def trigger(self) -> Mask:
+        return Mask(mask=self.masks[0, 0].cpu(), pattern=unit(self.weights[0].detach()).cpu())
 
 
 @dataclass
@@ -152,8 +152,8 @@ class Filter:
     def take(self, rows: Tensor) -> "Filter":
         return Filter(self.strength, self.weights.detach()[rows.to(self.weights.device)].requires_grad_())
 
-    def trigger(self) -> dict[str, Tensor]:
-        return {"matrix": self.matrices()[0].detach().cpu()}
+    def trigger(self) -> Colors:
+        return Colors(matrix=self.matrices()[0].detach().cpu())
 
 
 def _squares(side: int, size: tuple[int, int], step: int) -> Tensor:

@@ -19,7 +19,7 @@ from sapper.audit import auditing, calibration
 from sapper.audit.budgets import BUDGETS
 from sapper.audit.calibration import Bag
 from sapper.audit.recorded import SCHEMA, TRIGGERS
-from sapper.defenses.inversion import recovered
+from sapper.audit.replaying import read_triggers
 from sapper.engine.store import Stage, Store
 from sapper.errors import SapperError, located
 from sapper.experiment import stages
@@ -88,7 +88,7 @@ def audit(store: Store, section: AuditSection, encoder: Path, images: ImageSet, 
         stages.save_tensors(folder / SHOWN, {"images": found.shown})
         write_atomically(folder / AUDIT, as_text(auditing.as_json(found)))
 
-    versions = {name: type(method).version for name, method in budget.make().items()}  # type: ignore[attr-defined]
+    versions = {name: method.version for name, method in budget.make().items()}
     key = stages.surroundings(own) | {
         "encoder": sha256(encoder),
         "images": [images.name, images.split, images.digest],
@@ -133,11 +133,10 @@ def _stamped(stage: Stage, told: dict[str, Any], planted: Iterable[TargetPlan]) 
     """The audit's images: plain, with what its leading detector recovered, with each true trigger."""
     images = stages.load_tensors(stage.folder / SHOWN)["images"]
     leading = next(finding["method"] for finding in told["detectors"] if finding["leads"])
-    tensors = stages.load_tensors(stage.folder / TRIGGERS)
-    own = {name.removeprefix(f"{leading}/"): value for name, value in tensors.items() if name.startswith(f"{leading}/")}
+    triggers = read_triggers(told["detectors"], stages.load_tensors(stage.folder / TRIGGERS))
     yield Stamped(by="nothing", images=_pngs(images))
-    if (change := recovered(own)) is not None:
-        yield Stamped(by="audit", images=_pngs(images, change))
+    if leading in triggers:
+        yield Stamped(by="audit", images=_pngs(images, triggers[leading]))
     for plan in planted:
         yield Stamped(by="attacker", target=plan.name, images=_pngs(images, plan.trigger))
 

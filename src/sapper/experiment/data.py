@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sapper import datasets
+from sapper.defenses.contracts import ClassifierJudge, EncoderLearner
 from sapper.errors import SapperError, closest, located
 from sapper.run import Run
 from sapper.samples import ImageSet
@@ -74,7 +75,8 @@ class Data:
         As many images as the defender's share of those that the encoders see, from all of the same split.
         """
         split = self.sets[_of_pretraining(scenario)]
-        count = round(plan.method.parameters.share * (scenario.pretraining.images or len(split)))
+        learner: EncoderLearner = plan.method.parameters
+        count = round(learner.share * (scenario.pretraining.images or len(split)))
         own = split.sample(count, run.child("images of a fleet").generator())
         tasks = [task for task in scenario.tasks if scenario.targets_of(task) and plan.on(task.name)]
         some = [
@@ -179,7 +181,8 @@ def uses(scenario: Scenario) -> Iterator[Use]:
                     yield Use(judged, f"{purpose}, judged", count, own, f"defense[{j}].test_images")
     for j, plan in enumerate(scenario.defenses):
         if isinstance(plan.section, FleetSection):
-            share, whole, count_key = plan.method.parameters.share, first.images, f"defense[{j}].share"
+            learner: EncoderLearner = plan.method.parameters
+            share, whole, count_key = learner.share, first.images, f"defense[{j}].share"
             count = None if whole is None else round(share * whole)
             yield Use(_of_pretraining(scenario), f"{plan.name}, its fleet", count, key, count_key, share)
         elif isinstance(plan.section, ExamineSection):
@@ -233,16 +236,18 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
             with located(f"{where}.test_images"):
                 datasets.check_task(victims, part(test, section.test_images, run, defended_part(task.name)))
         else:
+            detector: ClassifierJudge = plan.method.parameters
             with located(where, "."):
-                plan.method.parameters.check(section.train_images or len(victims), len(train.classes))
+                detector.check(section.train_images or len(victims), len(train.classes))
 
 
 def _check_fleets(scenario: Scenario, images: ImageSet) -> None:
     """Raises ``SapperError`` unless a defender's share of the images is enough for its fleet."""
     for i, plan in enumerate(scenario.defenses):
         if isinstance(plan.section, FleetSection):
+            learner: EncoderLearner = plan.method.parameters
             with located(f"{scenario.file}: defense[{i}]", "."):
-                plan.method.parameters.check(scenario.pretraining.images or len(images), images.size)
+                learner.check(scenario.pretraining.images or len(images), images.size)
 
 
 def _check_enough(count: int | None, images: ImageSet, owner: str, where: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sapper import encoders
 from sapper.attacks.target import Target
+from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer
 from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
 from sapper.encoders import Encoder
@@ -22,7 +23,7 @@ from sapper.run import Run
 from sapper.samples import ImageSet
 from sapper.scenario.reading import DefensePlan, Named
 from sapper.scenario.sections import CertifySection, DetectSection
-from sapper.verdicts import Verdict
+from sapper.verdicts import Verdict, from_tensors, to_tensors
 
 
 class Victim:
@@ -80,12 +81,15 @@ def detect(store: Store, plan: DefensePlan, section: DetectSection, victim: Vict
 
     def make(folder: Path) -> None:
         classifiers = [victim.classifier(number) for number in range(section.subjects)]
-        verdicts = plan.method.parameters.judge(
-            classifiers, victim.defender(section.train_images), run.child(f"defense {plan.name}")
-        )
-        leave_verdicts(folder, verdicts)
+        child = run.child(f"defense {plan.name}")
+        leave_verdicts(folder, method.judge(classifiers, victim.defender(section.train_images), child))
 
-    key = _key(plan, victim.key, run) | {"train images": section.train_images, "subjects": section.subjects}
+    method: ClassifierJudge = plan.method.parameters
+    key = _key(plan, victim.key, run) | {
+        "form": FORM,
+        "train images": section.train_images,
+        "subjects": section.subjects,
+    }
     return store.stage("detect", key, make)
 
 
@@ -94,9 +98,10 @@ def examine(store: Store, plan: DefensePlan, file: Path, images: ImageSet, run: 
 
     def make(folder: Path) -> None:
         child = run.child(f"defense {plan.name}")
-        leave_verdicts(folder, [plan.method.parameters.examine(encoders.load(file, run), images, child)])
+        leave_verdicts(folder, [method.examine(encoders.load(file, run), images, child)])
 
-    key = _key(plan, {"encoder": sha256(file)}, run) | {"images": images.digest}
+    method: EncoderExaminer = plan.method.parameters
+    key = _key(plan, {"encoder": sha256(file)}, run) | {"form": FORM, "images": images.digest}
     return store.stage("examine", key, make)
 
 
@@ -115,7 +120,7 @@ def certify(
     answers; ``certified/<patch>`` for each size of the section.
     """
 
-    method = plan.method.parameters
+    method: Certifier = plan.method.parameters
 
     def make(folder: Path) -> None:
         child = run.child(f"defense {plan.name}")
@@ -141,32 +146,24 @@ def _key(plan: DefensePlan, victim: dict[str, Any], run: Run) -> dict[str, Any]:
     return stages.surroundings(run) | stages.method_key(plan.method) | {"victim": victim, "name": plan.name}
 
 
+FORM = 2
+"""Counts the forms of what ``leave_verdicts`` writes; in the key of every stage that calls it."""
+
+
 def leave_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
-    """Write ``verdicts.json``, a list, and ``evidence.safetensors``, in which verdict i's tensors are ``i/name``."""
-    tensors: dict[str, Tensor] = {}
-    plain = []
-    for i, verdict in enumerate(verdicts):
-        evidence = {name: value for name, value in verdict.evidence.items() if not isinstance(value, Tensor)}
-        tensors |= {f"{i}/{k}": value for k, value in verdict.evidence.items() if isinstance(value, Tensor)}
-        plain.append(
-            {
-                "score": verdict.score,
-                "threshold": verdict.threshold,
-                "flagged": verdict.flagged,
-                "seconds": verdict.seconds,
-                "evidence": evidence,
-            }
-        )
-    write_atomically(folder / "verdicts.json", json.dumps(plain))
-    stages.save_tensors(folder / "evidence.safetensors", tensors)
+    """Write ``verdicts.json``, a list, and ``triggers.safetensors``, in which verdict i's tensors are ``i/name``."""
+    told = [to_tensors(verdict) for verdict in verdicts]
+    write_atomically(folder / "verdicts.json", json.dumps([plain for plain, _ in told]))
+    tensors = {f"{i}/{name}": value for i, (_, own) in enumerate(told) for name, value in own.items()}
+    stages.save_tensors(folder / "triggers.safetensors", tensors)
 
 
-def verdicts(stage: Stage) -> list[dict[str, Any]]:
-    """What ``leave_verdicts`` left: plain verdicts, each with its tensors below ``tensors``."""
-    found: list[dict[str, Any]] = json.loads((stage.folder / "verdicts.json").read_text(encoding="utf-8"))
-    tensors = stages.load_tensors(stage.folder / "evidence.safetensors")
-    for i, verdict in enumerate(found):
-        verdict["tensors"] = {
-            name.removeprefix(f"{i}/"): value for name, value in tensors.items() if name.startswith(f"{i}/")
-        }
-    return found
+def verdicts(stage: Stage) -> list[Verdict]:
+    """What ``leave_verdicts`` left."""
+    tensors = stages.load_tensors(stage.folder / "triggers.safetensors")
+    told = json.loads((stage.folder / "verdicts.json").read_text(encoding="utf-8"))
+    own: list[dict[str, Tensor]] = [{} for _ in told]
+    for name, value in tensors.items():
+        number, _, rest = name.partition("/")
+        own[int(number)][rest] = value
+    return [from_tensors(plain, some, str(stage.folder)) for plain, some in zip(told, own)]

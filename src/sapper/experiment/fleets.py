@@ -10,12 +10,13 @@ import torch
 
 from sapper import encoders
 from sapper.attacks.target import Target
+from sapper.defenses.contracts import EncoderLearner
 from sapper.encoders import Encoder
 from sapper.engine.executors import Workers
 from sapper.engine.store import Stage, Store
 from sapper.errors import SapperError, located
 from sapper.experiment import stages
-from sapper.experiment.defending import leave_verdicts
+from sapper.experiment.defending import FORM, leave_verdicts
 from sapper.files import LEFTOVERS, read_text, sha256, write_atomically
 from sapper.run import Run, Silent
 from sapper.samples import ImageSet
@@ -56,7 +57,7 @@ class Fleet:
         )
 
     def pair(self, number: int, draw: Callable[..., Any]) -> "Pair":
-        """The pair with that number; ``draw`` gives its attack, see ``EncoderDetector.draw``."""
+        """The pair with that number; ``draw`` gives its attack, see ``EncoderLearner.draw``."""
         run = replace(self.run.child(f"pair {number}"), progress=Silent())
         row, trigger = draw(len(self.references), self.images.size, run.child("attack of the twin"))
         target = Target(
@@ -143,7 +144,7 @@ def twins(place: Store) -> int:
 
 def fit(store: Store, plan: DefensePlan, section: FleetSection, fleet: Fleet, workers: Workers, run: Run) -> Stage:
     """Grow the fleet and learn from it; leaves ``learned.safetensors``."""
-    method = plan.method.parameters
+    method: EncoderLearner = plan.method.parameters
     place = home(store, section, fleet)
 
     def make(folder: Path) -> None:
@@ -162,9 +163,10 @@ def judge(store: Store, plan: DefensePlan, fitted: Stage, subjects: Sequence[Pat
     learned = fitted.folder / "learned.safetensors"
 
     def make(folder: Path) -> None:
-        judge = plan.method.parameters.restore(stages.load_tensors(learned))
+        judge = method.restore(stages.load_tensors(learned))
         leave_verdicts(folder, judge.judge([encoders.load(file, run) for file in subjects], run))
 
+    method: EncoderLearner = plan.method.parameters
     key = stages.surroundings(run) | stages.method_key(plan.method)
-    key |= {"learned": sha256(learned), "subjects": [sha256(file) for file in subjects]}
+    key |= {"form": FORM, "learned": sha256(learned), "subjects": [sha256(file) for file in subjects]}
     return store.stage("judge", key, make)

@@ -13,6 +13,8 @@ from sapper.experiment.results import FeatureMap, Picture
 from sapper.experiment.stages import TaskData
 from sapper.run import Run
 from sapper.samples import ImageSet, to_float
+from sapper.triggers import Trigger
+from sapper.verdicts import Verdict
 
 EXAMPLES = 6
 """How many test images show what a trigger looks like."""
@@ -43,30 +45,20 @@ def trigger_pictures(task: TaskData, targets: tuple[Target, ...], run: Run) -> l
     return pictures
 
 
-def recovered_triggers(
-    evidence: dict[str, Any], tensors: dict[str, Tensor], classes: tuple[str, ...]
-) -> list[dict[str, Any]]:
-    """Each class's recovered trigger on gray, the smallest first; classes that none reached are left out.
+def recovered_triggers(verdict: Verdict, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Each class's recovered trigger on gray, the smallest first; else the one that there is, of no class.
 
-    The one trigger that there is, of no class, where ``tensors`` have a ``mask`` and a ``pattern``; nothing where a
-    detector recovers none.
+    Those that show on samples only are left out.
     """
-    if "mask" in tensors:
-        mask, norm = tensors["mask"], float(tensors["mask"].sum())
-        return [{"class": None, "norm": norm, "success": None, "png": png(_on_gray(mask, tensors["pattern"]))}]
-    if "masks" not in tensors:
-        return []
-    norms, success = evidence["norms"], evidence["success"]
-    found = sorted((norm, label) for label, norm in enumerate(norms) if norm is not None)
-    shown = []
-    for norm, label in found:
-        picture = _on_gray(tensors["masks"][label], tensors["patterns"][label])
-        shown.append({"class": classes[label], "norm": norm, "success": success[label], "png": png(picture)})
-    return shown
-
-
-def _on_gray(mask: Tensor, pattern: Tensor) -> Tensor:
-    return ((0.5 + mask * (pattern - 0.5)) * 255).round().to(torch.uint8)
+    each = [(reached.pixels, classes[reached.label], reached.success, reached.trigger) for reached in verdict.reached]
+    found: list[tuple[float | None, str | None, float | None, Trigger]] = [*sorted(each, key=lambda one: one[0])]
+    if not found and verdict.trigger is not None:
+        found = [(verdict.trigger.pixels(), None, None, verdict.trigger)]
+    return [
+        {"class": name, "norm": pixels, "success": success, "png": png((picture * 255).round().to(torch.uint8))}
+        for pixels, name, success, trigger in found
+        if (picture := trigger.picture()) is not None
+    ]
 
 
 def png(image: Tensor) -> str:

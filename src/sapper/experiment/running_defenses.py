@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sapper.attacks.target import Target
+from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner
 from sapper.errors import SapperError, located
 from sapper.experiment.data import Data, defended_part, part
 from sapper.experiment.defending import Victim, certify, detect, examine, verdicts
@@ -25,6 +25,7 @@ from sapper.experiment.trial import Lab, Trial, Variant
 from sapper.run import Run
 from sapper.scenario.reading import DefensePlan, Scenario
 from sapper.scenario.sections import CertifySection, DetectSection, ExamineSection, FleetSection
+from sapper.verdicts import Verdict
 
 
 def defend(trial: Trial, task: TaskData, targets: tuple[Target, ...], files: dict[str, Path]) -> None:
@@ -41,7 +42,8 @@ def defend(trial: Trial, task: TaskData, targets: tuple[Target, ...], files: dic
                 encoder: trial.done(titles[encoder], certify(store, plan, section, victim, images, targets, run))
                 for encoder, victim in victims.items()
             }
-            trial.found.records += certifier_records(place, images.targets(), targets, left)
+            certifier: Certifier = plan.method.parameters
+            trial.found.records += certifier_records(place, certifier.measures, images.targets(), targets, left)
         elif isinstance(section, DetectSection):
             left = {
                 encoder: trial.done(titles[encoder], detect(store, plan, section, victim, run))
@@ -50,8 +52,8 @@ def defend(trial: Trial, task: TaskData, targets: tuple[Target, ...], files: dic
             judged = judgments(place, task.train.classes, left)
             trial.found.verdicts += judged
             seconds = {encoder: stage.seconds for encoder, stage in left.items()}
-            metric = plan.method.parameters.metric
-            trial.found.records += detector_records(place, metric, judged, targets, seconds)
+            detector: ClassifierJudge = plan.method.parameters
+            trial.found.records += detector_records(place, detector.measures, judged, targets, seconds)
 
 
 def judge_encoders(trial: Trial, subjects: list[Subject]) -> None:
@@ -62,6 +64,7 @@ def judge_encoders(trial: Trial, subjects: list[Subject]) -> None:
             continue
         chosen = first_of_each(subjects, section.subjects)
         with located(f"{trial.scenario.file}: defense[{i}]"):
+            detector: EncoderLearner | EncoderExaminer = plan.method.parameters
             if isinstance(section, FleetSection):
                 said = _by_fleet(trial, plan, section, chosen)
             else:
@@ -73,13 +76,14 @@ def judge_encoders(trial: Trial, subjects: list[Subject]) -> None:
             kind: sum(verdict.seconds for verdict in judged if verdict.encoder == kind)
             for kind in ("clean", "backdoored")
         }
-        trial.found.records += detector_records(place, plan.method.parameters.metric, judged, (), seconds)
+        trial.found.records += detector_records(place, detector.measures, judged, (), seconds)
 
 
-def _by_fleet(trial: Trial, plan: DefensePlan, section: FleetSection, chosen: list[Subject]) -> list[dict[str, Any]]:
+def _by_fleet(trial: Trial, plan: DefensePlan, section: FleetSection, chosen: list[Subject]) -> list[Verdict]:
     """Verdicts of a detector that has learned from a fleet."""
     store, run = trial.lab.store, trial.run
-    fleet, pairs = _fleet(trial.scenario, plan, section, trial.data, run), plan.method.parameters.pairs
+    method: EncoderLearner = plan.method.parameters
+    fleet, pairs = _fleet(trial.scenario, plan, section, trial.data, run), method.pairs
     there = min(pairs, twins(home(store, section, fleet)))
     known = f", {there} + {there} of them are there" if there else ""
     trial.lab.tell(f"{plan.name}: a fleet of {pairs} + {pairs} encoders, trained on {len(fleet.images)} images{known}")
@@ -88,7 +92,7 @@ def _by_fleet(trial: Trial, plan: DefensePlan, section: FleetSection, chosen: li
     return verdicts(trial.done(f"{plan.name} on {len(chosen)} encoders", judge(store, plan, fitted, files, run)))
 
 
-def _by_images(trial: Trial, plan: DefensePlan, chosen: list[Subject]) -> list[dict[str, Any]]:
+def _by_images(trial: Trial, plan: DefensePlan, chosen: list[Subject]) -> list[Verdict]:
     """Verdicts of a detector that asks for ordinary images only; each encoder is a stage of its own."""
     images = trial.data.of_pretraining(trial.scenario, trial.run)
     said = []

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from sapper.audit.auditing import AuditReport, Finding, beside_bag
 from sapper.audit.calibration import BOUND, Bag, InClean, fewest
 from sapper.audit.replaying import Replay
-from sapper.defenses.inversion import Collapse, recovered
+from sapper.defenses.inversion import Collapse
 from sapper.encoders.schemes import ASSUMED
 from sapper.experiment.pictures import png
 from sapper.report import figures, text
@@ -199,9 +199,8 @@ def pictures(report: AuditReport) -> list[Shown]:
     """Each detector's trigger on some images."""
     found = []
     for finding in report.detectors:
-        change = recovered(finding.tensors)
-        if change is not None:
-            changed = (change(to_float(report.shown)) * 255).round().to(torch.uint8)
+        if finding.trigger is not None:
+            changed = (finding.trigger(to_float(report.shown)) * 255).round().to(torch.uint8)
             found.append(Shown(finding, [png(image) for image in report.shown], [png(image) for image in changed]))
     return found
 

@@ -135,11 +135,12 @@ def _unreached(group: list[Judged]) -> str:
 
 
 def _caption(trigger: dict[str, Any]) -> str:
-    """The class, where there is one, the mask's norm in pixels, and the share of images that reach the class."""
-    norm = text.number(trigger["norm"], unit="")
+    """The class, where there is one, the trigger's size in pixels, and the share of images that reach the class."""
+    size = "" if trigger["norm"] is None else f"{text.number(trigger['norm'], unit='')} pixels"
     if trigger["class"] is None:
-        return f"{norm} pixels"
-    return f"{trigger['class']}: {norm} pixels, {100 * trigger['success']:.0f} %"
+        return size
+    share = f"{100 * trigger['success']:.0f} %"
+    return f"{trigger['class']}: {', '.join(filter(None, [size, share]))}"
 
 
 def _detected(group: list[Judged], measured: list[Measurement]) -> str:

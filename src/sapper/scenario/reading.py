@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from sapper import attacks, defenses, encoders, pretraining
+from sapper.defenses.contracts import Certifier, Kind
 from sapper.errors import SapperError, closest, located
 from sapper.methods import HEADS, TRIGGERS, find, imported
 from sapper.run import Run
@@ -25,18 +26,27 @@ from sapper.scenario.sections import (
     FleetSection,
     HeadSection,
     PretrainingSection,
+    RepairSection,
+    ScreenSection,
+    SiftSection,
     TargetSection,
     TaskSection,
 )
 from sapper.triggers import Trigger
 
-DEFENSE_SECTIONS: dict[str, type[Section]] = {
-    "prepare": CertifySection,
-    "fit": FleetSection,
+DEFENSE_SECTIONS: dict[Kind, type[DefenseSection]] = {
     "judge": DetectSection,
     "examine": ExamineSection,
+    "learn": FleetSection,
+    "certify": CertifySection,
+    "screen": ScreenSection,
+    "sift": SiftSection,
+    "repair": RepairSection,
 }
-"""Which section a defense has, by the call that it offers (``defenses/defender.py``); the first that fits."""
+"""Which section a defense has, by its kind (``defenses/contracts.py``)."""
+
+RUN = (DetectSection, ExamineSection, FleetSection, CertifySection)
+"""Sections of the defenses that a scenario can run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +244,10 @@ def _target(section: TargetSection, key: str, file: str) -> TargetPlan:
 def read_trigger(table: dict[str, Any], file: str, key: str) -> Trigger:
     """The trigger that a table describes: its ``kind``, a patch if none is named, and its parameters."""
     values = {name: value for name, value in table.items() if name != "kind"}
-    kind = find("triggers", TRIGGERS, trigger_kind(table, file, key), f"{file}: {key}.kind")
+    kind: type[Trigger] = find("triggers", TRIGGERS, trigger_kind(table, file, key), f"{file}: {key}.kind")
+    if kind.needs_tensors():
+        what, remedy = f"a trigger of the kind {kind.kind!r} cannot be written down", "choose one without tensors"
+        raise SapperError(what, where=f"{file}: {key}.kind", remedy=remedy)
     trigger: Trigger = read_instance(kind, values, file, key, also=["kind"])
     return trigger
 
@@ -258,21 +271,23 @@ def _defense(
 ) -> DefensePlan:
     """``methods``: the scenario's own pre-training and attack."""
     common = {field: raw[field] for field in DefenseSection.model_fields if field in raw}
-    method = imported(with_place(DefenseSection, common, "defenses", defenses.METHODS, file, key)[1])
-    model = next(model for offered, model in DEFENSE_SECTIONS.items() if hasattr(method, offered))
-    section, chosen = with_method(model, raw, "defenses", defenses.METHODS, file, key)
+    kind: Kind = imported(with_place(DefenseSection, common, "defenses", defenses.METHODS, file, key)[1]).kind
+    section, chosen = with_method(DEFENSE_SECTIONS[kind], raw, "defenses", defenses.METHODS, file, key)
+    if not isinstance(section, RUN):
+        what, remedy = f"no scenario runs a defense of the kind {kind!r}", "call it from Python"
+        raise SapperError(what, where=f"{file}: {key}.method", remedy=remedy)
     for i, task in enumerate(section.tasks or []):
         if task not in attacked:
             where, remedy = f"{file}: {key}.tasks[{i}]", closest(task, attacked)
             raise SapperError(f"no task with a target is called {task!r}", where=where, remedy=remedy)
     if isinstance(section, CertifySection):
-        sides = [("patch", chosen.parameters.patch), *(("patches", patch) for patch in section.patches)]
-        sides += [("band", chosen.parameters.band)] if hasattr(chosen.parameters, "band") else []
-        for part, side in sides:
+        certifier: Certifier = chosen.parameters
+        with located(f"{file}: {key}", "."):
+            certifier.check(size)
+        for side in section.patches:
             if side >= size:
-                kind = "band" if part == "band" else "patch"
-                what, remedy = f"a {kind} of {side} pixels covers images of {size}", f"choose it below {size}"
-                raise SapperError(what, where=f"{file}: {key}.{part}", remedy=remedy)
+                what, remedy = f"a patch of {side} pixels covers images of {size}", f"choose it below {size}"
+                raise SapperError(what, where=f"{file}: {key}.patches", remedy=remedy)
     shadows = None
     if isinstance(section, FleetSection):
         pretraining_method, attack_method = methods

@@ -140,6 +140,23 @@ class FleetSection(DefenseSection):
     seed: NonNegativeInt | None = None
 
 
+class ScreenSection(DefenseSection):
+    """A screen of inputs. ``train_images`` as in ``DetectSection``, ``test_images`` as in ``CertifySection``."""
+
+    train_images: PositiveInt | None = None
+    test_images: PositiveInt | None = None
+
+
+class SiftSection(DefenseSection):
+    """A sift of a training set's rows."""
+
+
+class RepairSection(DefenseSection):
+    """A repair of encoders. ``images``: how many clean images of the pre-training its owner holds (all by default)."""
+
+    images: PositiveInt | None = None
+
+
 class AuditSection(Section):
     """``[audit]``: every encoder that the scenario makes is audited, as ``sapper audit`` audits a file.
 

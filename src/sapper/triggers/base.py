@@ -4,9 +4,10 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from sapper.errors import SapperError
@@ -45,11 +46,37 @@ class Trigger(ABC):
         """It as plain data, each tensor as the SHA-256 of its values: for a stage's key, for reports."""
         return {"kind": self.kind} | self.parameters() | {k: _digest(v) for k, v in self.tensors().items()}
 
+    def pixels(self) -> float | None:
+        """How many pixels it covers; none where it does not say."""
+        return None
+
+    def picture(self) -> Tensor | None:
+        """What it looks like on gray, float (3, H, W) in [0, 1]; none where it shows on samples only."""
+        return None
+
+    def controls(self, generator: torch.Generator) -> dict[str, "Trigger"]:
+        """Changes of the same size that mean nothing, by name: what a replay puts beside it."""
+        return {}
+
     @classmethod
     def of(cls, parameters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """The trigger with these ``parameters()`` and ``tensors()``."""
-        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
-        return cls(**lists, **tensors)
+        """The trigger with these ``parameters()`` and ``tensors()``. Raises ``TypeError`` for what does not fit."""
+        types = _types(cls)
+        made_of = {name for name, kind in types.items() if kind is Tensor}
+        if foreign := (tensors.keys() - made_of) | (parameters.keys() - (types.keys() - made_of)):
+            raise TypeError(f"{', '.join(sorted(foreign))}: unknown")
+        plain = {name: _tuples(value) for name, value in parameters.items()}
+        for name, value in plain.items():
+            try:
+                TypeAdapter(types[name]).validate_python(value, strict=True)
+            except ValidationError as error:
+                raise TypeError(f"{name} = {value!r:.80}") from error
+        return cls(**plain, **tensors)
+
+    @classmethod
+    def needs_tensors(cls) -> bool:
+        """Whether it is made of tensors, so that no scenario can write it down."""
+        return Tensor in _types(cls).values()
 
     def _fields(self) -> list[tuple[str, Any]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
@@ -69,6 +96,17 @@ def from_tensors(plain: Mapping[str, Any], tensors: Mapping[str, Tensor], where:
     except TypeError as error:
         raise SapperError(f"not a trigger: {error}", where=where, remedy="give what Sapper wrote") from error
     return trigger
+
+
+def _types(cls: type[Trigger]) -> dict[str, Any]:
+    """The type of each parameter."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}  # type: ignore[arg-type]
+
+
+def _tuples(value: Any) -> Any:
+    """A parameter as JSON gives it, with the tuples that it was written from."""
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
 
 
 def _digest(values: Tensor) -> str:

@@ -1,6 +1,6 @@
 """Triggers of images: functions on images in [0, 1] that leave shape and range alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -166,16 +166,38 @@ class Mask(Trigger):
     pattern: Tensor
 
     def check(self, spec: InputSpec) -> None:
-        """Raises ``SapperError`` for another size than the images', or values outside [0, 1]."""
+        """Raises ``SapperError`` for another size than the images', or values outside [0, 1].
+
+        Beyond the range of pixels anything swamps any encoder.
+        """
         size = side(spec)
-        if self.mask.shape != (size, size) or self.pattern.shape != (3, size, size):
-            what = f"mask {tuple(self.mask.shape)} and pattern {tuple(self.pattern.shape)} for images of {size} pixels"
-            raise SapperError(what, where="trigger", remedy=f"give a mask ({size}, {size}) and (3, {size}, {size})")
-        if not all(bool(((each >= 0) & (each <= 1)).all()) for each in (self.mask, self.pattern)):
-            raise SapperError("values outside [0, 1]", where="trigger", remedy="give a mask and a pattern in [0, 1]")
+        for name, each, shape in (("mask", self.mask, (size, size)), ("pattern", self.pattern, (3, size, size))):
+            _check_floats(name, each, shape)
+            if not bool(((each >= 0) & (each <= 1)).all()):
+                what, remedy = f"{name} has values that no trigger has", "give values in [0, 1]"
+                raise SapperError(what, where=f"trigger.{name}", remedy=remedy)
 
     def __call__(self, images: Tensor) -> Tensor:
         return torch.lerp(images, self.pattern.to(images), self.mask.to(images))
+
+    def pixels(self) -> float:
+        """‖m‖₁."""
+        return float(self.mask.sum())
+
+    def picture(self) -> Tensor:
+        """0.5 + m·(Δ − 0.5)."""
+        return 0.5 + self.mask * (self.pattern - 0.5)
+
+    def controls(self, generator: torch.Generator) -> dict[str, Trigger]:
+        """The same mask filled with noise, with gray, and with the pattern's own pixels in a random order."""
+        covered = (self.mask > 0).flatten().nonzero().squeeze(1)
+        shuffled = self.pattern.flatten(1).clone()
+        shuffled[:, covered] = shuffled[:, covered[torch.randperm(len(covered), generator=generator)]]
+        return {
+            "noise": replace(self, pattern=torch.rand(self.pattern.shape, generator=generator)),
+            "gray": replace(self, pattern=torch.full_like(self.pattern, 0.5)),
+            "shuffled pixels": replace(self, pattern=shuffled.view_as(self.pattern)),
+        }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,13 +210,30 @@ class Colors(Trigger):
     matrix: Tensor
 
     def check(self, spec: InputSpec) -> None:
-        """Raises ``SapperError`` for another shape, or coefficients that are not finite."""
+        """Raises ``SapperError`` for another shape, or a coefficient changed by more than 1."""
         side(spec)
-        if self.matrix.shape != (3, 4) or not bool(self.matrix.isfinite().all()):
-            raise SapperError("no change of colors", where="trigger.matrix", remedy="give a finite matrix (3, 4)")
+        _check_floats("matrix", self.matrix, (3, 4))
+        if not bool(((self.matrix - torch.eye(3, 4)).abs() <= 1).all()):
+            what, remedy = "matrix has values that no trigger has", "change each coefficient by 1 at most"
+            raise SapperError(what, where="trigger.matrix", remedy=remedy)
 
     def __call__(self, images: Tensor) -> Tensor:
         return filtered(images, self.matrix.to(images).unsqueeze(0))[0]
+
+    def controls(self, generator: torch.Generator) -> dict[str, Trigger]:
+        """The same coefficients in a random order."""
+        change = self.matrix - torch.eye(3, 4)
+        order = torch.randperm(change.numel(), generator=generator)
+        return {"shuffled coefficients": Colors(matrix=torch.eye(3, 4) + change.flatten()[order].view(3, 4))}
+
+
+def _check_floats(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    if values.shape != shape:
+        what, remedy = f"{name} has the shape {tuple(values.shape)}", f"give one of the shape {shape}"
+        raise SapperError(what, where=f"trigger.{name}", remedy=remedy)
+    if values.dtype != torch.float32:
+        what = f"{name} is of {str(values.dtype).removeprefix('torch.')} instead of float32"
+        raise SapperError(what, where=f"trigger.{name}", remedy="give float32")
 
 
 def side(spec: InputSpec) -> int:

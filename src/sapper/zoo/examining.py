@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sapper import encoders
 from sapper.audit.auditing import effect, scores, some_of
 from sapper.audit.budgets import Budget
 from sapper.audit.calibration import Key
-from sapper.audit.stored import StoredJudge
-from sapper.defenses.judge.multi_prior import MultiPrior, neighborhood, spread_of
+from sapper.defenses.contracts import EncoderExaminer, Examiner
+from sapper.defenses.inversion import neighborhood, spread_of
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.engine.executors import Workers
@@ -36,7 +34,7 @@ LOOKED = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Gathering:
-    """The ``spread`` of features that a change leaves, and that of the images around (``multi_prior``)."""
+    """The ``spread`` of features that a change leaves, and that of the images around (``inversion``)."""
 
     spread: float
     neighborhood: float
@@ -74,7 +72,7 @@ class Examination:
     file: Path
     images: ImageSet
     budget: Budget
-    more: dict[str, StoredJudge]
+    more: dict[str, Examiner]
     run: Run
 
     def make(self, store: Store) -> Scored:
@@ -82,8 +80,7 @@ class Examination:
         encoder, found = encoders.load(self.file, self.run), {}
         with located(self.member.name):
             for name, method in self.budget.make().items():
-                parts = method.alone() if isinstance(method, MultiPrior) else [method]
-                found[name] = together([self._look(store, encoder, name, part) for part in parts])
+                found[name] = together([self._look(store, encoder, name, part) for part in method.parts()])
         for name, judge in self.more.items():
             verdict = judge.examine(encoder, self.images, self.run)
             found[name] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
@@ -112,13 +109,13 @@ class Examination:
 
         return Gathering(**self._kept(store, "stamp", {"trigger": trigger.describe()}, stamp))
 
-    def _look(self, store: Store, encoder: Encoder, name: str, method: Any) -> dict[str, Any]:
+    def _look(self, store: Store, encoder: Encoder, name: str, method: EncoderExaminer) -> dict[str, Any]:
         """What one detector sees, as plain data."""
 
         def look(folder: Path) -> None:
             verdict = scores(encoder, self.images, {name: method}, self.run)[name]
-            plain = {key: value for key, value in verdict.evidence.items() if not isinstance(value, torch.Tensor)}
-            seen = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds, "evidence": plain}
+            seen: dict[str, Any] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
+            seen["evidence"] = verdict.evidence
             does = effect(encoder, verdict, self.images, self.run)
             seen["gathered"] = None if does is None else does.gathered
             write_atomically(folder / "seen.json", json.dumps(seen))
@@ -135,16 +132,17 @@ class Examination:
 
 
 def together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a detector sees that is several in one: what the part with the largest score does; as one part without.
-
-    So budgets with parts in common share what was seen by them.
-    """
+    """What a detector sees that is several in one (``EncoderExaminer.parts``). Budgets may have parts in common."""
     best = max(parts, key=lambda seen: math.inf if seen["score"] is None else seen["score"])
     if len(parts) == 1 or best["score"] is None:
         return best
-    priors = {name: prior for seen in parts for name, prior in seen["evidence"]["priors"].items()}
-    seconds = sum(seen["seconds"] for seen in parts)
-    return best | {"seconds": seconds, "evidence": best["evidence"] | {"priors": priors}}
+    evidence = {
+        key: {name: each for seen in parts for name, each in seen["evidence"][key].items()}
+        if isinstance(value, dict)
+        else value
+        for key, value in best["evidence"].items()
+    }
+    return best | {"seconds": sum(seen["seconds"] for seen in parts), "evidence": evidence}
 
 
 def examine(
@@ -154,7 +152,7 @@ def examine(
     budget: Budget,
     run: Run,
     workers: Workers,
-    more: dict[str, dict[str, StoredJudge]] | None = None,
+    more: dict[str, dict[str, Examiner]] | None = None,
 ) -> list[Scored]:
     """Every member before the budget's detectors; those that were looked at are not looked at again.
 

@@ -1,4 +1,4 @@
-"""What audits take from a zoo: bags of its clean encoders, and meta-classifiers that learned from its pairs."""
+"""What audits take from a zoo: bags of its clean encoders, and detectors that learned from its pairs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from sapper import encoders
 from sapper.audit.budgets import Budget
 from sapper.audit.calibration import BOUND, Bag, Key, fitting
 from sapper.audit.stored import Kind
-from sapper.defenses.judge.mntd_encoder import Judge, MNTDEncoder
+from sapper.defenses.contracts import EncoderJudge, EncoderLearner
 from sapper.errors import SapperError
 from sapper.run import Run
 from sapper.samples import ImageSet
@@ -94,12 +94,11 @@ def _origin(member: Member) -> str:
 
 
 def learn(
-    members: Sequence[Member], folder: Path, images: ImageSet, method: MNTDEncoder, run: Run
-) -> tuple[Judge, Kind]:
-    """MNTD's meta-classifiers from a family's development part; the last pairs are set apart for choosing the epoch.
+    members: Sequence[Member], folder: Path, images: ImageSet, method: EncoderLearner, run: Run
+) -> tuple[EncoderJudge, Kind]:
+    """What a detector learns from a family's development part.
 
-    ``images``: the family's ordinary ones, from whose colors queries are drawn. Raises ``SapperError`` when there are
-    too few pairs.
+    ``images``: the family's ordinary ones. Raises ``SapperError`` when there are too few pairs.
     """
     clean = {member.name.removesuffix("-clean"): member for member in members if member.kind == "clean"}
     twins = [member for member in members if member.kind == "backdoored"]

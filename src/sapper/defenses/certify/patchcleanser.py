@@ -19,14 +19,16 @@ normalization, as in the authors' code: the mean color of the encoder's training
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+from sapper.defenses.contracts import Certifier, Need
 from sapper.defenses.defender import Defender, Logits
-from sapper.defenses.masking import check_patches, rectangles
+from sapper.defenses.masking import check_patches, check_side, rectangles
+from sapper.defenses.measures import CERTIFIED, OfAnswers
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.methods import Checked
@@ -36,7 +38,7 @@ from sapper.verdicts import Certified, threat
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchCleanser(Checked):
+class PatchCleanser(Checked, Certifier):
     """Certifies any classifier by two rounds of masking, without training (Xiang et al., USENIX Security 2022).
 
     ``patch``: side of the largest patch to withstand, in pixels. ``masks``: how many there are along each axis at most.
@@ -45,10 +47,17 @@ class PatchCleanser(Checked):
     patch: PositiveInt = 10
     masks: PositiveInt = 6
 
+    kind: ClassVar[Literal["certify"]] = "certify"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    measures: ClassVar[tuple[OfAnswers, ...]] = CERTIFIED
     version: ClassVar[int] = 2
     uses_encoder: ClassVar[bool] = True
     source: ClassVar[str] = "Xiang, Mahloujifar, Mittal, USENIX Security 2022"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def check(self, size: int) -> None:
+        """Raises ``SapperError`` when its patch covers images of so many pixels."""
+        check_side(self.patch, size, "patch")
 
     def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> "TwoRounds":
         """The classifier as it is, under masks."""

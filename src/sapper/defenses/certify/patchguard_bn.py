@@ -24,15 +24,17 @@ negative scores is then gladly lost, and nothing is left after the cut; trained 
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from sapper.defenses.contracts import Certifier, Need
 from sapper.defenses.defender import Defender
-from sapper.defenses.masking import RobustMasking, square_windows
+from sapper.defenses.masking import RobustMasking, check_side, square_windows
+from sapper.defenses.measures import CERTIFIED, OfAnswers
 from sapper.downstream import Classifier
 from sapper.methods import Checked
 from sapper.run import Run
@@ -44,7 +46,7 @@ RECEPTIVE, STRIDE = 9, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchGuardBN(Checked):
+class PatchGuardBN(Checked, Certifier):
     """Certifies by a network of small receptive fields and robust masking (Xiang et al., USENIX Security 2021).
 
     ``patch``: side of the largest patch to withstand. ``share``: T, the part of a class's evidence that its strongest
@@ -60,10 +62,17 @@ class PatchGuardBN(Checked):
     learning_rate: PositiveFloat = 2e-3
     provable: bool = True
 
+    kind: ClassVar[Literal["certify"]] = "certify"
+    needs: ClassVar[frozenset[Need]] = frozenset({"samples", "labels"})
+    measures: ClassVar[tuple[OfAnswers, ...]] = CERTIFIED
     version: ClassVar[int] = 4
     uses_encoder: ClassVar[bool] = False
     source: ClassVar[str] = "Xiang et al., USENIX Security 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def check(self, size: int) -> None:
+        """Raises ``SapperError`` when its patch covers images of so many pixels."""
+        check_side(self.patch, size, "patch")
 
     def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> RobustMasking:
         """A network of its own, trained on the defender's images."""

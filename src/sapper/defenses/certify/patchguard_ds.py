@@ -28,8 +28,10 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from sapper.defenses.contracts import Certifier, Need
 from sapper.defenses.defender import Defender, Logits
-from sapper.defenses.masking import RobustMasking, column_windows
+from sapper.defenses.masking import RobustMasking, check_side, column_windows
+from sapper.defenses.measures import CERTIFIED, OfAnswers
 from sapper.downstream import Classifier, extract
 from sapper.errors import SapperError
 from sapper.methods import Checked
@@ -39,7 +41,7 @@ from sapper.training import Step, Terms, check_finite, train, warm_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchGuardDS(Checked):
+class PatchGuardDS(Checked, Certifier):
     """Certifies by column bands and robust masking (Xiang et al., USENIX Security 2021).
 
     ``patch``: side of the largest patch to withstand. ``band``: columns seen at a time. ``share``: T, the part of a
@@ -57,10 +59,18 @@ class PatchGuardDS(Checked):
     batch: PositiveInt = 128
     learning_rate: PositiveFloat = 1e-3
 
+    kind: ClassVar[Literal["certify"]] = "certify"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    measures: ClassVar[tuple[OfAnswers, ...]] = CERTIFIED
     version: ClassVar[int] = 2
     uses_encoder: ClassVar[bool] = True
     source: ClassVar[str] = "Xiang et al., USENIX Security 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
+
+    def check(self, size: int) -> None:
+        """Raises ``SapperError`` when its patch or its band covers images of so many pixels."""
+        check_side(self.patch, size, "patch")
+        check_side(self.band, size, "band")
 
     def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> RobustMasking:
         """The classifier seen through bands, trained for it if that is wanted."""

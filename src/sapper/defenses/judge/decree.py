@@ -26,12 +26,13 @@ end.
 
 import time
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from sapper.defenses.contracts import EncoderExaminer, Need
 from sapper.defenses.inversion import (
     UNMEASURABLE,
     Triggers,
@@ -43,6 +44,7 @@ from sapper.defenses.inversion import (
     start,
     unit,
 )
+from sapper.defenses.measures import OfVerdicts, detection
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.methods import Checked
@@ -53,7 +55,7 @@ from sapper.verdicts import Verdict, unscored
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decree(Checked):
+class Decree(Checked, EncoderExaminer):
     """Inverts the smallest mask that makes all features coincide (Feng et al., CVPR 2023).
 
     ``epochs`` at most, of all ``images`` in batches of ``batch``. ``rates``: (epoch, learning rate) from which on.
@@ -75,17 +77,18 @@ class Decree(Checked):
     restarts: PositiveInt = 1
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
+    kind: ClassVar[Literal["examine"]] = "examine"
+    needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
+    measures: ClassVar[tuple[OfVerdicts, ...]] = detection("score")
     version: ClassVar[int] = 1
-    metric: ClassVar[str] = "score"
     source: ClassVar[str] = "Feng et al., CVPR 2023"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
 
     def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images``.
 
-        Evidence: ``PL1``, of every restart ``PL1s``, its ``cosines``, and the smallest trigger, if there is one,
-        tensors ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1]. Where features cannot be measured there is no
-        score, and ``why`` says so.
+        Evidence: ``PL1``, of every restart ``PL1s`` and its ``cosines``. The trigger is the smallest, if there is one.
+        Where features cannot be measured there is no score, and ``why`` says so.
         """
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
@@ -100,15 +103,18 @@ class Decree(Checked):
             "PL1s": pl1.tolist(),
             "cosines": found.success.tolist(),
         }
-        if found.norms[smallest].isfinite():
-            evidence |= {"mask": found.masks[smallest].cpu(), "pattern": found.patterns[smallest].cpu()}
         return Verdict(
             score=1 - float(pl1[smallest]),
             threshold=1 - self.threshold,
             flagged=float(pl1[smallest]) < self.threshold,
+            trigger=found.mask(smallest) if found.norms[smallest].isfinite() else None,
             evidence=evidence,
             seconds=time.perf_counter() - started,
         )
+
+    def parts(self) -> list["Decree"]:
+        """It is one."""
+        return [self]
 
     def invert(self, encoder: Encoder, images: ImageSet, run: Run) -> Triggers:
         """The smallest successful mask of every restart, on all of the images; the encoder is frozen."""

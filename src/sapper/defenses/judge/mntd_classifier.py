@@ -29,7 +29,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sapper.defenses import jumbo, meta
+from sapper.defenses.contracts import ClassifierJudge, Need
 from sapper.defenses.defender import Defender
+from sapper.defenses.measures import OfVerdicts, detection, scorers
 from sapper.downstream import MLP, Classifier, extract
 from sapper.errors import SapperError
 from sapper.methods import Checked
@@ -40,7 +42,7 @@ from sapper.verdicts import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
-class MNTDClassifier(Checked):
+class MNTDClassifier(Checked, ClassifierJudge):
     """Meta-classifiers trained on clean and jumbo-backdoored shadow classifiers (Xu et al., IEEE S&P 2021).
 
     ``shadows`` of either kind for training and ``validation`` for choosing the epoch, on ``share`` of the defender's
@@ -64,8 +66,10 @@ class MNTDClassifier(Checked):
     tune_queries: bool = True
     one_class: bool = False
 
+    kind: ClassVar[Literal["judge"]] = "judge"
+    needs: ClassVar[frozenset[Need]] = frozenset({"samples", "labels", "gradients"})
+    measures: ClassVar[tuple[OfVerdicts, ...]] = (*detection("score"), *scorers(learned_by_kind=True))
     version: ClassVar[int] = 30 + MLP.version  # shadows are its heads
-    metric: ClassVar[str] = "score"
     source: ClassVar[str] = "Xu et al., IEEE S&P 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "badencoder": {},

@@ -20,7 +20,7 @@ attacks are white, and the defender is given that.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses import meta
+from sapper.defenses.contracts import EncoderLearner, Need
+from sapper.defenses.measures import OfVerdicts, detection, scorers
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
@@ -36,12 +38,15 @@ from sapper.samples import ImageSet, PixelSpec
 from sapper.triggers import Patch
 from sapper.verdicts import Verdict
 
+TENSORS = {"queries", "first", "bias", "second", "offset", "radius"}
+"""Of ``meta.MetaClassifiers``."""
+
 FEWEST = 16
 """Images below which pre-training has too few to tell apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MNTDEncoder(Checked):
+class MNTDEncoder(Checked, EncoderLearner):
     """Meta-classifiers trained on clean and backdoored shadow encoders (Jia, Liu, Gong, IEEE S&P 2022).
 
     ``shadows`` pairs for training and ``validation`` pairs for choosing the epoch, on the ``share`` of as many images
@@ -62,8 +67,11 @@ class MNTDEncoder(Checked):
     learning_rate: PositiveFloat = 1e-3
     tune_queries: bool = True
 
+    kind: ClassVar[Literal["learn"]] = "learn"
+    needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients", "fleet"})
+    measures: ClassVar[tuple[OfVerdicts, ...]] = (*detection("score"), *scorers(learned_by_kind=False))
+    state: ClassVar[str] = "meta-classifiers"
     version: ClassVar[int] = 2
-    metric: ClassVar[str] = "score"
     source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022; Xu et al., IEEE S&P 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"badencoder": {}, "badencoder-6": {"subjects": 3}}
 
@@ -117,6 +125,31 @@ class MNTDEncoder(Checked):
         """What ``fit`` learned, from the tensors of ``Judge.state_dict``."""
         learned = {name: value.tolist() for name, value in state.items() if name.startswith("AUC ")}
         return Judge(meta.MetaClassifiers(**{name: state[name] for name in state.keys() - learned.keys()}), learned)
+
+    def check_state(self, state: Mapping[str, Tensor], features: int, size: int) -> None:
+        """Raises ``ValueError`` unless shapes fit one another and the encoders, and all numbers are finite."""
+        learned = {name for name in state if name.startswith("AUC ")}
+        if state.keys() - learned != TENSORS:
+            raise ValueError(f"other tensors than {', '.join(sorted(TENSORS))}")
+        if any(value.dtype != torch.float32 for value in state.values()) or any(state[n].ndim != 1 for n in learned):
+            raise ValueError("tensors of other kinds")
+        count, queries = state["queries"].shape[:2]
+        if count * queries == 0:
+            raise ValueError("there are no queries")
+        hidden = state["bias"].shape[-1]
+        expected: dict[str, tuple[int, ...]] = {
+            "queries": (count, queries, 3, size, size),
+            "first": (count, queries * features, hidden),
+            "bias": (count, hidden),
+            "second": (count, hidden),
+            "offset": (count,),
+            "radius": (count,),
+        }
+        for name, shape in expected.items():
+            if state[name].shape != shape:
+                raise ValueError(f"{name} has the shape {tuple(state[name].shape)} instead of {shape}")
+        if not all(value.isfinite().all() for value in state.values()):
+            raise ValueError("numbers that are not finite")
 
 
 @dataclass(frozen=True)

@@ -37,14 +37,15 @@ CVPR 2023, and so is Adam with β = (0.5, 0.9). The defaults of μ and σ are fr
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.inversion import mean_cosine
+from sapper.defenses.contracts import EncoderExaminer, Need
+from sapper.defenses.inversion import SMALLEST, mean_cosine, neighborhood, spread_of
+from sapper.defenses.measures import OfVerdicts, detection
 from sapper.defenses.priors import Filter, Prior, Stamp
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -59,12 +60,6 @@ TOGETHER = 256
 PLACING = 16
 """Images by which a change's place is chosen."""
 
-SMALLEST = 1e-6
-"""A spread below this is rounding."""
-
-NEAR, NEIGHBORS = 1 / 16, 4
-"""The share of ordinary images that are compared with the changed ones, and how many there are at least."""
-
 MEASURABLE = (1e-9, 1e15)
 """Lengths of features between which cosines can be trusted; the square of a longer one overflows."""
 
@@ -77,7 +72,7 @@ Usual = tuple[Share, float, PositiveFloat]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiPrior(Checked):
+class MultiPrior(Checked, EncoderExaminer):
     """Inverts triggers of several kinds at once, from many starts (Sapper's own).
 
     Each prior is given with its μ and σ. ``patches``: sizes as shares of the image's side, at places half a patch apart
@@ -97,8 +92,10 @@ class MultiPrior(Checked):
     learning_rate: PositiveFloat = 0.3
     threshold: float = 2.0
 
+    kind: ClassVar[Literal["examine"]] = "examine"
+    needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
+    measures: ClassVar[tuple[OfVerdicts, ...]] = detection("score")
     version: ClassVar[int] = 5
-    metric: ClassVar[str] = "score"
     source: ClassVar[str] = "Sapper"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -106,9 +103,8 @@ class MultiPrior(Checked):
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
 
         Evidence: ``priors``, for each its ``score``, the ``spread`` that it leaves, that of its ``neighborhood`` and
-        its ``powers`` of ten; ``spread`` of all images as they are; ``prior``, the one whose score counts; and its
-        trigger (``inversion.recovered``): tensors ``mask`` (H, W) and ``pattern`` (3, H, W) in [0, 1] for a patch or a
-        blend, ``matrix`` (3, 4) for a filter.
+        its ``powers`` of ten; ``spread`` of all images as they are; ``prior``, the one whose score counts. Its trigger
+        is a ``Mask`` for a patch or a blend, ``Colors`` for a filter.
 
         Where features are all alike, too long or too short for cosines, or not finite, there is no score, and ``why``
         says so: an encoder could hide behind that.
@@ -147,7 +143,8 @@ class MultiPrior(Checked):
             score=score,
             threshold=self.threshold,
             flagged=score > self.threshold,
-            evidence={"prior": winner, "spread": ordinary, "priors": priors} | found[winner].trigger(),
+            trigger=found[winner].trigger(),
+            evidence={"prior": winner, "spread": ordinary, "priors": priors},
             seconds=time.perf_counter() - started,
         )
 
@@ -165,8 +162,8 @@ class MultiPrior(Checked):
             found[f"filter {strength:g}"] = filters, usual, deviation
         return found
 
-    def alone(self) -> list["MultiPrior"]:
-        """One for each prior: all together say what that with the largest score does, nothing if one has none."""
+    def parts(self) -> list["MultiPrior"]:
+        """One for each prior."""
         bare = replace(self, patches=(), blends=(), filters=())
         return [
             *(replace(bare, patches=(each,)) for each in self.patches),
@@ -249,20 +246,6 @@ def _measurable(features: Tensor) -> bool:
     """Whether all features (N, D) are finite and of a length that cosines survive."""
     lengths = features.double().norm(dim=1)
     return bool(((lengths > MEASURABLE[0]) & (lengths < MEASURABLE[1])).all())
-
-
-def spread_of(features: Tensor) -> float:
-    """1 − the mean cosine of two of the features, float (N, D); infinite where that is not a number."""
-    spread = 1 - float(mean_cosine(features))
-    return math.inf if math.isnan(spread) else max(SMALLEST, spread)
-
-
-def neighborhood(plain: Tensor, changed: Tensor) -> float:
-    """The spread of those plain images that are nearest to where the changed ones lie; features (N, D) and (M, D)."""
-    point = F.normalize(F.normalize(changed, dim=1).mean(0), dim=0)
-    count = max(NEIGHBORS, round(len(plain) * NEAR))
-    nearest = (F.normalize(plain, dim=1) @ point).topk(min(count, len(plain))).indices
-    return spread_of(plain[nearest])
 
 
 def _spreads(encoder: Encoder, images: Tensor, run: Run) -> Tensor:

@@ -26,25 +26,27 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from sapper.defenses.contracts import ClassifierJudge, Need
 from sapper.defenses.defender import Defender, Logits
 from sapper.defenses.inversion import Triggers, anomaly_index, smallest_masks, stamp
+from sapper.defenses.measures import TARGET_NAMED, OfVerdicts, detection
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.run import Run
 from sapper.samples import ImageSet
-from sapper.verdicts import Verdict
+from sapper.verdicts import Reached, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeuralCleanse(Checked):
+class NeuralCleanse(Checked, ClassifierJudge):
     """Inverts the smallest trigger of every class and looks for an outlier (Wang et al., IEEE S&P 2019).
 
     ``steps`` at most for each class, of ``minibatches`` of ``batch`` images. ``success``: the share of a step's
@@ -67,8 +69,10 @@ class NeuralCleanse(Checked):
     restarts: PositiveInt = 1
     threshold: NonNegativeFloat = 2.0
 
+    kind: ClassVar[Literal["judge"]] = "judge"
+    needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
+    measures: ClassVar[tuple[OfVerdicts, ...]] = (*detection("anomaly_index"), TARGET_NAMED)
     version: ClassVar[int] = 1
-    metric: ClassVar[str] = "anomaly_index"
     source: ClassVar[str] = "Wang et al., IEEE S&P 2019"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
 
@@ -89,7 +93,7 @@ class NeuralCleanse(Checked):
         """Whether the classifier ``logits`` of ``classes`` classes has a backdoor, by clean ``images``.
 
         Evidence: ``anomaly_index``, ``suspect`` (the class of the smallest mask), each class's ``norms`` and
-        ``success``, and tensors ``masks`` (K, H, W) and ``patterns`` (K, 3, H, W) in [0, 1]. A class that no trigger
+        ``success``. The trigger is the suspect's; ``reached`` has those of all classes. A class that no trigger
         reached has norm none and is left out; where fewer than three are left there is no index, and the answer is
         undecided.
         """
@@ -102,13 +106,17 @@ class NeuralCleanse(Checked):
             "suspect": suspect,
             "norms": [norm if math.isfinite(norm) else None for norm in norms],
             "success": triggers.success.tolist(),
-            "masks": triggers.masks.cpu(),
-            "patterns": triggers.patterns.cpu(),
         }
         return Verdict(
             score=index,
             threshold=self.threshold,
             flagged=None if index is None else index > self.threshold,
+            trigger=None if suspect is None else triggers.mask(suspect),
+            reached=tuple(
+                Reached(label=label, trigger=triggers.mask(label), pixels=norm, success=float(triggers.success[label]))
+                for label, norm in enumerate(norms)
+                if math.isfinite(norm)
+            ),
             evidence=evidence,
             seconds=time.perf_counter() - started,
         )

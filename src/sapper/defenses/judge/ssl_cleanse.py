@@ -24,13 +24,14 @@ inertia as its point farthest below the chord, and a trigger kept for every clus
 import math
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from sapper.defenses.contracts import EncoderExaminer, Need
 from sapper.defenses.inversion import (
     UNMEASURABLE,
     Triggers,
@@ -40,6 +41,7 @@ from sapper.defenses.inversion import (
     smallest_masks,
     stamp,
 )
+from sapper.defenses.measures import TARGET_NAMED, OfVerdicts, detection
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -50,7 +52,7 @@ from sapper.verdicts import Verdict, unscored
 
 
 @dataclass(frozen=True, kw_only=True)
-class SSLCleanse(Checked):
+class SSLCleanse(Checked, EncoderExaminer):
     """Inverts the smallest trigger of every cluster and looks for an outlier (Zheng et al., ECCV 2024).
 
     ``images`` to cluster and to optimize on. ``clusters``: how many; 0: by the knee of the inertia, of 3 to
@@ -75,8 +77,10 @@ class SSLCleanse(Checked):
     early_stop: PositiveInt = 10
     threshold: NonNegativeFloat = 2.0
 
+    kind: ClassVar[Literal["examine"]] = "examine"
+    needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
+    measures: ClassVar[tuple[OfVerdicts, ...]] = (*detection("anomaly_index"), TARGET_NAMED)
     version: ClassVar[int] = 1
-    metric: ClassVar[str] = "anomaly_index"
     source: ClassVar[str] = "Zheng et al., ECCV 2024"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -84,9 +88,9 @@ class SSLCleanse(Checked):
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images``.
 
         Evidence: ``anomaly_index``, ``suspect`` (the number of the cluster with the smallest mask), each cluster's
-        ``norms``, ``success`` and ``sizes``, and the suspect's trigger, tensors ``mask`` (H, W) and ``pattern``
-        (3, H, W) in [0, 1]. A cluster that no trigger reached has norm none; where fewer than three are left there is
-        no index, and the answer is undecided; so it is, with ``why``, where features cannot be measured.
+        ``norms``, ``success`` and ``sizes``. The trigger is the suspect's. A cluster that no trigger reached has norm
+        none; where fewer than three are left there is no index, and the answer is undecided; so it is, with ``why``,
+        where features cannot be measured.
         """
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
@@ -105,15 +109,18 @@ class SSLCleanse(Checked):
             "success": triggers.success.tolist(),
             "sizes": clusters.bincount().tolist(),
         }
-        if suspect is not None:
-            evidence |= {"mask": triggers.masks[suspect].cpu(), "pattern": triggers.patterns[suspect].cpu()}
         return Verdict(
             score=index,
             threshold=self.threshold,
             flagged=None if index is None else index > self.threshold,
+            trigger=None if suspect is None else triggers.mask(suspect),
             evidence=evidence,
             seconds=time.perf_counter() - started,
         )
+
+    def parts(self) -> list["SSLCleanse"]:
+        """It is one."""
+        return [self]
 
     def cluster(self, features: Tensor, name: str, run: Run) -> Tensor:
         """The cluster of each image, int64 (N,) from 0 on, of normalized features (N, D)."""

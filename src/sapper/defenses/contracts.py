@@ -1,0 +1,213 @@
+"""What a defense is, by what it answers. Each says so itself (``kind``), and what it needs and is measured by.
+
+``judge``    classifiers on one encoder: is this one backdoored?
+``examine``  an encoder, by ordinary images: is it backdoored?
+``learn``    the same, having learned from encoders that the defender trained (a fleet)
+``certify``  predictions: which of them can no patch change?
+``screen``   inputs as they come: has this one a trigger?
+``sift``     rows of a training set: is this one poison?
+``repair``   an encoder: the same without its backdoor
+
+All are frozen dataclasses of their parameters. Equal seeds give equal results.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from sapper.defenses.defender import Defender
+from sapper.defenses.measures import OfAnswers, OfScores, OfVerdicts
+from sapper.downstream import Classifier
+from sapper.encoders import Encoder, Trained
+from sapper.methods import Method
+from sapper.run import Run
+from sapper.samples import Change, ImageSet, Samples
+from sapper.training import Checkpoint
+from sapper.triggers import Patch
+from sapper.verdicts import Certified, Scores, Verdict
+
+Kind = Literal["judge", "examine", "learn", "certify", "screen", "sift", "repair"]
+
+Need = Literal["samples", "labels", "gradients", "fleet"]
+"""What a defense cannot do without besides the model: ordinary clean samples; their labels; gradients through the
+model, not only its answers; models that the defender trains and attacks."""
+
+
+class Defense(Method, Protocol):
+    """What all kinds share."""
+
+    kind: ClassVar[Kind]
+    needs: ClassVar[frozenset[Need]]
+
+
+class ClassifierJudge(Defense, Protocol):
+    """Answers for classifiers on one encoder whether they hold a backdoor."""
+
+    kind: ClassVar[Literal["judge"]]
+    measures: ClassVar[tuple[OfVerdicts, ...]]
+
+    def check(self, images: int, classes: int) -> None:
+        """Raises ``SapperError`` when so many images of so many classes are too few for a defender to begin."""
+        ...
+
+    def judge(self, classifiers: Sequence[Classifier], defender: Defender, run: Run) -> list[Verdict]:
+        """A verdict for each; the defender's images are clean, and the attacker's trigger is unknown."""
+        ...
+
+
+class Examiner(Protocol):
+    """Whatever answers for a bare encoder, by ordinary images, whether it holds a backdoor."""
+
+    def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
+        """A verdict; ``images`` have the encoder's size, and no label of theirs is looked at."""
+        ...
+
+
+class EncoderExaminer(Defense, Examiner, Protocol):
+    """An ``Examiner`` that needs nothing but the images."""
+
+    kind: ClassVar[Literal["examine"]]
+    measures: ClassVar[tuple[OfVerdicts, ...]]
+
+    def parts(self) -> Sequence["EncoderExaminer"]:
+        """Detectors that can be asked one by one in its place; itself where it is not several in one.
+
+        All together say what that with the largest score says, nothing if one has none. Tables in their evidence, by
+        name, are joined.
+        """
+        ...
+
+
+class EncoderJudge(Protocol):
+    """What has learned to tell backdoored encoders from clean ones.
+
+    ``learned``: how well it tells those that it learned from, by name ("AUC …") a value for each of its scorers.
+    """
+
+    @property
+    def learned(self) -> Mapping[str, list[float]]: ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that was learned, by name."""
+        ...
+
+    def judge(self, encoders: Sequence[Encoder], run: Run) -> list[Verdict]:
+        """A verdict for each."""
+        ...
+
+
+class EncoderLearner(Defense, Protocol):
+    """Answers for bare encoders whether they hold a backdoor, having learned from a fleet of the defender's own.
+
+    The fleet has ``pairs`` pairs of a clean encoder and its backdoored twin, trained on the share ``share`` of as many
+    images as the encoders in doubt have seen. How they are trained is not the detector's business. ``state``: what a
+    file of what it learned is called, in words for people and for the file.
+    """
+
+    kind: ClassVar[Literal["learn"]]
+    measures: ClassVar[tuple[OfVerdicts, ...]]
+    state: ClassVar[str]
+
+    @property
+    def share(self) -> float: ...
+
+    @property
+    def pairs(self) -> int: ...
+
+    def check(self, images: int, size: tuple[int, int]) -> None:
+        """Raises ``SapperError`` when so many images, of that height and width, are too few for a fleet."""
+        ...
+
+    def draw(self, references: int, size: tuple[int, int], run: Run) -> tuple[int, Patch]:
+        """The attack on a twin: which of so many reference images, and the trigger for images of that size."""
+        ...
+
+    def fit(self, fleet: Sequence[tuple[Encoder, Encoder]], images: ImageSet, run: Run) -> EncoderJudge:
+        """Learn from pairs (clean, backdoored); ``images`` are those that they were trained on."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> EncoderJudge:
+        """What ``fit`` learned, from the tensors of its ``state_dict``."""
+        ...
+
+    def check_state(self, state: Mapping[str, Tensor], features: int, size: int) -> None:
+        """Raises ``ValueError`` for tensors of a foreign file that ``restore`` cannot take.
+
+        They must fit one another, and encoders of so many features that take images of so many pixels.
+        """
+        ...
+
+
+class Guarded(Protocol):
+    """A classifier under a certified defense: no patch can easily change its answer, and it says where none can."""
+
+    def predict(self, images: Tensor, run: Run, change: Change | None = None) -> Tensor:
+        """Defended predictions, int64 (N,) on the CPU, of uint8 images (N, 3, H, W), after ``change`` if given."""
+        ...
+
+    def certify(self, images: Tensor, labels: Tensor, patches: Sequence[int], run: Run) -> list[Certified]:
+        """For each size of ``patches`` what the defense for that size certifies; ``labels`` int64 (N,)."""
+        ...
+
+
+class Certifier(Defense, Protocol):
+    """Guards classifiers against one patch of ``patch`` × ``patch`` pixels.
+
+    ``uses_encoder``: whether what it makes depends on the encoder, or replaces it.
+    """
+
+    kind: ClassVar[Literal["certify"]]
+    measures: ClassVar[tuple[OfAnswers, ...]]
+    uses_encoder: ClassVar[bool]
+
+    @property
+    def patch(self) -> int: ...
+
+    def check(self, size: int) -> None:
+        """Raises ``SapperError`` when it does not work on images of so many pixels a side."""
+        ...
+
+    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> Guarded:
+        """The classifier under the defense, as it is or trained for it."""
+        ...
+
+
+class Screener(Protocol):
+    """A screen that knows its classifier."""
+
+    def __call__(self, samples: Samples, run: Run, change: Change | None = None) -> Scores:
+        """One score for each sample, after ``change`` if given, each as if it came alone."""
+        ...
+
+
+class Screen(Defense, Protocol):
+    """Tells inputs with a trigger from ordinary ones while a classifier is in use."""
+
+    kind: ClassVar[Literal["screen"]]
+    measures: ClassVar[tuple[OfScores, ...]]
+
+    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> Screener:
+        """Get to know the classifier by the defender's clean images."""
+        ...
+
+
+class Sift(Defense, Protocol):
+    """Tells poison from clean rows in a training set that somebody else gathered."""
+
+    kind: ClassVar[Literal["sift"]]
+    measures: ClassVar[tuple[OfScores, ...]]
+
+    def __call__(self, samples: Samples, encoder: Encoder, run: Run) -> Scores:
+        """One score for each row of ``samples``, looked at with ``encoder``, which may have been trained on them."""
+        ...
+
+
+class Repair(Defense, Protocol):
+    """Takes a backdoor out of an encoder. What it gives back is measured as every encoder is, so it has no measures."""
+
+    kind: ClassVar[Literal["repair"]]
+
+    def __call__(self, encoder: Encoder, clean: Samples, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
+        """Train ``encoder`` in place, with ``clean`` samples that its owner holds."""
+        ...
