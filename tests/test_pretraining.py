@@ -1,5 +1,6 @@
 """What all self-supervised pre-trainings promise, and the parts that they share."""
 
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sapper.pretraining.moco import MoCo
 from sapper.pretraining.monitor import spread
 from sapper.pretraining.simclr import SimCLR
 from sapper.pretraining.simsiam import SimSiam
-from sapper.pretraining.two_views import TwoViews, swapped
+from sapper.pretraining.two_views import swapped
 from sapper.run import Run
 from sapper.samples import ImageSet
 from sapper.training import Checkpoint
@@ -61,13 +62,12 @@ def test_the_global_generator_is_left_alone_and_the_encoder_trains(method: Any) 
 
 
 @each_method
-def test_what_cannot_be_trained_on_is_refused(method: TwoViews) -> None:
+def test_what_cannot_be_trained_on_is_refused(method: Any) -> None:
+    large = ImageSet(images=torch.zeros(48, 3, 20, 20, dtype=torch.uint8), name="large")
     with pytest.raises(SapperError, match="16×16"):
-        method(tiny(), ImageSet(images=torch.zeros(48, 3, 20, 20, dtype=torch.uint8), name="large"), RUN)  # type: ignore[operator]
+        method(tiny(), large, RUN)
     with pytest.raises(SapperError, match="labels"):
-        type(method)(**SMALL, monitor=True, **({"queue": 8} if isinstance(method, MoCo) else {}))(  # type: ignore[operator]
-            tiny(), clouds(), RUN
-        )
+        replace(method, monitor=True)(tiny(), clouds(), RUN)
 
 
 @pytest.mark.parametrize("name", pretraining.METHODS)

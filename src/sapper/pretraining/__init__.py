@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps the contract
     from sapper.pretraining.simsiam import SimSiam
     from sapper.pretraining.supervised import Supervised
 
-    _kept: tuple[type[Pretraining], ...] = (SimCLR, MoCo, BYOL, SimSiam, Supervised)
+    _kept: list[type[Pretraining]] = [SimCLR, MoCo, BYOL, SimSiam, Supervised]
 
 METHODS = {
     "simclr": "sapper.pretraining.simclr:SimCLR",

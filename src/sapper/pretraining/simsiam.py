@@ -11,8 +11,8 @@ Source: Chen & He, "Exploring Simple Siamese Representation Learning", CVPR 2021
 projector, its output too, and on the predictor's hidden layer, which is a quarter as wide as the projection. The preset
 ``paper`` is lightly's benchmark for CIFAR-10 (``cifar10_benchmark.py``: 800 epochs of batches of 512, SGD 0.06, weight
 decay 5e-4, half a cosine without warm-up, projector of two layers 512–2048–2048, predictor 2048–512–2048, crops of a
-fifth of the area or more, no blur). Ours are for runs of a few thousand steps on a small encoder, where Adam with a
-warm-up is faster; chosen on held-out images of the embedded objects.
+fifth of the area or more, no blur). Our defaults are Sapper's choice for runs of a few thousand steps on a small
+encoder: Adam with a warm-up as in our SimCLR, and heads in proportion.
 """
 
 from dataclasses import dataclass

@@ -57,7 +57,7 @@ class Supervised(Checked):
 
         Curves: ``cross-entropy``, and the ``accuracy`` on crops. Raises ``SapperError`` without labels of two classes.
         """
-        samples.check(encoder.card.input)
+        samples.check(encoder.card.pixels)
         labels = samples.targets()
         if len(labels.unique()) < 2:
             what, remedy = "all samples are of one class", "name a labeled data set"

@@ -22,7 +22,7 @@ from sapper.samples import Samples
 from sapper.training import Checkpoint, Step, Terms, part_done, train, warm_cosine, weighted
 
 SGD_MOMENTUM = 0.9
-"""Of SGD, in all sources of the methods here."""
+"""Of SGD, wherever a source uses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class TwoViews(Checked):
         ``model``, on the run's device, holds all that a checkpoint must keep, ``trained`` are those of its parameters
         that are trained. Raises ``SapperError`` for samples that do not fit the encoder or lack what is needed.
         """
-        samples.check(encoder.card.input)
+        samples.check(encoder.card.pixels)
         if self.monitor:
             samples.targets()  # fails now rather than after an epoch
         augmentation = Augmentation(crop=(self.crop_scale, 1.0), size=self.view_size, jitter=self.jitter)
