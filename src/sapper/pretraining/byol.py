@@ -13,7 +13,7 @@ ImageNet, so the preset ``paper`` is lightly's benchmark for CIFAR-10 (``cifar10
 of 512, SGD, half a cosine without warm-up, heads 512–1024–256 and 256–1024–256, momentum 0.99). Its loss is a quarter
 of this one but for a constant, its learning rate 0.24 and its weight decay 5e-4; 0.06 and 2e-3 here make equal steps.
 Our defaults are Sapper's choice for runs of a few thousand steps on a small encoder: Adam with a warm-up as in our
-SimCLR, heads in proportion, and a momentum that begins low enough to follow so few steps and rises to 1 as in the paper.
+SimCLR, heads in proportion, a momentum that begins low enough to follow in so few steps and ends at 1, as the paper's.
 
 Views: color jitter (0.4, 0.4, 0.2, 0.1) as in the paper and in lightly. Blur and solarization are left out: both views
 are drawn alike.

@@ -13,10 +13,10 @@ Source: He, Fan, Wu, Xie, Girshick, "Momentum Contrast for Unsupervised Visual R
 Chen, Fan, Girshick, He, "Improved Baselines with Momentum Contrastive Learning", 2020. Both are about ImageNet, so the
 preset ``paper`` is lightly's benchmark for CIFAR-10 (``cifar10_benchmark.py``: 800 epochs of batches of 512, SGD 0.24,
 weight decay 5e-4, half a cosine without warm-up, head 512–512–128 without BatchNorm, τ 0.1, queue 8192, momentum 0.99,
-symmetric loss, no blur). Our defaults are Sapper's choice for runs of a few thousand steps on a small encoder: Adam with
-a warm-up as in our SimCLR, τ 0.2, a head and a queue in proportion. A lower momentum does not make up for few steps: keys
-then tell their age, by which a query can recognize its own (in 120 steps on 96 images outputs collapsed at 0.95, and
-did not at 0.99).
+symmetric loss, no blur). Our defaults are Sapper's choice for runs of a few thousand steps on a small encoder: Adam
+with a warm-up as in our SimCLR, τ 0.2, a head and a queue in proportion. A lower momentum does not make up for few
+steps: keys then differ by their age, which a query can learn instead of what images show (in 120 steps on 96 images, at
+a learning rate of 0.01, outputs collapsed at 0.95 and did not at 0.99).
 
 BatchNorm can betray which keys belong to a query's batch, as both have its statistics. The paper shuffles keys over
 GPUs, lightly's queries and keys go through BatchNorm in 8 parts. Here keys go through the network in ``groups`` of
