@@ -18,6 +18,7 @@ from sapper.errors import SapperError, located
 from sapper.experiment import stages
 from sapper.experiment.defending import FORM, leave_verdicts
 from sapper.files import LEFTOVERS, read_text, sha256, write_atomically
+from sapper.pretraining.contracts import Pretraining
 from sapper.run import Run, Silent
 from sapper.samples import ImageSet
 from sapper.scenario.reading import DefensePlan, Named
@@ -35,7 +36,7 @@ class Fleet:
     """
 
     spec: EncoderSection
-    pretraining: Named
+    pretraining: Named[Pretraining]
     attack: Named
     images: ImageSet
     references: ImageSet
@@ -83,7 +84,7 @@ class Pair:
     """A clean encoder and its backdoored twin, before they are there. Travels to other processes."""
 
     spec: EncoderSection
-    pretraining: Named
+    pretraining: Named[Pretraining]
     attack: Named
     images: ImageSet
     target: Target

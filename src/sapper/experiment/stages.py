@@ -23,6 +23,7 @@ from sapper.encoders.files import file_name
 from sapper.engine.store import Stage, Store
 from sapper.errors import SapperError
 from sapper.files import sha256, write_atomically
+from sapper.pretraining.contracts import Pretraining
 from sapper.run import Run
 from sapper.samples import ImageSet
 from sapper.scenario.reading import Named
@@ -45,7 +46,7 @@ class TaskData:
     test: ImageSet
 
 
-def pretrain(store: Store, spec: EncoderSection, method: Named, images: ImageSet, run: Run) -> Stage:
+def pretrain(store: Store, spec: EncoderSection, method: Named[Pretraining], images: ImageSet, run: Run) -> Stage:
     """Pre-train an encoder on ``images``; leaves its file and ``curves.json``."""
 
     def make(folder: Path) -> None:
