@@ -4,7 +4,7 @@ PYTHON ?= python3
 UV := .uv/bin/uv
 RUN := .venv/bin
 
-.PHONY: setup demo test test-all lint bench clean
+.PHONY: setup demo test test-all lint docs bench clean
 
 setup: .venv/.ready                      ## make the environment in .venv (does nothing when it is up to date)
 
@@ -26,11 +26,16 @@ test: setup                              ## the tests
 test-all: setup                          ## the longer tests, too
 	$(RUN)/python -m pytest -m 'slow or not slow'
 
-lint: setup                              ## style, types and the rules of the house
+lint: setup                              ## style, types, the rules of the house, and figures in the pages
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+	$(RUN)/python -m docs --check
+
+docs: setup                              ## write the figures of committed JSON into the pages
+	$(RUN)/python -m docs
+	$(RUN)/python -m tests.layouts
 
 bench: setup                             ## our speed against textbook forms, as ratios in one run
 	$(RUN)/python -m benchmarks

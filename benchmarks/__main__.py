@@ -1,6 +1,6 @@
 """Runs the benchmarks named on the command line, or all of them; prints a table and writes ``results.json`` here.
 
-Each runs in bfloat16 where the processor has it and, as ``NAME_float32``, in float32: once, where it has none.
+Each runs in float32 and, where the processor has it, in bfloat16.
 """
 
 import argparse
@@ -34,25 +34,25 @@ def main() -> None:
     fast = native_dtype(torch.device("cpu"))
     machine = environment(Run(dtype=fast))
     print(", ".join(f"{key} {machine[key]}" for key in ("torch", "processor", "threads", "number format")))
-    print(f"{'medians':<34}{'ours':>10}{'textbook':>10}{'ratio':>7}{'lowest…highest':>18}")
+    print(f"{'medians':<36}{'ours':>10}{'textbook':>10}{'ratio':>7}{'lowest…highest':>18}")
     for name in names:
         benchmark = importlib.import_module(f"benchmarks.{name}")
-        in_float32 = benchmark.run(torch.float32)
-        in_fast = in_float32 if fast == torch.float32 else benchmark.run(fast)
-        for label, row in ((name, in_fast), (f"{name}_float32", in_float32)):
+        for dtype in dict.fromkeys((fast, torch.float32)):
+            row, form = benchmark.run(dtype), str(dtype).removeprefix("torch.")
             spread = f"{row.lowest:.1f}…{row.highest:.1f}"
+            label = f"{name}, {form}"
             print(
-                f"{label:<34}{row.ours:>10.4g}{row.textbook:>10.4g}{row.ratio:>7.1f}{spread:>18}  {row.unit}",
+                f"{label:<36}{row.ours:>10.4g}{row.textbook:>10.4g}{row.ratio:>7.1f}{spread:>18}  {row.unit}",
                 flush=True,
             )
-            _keep(label, row, machine)
+            _keep({"name": name, "format": form}, row, machine)
 
 
-def _keep(name: str, row: Row, machine: dict[str, str]) -> None:
-    """Put the row into ``results.json``, in the place of an older one of its name."""
+def _keep(which: dict[str, str], row: Row, machine: dict[str, str]) -> None:
+    """Put the row into ``results.json``, in the place of an older one of its name and number format."""
     known = json.loads(RESULTS.read_text(encoding="utf-8"))["records"] if RESULTS.exists() else []
-    records = [record for record in known if record["name"] != name]
-    records.append({"name": name} | asdict(row) | {"environment": machine})
+    records = [record for record in known if not which.items() <= record.items()]
+    records.append(which | asdict(row) | {"environment": machine})
     write_atomically(RESULTS, json.dumps({"records": records}, indent=1) + "\n")
 
 

@@ -15,10 +15,8 @@ from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.judge.mntd_encoder import MNTDEncoder
 from sapper.defenses.judge.neural_cleanse import NeuralCleanse
 from sapper.errors import SapperError
-from sapper.experiment.results import read_results
 from sapper.methods import HEADS, find
 from sapper.pretraining.simclr import SimCLR
-from sapper.report import markdown
 from sapper.scenario.sections import FleetSection
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -29,19 +27,6 @@ TABLES = {
     "heads": HEADS,
 }
 METHODS = [(kind, name) for kind, table in TABLES.items() for name in table]
-
-
-KEPT = sorted((REPOSITORY / "docs" / "results" / "data").glob("*.json"))
-
-
-@pytest.mark.parametrize("path", KEPT, ids=[path.stem for path in KEPT])
-def test_the_pages_of_results_show_what_the_kept_results_say(path: Path) -> None:
-    pages = [page.read_text(encoding="utf-8") for page in path.parents[1].glob("*.md")]
-    blocks = markdown.render(read_results(path)).split("\n\n")
-    tables = [block.strip() for block in blocks if block.startswith("|")]
-    assert tables
-    assert all(len(table.splitlines()) > 3 for table in tables)
-    assert any(path.stem in page and all(table in page for table in tables) for page in pages)
 
 
 @pytest.mark.parametrize(("kind", "name"), METHODS)

@@ -147,7 +147,7 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
             bar.advance()
     for scenario in scenarios:
         _check_fleets(scenario, data.sets[_of_pretraining(scenario)])
-        _check_poison(scenario, data.sets[_of_pretraining(scenario)])
+        _check_labels(scenario, data.sets[_of_pretraining(scenario)])
         for use in uses(scenario):
             images, (name, split, _) = data.sets[use.place], use.place
             _check_enough(use.count, images, f"{name} {split}", f"{scenario.file}: {use.count_key}")
@@ -275,13 +275,14 @@ def _check_fleets(scenario: Scenario, images: ImageSet) -> None:
                 learner.check(scenario.pretraining.images or len(images), images.size)
 
 
-def _check_poison(scenario: Scenario, images: ImageSet) -> None:
-    """Raises ``SapperError`` where poison needs labels that the images of the pre-training have not."""
+def _check_labels(scenario: Scenario, images: ImageSet) -> None:
+    """Raises ``SapperError`` where labels of the pre-training's images are needed, and there are none."""
+    needing = [scenario.pretraining_method.name] if "labels" in scenario.pretraining_method.parameters.needs else []
     attack = scenario.attack_method
-    if attack is None or kind_of(attack.parameters) != "poison pretraining":
-        return
-    if "labels" in attack.parameters.needs and images.labels is None:
-        what, remedy = f"{attack.name} chooses by labels, and {images.name} has none", "pre-train on a set with labels"
+    if attack is not None and kind_of(attack.parameters) == "poison pretraining":
+        needing += [attack.name] if "labels" in attack.parameters.needs else []
+    if needing and images.labels is None:
+        what, remedy = f"{needing[0]} needs labels, and {images.name} has none", "pre-train on a set with labels"
         raise SapperError(what, where=f"{scenario.file}: pretraining.dataset", remedy=remedy)
 
 

@@ -20,6 +20,7 @@ from sapper.experiment.pipeline import AttackPlan, pipeline
 from sapper.experiment.tasks import Aim, Goals, Part, Task, method_key, packages
 from sapper.experiment.works import encoder_file
 from sapper.files import LEFTOVERS, read_text, write_atomically
+from sapper.pretraining.contracts import Pretraining
 from sapper.run import Run, Silent
 from sapper.samples import ImageSet
 from sapper.scenario.reading import DefensePlan, Named
@@ -49,7 +50,7 @@ class Fleet:
     """
 
     spec: EncoderSection
-    pretraining: Named
+    pretraining: Named[Pretraining]
     attack: Named
     images: ImageSet
     references: ImageSet

@@ -23,6 +23,7 @@ from sapper.experiment.works import (
     Poison,
     Pretrain,
 )
+from sapper.pretraining.contracts import Pretraining
 from sapper.run import Run
 from sapper.scenario.kinds import kind_of, makes_encoders
 from sapper.scenario.reading import Named
@@ -92,7 +93,7 @@ class Pipeline:
 
 def pipeline(
     encoder: EncoderSection,
-    pretraining: Named,
+    pretraining: Named[Pretraining],
     images: Part,
     run: Run,
     *,

@@ -16,6 +16,7 @@ from sapper.engine.environment import processor
 from sapper.engine.stage import place_of
 from sapper.engine.store import Store
 from sapper.files import write_atomically
+from sapper.pretraining.contracts import Pretraining
 from sapper.run import FORMATS, Run
 from sapper.scenario.reading import Named
 from sapper.scenario.sections import EncoderSection
@@ -24,13 +25,15 @@ SEARCHED = 32
 """Images at once in the measured step of a search for triggers."""
 
 
-def of_training(precision: str, networks: Iterable[tuple[EncoderSection, Named]], store: Store, run: Run) -> Run:
+def of_training(
+    precision: str, networks: Iterable[tuple[EncoderSection, Named[Pretraining]]], store: Store, run: Run
+) -> Run:
     """The run in the format for pre-training these encoders by these methods: as was said, as was kept, or measured."""
     if precision in FORMATS:
         return replace(run, dtype=FORMATS[precision], why="as the scenario says")
     listed = list(networks)
     trained = list(dict.fromkeys((spec, _side(spec, method)) for spec, method in listed))
-    most = max(int(getattr(method.parameters, "batch", 256)) for _, method in listed)
+    most = max(method.parameters.batch for _, method in listed)
 
     def step() -> formats.Step:
         each = [
@@ -72,6 +75,6 @@ def _kept(work: dict[str, Any], store: Store, run: Run, step: Callable[[], forma
     return chosen
 
 
-def _side(spec: EncoderSection, method: Named) -> int:
+def _side(spec: EncoderSection, method: Named[Pretraining]) -> int:
     """Of the images that a pre-training shows the encoder."""
-    return getattr(method.parameters, "view_size", 0) or spec.input_size
+    return method.parameters.view_size or spec.input_size

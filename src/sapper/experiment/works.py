@@ -34,6 +34,7 @@ from sapper.experiment.tasks import (
     packages,
 )
 from sapper.files import sha256, write_atomically
+from sapper.pretraining.contracts import Pretraining
 from sapper.run import Run
 from sapper.samples import Change, ImageSet, Samples, read_samples, write_samples
 from sapper.scenario.reading import Named
@@ -57,7 +58,7 @@ class Pretrain:
     """Pre-train an encoder on ``images``, or on the poisoned ones of the only input; leaves encoder and curves."""
 
     encoder: EncoderSection
-    method: Named
+    method: Named[Pretraining]
     images: Part
 
     name: ClassVar[str] = "pretraining"

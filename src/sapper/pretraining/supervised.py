@@ -25,8 +25,9 @@ from sapper.augment import Augmentation
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError
 from sapper.methods import Checked
+from sapper.pretraining.contracts import Need
 from sapper.run import Run
-from sapper.samples import ImageSet
+from sapper.samples import Samples
 from sapper.training import Checkpoint, Step, Terms, part_done, train, warm_cosine, weighted
 
 
@@ -46,24 +47,26 @@ class Supervised(Checked):
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.25
     view_size: Annotated[int, Field(ge=0, le=4096)] = 0
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "He et al., CVPR 2016"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def __call__(self, encoder: Encoder, images: ImageSet, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
-        """Train ``encoder`` in place on labeled ``images``; with ``checkpoint``, resumably.
+    def __call__(self, encoder: Encoder, samples: Samples, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
+        """Train ``encoder`` in place on labeled ``samples``; with ``checkpoint``, resumably.
 
         Curves: ``cross-entropy``, and the ``accuracy`` on crops. Raises ``SapperError`` without labels of two classes.
         """
-        labels = images.targets()
+        samples.check(encoder.card.pixels)
+        labels = samples.targets()
         if len(labels.unique()) < 2:
-            what, remedy = "all images are of one class", "name a labeled data set"
-            raise SapperError(what, where=f"data set {images.name!r}", remedy=remedy)
+            what, remedy = "all samples are of one class", "name a labeled data set"
+            raise SapperError(what, where=f"data set {samples.name!r}", remedy=remedy)
         with run.child("head").seeded():
             head = nn.Linear(encoder.feature_size, int(labels.max()) + 1)
         model = nn.ModuleDict({"encoder": encoder, "head": head}).to(run.device)
         augmentation = Augmentation(crop=(self.crop_scale, 1.0), size=self.view_size, jitter_p=0, grayscale=0)
-        resident, labels = images.to(run.device), labels.to(run.device)
+        resident, labels = samples.to(run.device), labels.to(run.device)
 
         def terms(step: Step) -> Terms:
             wanted = labels[step.rows.to(run.device)]
@@ -77,7 +80,7 @@ class Supervised(Checked):
             terms,
             torch.optim.Adam(model.parameters(), weight_decay=self.weight_decay, fused=True),
             lambda step: self.learning_rate * warm_cosine(part_done(step.index, step.total), self.warmup),
-            count=len(images),
+            count=len(samples),
             batch=self.batch,
             epochs=self.epochs,
             run=run,

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
@@ -11,6 +11,7 @@ from sapper import attacks, defenses, encoders, pretraining
 from sapper.defenses.contracts import Certifier, Kind
 from sapper.errors import SapperError, closest, located
 from sapper.methods import HEADS, TRIGGERS, find, imported
+from sapper.pretraining.contracts import Pretraining
 from sapper.run import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, check_unique, read_instance, read_section
@@ -50,12 +51,15 @@ RUN = (DetectSection, ExamineSection, FleetSection, CertifySection)
 """Sections of the defenses that a scenario can run."""
 
 
+M = TypeVar("M")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Named:
+class Named(Generic[M]):
     """A method chosen in a scenario: its name and its parameters (an instance of its dataclass)."""
 
     name: str
-    parameters: Any
+    parameters: M
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ class DefensePlan:
     name: str
     method: Named
     section: DetectSection | CertifySection | ExamineSection | FleetSection
-    shadows: tuple[Named, Named] | None = None
+    shadows: tuple[Named[Pretraining], Named[Any]] | None = None
 
     def on(self, task: str) -> bool:
         """Whether it is tried on the classifiers of ``task``."""
@@ -99,7 +103,7 @@ class Scenario:
     judge_on: str
     encoder: EncoderSection
     pretraining: PretrainingSection
-    pretraining_method: Named
+    pretraining_method: Named[Pretraining]
     attack: AttackSection | None
     attack_method: Named | None
     tasks: tuple[TaskSection, ...]
@@ -206,9 +210,9 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
     return scenario
 
 
-def check_views(section: EncoderSection, pretraining: Named, key: str) -> None:
+def check_views(section: EncoderSection, pretraining: Named[Pretraining], key: str) -> None:
     """The encoder takes views of the size that a pre-training makes, where it makes any of its own."""
-    view, size = getattr(pretraining.parameters, "view_size", 0), section.input_size
+    view, size = pretraining.parameters.view_size, section.input_size
     if view > size:
         what, remedy = f"views of {view} pixels are larger than the images", f"choose it at most {size}"
         raise SapperError(what, where=key, remedy=remedy)

@@ -24,6 +24,7 @@ from pydantic import PositiveInt
 from sapper import attacks, datasets, pretraining
 from sapper.errors import SapperError, located
 from sapper.methods import HEADS
+from sapper.pretraining.contracts import Pretraining
 from sapper.run import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, read_section
@@ -52,7 +53,7 @@ class Specimen:
     number: int
     encoder: EncoderSection
     pretraining: PretrainingSection
-    pretraining_method: Named
+    pretraining_method: Named[Pretraining]
     attack: AttackSection
     attack_method: Named
     victim: VictimSection

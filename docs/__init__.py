@@ -1,0 +1,1 @@
+"""The pages, and what fills them: ``python -m docs`` writes the figures of committed JSON into them."""

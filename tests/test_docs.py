@@ -1,0 +1,174 @@
+"""What the pages show is what the committed JSON says, and their links lead somewhere."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from docs import tables
+from docs.__main__ import REPOSITORY, main, pages, written
+from sapper.errors import SapperError
+from sapper.experiment.results import read_results
+from sapper.report import markdown
+
+PAGES = pages()
+DATA = sorted((REPOSITORY / "docs" / "results" / "data").glob("*.json"))
+
+
+def table(folder: Path, records: list[dict[str, Any]], **spec: Any) -> list[list[str]]:
+    """The cells of the table that is made of these records."""
+    (folder / "records.json").write_text(json.dumps(records), encoding="utf-8")
+    shown = tables.of_records(tables.RecordTable.model_validate({"from": "records.json"} | spec), folder)
+    return [line.strip("| ").split(" | ") for line in shown.splitlines() if line.startswith("| ")]
+
+
+def page(folder: Path, text: str) -> Path:
+    (folder / "docs").mkdir(exist_ok=True)
+    (folder / "README.md").write_text("# Nothing to show\n", encoding="utf-8")
+    path = folder / "docs" / "page.md"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(REPOSITORY)) for path in PAGES])
+def test_a_page_shows_what_the_json_says(path: Path) -> None:
+    assert written(path) == path.read_text(encoding="utf-8"), "run make docs"
+
+
+def test_every_kept_file_is_shown_by_a_page() -> None:
+    words = "".join(path.read_text(encoding="utf-8") for path in PAGES)
+    assert [path.name for path in DATA if f"data/{path.name}" not in words] == []
+
+
+def test_seeds_become_a_mean_with_students_t(tmp_path: Path) -> None:
+    records = [{"method": "moco", "seed": seed, "loss": loss} for seed, loss in enumerate((1.0, 2.0, 3.0))]
+    # mean 2, deviation 1, t = 4.3027 for two degrees of freedom: 2 ± 4.3027 / √3
+    assert table(tmp_path, records, rows=["method"], columns=["loss"])[1:] == [
+        ["moco", "2<br><sub>−0.4841…4.484</sub>"]
+    ]
+
+
+@given(values=st.lists(st.floats(0, 1), min_size=2, max_size=6, unique=True))
+def test_the_interval_over_seeds_is_scipys_cut_to_a_rate(values: list[float], tmp_path_factory: Any) -> None:
+    records = [{"seed": seed, "metric": "CA", "value": value, "unit": "fraction"} for seed, value in enumerate(values)]
+    mean, half = sum(values) / len(values), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    figure = table(tmp_path_factory.mktemp("t"), records, rows=["metric"], columns=["value"])[1][1]
+    found = [float(number) / 100 for number in re.findall(r"[\d.]+(?=<|…)", figure)]
+    assert found == pytest.approx([mean, max(0.0, mean - half), min(1.0, mean + half)], abs=0.00051)
+
+
+def test_one_record_keeps_its_own_interval(tmp_path: Path) -> None:
+    records = [
+        {"row": 1, "CA": {"value": 0.586, "low": 0.577, "high": 0.594}},
+        {"row": 2, "CA": {"found": 87, "of": 90, "low": 0.906, "high": 0.993}},
+        {"row": 3, "CA": {"value": 0.49, "sd": 0.155}},
+        {"row": 4, "CA": 0.5, "CA_low": 0.25, "CA_high": 0.75},
+        {"row": 5, "other": "word"},
+    ]
+    shown = table(tmp_path, records, rows=["row"], columns=["CA", "other"], format="%")
+    assert shown == [
+        ["row", "CA", "other"],
+        ["1", "58.6<br><sub>57.7…59.4</sub>", "–"],
+        ["2", "87 of 90: 96.7<br><sub>90.6…99.3</sub>", "–"],
+        ["3", "49.0 ± 15.5", "–"],
+        ["4", "50.0<br><sub>25.0…75.0</sub>", "–"],
+        ["5", "–", "word"],
+    ]
+
+
+def test_records_of_one_metric_each_become_columns(tmp_path: Path) -> None:
+    records = [
+        {"seed": 0, "patch": 1, "metric": metric, "value": value, "low": 0.1, "high": 0.9, "unit": unit}
+        | {"condition": {"patch": 2}}
+        for metric, value, unit in (("CA", 0.25, "fraction"), ("lift", -0.2, "fraction"), ("time", 90.0, "s"))
+    ]
+    columns = [
+        {"where": {"metric": "CA"}, "name": "CA"},
+        {"where": {"metric": "lift"}, "name": "lift", "format": "+%"},
+        {"where": {"metric": ["time"]}, "name": "time", "format": "s"},
+        {"where": {"metric": "time"}, "name": "rounded", "format": ",.0f"},
+    ]
+    shown = table(tmp_path, records, rows=["patch"], columns=columns)
+    assert [cell.partition("<")[0] for cell in shown[1]] == ["2", "25.0", "−20.0", "1 min 30 s", "90"]
+
+
+def test_records_that_nothing_tells_apart_are_not_averaged(tmp_path: Path) -> None:
+    records = [{"method": "moco", "seed": 0, "CA": 0.1}, {"method": "byol", "seed": 0, "CA": 0.3}]
+    with pytest.raises(SapperError, match="2 records with the same seed"):
+        table(tmp_path, records, rows=["seed"], columns=["CA"])
+    with pytest.raises(SapperError, match="no record"):
+        table(tmp_path, records, rows=["method"], columns=["CA"], where={"method": "clip"})
+
+
+def test_where_the_figures_come_from_stands_below(tmp_path: Path) -> None:
+    records = [{"row": row, "CA": 0.5, "source": "measured once"} for row in (1, 2)]
+    (tmp_path / "records.json").write_text(json.dumps(records), encoding="utf-8")
+    spec = tables.RecordTable.model_validate({"from": "records.json", "rows": ["row"], "columns": ["CA"]})
+    assert tables.of_records(spec, tmp_path).endswith("\n\nMeasured once.")
+
+
+def test_bags_are_told_by_their_scores(tmp_path: Path) -> None:
+    bag = {"name": "b", "scores": {"multi_prior": [0.5, -1.0, 2.0]}, "gathered": {"multi_prior": [0.1, 1.0, 0.3]}}
+    (tmp_path / "b.json").write_text(json.dumps(bag), encoding="utf-8")
+    assert tables.of_bags(tmp_path).splitlines()[-1] == "| b | 3 | 0.50 | 0.50 | 2.00 | 30% | 100% |"
+
+
+def test_a_stale_page_fails_the_check_until_it_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = 'text = "{n} found."\nfigures.n = { from = "f.json", value = "n" }'
+    path = page(tmp_path, f"Before.\n\n<!-- text\n{text}\n-->\n<!-- end -->\nAfter.\n")
+    (tmp_path / "docs" / "f.json").write_text('[{"n": 3}]', encoding="utf-8")
+    assert main(["--check"], tmp_path) == 1
+    assert "docs/page.md: not what its data say" in capsys.readouterr().out
+    assert "found" not in path.read_text(encoding="utf-8").replace(text, "")
+    assert main([], tmp_path) == 0
+    assert path.read_text(encoding="utf-8").endswith("-->\n\n3 found.\n\n<!-- end -->\nAfter.\n")
+    assert main(["--check"], tmp_path) == 0
+    (tmp_path / "docs" / "f.json").write_text('[{"n": 4}]', encoding="utf-8")
+    assert main(["--check"], tmp_path) == 1
+
+
+def test_kept_results_are_shown_as_the_report_prints_them(tmp_path: Path) -> None:
+    kept = REPOSITORY / "docs" / "results" / "data" / "ablation-references-small.json"
+    path = page(tmp_path, f"<!-- results {kept} -->\n<!-- end -->\n")
+    assert markdown.render(read_results(kept)).strip() in written(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- bags b -->\n\nno end\n", "no <!-- end -->"),
+        ("<!-- bags b -->\n<!-- bags b -->\n<!-- end -->\n", "no <!-- end -->"),
+        ('<!-- table\nfrom = "a.json"\nrows = []\ncolumns = []\ncolour = 1\n-->\n<!-- end -->\n', "colour"),
+        ("<!-- text\ntext = '{n}'\nfigures = {}\n-->\n<!-- end -->\n", "names the figure 'n'"),
+        ("<!-- table\nfrom = \n-->\n<!-- end -->\n", "Invalid value"),
+        ('<!-- table\nfrom = "a.json"\nrows = []\ncolumns = []\n-->\n<!-- end -->\n', "cannot be read"),
+    ],
+)
+def test_a_block_that_cannot_be_made_says_where_it_is(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SapperError) as caught:
+        written(page(tmp_path, f"# Page\n{text}"))
+    assert message in str(caught.value)
+    assert "page.md: line 2" in str(caught.value)
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    words = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", words, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", re.sub(r"\]\(.*?\)", "", title).lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(REPOSITORY)) for path in PAGES])
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        place, _, anchor = link.partition("#")
+        goal = (path.parent / place).resolve() if place else path
+        assert goal.exists(), link
+        assert not anchor or anchor in headings(goal), link
