@@ -1,4 +1,4 @@
-"""One entry for all kinds of heads: from a head's parameters to a classifier."""
+"""A classifier as its owner builds it, whatever the kind of head."""
 
 from torch import Tensor
 
@@ -19,8 +19,12 @@ def build(head: AnyHead, encoder: Encoder, train: Samples, run: Run, features: T
 
     ``fitted`` heads are trained on ``features`` (N, D), normalized, of the N samples of ``train``; where they are not
     at hand they are extracted. ``zero_shot`` heads see the names of the classes and no sample.
+    Raises ``SapperError`` where ``train`` lacks what the head needs, or does not fit the encoder.
     """
+    train.check(encoder.card.input)
     if head.kind == "zero_shot":
         return Classifier(encoder, head.build(encoder, train.classes, run)).eval()
-    inputs = extract(encoder, train, run) if features is None else features
-    return Classifier(encoder, head.fit(inputs, train.targets(), len(train.classes), run)).eval()
+    labels = train.targets()
+    if features is None:
+        features = extract(encoder, train, run)
+    return Classifier(encoder, head.fit(features, labels, len(train.classes), run)).eval()
