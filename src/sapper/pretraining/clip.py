@@ -3,13 +3,14 @@
 Both towers end in a joint space. In a batch of B pairs, with features normalized to length 1, Iᵢ of images and Tⱼ of
 texts, and a learned scale s,
 
-    L = ½ · ( CE( s·I·Tᵀ, P ) + CE( s·T·Iᵀ, P ) )      each image finds its caption among B, each caption its image
+    L = ½ · ( CE( s·I·Tᵀ, P ) + CE( s·T·Iᵀ, P ) )
 
-    minimize  L        over both towers and log s, clamped to 1 ≤ s ≤ 100 after every step
+    minimize  L        over both towers and log s, with 1 ≤ s ≤ 100 after each step
 
-In the textbook form P is the identity. With ``soft_targets``, Pᵢⱼ is the same for all j whose caption is equal to the
-i-th and 0 elsewhere: where few sentences describe many images, equal captions would else be called wrong answers to one
-another. L then cannot fall below the entropy of P.
+so that each image finds its caption among B, and each caption its image. In the textbook form P is the identity. With
+``soft_targets``, Pᵢⱼ is the same for all j whose caption is equal to the i-th and 0 elsewhere: where few sentences
+describe many images, equal captions would else be called wrong answers to one another. L then cannot fall below the
+entropy of P.
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, and
 open_clip (``loss.py``, ``model.py``, ``params.py``): s starts at 1/0.07; AdamW, no decay on parameters of one dimension
