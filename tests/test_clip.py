@@ -288,6 +288,7 @@ def test_an_encoder_without_text_is_written_as_ever(tmp_path: Path) -> None:
         ({"layers": 10**9}, "less than or equal to 64"),
         ({"vocabulary": ["<padding>", "<unknown>", "red"]}, "do not fit the card"),
         ({"features": 17}, "do not fit the card"),
+        ({"vocabulary": []}, "a vocabulary begins with"),
         ({"kind": "lstm"}, "transformer"),
     ],
 )
@@ -301,6 +302,14 @@ def test_a_card_whose_text_tower_is_another_is_refused(tmp_path: Path, part: dic
     safetensors.torch.save_file(safetensors.torch.load_file(path), path, {"sapper.card": json.dumps(card)})
     with pytest.raises(SapperError, match=said):
         encoders.load(path, RUN)
+
+
+def test_towers_of_different_spaces_are_refused(tmp_path: Path) -> None:
+    encoder = CLIP(epochs=1, **SMALL)(make(), colored(32), RUN).encoder
+    encoder.project(5)
+    encoders.save(encoder, tmp_path / "clip.safetensors")
+    with pytest.raises(SapperError, match="its text tower gives 16 features, its image tower 5"):
+        encoders.load(tmp_path / "clip.safetensors", RUN)
 
 
 @pytest.mark.parametrize("architecture", ["timm:resnet18", "torchvision:resnet18", "preact_resnet18"])

@@ -74,7 +74,7 @@ def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: s
     # Shapes first: a small file may name a network that fills the memory. (open_clip's sizes are the library's own.)
     known = card.architecture.startswith("open_clip:")
     plan = {} if known else blueprint(card.architecture, card.width, card.stem, card.input_size, card.arguments)
-    plan = {f"backbone.{name}": value for name, value in plan.items()} | _text_plan(card, where)
+    plan = {f"backbone.{name}": value for name, value in plan.items()} | _text_plan(card)
     wrong = [name for name, value in plan.items() if _shape(tensors.get(name)) != value.shape]
     if wrong:
         what = f"the weights do not fit the card: {', '.join(wrong[:3])}"
@@ -90,6 +90,9 @@ def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: s
         arguments=card.arguments,
     )
     if card.text is not None:
+        if card.text.features != encoder.feature_size:
+            what = f"its text tower gives {card.text.features} features, its image tower {encoder.feature_size}"
+            raise SapperError(what, where=where, remedy="give an encoder that sapper saved")
         with run.seeded():
             encoder.join(TextTower(card.text))
     try:
@@ -108,13 +111,10 @@ def _renewed(card: Any) -> Any:
     return card
 
 
-def _text_plan(card: Card, where: str) -> dict[str, torch.Tensor]:
-    """The tensors of a card's text tower without memory for them. Raises ``SapperError`` for an impossible one."""
+def _text_plan(card: Card) -> dict[str, torch.Tensor]:
+    """The tensors of a card's text tower, without memory for them."""
     if card.text is None:
         return {}
-    if card.text.width % card.text.heads:
-        what = f"{card.text.heads} heads do not divide a width of {card.text.width}"
-        raise SapperError(what, where=f"{where}: card.text", remedy="get another copy")
     with torch.device("meta"):
         return {f"text.{name}": value for name, value in TextTower(card.text).state_dict().items()}
 

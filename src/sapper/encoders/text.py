@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sapper.samples import Tokens, TokenSpec
-from sapper.samples.texts import tokens_of
+from sapper.samples.texts import PADDING, UNKNOWN, tokens_of
 
 FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0
 """Of cosines, in the softmax of a contrastive loss: where training starts, and the most that it may become."""
@@ -42,6 +42,12 @@ class TextCard:
     width: Annotated[int, Field(ge=1, le=4096)] = 64
     layers: Annotated[int, Field(ge=1, le=64)] = 2
     heads: Annotated[int, Field(ge=1, le=64)] = 4
+
+    def __post_init__(self) -> None:
+        if self.vocabulary[:2] != (PADDING, UNKNOWN):
+            raise ValueError(f"a vocabulary begins with {PADDING} and {UNKNOWN}")
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
 
     @property
     def input(self) -> TokenSpec:
