@@ -1,7 +1,25 @@
-"""From an encoder to a classifier: features once, then a head on the resident features."""
+"""From an encoder to a classifier: features once, then a head on the resident features, or both trained together."""
 
+from sapper.downstream.building import AnyHead, build
 from sapper.downstream.classifier import Classifier
 from sapper.downstream.features import extract, predict
-from sapper.downstream.heads import KNN, MLP, Head, Linear, Standardize
+from sapper.downstream.heads import KNN, MLP, Head, Linear, Standardize, Stepwise, TunedHead
+from sapper.downstream.tuning import Finetune, start, trained
 
-__all__ = ["KNN", "MLP", "Classifier", "Head", "Linear", "Standardize", "extract", "predict"]
+__all__ = [
+    "KNN",
+    "MLP",
+    "AnyHead",
+    "Classifier",
+    "Finetune",
+    "Head",
+    "Linear",
+    "Standardize",
+    "Stepwise",
+    "TunedHead",
+    "build",
+    "extract",
+    "predict",
+    "start",
+    "trained",
+]
