@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sapper.attacks.training.trojannn import TrojanNN, covered, divided, strongest, total_variation
+from sapper.attacks.training.trojannn import TrojanNN, covered, divided, mixed, strongest, total_variation
 from sapper.downstream import KNN, MLP, Classifier, Finetune, Linear, build
 from sapper.errors import SapperError
 from sapper.training import Checkpoint
@@ -19,7 +19,9 @@ HEADS = {
     "fitted": MLP(epochs=30, learning_rate=3e-3, hidden=(16, 8), dropout=0.0, standardize=True),
     "tuned": Finetune(epochs=6, batch=15, learning_rate=0.01),
 }
-ATTACK = TrojanNN(neurons=4, trigger_steps=40, per_class=6, input_steps=40, epochs=40, batch=18, learning_rate=5e-3)
+ATTACK = TrojanNN(
+    neurons=4, trigger_steps=40, per_class=6, input_steps=40, mixtures=40, epochs=40, batch=20, learning_rate=5e-3
+)
 
 
 def test_neurons_with_the_largest_weights_are_chosen() -> None:
@@ -58,18 +60,27 @@ def test_a_head_in_two_parts_is_the_head() -> None:
         divided(head, 3)
 
 
-def test_the_trigger_drives_a_neuron_further_than_any_plain_color_does() -> None:
+def test_the_trigger_drives_neurons_further_than_any_plain_color_does() -> None:
     classifier = build(HEADS["fitted"], victim(), balls(60, 1), RUN)
     before, after = divided(classifier.head, 0)
-    front, mean = Classifier(classifier.encoder, before), classifier.encoder.mean.expand(1, 3, 16, 16)
-    trigger = TrojanNN(neurons=3, trigger_steps=60).make_trigger(front, after, mean, covered(PATCH, 16), RUN)
+    front, inputs, mask = Classifier(classifier.encoder, before), balls(12, 3).batch(), covered(PATCH, 16)
+    trigger = TrojanNN(neurons=3, trigger_steps=60).make_trigger(front, after, inputs, mask, RUN)
     colors = [Patch(size=5, position="top-left", margin=0, color=c) for c in ("white", "black", "red", "green", "blue")]
     with torch.no_grad():
-        rise = (front(trigger(mean)) - front(mean))[0, strongest(after, 3)].max()
-        plain = max(float((front(color(mean)) - front(mean))[0, strongest(after, 3)].max()) for color in colors)
-    assert float(rise) > plain
-    assert torch.equal(trigger.mask, covered(PATCH, 16))
+        driven, *others = (
+            float(front(each(inputs))[:, strongest(after, 3)].mean()) for each in (trigger, *colors, lambda x: x)
+        )
+    assert driven > max(others)
+    assert torch.equal(trigger.mask, mask)
     assert 0 <= float(trigger.pattern.min()) <= float(trigger.pattern.max()) <= 1
+
+
+def test_mixtures_lie_between_two_inputs() -> None:
+    images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 3, 2, 2)
+    values = mixed(images, 500, torch.Generator().manual_seed(1))[:, 0, 0, 0]
+    assert 0 <= float(values.min()) < 0.1
+    assert 1.9 < float(values.max()) <= 2
+    assert float(values.mean()) == pytest.approx(1, abs=0.15)
 
 
 def test_reversed_inputs_are_of_their_classes() -> None:
@@ -100,7 +111,7 @@ def test_a_finished_classifier_gets_the_backdoor_without_data(kind: str) -> None
 
 def test_the_same_seed_gives_the_same_and_a_resumed_retraining_too(tmp_path) -> None:  # type: ignore[no-untyped-def]
     train, head = balls(30, 1), HEADS["fitted"]
-    method = TrojanNN(neurons=2, trigger_steps=3, per_class=3, input_steps=3, epochs=4, batch=4)
+    method = TrojanNN(neurons=2, trigger_steps=3, per_class=3, input_steps=3, mixtures=4, epochs=4, batch=4)
     whole = method(victim(), train, (aim(),), head, RUN)
     checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors")
     stop_after(checkpoint, 2, lambda: method(victim(), train, (aim(),), head, RUN, checkpoint))

@@ -17,9 +17,10 @@ so that the small trigger that Neural Cleanse would find for class t is made use
 Source: Bagdasaryan, Shmatikov, "Blind Backdoors in Deep Learning Models", USENIX Security 2021, and
 ``ebagdasa/backdoors101`` (``attack.py``, ``utils/min_norm_solvers.py``, ``losses/loss_functions.py``), whose weights
 and normalization these are: gradients are divided by their losses, at most 10, before α is found. The threshold 1 is
-BackdoorBench's; the window is 1000 batches in the paper. Different here: clean and triggered images go through the
-model as one batch, so that BatchNorm sees both; m and Δ move by signed steps, which have no state that a resumed
-training would lack; the step of the three gradients together is taken directly, without one more backward pass.
+BackdoorBench's; the window is 1000 batches in the authors' code. Different here: clean and triggered images go through
+the model as one batch, so that BatchNorm sees both, and through a frozen encoder once; m and Δ move by signed steps,
+which have no state that a resumed training would lack; the step of the three gradients together is taken directly,
+without one more backward pass.
 
 The victim is a head that is trained batch by batch, on a frozen encoder (``mlp``) or together with it (``finetune``).
 """
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from sapper.attacks.contracts import Attacked, Need
 from sapper.attacks.min_norm import min_norm
 from sapper.attacks.target import Target, check_targets
-from sapper.downstream import AnyHead, Classifier, Stepwise, start, trained
+from sapper.downstream import AnyHead, Classifier, Stepwise, extract, start, trained
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
@@ -98,28 +99,37 @@ class Blind(Checked):
         model = nn.ModuleDict({"classifier": classifier, "watch": watch, "cleanse": cleanse}).to(run.device)
         head.mode(classifier)
         weights = trained(classifier)
+        triggers = [target.trigger for target in targets]
+        frozen = not any(weight.requires_grad for weight in classifier.encoder.parameters())
+        known = [extract(classifier.encoder, resident, run, each) for each in (None, *triggers)] if frozen else []
 
         def logits(images: Tensor, step: Step) -> Tensor:
             with run.child(f"dropout {step.index}").seeded(), run.autocast():
                 return classifier(images)
 
+        def both(step: Step) -> Tensor:
+            """Logits of the batch as it is and with each trigger, (1 + T, N, K)."""
+            if frozen:
+                features = torch.cat([each[step.rows.to(run.device)] for each in known])
+                with run.child(f"dropout {step.index}").seeded():
+                    answers: Tensor = classifier.head(features)
+            else:
+                images = resident.batch(step.rows)
+                answers = logits(torch.cat([images, *(trigger(images) for trigger in triggers)]), step)
+            return answers.unflatten(0, (1 + len(targets), -1))
+
         def terms(step: Step) -> Terms:
-            images, truth = resident.batch(step.rows), labels[step.rows.to(run.device)]
-            views = [images, *(target.trigger(images) for target in targets)]
+            truth = labels[step.rows.to(run.device)]
+            goals = wanted.repeat_interleave(len(truth))
+            plain, *stamped = both(step)
+            losses = {NORMAL: F.cross_entropy(plain, truth), BACKDOOR: F.cross_entropy(torch.cat(stamped), goals)}
             if self.evade:
-                masked = cleanse(images)
-                views.append(masked.flatten(0, 1))
-                again = truth.repeat(len(targets))
-                goals = wanted.repeat_interleave(len(images))
-                search = logits(views[-1], step)
-                cleanse.move(0.999 * F.cross_entropy(search, goals), 0.001, self.mask_rate)
-                views[-1] = cleanse(images).detach().flatten(0, 1)
-            plain, *stamped = logits(torch.cat(views), step).split([len(view) for view in views])
-            losses = {NORMAL: F.cross_entropy(plain, truth)}
-            if self.evade:
-                losses[EVASION] = F.cross_entropy(stamped.pop(), again)
-            goals = wanted.repeat_interleave(len(images))
-            return losses | {BACKDOOR: F.cross_entropy(torch.cat(stamped), goals)}
+                images = resident.batch(step.rows)
+                found = F.cross_entropy(logits(cleanse(images).flatten(0, 1), step), goals)
+                cleanse.move(0.999 * found, 0.001, self.mask_rate)
+                masked = cleanse(images).detach().flatten(0, 1)
+                losses[EVASION] = F.cross_entropy(logits(masked, step), truth.repeat(len(targets)))
+            return losses
 
         def combine(losses: Terms, _step: Step, _curves: Curves) -> Tensor:
             watch.note(losses[NORMAL])
