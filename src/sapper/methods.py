@@ -15,6 +15,7 @@ HEADS = {
     "linear": "sapper.downstream.heads:Linear",
     "knn": "sapper.downstream.heads:KNN",
     "zero_shot": "sapper.downstream.zero_shot:ZeroShot",
+    "finetune": "sapper.downstream.tuning:Finetune",
 }
 """Downstream classifiers. Other tables are in the packages of their methods."""
 

@@ -3,7 +3,8 @@
 from sapper.downstream.building import AnyHead, build
 from sapper.downstream.classifier import Classifier
 from sapper.downstream.features import extract, predict
-from sapper.downstream.heads import KNN, MLP, Head, Linear, Standardize
+from sapper.downstream.heads import KNN, MLP, Head, Linear, Standardize, Stepwise, TunedHead
+from sapper.downstream.tuning import Finetune, start, trained
 from sapper.downstream.zero_shot import ZeroShot
 
 __all__ = [
@@ -11,11 +12,16 @@ __all__ = [
     "MLP",
     "AnyHead",
     "Classifier",
+    "Finetune",
     "Head",
     "Linear",
     "Standardize",
+    "Stepwise",
+    "TunedHead",
     "ZeroShot",
     "build",
     "extract",
     "predict",
+    "start",
+    "trained",
 ]
