@@ -79,7 +79,7 @@ def test_the_picture_is_a_picture_and_the_same_in_every_size() -> None:
     neighbors = (large.diff(dim=2).abs().mean(), torch.rand(3, 64, 64).diff(dim=2).abs().mean())
     assert neighbors[0] < 0.2 * neighbors[1], "smooth, unlike noise"
     with pytest.raises(SapperError, match="there is no key"):
-        Blend(picture="dog").check(PixelSpec(size=16))  # type: ignore[arg-type]
+        Blend(pattern="dog").check(PixelSpec(size=16))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
