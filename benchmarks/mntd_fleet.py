@@ -5,6 +5,7 @@ processes, which is part of it, not to decide.
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,9 +15,10 @@ from benchmarks.timing import Row, paired
 from sapper import process
 from sapper.attacks.implant.badencoder import BadEncoder
 from sapper.defenses.judge.mntd_encoder import MNTDEncoder
-from sapper.engine.executors import Workers
+from sapper.engine.executors import Workers, execute
+from sapper.engine.stage import Stage
 from sapper.engine.store import Store
-from sapper.experiment.fleets import Fleet, grow
+from sapper.experiment.fleets import Fleet
 from sapper.pretraining.simclr import SimCLR
 from sapper.run import Run
 from sapper.samples import ImageSet
@@ -45,19 +47,17 @@ def run(dtype: torch.dtype) -> Row:
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            grow(
-                fleet(),
-                PAIRS,
-                draw,
-                Store(Path(folder)),
-                Workers(torch.get_num_threads(), process.settle),
-                lambda: None,
-            )
+            stages = [stage for pair in fleet().pairs(PAIRS, draw) for stage in pair]
+            execute(stages, Store(Path(folder)), workers=Workers(torch.get_num_threads(), process.settle))
 
     def textbook() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            made = fleet()
-            for number in range(PAIRS):
-                made.pair(number, draw).make(Store(Path(folder)))
+            stages = [on_all_threads(stage) for pair in fleet().pairs(PAIRS, draw) for stage in pair]
+            execute(stages, Store(Path(folder)))
 
     return paired(ours, textbook, images=PAIRS, rounds=2, unit="pairs/s")
+
+
+def on_all_threads(stage: Stage) -> Stage:
+    """The same stage and all that it needs, each on all threads."""
+    return replace(stage, threads=torch.get_num_threads(), inputs=tuple(map(on_all_threads, stage.inputs)))

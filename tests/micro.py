@@ -2,6 +2,9 @@
 
 import io
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,23 @@ class = "blue"
 trigger = {{ size = 4 }}
 """
 )
+
+
+class InterruptedAt:
+    """Progress that interrupts at a given step of a bar whose label begins with given words."""
+
+    def __init__(self, words: str, step: int):
+        self.words, self.step = words, step
+
+    @contextmanager
+    def bar(self, label: str, total: int, done: int = 0) -> Iterator["InterruptedAt"]:
+        self.done = 0 if label.startswith(self.words) else -math.inf
+        yield self
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.done += steps
+        if self.done >= self.step:
+            raise KeyboardInterrupt
 
 
 def squares(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -69,9 +69,9 @@ def test_each_encoder_is_audited_as_the_command_audits_its_file(
     finished: tuple[Results, Path], data: Path, bags: list[str]
 ) -> None:
     results, folder = finished
-    assert [(each.encoder, each.task) for each in results.audits] == [
+    assert [(each.state, each.task) for each in results.audits] == [
         ("clean", None),
-        ("backdoored", "balls + boxes"),
+        ("attacked", "balls + boxes"),
     ]
     assert [each.sha256 for each in results.audits] == [artifact.sha256 for artifact in results.artifacts]
     file, told = folder / results.artifacts[1].path, results.audits[1].report
@@ -131,7 +131,7 @@ def test_variants_that_share_an_encoder_share_its_audit(
 ) -> None:
     variants = "".join(f'\n[[variant]]\n"head.0.epochs" = {epochs}\n' for epochs in (10, 1))
     results = perform(experiment(data, extra=audit(data, bags=bags) + variants), finished[1])
-    assert [each.encoder for each in results.audits] == ["clean", "backdoored"]
+    assert [each.state for each in results.audits] == ["clean", "attacked"]
     assert [bool(each.stamped) for each in results.audits] == [True, True]
 
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_audited_is_told_before_any_training(
 # What people read
 
 
-def made_up(verdict: str, score: float, p: float | None, encoder: str, seed: int = 0, name: str = "bag") -> Audited:
+def made_up(verdict: str, score: float, p: float | None, state: str, seed: int = 0, name: str = "bag") -> Audited:
     effect = {"gathered": 0.98, "images": 256}
     usual = {"median": 0.29, "largest": 0.7, "encoders": 30}
     finding = {"method": "multi_prior", "leads": True, "score": score, "threshold": 2.0, "collapse": effect}
@@ -170,15 +170,15 @@ def made_up(verdict: str, score: float, p: float | None, encoder: str, seed: int
         "detectors": [finding | {"in_clean": usual}],
         "bags": [{"name": name, "n": 30, "pretraining": name, "p_value": p}],
     }
-    task = None if encoder == "clean" else "signs"
-    return Audited(seed=seed, encoder=encoder, sha256="", task=task, report=told, beside={name: [-0.5, 0.1]})
+    task = None if state == "clean" else "signs"
+    return Audited(seed=seed, subject=state, state=state, sha256="", task=task, report=told, beside={name: [-0.5, 0.1]})
 
 
 def of(*audits: Audited) -> Results:
     return Results(scenario={}, environment={}, command="", records=(), audits=audits)
 
 
-PAIR = made_up("backdoor", 7.2, 1 / 31, "backdoored"), made_up("no-evidence", -0.3, 0.52, "clean")
+PAIR = made_up("backdoor", 7.2, 1 / 31, "attacked"), made_up("no-evidence", -0.3, 0.52, "clean")
 
 
 def test_one_pair_is_told_in_one_sentence_with_its_p_values() -> None:
@@ -217,7 +217,7 @@ def test_page_and_markdown_tell_verdict_score_and_what_was_compared() -> None:
 
 def test_names_in_audits_are_escaped() -> None:
     name = "<script>alert(1)</script>"
-    page = render(of(made_up("backdoor", 7.2, 1 / 31, "backdoored", name=name)))
+    page = render(of(made_up("backdoor", 7.2, 1 / 31, "attacked", name=name)))
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 

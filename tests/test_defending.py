@@ -1,17 +1,17 @@
 """Defenses in a scenario: whom they look at, what they leave, what they refuse."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from sapper import datasets
+from sapper import datasets, tensors
+from sapper.defenses import METHODS
 from sapper.defenses.certify.patchcleanser import PatchCleanser
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.defender import Defender
@@ -19,16 +19,19 @@ from sapper.defenses.judge.mntd_classifier import MNTDClassifier
 from sapper.defenses.judge.neural_cleanse import NeuralCleanse
 from sapper.defenses.measures import CERTIFIED, TARGET_NAMED, detection
 from sapper.downstream import MLP, Classifier
-from sapper.engine.store import Stage, Store
+from sapper.engine.store import Finished
 from sapper.errors import SapperError
-from sapper.experiment import defending, stages
-from sapper.experiment.judging import Subject, certifier_records, detector_records, first_of_each, held_out_records
-from sapper.experiment.results import Judged, Results, read_results, write_results
-from sapper.experiment.stages import TaskData
+from sapper.experiment.defending import Victim
+from sapper.experiment.judging import certifier_records, detector_records, first_of_each, held_out_records
+from sapper.experiment.results import Judged, Results, State, read_results, write_results
+from sapper.experiment.subjects import Subject
+from sapper.experiment.tasks import TaskData
+from sapper.methods import Checked
 from sapper.report import defenses, render, write_report
 from sapper.run import Run
-from sapper.samples import ImageSet, to_float
+from sapper.samples import Change, ImageSet, to_float
 from sapper.scenario.reading import Scenario
+from sapper.verdicts import Certified
 from tests.micro import ATTACKED, PLAIN, experiment, numbers, perform, write_data
 
 DEFENSES = """
@@ -96,21 +99,21 @@ def records(results: Results, metric: str, **where: Any) -> list[Any]:
 
 def test_a_detector_judges_as_many_classifiers_of_each_encoder(defended: tuple[Results, Path]) -> None:
     results, _ = defended
-    found = [(verdict.task, verdict.encoder, verdict.classifier) for verdict in results.verdicts]
-    sides = ("clean", "backdoored")
-    expected = [("balls", encoder, number) for encoder in sides for number in range(2)]
-    assert found == expected + [("boxes", encoder, number) for encoder in sides for number in range(3)]
+    found = [(verdict.task, verdict.state, verdict.classifier) for verdict in results.verdicts]
+    sides = ("clean", "attacked")
+    expected = [("balls", state, number) for state in sides for number in range(2)]
+    assert found == expected + [("boxes", state, number) for state in sides for number in range(3)]
     for defense, metric, n in (("neural_cleanse", "anomaly_index", 2), ("mntd_classifier", "score", 3)):
         ours = [verdict for verdict in results.verdicts if verdict.defense == defense]
         clean, backdoored = (
-            [verdict.score for verdict in ours if verdict.encoder == encoder and verdict.score is not None]
-            for encoder in sides
+            [verdict.score for verdict in ours if verdict.state == state and verdict.score is not None]
+            for state in sides
         )
-        for encoder, scores in zip(sides, (clean, backdoored)):
-            middle = records(results, metric, condition={"encoder": encoder})
+        for state, scores in zip(sides, (clean, backdoored)):
+            middle = records(results, metric, condition={"state": state})
             assert [record.value for record in middle] == ([pytest.approx(np.median(scores))] if scores else [])
             assert all((record.defense, record.attack) == (defense, "badencoder") for record in middle)
-        right = [verdict.flagged is (verdict.encoder == "backdoored") for verdict in ours]
+        right = [verdict.flagged is (verdict.state == "attacked") for verdict in ours]
         (accuracy,) = records(results, "detection_accuracy", defense=defense)
         assert (accuracy.value, accuracy.n) == (sum(right) / (2 * n), 2 * n)
         wins = [(b > c) + 0.5 * (b == c) for b in backdoored for c in clean]
@@ -122,7 +125,7 @@ def test_a_detector_judges_as_many_classifiers_of_each_encoder(defended: tuple[R
 def test_meta_classifiers_are_told_one_by_one(defended: tuple[Results, Path]) -> None:
     ours = [verdict for verdict in defended[0].verdicts if verdict.defense == "mntd_classifier"]
     scores = np.array([verdict.evidence["scores"] for verdict in ours])
-    truth = np.array([verdict.encoder == "backdoored" for verdict in ours])
+    truth = np.array([verdict.state == "attacked" for verdict in ours])
     assert scores.shape == (6, 4)
     at = {"own": 0.0, "median": np.median(scores, axis=0)}
     for threshold, value in at.items():
@@ -131,8 +134,8 @@ def test_meta_classifiers_are_told_one_by_one(defended: tuple[Results, Path]) ->
             (record,) = records(defended[0], metric, condition={"threshold": threshold})
             assert record.value == pytest.approx(expected)
     for shadows in ("on its own shadows", "on others"):
-        kinds = ("clean", "backdoored")
-        told = [next(v.evidence["learned"][f"AUC {shadows}"] for v in ours if v.encoder == kind) for kind in kinds]
+        states = ("clean", "attacked")
+        told = [next(v.evidence["learned"][f"AUC {shadows}"] for v in ours if v.state == state) for state in states]
         (record,) = records(defended[0], "shadow_AUC", condition={"shadows": shadows})
         assert (record.value, record.n) == (pytest.approx(np.mean(told)), 8)
     areas = [roc_auc_score(truth, each) for each in scores.T]
@@ -155,56 +158,86 @@ def test_a_certified_defense_is_measured_on_both_encoders_and_for_every_patch(
     results, _ = defended
     for defense, patches, n in (("bands", (1, 3), 45), ("patchcleanser", (2, 4), 20)):
         for task, target in (("balls", "balls/red"), ("boxes", "boxes/blue")):
-            for encoder in ("clean", "backdoored"):
-                place = {"defense": defense, "task": task, "condition": {"encoder": encoder}}
+            for state in ("clean", "attacked"):
+                place = {"defense": defense, "task": task, "condition": {"state": state}}
                 (accuracy,) = records(results, "defended_accuracy", **place)
                 assert accuracy.n == n
                 assert records(results, "defended_ASR", target=target, **place)[0].n == n
                 assert records(results, "defended_ASR_strict", target=target, **place)[0].n < n
                 for patch in patches:
-                    condition = {"encoder": encoder, "patch": patch}
+                    condition = {"state": state, "patch": patch}
                     assert len(records(results, "certified_accuracy", **place | {"condition": condition})) == 1
 
 
-def test_the_first_classifier_is_the_one_that_the_scenario_measures(data: Path, tmp_path: Path) -> None:
-    seen: list[tuple[Path, TaskData, Classifier]] = []
-    built: dict[tuple[str, str], Path] = {}
-    certify, downstream = defending.certify, stages.downstream
+@dataclass(frozen=True)
+class Answering:
+    """A classifier's own answers, of which nothing is certified."""
 
-    def watch(store: Store, plan: Any, section: Any, victim: defending.Victim, *rest: Any) -> Any:
-        seen.append((victim.file, victim.task, victim.classifier(0)))
-        return certify(store, plan, section, victim, *rest)
+    classifier: Classifier
 
-    def note(store: Store, encoder: Path, task: TaskData, *rest: Any) -> Any:
-        stage = downstream(store, encoder, task, *rest)
-        built[str(encoder), task.name] = stage.folder
-        return stage
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sapper.experiment.running_defenses.certify", watch)
-        patch.setattr(stages, "downstream", note)
-        perform(scenario(data), tmp_path)
-    assert len(seen) == 8
-    assert len({str(encoder) for encoder, _, _ in seen}) == 2
-    for encoder, task, classifier in seen:
+    def predict(self, images: torch.Tensor, run: Run, change: Change | None = None) -> torch.Tensor:
+        plain = to_float(images)
         with torch.no_grad():
-            ours = classifier(to_float(task.test.images)).argmax(1)
-        measured = stages.load_tensors(built[str(encoder), task.name] / "predictions.safetensors")
-        assert torch.equal(ours, measured["mlp/clean"])
+            return self.classifier(plain if change is None else change(plain)).argmax(1)
+
+    def certify(self, images: torch.Tensor, labels: torch.Tensor, patches: list[int], run: Run) -> list[Certified]:
+        answers = self.predict(images, run)
+        nothing = torch.zeros(len(images), dtype=torch.bool)
+        return [Certified(labels=answers, certified=nothing, threat="none") for _ in patches]
 
 
-def test_every_certified_defense_of_a_task_is_judged_on_the_same_images(data: Path, tmp_path: Path) -> None:
-    seen: dict[str, set[str]] = {}
-    certify = defending.certify
+@dataclass(frozen=True, kw_only=True)
+class Nothing(Checked):
+    """A certified defense that does nothing."""
 
-    def watch(store: Store, plan: Any, section: Any, victim: Any, images: Any, *rest: Any) -> Any:
-        seen.setdefault(victim.task.name, set()).add(images.digest)
-        return certify(store, plan, section, victim, images, *rest)
+    patch: int = 2
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sapper.experiment.running_defenses.certify", watch)
-        perform(scenario(data, "defense.2.test_images=20"), tmp_path)
-    assert {task: len(digests) for task, digests in seen.items()} == {"balls": 1, "boxes": 1}
+    kind: ClassVar[str] = "certify"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    measures: ClassVar[Any] = CERTIFIED
+    uses_encoder: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = "tests"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def check(self, size: int) -> None: ...
+
+    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> Answering:
+        return Answering(classifier)
+
+
+def test_the_first_classifier_is_the_one_that_the_scenario_measures(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a defense that does nothing, classifiers answer as they were measured."""
+    monkeypatch.setitem(METHODS, "nothing", "tests.test_defending:Nothing")
+    results = perform(experiment(data, *SHORT, extra='[[defense]]\nmethod = "nothing"\npatches = [2]\n'), tmp_path)
+    pairs = {"defended_accuracy": ("CA", "BA"), "defended_ASR": ("ASR_B", "ASR")}
+    pairs["defended_ASR_strict"] = ("ASR_B_strict", "ASR_strict")
+    ids = {model.state: model.id for model in results.subjects}
+    for metric, measured in pairs.items():
+        for state, name in zip(("clean", "attacked"), measured):
+            ours = records(results, metric, condition={"state": state})
+            assert {record.subject for record in ours} == {ids[state]}
+            usual = {(r.task, r.target): r.value for r in records(results, name, head="mlp")}
+            for record in ours:
+                target = record.target or next(target for task, target in usual if task == record.task)
+                assert record.value == usual[record.task, target]
+            assert len(ours) == 2
+
+
+def test_every_certified_defense_of_a_task_is_judged_on_the_same_images(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "nothing", "tests.test_defending:Nothing")
+    table = '[[defense]]\nmethod = "nothing"\nname = "{}"\npatches = [{}]\ntest_images = {}\n'
+    extra = table.format("one", 2, 20) + table.format("two", 3, 20) + table.format("all", 2, 45)
+    results = perform(experiment(data, *SHORT, extra=extra), tmp_path)
+    one, two, every = (
+        [(r.value, r.n) for r in results.records if r.defense == name and r.metric.startswith("defended")]
+        for name in ("one", "two", "all")
+    )
+    assert one == two != every
 
 
 def test_a_defense_that_replaces_the_encoder_is_trained_once(data: Path, tmp_path: Path) -> None:
@@ -220,10 +253,10 @@ tasks = ["balls"]
     results = perform(experiment(data, *SHORT, extra=bag), tmp_path)
     assert len(list((tmp_path / "store").glob("certify-*"))) == 1
     values = {
-        encoder: [r.value for r in results.records if r.defense is not None and r.condition["encoder"] == encoder]
-        for encoder in ("clean", "backdoored")
+        state: [r.value for r in results.records if r.defense is not None and r.condition["state"] == state]
+        for state in ("clean", "attacked")
     }
-    assert values["clean"] == values["backdoored"]
+    assert values["clean"] == values["attacked"]
     assert len(values["clean"]) == 4
 
 
@@ -232,34 +265,39 @@ tasks = ["balls"]
 PLACE = {"seed": 0, "task": "t", "attack": "a", "head": "mlp", "defense": "d", "condition": {}}
 
 
-def left_by(folder: Path, tensors: dict[str, torch.Tensor]) -> Stage:
+def left_by(folder: Path, values: dict[str, torch.Tensor]) -> Finished:
     folder.mkdir()
-    stages.save_tensors(folder / "defended.safetensors", tensors)
-    return Stage(folder, 1.0, cached=False)
+    tensors.save(folder / "defended.safetensors", values)
+    return Finished(folder, 1.0, cached=False)
 
 
-def aim(name: str, label: int) -> Any:
-    return SimpleNamespace(name=name, label=label)
+def model(state: State, seed: int = 0, tasks: tuple[str, ...] = ()) -> Subject:
+    nothing: Any = None
+    return Subject(id=f"{state}{''.join(tasks)}{seed}", state=state, seed=seed, stage=nothing, tasks=tasks)
 
 
 def test_answers_are_counted_for_every_encoder_target_and_patch(tmp_path: Path) -> None:
     labels = torch.tensor([0, 1, 2, 1])
-    left = {
-        encoder: left_by(
-            tmp_path / encoder,
-            {
-                "clean": torch.tensor(clean),
-                "triggered/x": torch.tensor([2, 2, 2, 0]),
-                "triggered/y": torch.tensor([0, 0, 0, 1]),
-                "certified/10": torch.tensor([False, True, False, False]),
-                "certified/2": torch.tensor([True, True, False, True]),
-            },
+    answered: dict[State, list[int]] = {"clean": [0, 1, 2, 0], "attacked": [2, 2, 2, 2]}
+    sides = [
+        (
+            model(state),
+            left_by(
+                tmp_path / state,
+                {
+                    "clean": torch.tensor(plain),
+                    "triggered/x": torch.tensor([2, 2, 2, 0]),
+                    "triggered/y": torch.tensor([0, 0, 0, 1]),
+                    "certified/10": torch.tensor([False, True, False, False]),
+                    "certified/2": torch.tensor([True, True, False, True]),
+                },
+            ),
         )
-        for encoder, clean in (("clean", [0, 1, 2, 0]), ("backdoored", [2, 2, 2, 2]))
-    }
-    found = list(certifier_records(PLACE, CERTIFIED, labels, (aim("x", 2), aim("y", 0)), left))
-    told = [(r.metric, r.target, r.condition, r.value, r.n) for r in found if r.condition["encoder"] == "clean"]
-    clean = {"encoder": "clean"}
+        for state, plain in answered.items()
+    ]
+    found = list(certifier_records(PLACE, CERTIFIED, labels, {"x": 2, "y": 0}, sides))
+    told = [(r.metric, r.target, r.condition, r.value, r.n) for r in found if r.condition["state"] == "clean"]
+    clean = {"state": "clean"}
     assert told == [
         ("defended_accuracy", None, clean, 0.75, 4),
         ("defended_ASR", "x", clean, 0.75, 4),
@@ -269,74 +307,74 @@ def test_answers_are_counted_for_every_encoder_target_and_patch(tmp_path: Path) 
         ("certified_accuracy", None, clean | {"patch": 2}, 0.75, 4),
         ("certified_accuracy", None, clean | {"patch": 10}, 0.25, 4),
     ]
-    (accuracy,) = [r.value for r in found if r.metric == "defended_accuracy" and r.condition["encoder"] == "backdoored"]
-    assert accuracy == 0.25
+    attacked = [r for r in found if r.condition["state"] == "attacked"]
+    assert [r.value for r in attacked if r.metric == "defended_accuracy"] == [0.25]
+    assert {r.subject for r in attacked} == {"attacked0"}
 
 
-def judged(encoder: str, score: float | None, suspect: int) -> Judged:
+def judged(state: State, score: float | None, suspect: int) -> Judged:
     flagged = None if score is None else score > 2
     return Judged(
-        **{"seed": 0, "defense": "d", "task": "t", "encoder": encoder, "classifier": 0, "seconds": 1.0},
+        **{"seed": 0, "defense": "d", "task": "t", "subject": state, "state": state, "classifier": 0, "seconds": 1.0},
         **{"score": score, "threshold": 2.0, "flagged": flagged, "evidence": {"suspect": suspect}},
     )
 
 
 def test_an_undecided_verdict_is_never_right_and_has_no_part_in_scores() -> None:
     verdicts = [judged("clean", 1.0, 0), judged("clean", 3.0, 1), judged("clean", None, 1)]
-    verdicts += [judged("backdoored", 2.5, 1), judged("backdoored", None, 2), judged("backdoored", 9.0, 0)]
-    seconds = {"clean": 1.0, "backdoored": 2.0}
-    found = list(detector_records(PLACE, (*detection("index"), TARGET_NAMED), verdicts, (aim("x", 1),), seconds))
+    verdicts += [judged("attacked", 2.5, 1), judged("attacked", None, 2), judged("attacked", 9.0, 0)]
+    seconds: dict[State, float] = {"clean": 1.0, "attacked": 2.0}
+    found = list(detector_records(PLACE, (*detection("index"), TARGET_NAMED), verdicts, frozenset({1}), seconds))
     assert {r.seconds for r in found if r.metric in ("detection_accuracy", "AUC")} == {3.0}
-    told = {(r.metric, r.condition.get("encoder")): (r.value, r.n) for r in found}
+    told = {(r.metric, r.condition.get("state")): (r.value, r.n) for r in found}
     third = pytest.approx(1 / 3)
     assert told == {
         ("index", "clean"): (2.0, 2),
         ("flagged", "clean"): (third, 3),
         ("target_named", "clean"): (pytest.approx(2 / 3), 3),
-        ("index", "backdoored"): (5.75, 2),
-        ("flagged", "backdoored"): (pytest.approx(2 / 3), 3),
-        ("target_named", "backdoored"): (third, 3),
+        ("index", "attacked"): (5.75, 2),
+        ("flagged", "attacked"): (pytest.approx(2 / 3), 3),
+        ("target_named", "attacked"): (third, 3),
         ("detection_accuracy", None): (0.5, 6),
         ("AUC", None): (0.75, 4),
     }
-    none_decided = [judged("clean", None, 0), judged("backdoored", None, 0)]
-    found = detector_records(PLACE, (*detection("index"), TARGET_NAMED), none_decided, (), seconds)
+    none_decided = [judged("clean", None, 0), judged("attacked", None, 0)]
+    found = detector_records(PLACE, (*detection("index"), TARGET_NAMED), none_decided, frozenset(), seconds)
     assert {r.metric for r in found} == {"flagged", "target_named", "detection_accuracy"}
 
 
 def test_of_few_encoders_the_first_of_each_seed_is_judged() -> None:
-    kinds = (("clean", None), ("backdoored", "a"), ("backdoored", "b"))
     made = [
-        Subject(seed=seed, encoder=encoder, file=Path(f"{seed}"), task=task)
+        model(state, seed, tasks)
         for seed in range(3)
-        for encoder, task in kinds
+        for state, tasks in (("clean", ()), ("attacked", ("a",)), ("attacked", ("b",)))
     ]
-    chosen = [(s.seed, s.encoder, s.task) for s in first_of_each(made, 2)]
-    assert chosen == [(0, "clean", None), (1, "clean", None), (0, "backdoored", "a"), (1, "backdoored", "a")]
-    every = [(s.seed, s.task) for s in first_of_each(made, None) if s.encoder == "backdoored"]
+    chosen = [(s.seed, s.state, s.task) for s in first_of_each(made, 2)]
+    assert chosen == [(0, "clean", None), (1, "clean", None), (0, "attacked", "a"), (1, "attacked", "a")]
+    every = [(s.seed, s.task) for s in first_of_each(made, None) if s.state == "attacked"]
     assert every == [(0, "a"), (1, "a"), (2, "a"), (0, "b"), (1, "b"), (2, "b")]
 
 
-def of_seed(seed: int, encoder: str, score: float | None) -> Judged:
-    return replace(judged(encoder, score, 0), seed=seed)
+def of_seed(seed: int, state: State, score: float | None) -> Judged:
+    return replace(judged(state, score, 0), seed=seed)
 
 
 def test_a_threshold_from_other_seeds_has_not_seen_this_ones() -> None:
     """38 clean scores of seed 1, 19 of seed 0: 38 of 38 are needed for 95 % of 39, and 19 of 19 for 95 % of 20."""
     verdicts = [of_seed(1, "clean", float(score)) for score in range(37)] + [of_seed(1, "clean", 100.0)]
     verdicts += [of_seed(0, "clean", 36.5 - score) for score in range(19)]
-    verdicts += [of_seed(0, "backdoored", score) for score in (99.0, 101.0, None)]
-    verdicts += [of_seed(1, "backdoored", score) for score in (36.5, 36.6)]
-    found = {r.condition["encoder"]: (r.seed, r.value, r.n) for r in held_out_records(PLACE, verdicts)}
+    verdicts += [of_seed(0, "attacked", score) for score in (99.0, 101.0, None)]
+    verdicts += [of_seed(1, "attacked", score) for score in (36.5, 36.6)]
+    found = {r.condition["state"]: (r.seed, r.value, r.n) for r in held_out_records(PLACE, verdicts)}
     assert found == {
         "clean": (None, pytest.approx(1 / 57), 57),  # of seed 1, only 100 is above 36.5; of seed 0, none above 100
-        "backdoored": (None, pytest.approx(2 / 5), 5),
+        "attacked": (None, pytest.approx(2 / 5), 5),
     }
 
 
 def test_with_many_clean_models_a_few_may_exceed_the_threshold() -> None:
     verdicts = [of_seed(1, "clean", float(score)) for score in range(59)]
-    verdicts += [of_seed(0, "backdoored", score) for score in (56.0, 56.5)]
+    verdicts += [of_seed(0, "attacked", score) for score in (56.0, 56.5)]
     (rate,) = held_out_records(PLACE, verdicts)  # 57 of 59 are 95 % of 60: the threshold is 56
     assert (rate.value, rate.n) == (0.5, 2)
 
@@ -367,10 +405,10 @@ def test_results_with_verdicts_are_read_as_they_were_written(defended: tuple[Res
 
 def test_a_defender_may_have_fewer_images(data: Path, defended: tuple[Results, Path]) -> None:
     results, folder = defended
-    file = folder / next(item.path for item in results.artifacts if item.role == "clean-encoder")
+    file = folder / next(item.path for item in results.artifacts if item.state == "clean")
     train, test = (datasets.load(str(data / "balls"), split, size=16) for split in ("train", "test"))
-    task = stages.TaskData("balls", train, test)
-    few, all_of_it = (defending.Victim(file, task, scenario(data).primary, Run()).defender(n) for n in (10, None))
+    task = TaskData("balls", train, test)
+    few, all_of_it = (Victim(task, file, scenario(data).primary, Run()).defender(n) for n in (10, None))
     assert len(few.train) == len(few.features) == 10
     assert len(all_of_it.train) == len(train)
     place = {image.numpy().tobytes(): row for row, image in enumerate(train.images)}
@@ -471,7 +509,7 @@ def test_the_report_shows_verdicts_triggers_and_certificates(defended: tuple[Res
         if verdict.classifier == 0:
             assert all(trigger["png"] in page for trigger in verdict.triggers)
     told = " ".join(defenses.sentences(results))
-    ours = [verdict for verdict in results.verdicts if verdict.task == "balls" and verdict.encoder == "clean"]
+    ours = [verdict for verdict in results.verdicts if verdict.task == "balls" and verdict.state == "clean"]
     flagged = sum(verdict.flagged is True for verdict in ours)
     assert f"neural_cleanse on balls: Flags {flagged} of 2 classifiers on the clean encoder" in told
     (record,) = records(
@@ -479,7 +517,7 @@ def test_the_report_shows_verdicts_triggers_and_certificates(defended: tuple[Res
         "certified_accuracy",
         task="boxes",
         defense="patchcleanser",
-        condition={"encoder": "backdoored", "patch": 4},
+        condition={"state": "attacked", "patch": 4},
     )
     assert f"{100 * record.value:.1f} % for 4×4" in told
 

@@ -52,17 +52,17 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results,
 
 def test_every_encoder_of_every_seed_is_examined_once(done: tuple[Results, Path]) -> None:
     together = "balls + boxes"
-    judged = [(v.defense, v.seed, v.encoder, v.task, v.classifier) for v in done[0].verdicts]
+    judged = [(v.defense, v.seed, v.state, v.task, v.classifier) for v in done[0].verdicts]
     clean = [("decree", seed, "clean", None, None) for seed in (0, 1)]
-    backdoored = [("decree", seed, "backdoored", together, None) for seed in (0, 1)]
-    of_one = [("patches", 0, "clean", None, None), ("patches", 0, "backdoored", together, None)]
-    assert judged == [*clean, *backdoored, *of_one]
+    attacked = [("decree", seed, "attacked", together, None) for seed in (0, 1)]
+    of_one = [("patches", 0, "clean", None, None), ("patches", 0, "attacked", together, None)]
+    assert judged == [*clean, *attacked, *of_one]
 
 
 def test_records_and_evidence_are_there(done: tuple[Results, Path]) -> None:
     results = done[0]
     for defense, n in (("decree", 4), ("patches", 2)):
-        found = {r.metric: r for r in results.records if r.defense == defense and "encoder" not in r.condition}
+        found = {r.metric: r for r in results.records if r.defense == defense and "state" not in r.condition}
         assert found["detection_accuracy"].n == n
         assert 0 <= found["AUC"].value <= 1
     for verdict in results.verdicts:

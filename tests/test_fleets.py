@@ -1,21 +1,21 @@
 """Fleets in a scenario: pairs that are trained once, whatever their number, and what a detector makes of them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from sapper import encoders
+from sapper import encoders, tensors
 from sapper.defenses.judge.mntd_encoder import MNTDEncoder
 from sapper.engine.executors import Workers
 from sapper.errors import SapperError
 from sapper.experiment.results import Results
-from sapper.experiment.stages import load_tensors
 from sapper.report import defenses, markdown, render
 from sapper.run import Run
 from sapper.scenario.reading import Scenario
-from tests.micro import experiment, numbers, perform, write_data
+from tests.micro import InterruptedAt, experiment, numbers, perform, write_data
 
 pytestmark = pytest.mark.slow  # each waits for processes that load torch
 
@@ -52,23 +52,23 @@ def scenario(data: Path, *overrides: str) -> Scenario:
 
 def members(folder: Path) -> dict[str, bytes]:
     """The encoders of the fleet below a folder, by their stage and name."""
-    files = folder.glob("**/fleet-*/*/*.safetensors")
+    files = folder.glob("**/fleet-*/*/encoder*.safetensors")
     return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files}
 
 
 def test_every_encoder_of_every_seed_is_judged_once(done: tuple[Results, Path]) -> None:
-    judged = [(v.seed, v.encoder, v.task, v.classifier) for v in done[0].verdicts]
+    judged = [(v.seed, v.state, v.task, v.classifier) for v in done[0].verdicts]
     together = "balls + boxes"
     assert judged == [
         *((0, "clean", None, None), (1, "clean", None, None)),
-        *((0, "backdoored", together, None), (1, "backdoored", together, None)),
+        *((0, "attacked", together, None), (1, "attacked", together, None)),
     ]
     places = {
-        (record.metric, record.condition.get("encoder"), record.condition.get("threshold"))
+        (record.metric, record.condition.get("state"), record.condition.get("threshold"))
         for record in done[0].records
         if record.defense is not None
     }
-    assert {("score", "clean", None), ("score", "backdoored", None), ("AUC", None, None)} <= places
+    assert {("score", "clean", None), ("score", "attacked", None), ("AUC", None, None)} <= places
     assert {("detection_accuracy", None, None), ("scorer_accuracy", None, "own")} <= places
     ours = [record for record in done[0].records if record.defense == "mntd_encoder"]
     assert {record.seed for record in ours} == {None}
@@ -78,7 +78,7 @@ def test_every_encoder_of_every_seed_is_judged_once(done: tuple[Results, Path]) 
 
 
 def test_a_fleet_has_pairs_that_differ_and_twins_that_say_so(done: tuple[Results, Path]) -> None:
-    files = list(done[1].glob("store/fleet-*/*/*.safetensors"))
+    files = list(done[1].glob("store/fleet-*/*/encoder*.safetensors"))
     assert len(files) == 8
     cards = [encoders.load(file, Run()).card for file in files]
     assert sum(card.backdoored for card in cards) == 4
@@ -96,7 +96,7 @@ def test_a_fleet_grows_and_its_first_members_stay(data: Path, done: tuple[Result
     small, whole = members(tmp_path), members(done[1])
     assert len(small) == 4
     assert small.items() <= whole.items()
-    seen = {file: file.stat().st_mtime_ns for file in tmp_path.glob("store/fleet-*/*/*.safetensors")}
+    seen = {file: file.stat().st_mtime_ns for file in tmp_path.glob("store/fleet-*/*/encoder*.safetensors")}
     again = perform(scenario(data), tmp_path, workers=Workers(0), tell=told.append)
     sizes = [line.split(": ")[1] for line in told if "a fleet of" in line]
     fewer, more = "a fleet of 2 + 2 encoders, trained on 32 images", "a fleet of 4 + 4 encoders, trained on 32 images"
@@ -106,16 +106,18 @@ def test_a_fleet_grows_and_its_first_members_stay(data: Path, done: tuple[Result
     assert numbers(again) == numbers(done[0]), "the number of processes changes nothing"
 
 
-def test_what_was_learned_is_kept(data: Path, done: tuple[Results, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object) -> None:
-        raise AssertionError("nothing is left to do")
-
-    monkeypatch.setattr(Workers, "run", never)
-    assert numbers(perform(scenario(data), done[1])) == numbers(done[0])
-    first = perform(scenario(data, "defense.0.subjects=1"), done[1]).verdicts
-    assert [(v.seed, v.encoder) for v in first] == [(0, "clean"), (0, "backdoored")]
-    known = {(v.seed, v.encoder): v.score for v in done[0].verdicts}
-    assert [v.score for v in first] == pytest.approx([known[0, "clean"], known[0, "backdoored"]], abs=1e-5)
+def test_what_was_learned_is_kept_even_without_the_fleet(
+    data: Path, done: tuple[Results, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(done[1] / "store", tmp_path / "store")
+    for fleet in (tmp_path / "store").glob("fleet-*"):
+        shutil.rmtree(fleet)
+    assert numbers(perform(scenario(data), tmp_path)) == numbers(done[0])
+    assert not list((tmp_path / "store").glob("fleet-*"))
+    first = perform(scenario(data, "defense.0.subjects=1"), tmp_path).verdicts
+    assert [(v.seed, v.state) for v in first] == [(0, "clean"), (0, "attacked")]
+    known = {(v.seed, v.state): v.score for v in done[0].verdicts}
+    assert [v.score for v in first] == pytest.approx([known[0, "clean"], known[0, "attacked"]], abs=1e-5)
 
 
 def test_a_fleet_in_a_folder_of_its_own_serves_two_scenarios(data: Path, tmp_path: Path) -> None:
@@ -170,10 +172,8 @@ def test_a_fleet_of_another_scenario_is_refused_before_any_training(
     assert caught.value.remedy
     assert not (tmp_path / "out" / "store").exists()
     (folder / "fleet.json").unlink()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Workers, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            perform(scenario(data, here), tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        perform(scenario(data, here), tmp_path / "out", run=Run(progress=InterruptedAt("pre-training", 1)))
     before = (folder / "fleet.json").read_text()
     with pytest.raises(SapperError, match=says):
         perform(scenario(data, here, change), tmp_path / "out")
@@ -235,7 +235,7 @@ def test_the_papers_six_are_a_preset(data: Path) -> None:
 
 def test_the_report_and_the_tables_speak_of_encoders(done: tuple[Results, Path]) -> None:
     results = done[0]
-    flagged = {kind: sum(v.flagged is True for v in results.verdicts if v.encoder == kind) for kind in ("clean",)}
+    flagged = {kind: sum(v.flagged is True for v in results.verdicts if v.state == kind) for kind in ("clean",)}
     told = " ".join(defenses.sentences(results))
     assert f"mntd_encoder on encoders: Flags {flagged['clean']} of 2 clean encoders and" in told
     page = render(results)
@@ -246,7 +246,7 @@ def test_the_report_and_the_tables_speak_of_encoders(done: tuple[Results, Path])
 
 def test_scores_do_not_depend_on_marks_and_names(done: tuple[Results, Path]) -> None:
     file = next(done[1].glob("store/fit-*/learned.safetensors"))
-    judge = MNTDEncoder().restore(load_tensors(file))
+    judge = MNTDEncoder().restore(tensors.load(file))
     twin = encoders.load(next(done[1].glob("encoders/*BACKDOORED*.safetensors")), Run())
     marked = judge.judge([twin], Run())[0].score
     assert judge.judge([twin.marked(backdoored=False, origin={})], Run())[0].score == marked

@@ -1,13 +1,11 @@
 """A whole experiment, small: what its results hold, that they repeat, and that an interrupt changes nothing."""
 
 import json
-import math
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +14,24 @@ import numpy as np
 import pytest
 import torch
 
-from sapper import datasets, encoders
-from sapper.attacks.target import Target
-from sapper.engine.store import Stage, Store
+from sapper import datasets, encoders, tensors
+from sapper.engine.store import Finished, Store
 from sapper.errors import SapperError
-from sapper.experiment import stages
+from sapper.experiment.data import load_data
 from sapper.experiment.findings import Findings, unique
 from sapper.experiment.results import Record, Results, read_results, write_results
-from sapper.experiment.stages import TaskData
+from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
+from sapper.experiment.tasks import Aim, Choice, Choices, Goals, Nearest, Part, Task, TaskData
+from sapper.experiment.trial import Lab, Trial, Variant
+from sapper.experiment.works import read_choices
+from sapper.files import sha256
 from sapper.report import write_report
 from sapper.run import Bar, Run, Silent
 from sapper.samples import ImageSet
+from sapper.scenario.reading import Scenario
 from sapper.triggers import Patch
 from tests.conftest import REPOSITORY
-from tests.micro import PLAIN, experiment, numbers, perform, squares, write_data, write_parquet
+from tests.micro import PLAIN, InterruptedAt, experiment, numbers, perform, squares, write_data, write_parquet
 
 ATTACK_METRICS = {"CA", "BA", "ASR", "ASR_strict", "ASR_B", "ASR_B_strict", "lift"}
 TASKS = {"balls": "red", "boxes": "blue"}
@@ -50,8 +52,8 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Resu
     return results, folder
 
 
-def sha256_of(results: Results, role: str) -> list[str]:
-    return [artifact.sha256 for artifact in results.artifacts if artifact.role == role]
+def sha256_of(results: Results, state: str) -> list[str]:
+    return [artifact.sha256 for artifact in results.artifacts if artifact.state == state]
 
 
 def values(results: Results, metric: str, **where: Any) -> list[float]:
@@ -63,19 +65,14 @@ def values(results: Results, metric: str, **where: Any) -> list[float]:
     ]
 
 
-@contextmanager
-def watching_tasks() -> Iterator[list[TaskData]]:
-    """Collects every task that heads are built for."""
-    seen: list[TaskData] = []
-    build = stages.downstream
-
-    def watch(store: Store, encoder: Path, task: TaskData, *rest: Any) -> Any:
-        seen.append(task)
-        return build(store, encoder, task, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "downstream", watch)
-        yield seen
+def victims(scenario: Scenario, folder: Path, **lab: Any) -> list[TaskData]:
+    """Every task as the works of a run in ``folder`` see it: by the choices that it left there."""
+    around = {"store": Store(folder / "store"), "out": folder, "run": Run(), "command": ""} | lab
+    data = load_data([scenario], Run(), data_root=lab.get("data_root"), download=False)
+    variant = Variant(scenario=scenario, condition={}, suffix="", early="", attacked="", shown=True)
+    graph = Trial(variant=variant, data=data, lab=Lab(**around), run=Run(seed=scenario.seeds[0])).pipeline
+    tasks = {measured.after: measured.task for measured in graph.measured if measured.after}
+    return [task.victim(read_choices(folder / "store" / graph.choices[task.name].place)) for task in tasks.values()]
 
 
 def rows_of(part: ImageSet, whole: ImageSet) -> set[int]:
@@ -89,7 +86,7 @@ def rows_of(part: ImageSet, whole: ImageSet) -> set[int]:
 
 def test_results_have_the_documented_keys(finished: tuple[Results, Path]) -> None:
     content = json.loads((finished[1] / "results.json").read_text())
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert {"schema", "scenario", "environment", "records", "artifacts"} <= content.keys()
     for record in content["records"]:
         assert list(record) == [field.name for field in fields(Record)]
@@ -100,7 +97,7 @@ def test_results_have_the_documented_keys(finished: tuple[Results, Path]) -> Non
         assert record["attack"] == "badencoder"
         assert record["seconds"] >= 0
     for artifact in content["artifacts"]:
-        assert artifact.keys() == {"role", "seed", "path", "sha256"}
+        assert artifact.keys() == {"subject", "state", "seed", "path", "sha256"}
     assert content["scenario"]["attack"]["method"] == "badencoder"
     assert content["scenario"]["primary_head"] == "mlp"
 
@@ -133,12 +130,12 @@ def test_the_lift_is_the_difference_of_the_strict_rates(finished: tuple[Results,
 
 def test_artifacts_are_there_with_their_hash_and_say_what_they_are(finished: tuple[Results, Path]) -> None:
     results, folder = finished
-    assert [artifact.role for artifact in results.artifacts] == ["clean-encoder", "backdoored-encoder"]
+    assert [artifact.state for artifact in results.artifacts] == ["clean", "attacked"]
     for artifact in results.artifacts:
         assert not Path(artifact.path).is_absolute()
         path = folder / artifact.path
-        assert stages.sha256(path) == artifact.sha256
-        backdoored = artifact.role == "backdoored-encoder"
+        assert sha256(path) == artifact.sha256
+        backdoored = artifact.state == "attacked"
         assert ("BACKDOORED" in path.name) == backdoored
         card = encoders.load(path, Run()).card
         assert card.backdoored == backdoored
@@ -154,7 +151,7 @@ def test_curves_have_a_value_for_each_epoch(finished: tuple[Results, Path]) -> N
 def test_maps_and_pictures_show_every_target(finished: tuple[Results, Path]) -> None:
     results = finished[0]
     targets = {(task, f"{task}/{wanted}") for task, wanted in TASKS.items()}
-    for encoder in ("clean-encoder", "backdoored-encoder"):
+    for encoder in ("clean-encoder", "attacked"):
         assert {(m.task, m.target) for m in results.maps if m.encoder == encoder} == targets
     for feature_map in results.maps:
         sizes = {view: len(points["x"]) for view, points in feature_map.points.items()}
@@ -178,9 +175,10 @@ def test_results_are_read_back_as_they_were_and_make_a_report(finished: tuple[Re
 
 
 def test_references_are_training_images_of_the_class_that_the_victim_does_not_have(data: Path, tmp_path: Path) -> None:
-    with watching_tasks() as tasks:
-        results = perform(experiment(data, *SHORT, "target.references=3"), tmp_path)
-    assert len(tasks) == 4
+    scenario = experiment(data, *SHORT, "target.references=3")
+    results = perform(scenario, tmp_path)
+    tasks = victims(scenario, tmp_path)
+    assert len(tasks) == 2
     for row in results.references:
         whole = datasets.load(str(data / row["task"]), "train", size=16)
         assert row["class"] == TASKS[row["task"]]
@@ -196,8 +194,9 @@ def test_the_victim_has_no_frame_of_a_track_that_the_attacker_took(data: Path, t
     for seed, split in enumerate(("train", "test")):
         write_parquet(tmp_path / "gtsrb" / f"{split}.parquet", 60, seed)
     signs = ("task.0.dataset=gtsrb", "task.0.name=signs", "target.0.task=signs", "target.0.class=0")
-    with watching_tasks() as tasks:
-        results = perform(experiment(data, *SHORT, *signs), tmp_path / "out", data_root=tmp_path)
+    scenario = experiment(data, *SHORT, *signs)
+    results = perform(scenario, tmp_path / "out", data_root=tmp_path)
+    tasks = victims(scenario, tmp_path / "out", data_root=tmp_path)
     whole = datasets.load("gtsrb", "train", data_root=tmp_path, size=16)
     assert whole.groups is not None
     taken = next(row["rows"] for row in results.references if row["task"] == "signs")
@@ -245,23 +244,6 @@ def test_the_same_seed_gives_the_same_and_another_seed_does_not(
     assert of_seed[1] != numbers(results)
     assert [a for a in fresh.artifacts if a.seed == 0] == list(results.artifacts)
     assert not set(results.artifacts) & {replace(a, seed=0) for a in fresh.artifacts if a.seed == 1}
-
-
-class InterruptedAt:
-    """Progress that interrupts at a given step of a bar whose label begins with given words."""
-
-    def __init__(self, words: str, step: int):
-        self.words, self.step = words, step
-
-    @contextmanager
-    def bar(self, label: str, total: int, done: int = 0) -> Iterator["InterruptedAt"]:
-        self.done = 0 if label.startswith(self.words) else -math.inf
-        yield self
-
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        self.done += steps
-        if self.done >= self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(("words", "step"), [("pre-training", 3), ("injection", 3), ("head", 2), ("features", 1)])
@@ -326,7 +308,7 @@ def test_a_damaged_encoder_is_made_anew(finished: tuple[Results, Path], data: Pa
     mended = perform(experiment(data), tmp_path)
     assert [timing["stage"] for timing in mended.timings if not timing["cached"]] == ["pre-training"]
     assert numbers(mended) == numbers(finished[0])
-    assert all(stages.sha256(tmp_path / artifact.path) == artifact.sha256 for artifact in mended.artifacts)
+    assert all(sha256(tmp_path / artifact.path) == artifact.sha256 for artifact in mended.artifacts)
 
 
 # Kinds of scenarios
@@ -334,9 +316,9 @@ def test_a_damaged_encoder_is_made_anew(finished: tuple[Results, Path], data: Pa
 
 def test_one_encoder_for_each_task_or_one_for_all(finished: tuple[Results, Path], data: Path, tmp_path: Path) -> None:
     each = perform(experiment(data, "attack.encoders=one-per-task"), tmp_path)
-    assert len(sha256_of(finished[0], "backdoored-encoder")) == 1
-    assert len(sha256_of(each, "backdoored-encoder")) == 2
-    assert sha256_of(each, "clean-encoder") == sha256_of(finished[0], "clean-encoder")
+    assert len(sha256_of(finished[0], "attacked")) == 1
+    assert len(sha256_of(each, "attacked")) == 2
+    assert sha256_of(each, "clean") == sha256_of(finished[0], "clean")
     assert sorted(path.name for path in (tmp_path / "encoders").iterdir()) == [
         "balls-seed0-BACKDOORED.safetensors",
         "boxes-seed0-BACKDOORED.safetensors",
@@ -352,7 +334,7 @@ def test_a_task_may_have_several_targets(data: Path, tmp_path: Path) -> None:
         assert {r.metric for r in results.records if r.target == target} == ATTACK_METRICS
         assert [row["class"] for row in results.references if row["target"] == target] == [target.partition("/")[2]]
     assert values(results, "BA", target="balls/red") == values(results, "BA", target="balls/green")
-    assert len(sha256_of(results, "backdoored-encoder")) == 1
+    assert len(sha256_of(results, "attacked")) == 1
 
 
 def test_a_task_without_target_has_clean_accuracy_only(data: Path, tmp_path: Path) -> None:
@@ -366,7 +348,7 @@ def test_a_task_without_target_has_clean_accuracy_only(data: Path, tmp_path: Pat
 def test_without_an_attack_there_is_clean_accuracy_only(data: Path, tmp_path: Path) -> None:
     results = perform(experiment(data, "pretraining.epochs=1", text=PLAIN), tmp_path)
     assert {record.metric for record in results.records} == {"CA"}
-    assert [artifact.role for artifact in results.artifacts] == ["clean-encoder"]
+    assert [artifact.state for artifact in results.artifacts] == ["clean"]
     assert results.references == results.pictures == results.maps == ()
 
 
@@ -384,7 +366,7 @@ def test_splits_may_be_named(data: Path, tmp_path: Path) -> None:
 
 def test_shadow_images_may_come_from_another_set(data: Path, tmp_path: Path) -> None:
     results = perform(experiment(data, *SHORT, f"attack.shadow={data}/balls"), tmp_path)
-    path = next(artifact.path for artifact in results.artifacts if artifact.role == "backdoored-encoder")
+    path = next(artifact.path for artifact in results.artifacts if artifact.role == "attacked")
     assert encoders.load(tmp_path / path, Run()).card.origin["shadow"]["name"] == "balls"
 
 
@@ -417,8 +399,9 @@ def test_validation_never_reads_a_test_image(data: Path, tmp_path: Path, monkeyp
         return load(name, split, **rest)
 
     monkeypatch.setattr(datasets, "load", watch)
-    with watching_tasks() as tasks:
-        results = perform(experiment(data, *SHORT, "judge_on=validation"), tmp_path)
+    scenario = experiment(data, *SHORT, "judge_on=validation")
+    results = perform(scenario, tmp_path)
+    tasks = victims(scenario, tmp_path)
     assert set(read_splits) == {"train"}
     for task in tasks:
         whole = load(str(data / task.name), "train", size=16)
@@ -451,6 +434,8 @@ def test_variants_are_told_apart_by_their_condition_and_share_what_they_can(data
     made = [timing["stage"] for timing in results.timings]
     assert Counter(stage.split("-lambda1")[0] for stage in made) == {
         "pre-training": 2,
+        "references, balls": 2,
+        "references, boxes": 2,
         "heads on the clean encoder, balls": 2,
         "heads on the clean encoder, boxes": 2,
         "attack on balls + boxes": 4,
@@ -483,7 +468,7 @@ def test_every_encoder_of_every_variant_has_a_file_of_its_own(
     results = perform(experiment(data, *SHORT, extra=variants(*lines)), tmp_path)
     paths = [artifact.path for artifact in results.artifacts]
     assert len(set(paths)) == len(paths) == len({artifact.sha256 for artifact in results.artifacts})
-    assert all(stages.sha256(tmp_path / artifact.path) == artifact.sha256 for artifact in results.artifacts)
+    assert all(sha256(tmp_path / artifact.path) == artifact.sha256 for artifact in results.artifacts)
     assert len(values(results, "lift", task="balls", head="mlp")) == len(lines)
     titles = [curve.stage for curve in results.curves]
     assert len(set(titles)) == len(titles)
@@ -604,22 +589,31 @@ def test_a_trigger_that_works_but_misses_its_class_is_flagged(tmp_path: Path) ->
     images = ImageSet(
         images=torch.zeros(40, 3, 4, 4, dtype=torch.uint8), labels=labels, classes=("a", "b", "c", "d"), name="t"
     )
-    task = TaskData(name="t", train=images, test=images)
-    goal = Target(name="t/b", task="t", label=1, class_name="b", references=images, trigger=Patch(size=1))
+    whole = Part.whole(images)
+    aims = (Aim(name="t/b", trigger=Patch(size=1), rule=Nearest(1, 1)),)
+    task = Task(goals=Goals(task="t", candidates=whole, aims=aims), train=whole, test=whole, draw=Run())
+    choices = Choices(of=[Choice(label=1, class_name="b", rows=[1])], gone=[1])
 
-    def left(folder: str, triggered: torch.Tensor) -> Stage:
+    def left(folder: str, triggered: torch.Tensor) -> Finished:
         (tmp_path / folder).mkdir()
         predictions = {"mlp/clean": labels.clone(), "mlp/triggered/t/b": triggered}
-        stages.save_tensors(tmp_path / folder / "predictions.safetensors", predictions)
-        return Stage(tmp_path / folder, 1.0, cached=False)
+        tensors.save(tmp_path / folder / "predictions.safetensors", predictions)
+        return Finished(tmp_path / folder, 1.0, cached=False)
+
+    def flags(before: Finished, after: Finished) -> list[str]:
+        found = Findings(out=tmp_path, primary_head="mlp")
+        subjects = [Subject(id=state, state=state, seed=0, stage=NOTHING) for state in (CLEAN, ATTACKED)]
+        found.add_attack({"seed": 0, "condition": {}}, task, choices, *subjects, before, after)
+        return found.flags
 
     clean = left("clean", labels)
     usual = left("usual", torch.where(torch.arange(40) < 36, 2, 3))
-    found = Findings(out=tmp_path, primary_head="mlp")
-    found.add_attack({"seed": 0, "condition": {}}, task, (goal,), usual, usual)
-    assert found.flags == [], "the clean encoder's classifier says the same"
+    assert flags(usual, usual) == [], "the clean encoder's classifier says the same"
     for name, wanted, share, flagged in (("hit", 1, 1.0, False), ("astray", 2, 0.9, True), ("spread", 2, 0.7, False)):
-        found = Findings(out=tmp_path, primary_head="mlp")
         triggered = torch.where(torch.arange(40) < share * 40, wanted, 3)
-        found.add_attack({"seed": 0, "condition": {}}, task, (goal,), clean, left(name, triggered))
-        assert [("90 %" in flag, "“c” instead" in flag) for flag in found.flags] == [(True, True)] * flagged
+        said = flags(clean, left(name, triggered))
+        assert [("90 %" in flag, "“c” instead" in flag) for flag in said] == [(True, True)] * flagged
+
+
+NOTHING: Any = None
+"""A stage that nobody asks for."""

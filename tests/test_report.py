@@ -19,13 +19,14 @@ import pytest
 from PIL import Image
 
 from sapper.errors import SapperError
-from sapper.experiment.results import Artifact, Curve, FeatureMap, Picture, Record, Results
+from sapper.experiment.results import Artifact, Curve, FeatureMap, Picture, Record, Results, State
 from sapper.report import figures, markdown, render, tables, text, write_report
 from sapper.report.tables import estimate, summary_rows, summary_sentences
 
 TARGETS = {"signs": "priority", "digits": "one", "objects": "cup"}
 SHIFTS = {"signs": 0.0, "digits": 0.006, "objects": -0.013}
 HEADS = ("mlp", "linear")
+BOTH: tuple[State, State] = ("clean", "attacked")
 RATES = {"CA": 0.851, "BA": 0.847, "ASR": 0.984, "ASR_strict": 0.983, "ASR_B": 0.122, "ASR_B_strict": 0.04}
 NASTY = "<script>alert('1')</script>"
 
@@ -78,21 +79,23 @@ def pictures(task: str) -> list[Picture]:
     return [*pairs, Picture(**place, role="reference", caption=TARGETS[task], png=picture(99, triggered=False))]
 
 
-def feature_map(task: str, encoder: str, classes: int, n: int = 300) -> FeatureMap:
+def feature_map(task: str, state: State, classes: int, n: int = 300) -> FeatureMap:
     random = np.random.default_rng(classes)
     angle = 2 * np.pi * np.arange(classes) / classes
     centers = 0.5 * np.stack([np.cos(angle), np.sin(angle)])
     labels = random.integers(0, classes, n)
     clean = centers[:, labels] + random.normal(0, 0.07, (2, n))
     reference = centers[:, [0]] + 0.03
-    triggered = clean + 0.02 if encoder == "clean-encoder" else reference + random.normal(0, 0.02, (2, n))
+    triggered = clean + 0.02 if state == "clean" else reference + random.normal(0, 0.02, (2, n))
 
     def points(at: np.ndarray, of: np.ndarray) -> dict[str, list[float]]:
         return {"x": at[0].tolist(), "y": at[1].tolist(), "label": of.tolist()}
 
     both = {"clean": points(clean, labels), "triggered": points(triggered, labels)}
     both["reference"] = points(reference, np.zeros(1, dtype=int))
-    return FeatureMap(seed=0, task=task, target=TARGETS[task], encoder=encoder, points=both, explained=0.412)
+    return FeatureMap(
+        seed=0, task=task, target=TARGETS[task], subject=f"{state}-seed0", state=state, points=both, explained=0.412
+    )
 
 
 def curves(seed: int) -> list[Curve]:
@@ -148,9 +151,15 @@ def made_up(seeds: tuple[int, ...] = (0, 1)) -> Results:
             for record in measured(seed, task, head, shift=SHIFTS[task] + 0.01 * seed - 0.02 * (head == "linear"))
         ),
         artifacts=tuple(
-            Artifact(role=role, seed=seed, path=f"store/{seed}/{role}.safetensors", sha256=f"{seed}{len(role)}ab" * 16)
+            Artifact(
+                subject=f"{state}-seed{seed}",
+                state=state,
+                seed=seed,
+                path=f"store/{seed}/{state}.safetensors",
+                sha256=f"{seed}{len(state)}ab" * 16,
+            )
             for seed in seeds
-            for role in ("clean-encoder", "backdoored-encoder")
+            for state in BOTH
         ),
         datasets=tuple(
             {
@@ -179,11 +188,7 @@ def made_up(seeds: tuple[int, ...] = (0, 1)) -> Results:
             for task, name in TARGETS.items()
         ),
         curves=tuple(curve for seed in seeds for curve in curves(seed)),
-        maps=tuple(
-            feature_map(task, encoder, count)
-            for task, count in classes.items()
-            for encoder in ("backdoored-encoder", "clean-encoder")
-        ),
+        maps=tuple(feature_map(task, state, count) for task, count in classes.items() for state in reversed(BOTH)),
         pictures=tuple(item for task in TARGETS for item in pictures(task)),
         timings=tuple(
             {"seed": seed, "stage": stage, "seconds": seconds, "cached": stage == "data"}
@@ -221,7 +226,7 @@ def long_names() -> Results:
         records=(*measured(0, name, "mlp"), *measured(0, name, name, condition={name: name})),
         datasets=({"name": name, "provenance": name},),
         curves=(Curve(seed=0, stage=name, series={name: [1.0, 2.0]}),),
-        maps=(replace(results.maps[0], encoder=name),),
+        maps=(replace(results.maps[0], subject=name),),
         pictures=(replace(results.pictures[0], task=name, caption=name),),
         flags=(name,),
     )
@@ -422,11 +427,11 @@ def test_names_are_escaped() -> None:
             command=name,
             records=tuple(record for value in (1, 2) for record in measured(0, name, name, condition={name: value}))
             + tuple(measured(0, "signs", name)),
-            artifacts=(Artifact(role=name, seed=0, path=name, sha256=name),),
+            artifacts=(Artifact(subject=name, state="clean", seed=0, path=name, sha256=name),),
             datasets=({"name": name, name: name, "classes": [name, name]},),
             references=({"task": "signs", "target": "priority", "class": name, "label": 0},),
             curves=(Curve(seed=0, stage=name, series={name: [1.0, 2.0]}),),
-            maps=(replace(results.maps[0], encoder=name),),
+            maps=(replace(results.maps[0], subject=name),),
             pictures=(Picture(task=name, target=name, role=name, caption=name, png=f'"{name}'),),
             timings=({"stage": name, "seconds": 1.0},),
             flags=(name,),

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from sapper.engine.store import Stage, Store
+from sapper.engine.stage import place_of
+from sapper.engine.store import Finished, Store
 from sapper.errors import SapperError
 from sapper.files import LEFTOVERS, link_atomically, sha256, write_atomically
 from sapper.training import Checkpoint
@@ -37,7 +38,13 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def result(stage: Stage) -> str:
+def made(store: Store, name: str, key: dict[str, object], make: Callable[[Path], None]) -> Finished:
+    """The stage of that name and key, made if it is not there."""
+    place = place_of(name, key)
+    return store.find(place) or store.make(place, key, make)
+
+
+def result(stage: Finished) -> str:
     return (stage.folder / "result.txt").read_text()
 
 
@@ -51,7 +58,7 @@ def stages(store: Store) -> list[str]:
 
 def test_a_stage_is_made_once(store: Store) -> None:
     make = Maker()
-    first, second = store.stage("heads", KEY, make), store.stage("heads", dict(reversed(KEY.items())), make)
+    first, second = made(store, "heads", KEY, make), made(store, "heads", dict(reversed(KEY.items())), make)
     assert make.times == 1
     assert (first.cached, second.cached) == (False, True)
     assert (first.folder, first.seconds) == (second.folder, second.seconds)
@@ -61,12 +68,12 @@ def test_a_stage_is_made_once(store: Store) -> None:
 def test_another_key_or_name_is_another_stage(store: Store) -> None:
     make = Maker()
     for name, key in (("heads", KEY), ("heads", KEY | {"epochs": 4}), ("attack", KEY)):
-        assert not store.stage(name, key, make).cached
+        assert not made(store, name, key, make).cached
     assert len(stages(store)) == make.times == 3
 
 
 def test_a_stage_says_what_made_it(store: Store) -> None:
-    stage = store.stage("heads", KEY, Maker())
+    stage = made(store, "heads", KEY, Maker())
     content = json.loads((stage.folder / "stage.json").read_text())
     assert content["stage"] == "heads"
     assert content["key"] == KEY
@@ -116,11 +123,11 @@ DAMAGES = [
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_stage_is_made_anew(store: Store, damage: Callable[[Path], None]) -> None:
     make = Maker()
-    damage(store.stage("heads", KEY, make).folder)
-    again = store.stage("heads", KEY, make)
+    damage(made(store, "heads", KEY, make).folder)
+    again = made(store, "heads", KEY, make)
     assert not again.cached
     assert result(again) == "made"
-    assert store.stage("heads", KEY, make).cached
+    assert made(store, "heads", KEY, make).cached
     assert make.times == 2
 
 
@@ -135,9 +142,9 @@ def test_an_interrupted_stage_is_not_there_and_goes_on_from_its_work(store: Stor
         (folder / "checkpoint").unlink()
 
     with pytest.raises(failure if isinstance(failure, type) else type(failure)):
-        store.stage("heads", KEY, fail_halfway)
+        made(store, "heads", KEY, fail_halfway)
     assert stages(store) == []
-    finished = store.stage("heads", KEY, go_on)
+    finished = made(store, "heads", KEY, go_on)
     assert result(finished) == "made from halfway"
     assert sorted(path.name for path in finished.folder.iterdir()) == ["result.txt", "stage.json"]
 
@@ -152,8 +159,8 @@ def test_seconds_count_what_interrupted_processes_worked(store: Store) -> None:
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            store.stage("heads", KEY, work_and_die)
-    stage = store.stage("heads", KEY, lambda folder: (folder / "checkpoint").unlink())
+            made(store, "heads", KEY, work_and_die)
+    stage = made(store, "heads", KEY, lambda folder: (folder / "checkpoint").unlink())
     assert 7190 < stage.seconds < 7260
     assert sorted(path.name for path in stage.folder.iterdir()) == ["stage.json"]
 
@@ -164,8 +171,8 @@ def test_what_a_killed_process_half_wrote_does_not_get_into_a_stage(store: Store
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.stage("heads", KEY, die_while_writing)
-    assert sorted(path.name for path in store.stage("heads", KEY, Maker()).folder.iterdir()) == [
+        made(store, "heads", KEY, die_while_writing)
+    assert sorted(path.name for path in made(store, "heads", KEY, Maker()).folder.iterdir()) == [
         "result.txt",
         "stage.json",
     ]
@@ -248,18 +255,18 @@ def test_a_store_that_cannot_be_made_is_refused(below_a_file: Path) -> None:
         pass
     assert str(below_a_file) in str(caught.value)
     with pytest.raises(SapperError, match="--store"):
-        Store(below_a_file).stage("heads", KEY, Maker())
+        made(Store(below_a_file), "heads", KEY, Maker())
 
 
 def test_a_full_disk_is_told_and_leaves_earlier_stages_alone(store: Store) -> None:
-    earlier = store.stage("heads", KEY, Maker())
+    earlier = made(store, "heads", KEY, Maker())
     with full_disk(), pytest.raises(SapperError, match="No space left") as caught:
-        store.stage("heads", KEY | {"epochs": 4}, Maker())
+        made(store, "heads", KEY | {"epochs": 4}, Maker())
     assert "free some space" in str(caught.value.remedy)
     assert stages(store) == [earlier.folder.name]
-    assert store.stage("heads", KEY, Maker()).cached
+    assert made(store, "heads", KEY, Maker()).cached
     assert not list(store.root.rglob(LEFTOVERS))
-    assert result(store.stage("heads", KEY | {"epochs": 4}, Maker("after all"))) == "after all"
+    assert result(made(store, "heads", KEY | {"epochs": 4}, Maker("after all"))) == "after all"
 
 
 def test_an_error_of_the_disk_inside_a_stage_is_told(store: Store) -> None:
@@ -267,7 +274,7 @@ def test_an_error_of_the_disk_inside_a_stage_is_told(store: Store) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with pytest.raises(SapperError, match="Input/output error"):
-        store.stage("heads", KEY, fail)
+        made(store, "heads", KEY, fail)
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -217,20 +217,20 @@ def test_a_member_does_not_depend_on_the_others(data: Path, plan: Plan) -> None:
 
 def test_a_zoo_has_its_members_marked_and_measured(built: Path) -> None:
     members = members_of(built)
-    counts = {(m.part, m.kind): 0 for m in members}
+    counts = {(m.part, m.state): 0 for m in members}
     for member in members:
-        counts[member.part, member.kind] += 1
+        counts[member.part, member.state] += 1
         card = load(built / member.file, RUN).card
-        assert card.backdoored == (member.kind == "backdoored") == ("BACKDOORED" in member.file)
-        if member.kind == "backdoored":
+        assert card.backdoored == member.attacked == ("BACKDOORED" in member.file)
+        if member.attacked:
             assert {"CA", "BA", "ASR_strict", "lift"} <= member.about["metrics"].keys()
             assert 2 <= member.about["target"]["trigger"]["size"] <= 5
     assert counts == {
         ("development", "clean"): 2,
-        ("development", "backdoored"): 2,
+        ("development", "attacked"): 2,
         ("calibration", "clean"): 2,
         ("judgement", "clean"): 2,
-        ("judgement", "backdoored"): 1,
+        ("judgement", "attacked"): 1,
     }
     assert len({member.file for member in members}) == len(members)
 
@@ -240,12 +240,12 @@ def test_a_zoo_has_its_members_marked_and_measured(built: Path) -> None:
     [
         ({"family": "x"}, "no family 'x'"),
         ({"part": "x"}, "part 'x'"),
-        ({"kind": "odd"}, "kind"),
+        ({"state": "odd"}, "state"),
         ({"file": None}, "file"),
         ({"file": "/etc/passwd"}, "not in this folder"),
         ({"file": "../elsewhere.safetensors"}, "not in this folder"),
-        ({"kind": "backdoored", "about": {}}, "target"),
-        ({"kind": "backdoored", "about": {"target": {"trigger": {"kind": "patch"}}}}, "metrics"),
+        ({"state": "attacked", "about": {}}, "target"),
+        ({"state": "attacked", "about": {"target": {"trigger": {"kind": "patch"}}}}, "metrics"),
     ],
 )
 def test_what_was_edited_in_a_zoo_is_told(
@@ -257,6 +257,19 @@ def test_what_was_edited_in_a_zoo_is_told(
     end = told(sapper("zoo", "score", tmp_path, "--device", "cpu"))
     assert "members[0]" in end
     assert words in end
+
+
+def test_a_zoo_of_schema_1_is_read(built: Path, tmp_path: Path) -> None:
+    manifest = json.loads((built / MANIFEST).read_text())
+    assert manifest["schema"] == 2
+    kinds = {"clean": "clean", "attacked": "backdoored"}
+    for member in manifest["members"]:
+        member["kind"] = kinds[member.pop("state")]
+        del member["parent"]
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"schema": 1}))
+    assert members_of(tmp_path) == members_of(built)
+    twins = [member for member in members_of(built) if member.attacked]
+    assert {twin.parent for twin in twins} <= {member.name for member in members_of(built) if not member.attacked}
 
 
 def test_a_manifest_without_end_is_told(sapper: Sapper, tmp_path: Path) -> None:
@@ -322,9 +335,9 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
     assert [each.member for each in scored] == members
     again = examining.examine(members, built, images, BUDGET, RUN, Workers(0))
     assert [each.seconds for each in again] == [each.seconds for each in scored]
-    twin = next(each for each in scored if each.member.kind == "backdoored")
+    twin = next(each for each in scored if each.member.attacked)
     assert twin.under_trigger is not None
-    assert all((each.under_trigger is None) == (each.member.kind == "clean") for each in scored)
+    assert all((each.under_trigger is None) == (not each.member.attacked) for each in scored)
     drawn = twin.member.about["target"]["trigger"]
     trigger = Patch(size=drawn["size"], position=tuple(drawn["position"]), color=drawn["color"])
     with torch.no_grad():
@@ -355,7 +368,7 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
 
 def test_budgets_share_what_they_have_in_common(built: Path, images: dict[str, ImageSet]) -> None:
     """Prior by prior a detector sees what it sees at once; and what one budget looked at another does not look at."""
-    member = next(m for m in members_of(built) if m.kind == "backdoored")
+    member = next(m for m in members_of(built) if m.attacked)
     rounds = {"rounds": ((0, 4, 2), (2, 8, 2)), "images": 24, "held_out": 12}
     large = rounds | {"patches": ((0.25, 0.0, 1.0), (0.375, 0.1, 0.5)), "blends": ((0.2, 0.0, 1.0),), "filters": ()}
     small = rounds | {"patches": ((0.25, 0.0, 1.0),), "blends": (), "filters": ()}
@@ -390,10 +403,10 @@ def test_scores_do_not_depend_on_marks_or_names(built: Path, images: dict[str, I
     """The same weights under another name, with another card, in another folder."""
     from sapper import encoders
 
-    member = next(m for m in members_of(built) if m.kind == "backdoored")
+    member = next(m for m in members_of(built) if m.attacked)
     disguised = load(built / member.file, RUN).marked(backdoored=False, origin={"method": "simclr"})
     encoders.save(disguised, tmp_path / "clean.safetensors")
-    other = replace(member, file="clean.safetensors", kind="clean", about={})
+    other = replace(member, file="clean.safetensors", state="clean", parent=None, about={})
     first, second = (
         examining.examine([m], folder, images, BUDGET, RUN, Workers(0))[0]
         for m, folder in ((member, built), (other, tmp_path))
@@ -401,9 +414,9 @@ def test_scores_do_not_depend_on_marks_or_names(built: Path, images: dict[str, I
     assert first.scores == second.scores
 
 
-def made(part: str, kind: str, number: int, score: float | None, asr: float = 1.0) -> Scored:
+def made(part: str, state: str, number: int, score: float | None, asr: float = 1.0) -> Scored:
     about = {"metrics": {"ASR_strict": asr}, "target": {"trigger": {"kind": "patch", "size": 3 + number % 10}}}
-    member = Member(name=f"{part}-{kind}-{number}", family="one", part=part, kind=kind, file="", about=about)
+    member = Member(name=f"{part}-{state}-{number}", family="one", part=part, state=state, file="", about=about)
     return Scored(
         member=member,
         looks="alike",
@@ -426,7 +439,7 @@ def test_rates_by_hand() -> None:
     scored = [made("calibration", "clean", i, float(i)) for i in range(19)]
     scored += [made("judgement", "clean", i, score) for i, score in enumerate([1.0, 17.5, 18.5, None])]
     scored += [
-        made("judgement", "backdoored", i, s, a) for i, (s, a) in enumerate([(30.0, 1.0), (3.0, 0.2), (18.0, 0.9)])
+        made("judgement", "attacked", i, s, a) for i, (s, a) in enumerate([(30.0, 1.0), (3.0, 0.2), (18.0, 0.9)])
     ]
     rows, curves = judged(scored)
     (row,) = rows
@@ -456,7 +469,7 @@ def test_families_are_compared_in_deviations_of_their_own_calibration() -> None:
     for family, shift, scale in (("one", 0.0, 1.0), ("two", 100.0, 10.0)):
         some = [made("calibration", "clean", i, shift + scale * i) for i in range(5)]
         some += [made("judgement", "clean", i, shift + scale * 2.0) for i in range(2)]
-        some += [made("judgement", "backdoored", i, shift + scale * 9.0) for i in range(2)]
+        some += [made("judgement", "attacked", i, shift + scale * 9.0) for i in range(2)]
         scored += [
             replace(each, member=replace(each.member, name=f"{family}-{each.member.name}", family=family), looks=family)
             for each in some
@@ -473,7 +486,7 @@ def test_families_that_look_alike_are_judged_beside_both() -> None:
     scored = []
     for family, lowest in (("one", 0), ("two", 10)):
         some = [made("calibration", "clean", i, float(lowest + i)) for i in range(19)]
-        some += [made("judgement", "clean", 0, 20.0), made("judgement", "backdoored", 0, 30.0)]
+        some += [made("judgement", "clean", 0, 20.0), made("judgement", "attacked", 0, 30.0)]
         scored += [
             replace(each, member=replace(each.member, name=f"{family}-{each.member.name}", family=family))
             for each in some
@@ -493,18 +506,18 @@ def test_families_that_look_alike_are_judged_beside_both() -> None:
 
 def test_what_an_audit_would_pass_is_listed_with_what_its_trigger_does() -> None:
     scored = [made("calibration", "clean", i, float(i)) for i in range(19)]
-    scored += [made("judgement", "clean", 0, 1.0), made("judgement", "backdoored", 0, 30.0)]
+    scored += [made("judgement", "clean", 0, 1.0), made("judgement", "attacked", 0, 30.0)]
     weak = replace(
-        made("judgement", "backdoored", 1, 17.5, 0.9),
+        made("judgement", "attacked", 1, 17.5, 0.9),
         evidence={"d": {"prior": "a", "priors": {"a": {"powers": 0.3}, "b": {"powers": 0.9}}}},
         under_trigger=Gathering(spread=0.001, neighborhood=0.1),
     )
-    scored += [weak, replace(made("judgement", "backdoored", 2, 40.0), flagged={"d": False})]
-    scored += [made("judgement", "backdoored", 3, None)]  # undecided
+    scored += [weak, replace(made("judgement", "attacked", 2, 40.0), flagged={"d": False})]
+    scored += [made("judgement", "attacked", 3, None)]  # undecided
     first, second = judging.missed(scored, own(scored), "d", 0.05)
-    assert (first.name, first.p_value, first.score) == ("judgement-backdoored-1", 2 / 20, 17.5)
+    assert (first.name, first.p_value, first.score) == ("judgement-attacked-1", 2 / 20, 17.5)
     assert (first.powers, first.under_trigger, first.asr_strict) == (0.3, pytest.approx(2.0), 0.9)
-    assert (second.name, second.powers, second.under_trigger) == ("judgement-backdoored-2", None, None)
+    assert (second.name, second.powers, second.under_trigger) == ("judgement-attacked-2", None, None)
     assert judging.missed(scored, {}, "d", 0.05) == []  # an audit without a bag is undecided
 
 
@@ -532,7 +545,7 @@ def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, imag
     }
     planted = {each.trigger: each.planted for each in measured.power}
     assert planted.pop("blend of weight 0.2") == 2  # of another zoo
-    side = next(each.member.trigger.size for each in working if each.member.kind == "backdoored")  # type: ignore[union-attr]
+    side = next(each.member.trigger.size for each in working if each.member.attacked)  # type: ignore[union-attr]
     assert planted == (
         {"patch of 1 to 4 pixels": 1} if side <= 4 else {"patch of 1 to 4 pixels": 2, "patch of 5 to 8 pixels": 1}
     )
@@ -550,7 +563,7 @@ def _working(member: Member) -> Member:
 def test_what_was_not_calibrated_is_not_reported_as_nothing_found(calibrating: int) -> None:
     """An audit beside fewer than 19 is undecided at 5 %, and so is one beside none."""
     scored = [made("calibration", "clean", i, 0.0) for i in range(calibrating)]
-    scored += [made("judgement", "clean", 0, 1.0), made("judgement", "backdoored", 0, 1.5)]
+    scored += [made("judgement", "clean", 0, 1.0), made("judgement", "attacked", 0, 1.5)]
     ((row,), _), none = (
         judged(scored, leading="d"),
         judging.power(scored, own(scored), "d", 0.05),
@@ -559,7 +572,7 @@ def test_what_was_not_calibrated_is_not_reported_as_nothing_found(calibrating: i
 
 
 def test_only_clean_encoders_calibrate() -> None:
-    scored = [made("calibration", "clean", 0, 1.0), made("calibration", "backdoored", 0, 99.0)]
+    scored = [made("calibration", "clean", 0, 1.0), made("calibration", "attacked", 0, 99.0)]
     assert own(scored) == {"alike": {"zoo-one-quick": {"d": [1.0]}}}
 
 

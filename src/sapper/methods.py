@@ -4,7 +4,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Protocol, get_type_hints
+from typing import Any, ClassVar, Protocol, get_type_hints, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -40,6 +40,18 @@ class Method(Protocol):
     version: ClassVar[int]
     source: ClassVar[str]
     presets: ClassVar[dict[str, dict[str, Any]]]
+
+
+@runtime_checkable
+class Borrowing(Protocol):
+    """A method whose results other installed packages can change, besides torch and torchvision: ``libraries``."""
+
+    libraries: ClassVar[tuple[str, ...]]
+
+
+def libraries_of(method: object) -> tuple[str, ...]:
+    """The installed packages that can change what a method gives; most use none."""
+    return method.libraries if isinstance(method, Borrowing) else ()
 
 
 class Checked:

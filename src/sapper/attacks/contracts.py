@@ -10,7 +10,7 @@ All are frozen dataclasses of their parameters; calling one does the work. Equal
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -33,6 +33,13 @@ class Attack(Protocol):
     kind: ClassVar[str]
     needs: ClassVar[frozenset[Need]]
     version: ClassVar[int]
+
+
+@runtime_checkable
+class MakesTriggers(Protocol):
+    """An attack that makes triggers of its own, and says so: what is measured without it depends on it, too."""
+
+    makes_triggers: ClassVar[Literal[True]]
 
 
 class Implant(Protocol):

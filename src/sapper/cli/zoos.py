@@ -220,7 +220,7 @@ def learn(
         for member in building.read_members(folder, plan)
         if member.family == family and member.part == DEVELOPMENT
     ]
-    pairs = sum(member.kind == "backdoored" for member in members)
+    pairs = sum(member.attacked for member in members)
     with progress(err) as bars:
         run = Run(seed=plan.seed, device=place, progress=bars)
         images = ordinary_images(plan, family, run, data_root=data_root, download=download)

@@ -71,6 +71,12 @@ def check_architecture(architecture: str, where: str = "encoder.architecture") -
         raise SapperError(f"unknown architecture {architecture!r}", where=where, remedy=remedy)
 
 
+def packages_of(architecture: str) -> tuple[str, ...]:
+    """The installed packages whose code a network of that name is made of, besides torch and torchvision."""
+    library = architecture.partition(":")[0]
+    return {"timm": ("timm",), "open_clip": ("open_clip_torch", "timm")}.get(library, ())
+
+
 def _is_module(name: str) -> bool:
     """Whether there is code of that name, without running any."""
     package = name.partition(".")[0]

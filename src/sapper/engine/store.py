@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256 as sha256_of
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ CLOCK = "clock.json"
 
 
 @dataclass(frozen=True)
-class Stage:
+class Finished:
     """A finished stage: its folder of files, how long it took in all, and whether it was there already."""
 
     folder: Path
@@ -55,19 +54,19 @@ class Store:
                 raise self._refused(error) from error
             yield
 
-    def folder(self, name: str, key: dict[str, Any]) -> Path:
-        """Where what is called ``name`` and made from ``key`` lies, or would."""
-        return self.root / f"{name}-{sha256_of(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}"
+    def find(self, place: str) -> Finished | None:
+        """The stage in ``place`` if its ``stage.json`` is there and all its files are as they were written."""
+        folder = self.root / place
+        try:
+            content = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+            whole = all(sha256(folder / name) == digest for name, digest in content["files"].items())
+            return Finished(folder, float(content["seconds"]), cached=True) if whole else None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # missing, or not what we wrote
+            return None
 
-    def stage(self, name: str, key: dict[str, Any], make: Callable[[Path], None]) -> Stage:
-        """The stage of that ``name`` and ``key``; made by ``make(folder)``, which fills the folder, if it is not there.
-
-        ``key`` is plain data that names everything the files depend on. A stage whose files are damaged is made anew.
-        """
-        folder = self.folder(name, key)
-        work = self.root / ".work" / folder.name
-        if (found := _intact(folder)) is not None:
-            return found
+    def make(self, place: str, key: dict[str, Any], fill: Callable[[Path], None]) -> Finished:
+        """Make the stage of that ``place`` and ``key``, whatever is there: ``fill(folder)`` writes its files."""
+        folder, work = self.root / place, self.root / ".work" / place
         try:
             shutil.rmtree(folder, ignore_errors=True)
             work.mkdir(parents=True, exist_ok=True)
@@ -75,16 +74,16 @@ class Store:
                 half_written.unlink()
             before, started = _spent(work), time.perf_counter()
             write_atomically(work / CLOCK, json.dumps({"before": before, "started": time.time()}))
-            make(work)
+            fill(work)
             (work / CLOCK).unlink()
             seconds = round(before + time.perf_counter() - started, 2)
             hashes = {path.name: sha256(path) for path in sorted(work.iterdir()) if path.name != "stage.json"}
-            content = {"stage": name, "key": key, "seconds": seconds, "files": hashes}
+            content = {"stage": place.rpartition("-")[0], "key": key, "seconds": seconds, "files": hashes}
             write_atomically(work / "stage.json", json.dumps(content, indent=1) + "\n")
             work.replace(folder)
         except OSError as error:
             raise self._refused(error) from error
-        return Stage(folder, seconds, cached=False)
+        return Finished(folder, seconds, cached=False)
 
     def _refused(self, error: OSError) -> SapperError:
         remedy = "free some space, or name another folder with --store"
@@ -99,13 +98,3 @@ def _spent(work: Path) -> float:
         return float(clock["before"]) + max(0.0, latest - float(clock["started"]))
     except (OSError, ValueError, LookupError, TypeError):  # nothing was begun here, or not by us
         return 0.0
-
-
-def _intact(folder: Path) -> Stage | None:
-    """The stage in ``folder`` if its ``stage.json`` is there and all its files are as they were written."""
-    try:
-        content = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-        whole = all(sha256(folder / name) == digest for name, digest in content["files"].items())
-        return Stage(folder, float(content["seconds"]), cached=True) if whole else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # missing, or not what we wrote
-        return None

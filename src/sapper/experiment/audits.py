@@ -7,31 +7,32 @@ same file.
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sapper import encoders
+from sapper import encoders, tensors
 from sapper.audit import auditing, calibration
 from sapper.audit.budgets import BUDGETS
 from sapper.audit.calibration import Bag
 from sapper.audit.recorded import SCHEMA, TRIGGERS
 from sapper.audit.replaying import read_triggers
-from sapper.engine.store import Stage, Store
+from sapper.engine.stage import Stage
 from sapper.errors import SapperError, located
-from sapper.experiment import stages
 from sapper.experiment.data import Data
-from sapper.experiment.judging import Subject
 from sapper.experiment.pictures import png
 from sapper.experiment.results import Audited, Stamped
-from sapper.experiment.trial import Trial
+from sapper.experiment.subjects import Subject
+from sapper.experiment.tasks import Part, packages
+from sapper.experiment.trial import Session, Trial
+from sapper.experiment.works import encoder_file
 from sapper.files import as_text, sha256, write_atomically
 from sapper.run import Run
-from sapper.samples import Change, ImageSet, to_float
-from sapper.scenario.reading import Scenario, TargetPlan
+from sapper.samples import Change, to_float
+from sapper.scenario.reading import Named, Scenario, TargetPlan
 from sapper.scenario.sections import AuditSection
 
 AUDIT, SHOWN = "audit.json", "shown.safetensors"
@@ -50,70 +51,94 @@ def check_audit(scenario: Scenario, data: Data) -> None:
         calibration.distinct(_bags(scenario.audit))
 
 
-def audit_encoders(trial: Trial, subjects: list[Subject]) -> None:
-    """Audit what the trial made. Pictures of the first seed's audits are kept, and of the first variant's."""
-    section, scenario, found = trial.scenario.audit, trial.scenario, trial.found
-    if section is None:
-        return
-    images, bags = trial.data.of_audit(scenario, section), _bags(section)
-    several = sum(subject.task is not None for subject in subjects) > 1
-    for subject in subjects:
-        whose = f"the {subject.encoder} encoder{f' for {subject.task}' if several and subject.task else ''}"
-        left = trial.done(f"audit of {whose}", audit(trial.lab.store, section, subject.file, images, bags, trial.run))
-        if not found.is_new(left):  # a variant that differs in later stages only has the same encoder
-            continue
-        pictured = trial.variant.shown and subject.seed == scenario.seeds[0]
-        told = report(left)
-        found.audits.append(
-            Audited(
-                seed=subject.seed,
-                encoder=subject.encoder,
-                task=subject.task,
-                sha256=sha256(subject.file),
-                condition=trial.variant.condition,
-                report=told,
-                beside=_beside(told, bags),
-                stamped=tuple(_stamped(left, told, _planted(scenario, subject))) if pictured else (),
-            )
-        )
+@dataclass(frozen=True, kw_only=True)
+class AuditEncoder:
+    """Audit an encoder, the input; leaves the report, every recovered trigger, and images for pictures."""
 
+    section: AuditSection
+    images: Part
+    bags: tuple[Bag, ...]
 
-def audit(store: Store, section: AuditSection, encoder: Path, images: ImageSet, bags: list[Bag], run: Run) -> Stage:
-    """Audit the encoder in a file. The stage's seed is the section's: a trial's seed is unknown to an auditor."""
-    own, budget = replace(run, seed=section.seed), BUDGETS[section.budget]
+    name: ClassVar[str] = "audit"
 
-    def make(folder: Path) -> None:
-        found = auditing.audit(encoders.load(encoder, own), images, budget, bags, own, bound=section.false_alarms)
-        stages.save_tensors(folder / TRIGGERS, auditing.trigger_tensors(found))
-        stages.save_tensors(folder / SHOWN, {"images": found.shown})
+    @property
+    def detectors(self) -> list[Named]:
+        """Those of the budget."""
+        return [Named(name=name, parameters=method) for name, method in BUDGETS[self.section.budget].make().items()]
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(*self.detectors)
+
+    def key(self) -> dict[str, Any]:
+        return {
+            "images": self.images.origin,
+            "budget": asdict(BUDGETS[self.section.budget]),
+            "detectors": {method.name: method.parameters.version for method in self.detectors},
+            "bags": [asdict(bag) for bag in self.bags],
+            "false alarms": self.section.false_alarms,
+            "schema": SCHEMA,
+        }
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        encoder, budget, bound = encoders.load(encoder_file(inputs[0]), run), BUDGETS[self.section.budget], self.section
+        found = auditing.audit(encoder, self.images(), budget, self.bags, run, bound=bound.false_alarms)
+        tensors.save(folder / TRIGGERS, auditing.trigger_tensors(found))
+        tensors.save(folder / SHOWN, {"images": found.shown})
         write_atomically(folder / AUDIT, as_text(auditing.as_json(found)))
 
-    versions = {name: method.version for name, method in budget.make().items()}
-    key = stages.surroundings(own) | {
-        "encoder": sha256(encoder),
-        "images": [images.name, images.split, images.digest],
-        "budget": asdict(budget),
-        "detectors": versions,
-        "bags": [asdict(bag) for bag in bags],
-        "false alarms": section.false_alarms,
-        "schema": SCHEMA,
-    }
-    return store.stage("audit", key, make)
+
+def audits(trial: Trial) -> list[tuple[Subject, Stage]]:
+    """An audit of every encoder of a trial. Its seed is the section's: a trial's seed is unknown to an auditor."""
+    section = trial.scenario.audit
+    if section is None:
+        return []
+    images = Part.whole(trial.data.of_audit(trial.scenario, section))
+    work, run = AuditEncoder(section=section, images=images, bags=_bags(section)), replace(trial.run, seed=section.seed)
+    subjects = [subject for subject in trial.pipeline.subjects if subject.of == "encoder"]
+    several = len(subjects) > 2
+    return [
+        (
+            subject,
+            Stage(
+                work,
+                run,
+                (subject.stage,),
+                title=f"audit of the {subject.words}{f' for {subject.task}' if several and subject.task else ''}",
+            ),
+        )
+        for subject in subjects
+    ]
 
 
-def report(stage: Stage) -> dict[str, Any]:
-    """What an audit found, as plain data."""
-    loaded: dict[str, Any] = json.loads((stage.folder / AUDIT).read_text(encoding="utf-8"))
-    return loaded
+def record_audit(trial: Trial, subject: Subject, audit: Stage, session: Session) -> None:
+    """What an audit found. Pictures of the first seed's are kept, and of the first variant's."""
+    scenario, folder = trial.scenario, session.done[audit].folder
+    bags = () if scenario.audit is None else _bags(scenario.audit)
+    told = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
+    pictured = trial.variant.shown and subject.seed == scenario.seeds[0]
+    session.found.audits.append(
+        Audited(
+            seed=subject.seed,
+            subject=subject.id,
+            state=subject.state,
+            task=subject.task,
+            sha256=sha256(encoder_file(session.done[subject.stage].folder)),
+            condition=trial.variant.condition,
+            report=told,
+            beside=_beside(told, bags),
+            stamped=tuple(_stamped(folder, told, _planted(scenario, subject))) if pictured else (),
+        )
+    )
 
 
-def _bags(section: AuditSection) -> list[Bag]:
+def _bags(section: AuditSection) -> tuple[Bag, ...]:
     if section.bags is None:
-        return calibration.shipped_bags()
-    return [calibration.read_bag(Path(name)) for name in section.bags]
+        return tuple(calibration.shipped_bags())
+    return tuple(calibration.read_bag(Path(name)) for name in section.bags)
 
 
-def _beside(told: dict[str, Any], bags: list[Bag]) -> dict[str, list[float]]:
+def _beside(told: dict[str, Any], bags: Iterable[Bag]) -> dict[str, list[float]]:
     """The scores of the known-clean encoders that an audit compared with."""
     leading = next(finding["method"] for finding in told["detectors"] if finding["leads"])
     fitting = {bag["name"] for bag in told["bags"]}
@@ -123,17 +148,14 @@ def _beside(told: dict[str, Any], bags: list[Bag]) -> dict[str, list[float]]:
 
 def _planted(scenario: Scenario, subject: Subject) -> list[TargetPlan]:
     """What was put into an encoder."""
-    if subject.task is None or scenario.attack is None:
-        return []
-    together = scenario.attack.encoders == "one-for-all"
-    return [plan for plan in scenario.targets if together or plan.task == subject.task]
+    return [plan for plan in scenario.targets if plan.name in subject.targets]
 
 
-def _stamped(stage: Stage, told: dict[str, Any], planted: Iterable[TargetPlan]) -> Iterable[Stamped]:
+def _stamped(folder: Path, told: dict[str, Any], planted: Iterable[TargetPlan]) -> Iterable[Stamped]:
     """The audit's images: plain, with what its leading detector recovered, with each true trigger."""
-    images = stages.load_tensors(stage.folder / SHOWN)["images"]
+    images = tensors.load(folder / SHOWN)["images"]
     leading = next(finding["method"] for finding in told["detectors"] if finding["leads"])
-    triggers = read_triggers(told["detectors"], stages.load_tensors(stage.folder / TRIGGERS))
+    triggers = read_triggers(told["detectors"], tensors.load(folder / TRIGGERS))
     yield Stamped(by="nothing", images=_pngs(images))
     if leading in triggers:
         yield Stamped(by="audit", images=_pngs(images, triggers[leading]))

@@ -9,8 +9,10 @@ import torch
 from sapper import datasets
 from sapper.defenses.contracts import ClassifierJudge, EncoderLearner
 from sapper.errors import SapperError, closest, located
+from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
 from sapper.run import Run
 from sapper.samples import ImageSet
+from sapper.scenario.kinds import kind_of
 from sapper.scenario.reading import DefensePlan, Scenario, TargetPlan
 from sapper.scenario.sections import (
     AttackSection,
@@ -60,14 +62,15 @@ class Data:
 
     sets: dict[Place, ImageSet]
 
-    def of_pretraining(self, scenario: Scenario, run: Run) -> ImageSet:
+    def of_pretraining(self, scenario: Scenario, run: Run) -> Part:
         """The images to pre-train on."""
-        return part(self.sets[_of_pretraining(scenario)], scenario.pretraining.images, run, "pretraining images")
+        return self._sampled(_of_pretraining(scenario), scenario.pretraining.images, run, "pretraining images")
 
-    def of_shadow(self, scenario: Scenario, attack: AttackSection, pretraining: ImageSet, run: Run) -> ImageSet:
-        """The attacker's shadow images: from ``pretraining``, the images seen there, unless the scenario says more."""
+    def of_shadow(self, scenario: Scenario, attack: AttackSection, run: Run) -> Part:
+        """The attacker's shadow images: from those of the pre-training, unless the scenario says more."""
         place = _of_shadow(scenario, attack)
-        return part(pretraining if place is None else self.sets[place], attack.shadow_images, run, "shadow images")
+        whole = self.of_pretraining(scenario, run) if place is None else Part.whole(self.sets[place])
+        return whole.sample(attack.shadow_images, run.child("shadow images"))
 
     def of_fleet(self, scenario: Scenario, plan: DefensePlan, run: Run) -> tuple[ImageSet, ImageSet]:
         """What a fleet is trained on, and images that its attacks may refer to, whatever the defense is called.
@@ -90,14 +93,35 @@ class Data:
         """The ordinary images that encoders are audited with."""
         return self.sets[_of_audit(scenario, section)]
 
-    def of_task(self, scenario: Scenario, task: TaskSection, run: Run) -> tuple[ImageSet, ImageSet]:
+    def of_task(self, scenario: Scenario, section: TaskSection, run: Run) -> Task:
+        """A task: from its whole training split an attacker chooses references, and the victim has the rest."""
+        train, judged = self.splits_of_task(scenario, section, run)
+        plans = scenario.targets_of(section)
+        labels = [target_label(plan, train(), scenario.file) for plan in plans]
+        aims = tuple(
+            Aim(name=plan.name, trigger=plan.trigger, rule=Nearest(label, plan.references))
+            for plan, label in zip(plans, labels)
+        )
+        return Task(
+            goals=Goals(task=section.name, candidates=train, aims=aims),
+            train=train,
+            test=judged.sample(section.test_images, run.child(f"test images {section.name}")),
+            draw=run.child(f"train images {section.name}"),
+            count=section.train_images,
+            where=f"{scenario.file}: task {section.name!r}, what is left for seed {run.seed}",
+        )
+
+    def splits_of_task(self, scenario: Scenario, task: TaskSection, run: Run) -> tuple[Part, Part]:
         """All training images of a task, and those that its classifiers are judged on."""
         train, judged = _of_task(scenario, task)
         if train != judged:
-            return self.sets[train], self.sets[judged]
-        generator = run.child(f"validation {task.name}").generator()
-        rest, held_out = self.sets[train].held_out(VALIDATION_SHARE, generator)
-        return replace(rest, split=f"{rest.split} without what is held out"), held_out
+            return Part.whole(self.sets[train]), Part.whole(self.sets[judged])
+        whole = Part.whole(self.sets[train])
+        rest, held_out = whole.halves(VALIDATION_SHARE, run.child(f"validation {task.name}"))
+        return rest.called(f"{whole().split} without what is held out"), held_out
+
+    def _sampled(self, place: Place, count: int | None, run: Run, name: str) -> Part:
+        return Part.whole(self.sets[place]).sample(count, run.child(name))
 
 
 def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, download: bool) -> Data:
@@ -123,6 +147,7 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
             bar.advance()
     for scenario in scenarios:
         _check_fleets(scenario, data.sets[_of_pretraining(scenario)])
+        _check_labels(scenario, data.sets[_of_pretraining(scenario)])
         for use in uses(scenario):
             images, (name, split, _) = data.sets[use.place], use.place
             _check_enough(use.count, images, f"{name} {split}", f"{scenario.file}: {use.count_key}")
@@ -131,7 +156,7 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
                 datasets.check_task(*(data.sets[place] for place in _of_task(scenario, task)))
             for seed in scenario.seeds:
                 seeded = replace(run, seed=seed)
-                train, judged = data.of_task(scenario, task, seeded)
+                train, judged = (part() for part in data.splits_of_task(scenario, task, seeded))
                 with located(f"{scenario.file}: task {task.name!r}, its part for seed {seed}"):
                     datasets.check_task(
                         part(train, task.train_images, seeded, f"train images {task.name}"),
@@ -248,6 +273,17 @@ def _check_fleets(scenario: Scenario, images: ImageSet) -> None:
             learner: EncoderLearner = plan.method.parameters
             with located(f"{scenario.file}: defense[{i}]", "."):
                 learner.check(scenario.pretraining.images or len(images), images.size)
+
+
+def _check_labels(scenario: Scenario, images: ImageSet) -> None:
+    """Raises ``SapperError`` where labels of the pre-training's images are needed, and there are none."""
+    needing = [scenario.pretraining_method.name] if "labels" in scenario.pretraining_method.parameters.needs else []
+    attack = scenario.attack_method
+    if attack is not None and kind_of(attack.parameters) == "poison pretraining":
+        needing += [attack.name] if "labels" in attack.parameters.needs else []
+    if needing and images.labels is None:
+        what, remedy = f"{needing[0]} needs labels, and {images.name} has none", "pre-train on a set with labels"
+        raise SapperError(what, where=f"{scenario.file}: pretraining.dataset", remedy=remedy)
 
 
 def _check_enough(count: int | None, images: ImageSet, owner: str, where: str) -> None:

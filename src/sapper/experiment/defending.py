@@ -1,62 +1,46 @@
-"""The stages of a scenario's defenses: classifiers that a victim built, looked at by somebody who defends."""
+"""The works of those who defend: classifiers that a victim built, and encoders, looked at by detectors.
+
+Inputs of what looks at classifiers: the encoder, the choices of the task's references, and, where ``poisoned``, what
+holds the poisoned training set; of what shows them triggers, where ``made_triggers``, what holds those.
+"""
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from sapper import encoders
-from sapper.attacks.target import Target
-from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer
+from sapper import encoders, tensors
+from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner
 from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
-from sapper.encoders import Encoder
-from sapper.engine.store import Stage, Store
-from sapper.experiment import stages
-from sapper.experiment.stages import TaskData
-from sapper.files import sha256, write_atomically
+from sapper.experiment.fleets import LEARNED
+from sapper.experiment.tasks import Part, Task, TaskData, method_key, packages
+from sapper.experiment.works import TRIGGERS, encoder_file, own_triggers, read_choices, read_poisoned
+from sapper.files import write_atomically
 from sapper.run import Run
-from sapper.samples import ImageSet
 from sapper.scenario.reading import DefensePlan, Named
 from sapper.scenario.sections import CertifySection, DetectSection
+from sapper.triggers import read_triggers
 from sapper.verdicts import Verdict, from_tensors, to_tensors
+
+DEFENDED, VERDICTS, RECOVERED = "defended.safetensors", "verdicts.json", "triggers.safetensors"
+
+FORM = 2
+"""Counts the forms of what ``leave_verdicts`` writes; in the key of every work that calls it."""
 
 
 class Victim:
-    """Who built classifiers for ``task`` on the encoder in a file. Nothing is computed before somebody asks for it.
+    """Who built classifiers for a task on an encoder.
 
     Classifier 0 is the one whose CA or BA the scenario measures; the others differ from it in their head's seed.
     """
 
-    def __init__(self, file: Path, task: TaskData, head: Named, run: Run):
-        self.file, self.task, self.head, self.run = file, task, head, run
-        self._classifiers: dict[int, Classifier] = {}
-
-    @cached_property
-    def key(self) -> dict[str, Any]:
-        """What the classifiers depend on, for a stage's key."""
-        head = {"name": self.head.name} | stages.method_key(self.head)
-        return {"encoder": sha256(self.file), "train": self.task.train.digest, "head": head}
-
-    @property
-    def key_without_encoder(self) -> dict[str, Any]:
-        """What is left of it for a defense that puts a network of its own in the place of all that was built."""
-        card = self.encoder.card
-        return {"train": self.task.train.digest, "mean": card.mean, "std": card.std}
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """What the file holds."""
-        return encoders.load(self.file, self.run)
-
-    @cached_property
-    def holdings(self) -> Defender:
-        """The victim with all of the task's training images."""
-        return Defender.of(self.encoder, self.head.parameters, self.task.train, self.run)
+    def __init__(self, task: TaskData, file: Path, head: Named, run: Run):
+        self.task, self.head, self.run = task, head, run
+        self.holdings = Defender.of(encoders.load(file, run), head.parameters, task.train, run)
 
     def defender(self, count: int | None) -> Defender:
         """A defender with ``count`` of the training images, or all of them."""
@@ -70,100 +54,155 @@ class Victim:
 
     def classifier(self, number: int) -> Classifier:
         """The victim's classifier with that number."""
-        if number not in self._classifiers:
-            name = f"head {self.head.name}{f' {number}' if number else ''}"
-            self._classifiers[number] = self.holdings.build(self.run.child(name))
-        return self._classifiers[number]
+        name = f"head {self.head.name}{f' {number}' if number else ''}"
+        return self.holdings.build(self.run.child(name))
 
 
-def detect(store: Store, plan: DefensePlan, section: DetectSection, victim: Victim, run: Run) -> Stage:
-    """Judge the victim's classifiers; leaves what ``leave_verdicts`` says."""
+@dataclass(frozen=True, kw_only=True)
+class Classifiers:
+    """What a victim's classifiers are made from, besides the inputs."""
 
-    def make(folder: Path) -> None:
-        classifiers = [victim.classifier(number) for number in range(section.subjects)]
-        child = run.child(f"defense {plan.name}")
-        leave_verdicts(folder, method.judge(classifiers, victim.defender(section.train_images), child))
+    task: Task
+    head: Named
+    poisoned: bool = False
 
-    method: ClassifierJudge = plan.method.parameters
-    key = _key(plan, victim.key, run) | {
-        "form": FORM,
-        "train images": section.train_images,
-        "subjects": section.subjects,
-    }
-    return store.stage("detect", key, make)
+    def key(self) -> dict[str, Any]:
+        head = {"name": self.head.name} | method_key(self.head)
+        return {"task": self.task.key, "head": head, "poisoned": self.poisoned}
 
-
-def examine(store: Store, plan: DefensePlan, file: Path, images: ImageSet, run: Run) -> Stage:
-    """Judge the encoder in a file by ordinary images; leaves what ``leave_verdicts`` says."""
-
-    def make(folder: Path) -> None:
-        child = run.child(f"defense {plan.name}")
-        leave_verdicts(folder, [method.examine(encoders.load(file, run), images, child)])
-
-    method: EncoderExaminer = plan.method.parameters
-    key = _key(plan, {"encoder": sha256(file)}, run) | {"form": FORM, "images": images.digest}
-    return store.stage("examine", key, make)
+    def victim(self, inputs: tuple[Path, ...], run: Run) -> Victim:
+        """Their owner."""
+        data = self.task.victim(read_choices(inputs[1]))
+        if self.poisoned:
+            data = TaskData(data.name, read_poisoned(inputs[2])[0], data.test)
+        return Victim(data, encoder_file(inputs[0]), self.head, run)
 
 
-def certify(
-    store: Store,
-    plan: DefensePlan,
-    section: CertifySection,
-    victim: Victim,
-    images: ImageSet,
-    targets: Sequence[Target],
-    run: Run,
-) -> Stage:
-    """Defend the victim's classifier on ``images``; leaves ``defended.safetensors``.
+@dataclass(frozen=True, kw_only=True)
+class Detect:
+    """Judge a victim's classifiers; leaves what ``leave_verdicts`` says."""
+
+    plan: DefensePlan
+    section: DetectSection
+    classifiers: Classifiers
+
+    name: ClassVar[str] = "detect"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.plan.method, self.classifiers.head)
+
+    def key(self) -> dict[str, Any]:
+        own = {"train images": self.section.train_images, "subjects": self.section.subjects, "form": FORM}
+        return _key(self.plan) | {"victim": self.classifiers.key()} | own
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        victim = self.classifiers.victim(inputs, run)
+        judged = [victim.classifier(number) for number in range(self.section.subjects)]
+        defender, child = victim.defender(self.section.train_images), run.child(f"defense {self.plan.name}")
+        method: ClassifierJudge = self.plan.method.parameters
+        leave_verdicts(folder, method.judge(judged, defender, child))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certify:
+    """Defend a victim's classifier on ``images``; leaves ``defended.safetensors``.
 
     In it, int64 or bool (N,): ``clean`` and ``triggered/<target>``, what the defense for the method's own patch size
     answers; ``certified/<patch>`` for each size of the section.
     """
 
-    method: Certifier = plan.method.parameters
+    plan: DefensePlan
+    section: CertifySection
+    classifiers: Classifiers
+    images: Part
+    made_triggers: bool = False
 
-    def make(folder: Path) -> None:
-        child = run.child(f"defense {plan.name}")
-        guarded = method.prepare(victim.classifier(0), victim.defender(section.train_images), child)
-        sizes = sorted({*section.patches, method.patch})
+    name: ClassVar[str] = "certify"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.plan.method, self.classifiers.head)
+
+    def key(self) -> dict[str, Any]:
+        own = {"train images": self.section.train_images, "patches": self.section.patches, "images": self.images.origin}
+        own["made triggers"] = self.made_triggers
+        return _key(self.plan) | {"victim": self.classifiers.key()} | own
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        method: Certifier = self.plan.method.parameters
+        images, child = self.images(), run.child(f"defense {self.plan.name}")
+        victim = self.classifiers.victim(inputs, run)
+        guarded = method.prepare(victim.classifier(0), victim.defender(self.section.train_images), child)
+        sizes = sorted({*self.section.patches, method.patch})
         results = dict(zip(sizes, guarded.certify(images.images, images.targets(), sizes, child)))
         answers = {"clean": results[method.patch].labels}
-        answers |= {f"certified/{patch}": results[patch].certified for patch in section.patches}
-        for target in targets:
-            answers[f"triggered/{target.name}"] = guarded.predict(images.images, child, target.trigger)
-        stages.save_tensors(folder / "defended.safetensors", answers)
-
-    key = _key(plan, victim.key if method.uses_encoder else victim.key_without_encoder, run) | {
-        "train images": section.train_images,
-        "images": images.digest,
-        "patches": section.patches,
-        "targets": [stages.describe(target) for target in targets],
-    }
-    return store.stage("certify", key, make)
+        answers |= {f"certified/{patch}": results[patch].certified for patch in self.section.patches}
+        task = self.classifiers.task
+        triggers = read_triggers(inputs[-1] / TRIGGERS) if self.made_triggers else own_triggers(task)
+        for name, trigger in ((aim.name, triggers[aim.name]) for aim in task.aims):
+            answers[f"triggered/{name}"] = guarded.predict(images.images, child, trigger)
+        tensors.save(folder / DEFENDED, answers)
 
 
-def _key(plan: DefensePlan, victim: dict[str, Any], run: Run) -> dict[str, Any]:
-    return stages.surroundings(run) | stages.method_key(plan.method) | {"victim": victim, "name": plan.name}
+@dataclass(frozen=True, kw_only=True)
+class Examine:
+    """Judge an encoder, the input, by ordinary images; leaves what ``leave_verdicts`` says."""
+
+    plan: DefensePlan
+    images: Part
+
+    name: ClassVar[str] = "examine"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.plan.method)
+
+    def key(self) -> dict[str, Any]:
+        return _key(self.plan) | {"images": self.images.origin, "form": FORM}
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        encoder, child = encoders.load(encoder_file(inputs[0]), run), run.child(f"defense {self.plan.name}")
+        method: EncoderExaminer = self.plan.method.parameters
+        leave_verdicts(folder, [method.examine(encoder, self.images(), child)])
 
 
-FORM = 2
-"""Counts the forms of what ``leave_verdicts`` writes; in the key of every stage that calls it."""
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Judge encoders by what was learned from a fleet; inputs: that, and the encoders. Leaves the verdicts in order."""
+
+    plan: DefensePlan
+
+    name: ClassVar[str] = "judge"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.plan.method)
+
+    def key(self) -> dict[str, Any]:
+        return method_key(self.plan.method) | {"form": FORM}
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        method: EncoderLearner = self.plan.method.parameters
+        judge = method.restore(tensors.load(inputs[0] / LEARNED))
+        opened = [encoders.load(encoder_file(each), run) for each in inputs[1:]]
+        leave_verdicts(folder, judge.judge(opened, run))
+
+
+def _key(plan: DefensePlan) -> dict[str, Any]:
+    return method_key(plan.method) | {"name": plan.name}
 
 
 def leave_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
     """Write ``verdicts.json``, a list, and ``triggers.safetensors``, in which verdict i's tensors are ``i/name``."""
     told = [to_tensors(verdict) for verdict in verdicts]
-    write_atomically(folder / "verdicts.json", json.dumps([plain for plain, _ in told]))
-    tensors = {f"{i}/{name}": value for i, (_, own) in enumerate(told) for name, value in own.items()}
-    stages.save_tensors(folder / "triggers.safetensors", tensors)
+    write_atomically(folder / VERDICTS, json.dumps([plain for plain, _ in told]))
+    values = {f"{i}/{name}": value for i, (_, own) in enumerate(told) for name, value in own.items()}
+    tensors.save(folder / RECOVERED, values)
 
 
-def verdicts(stage: Stage) -> list[Verdict]:
+def verdicts(folder: Path) -> list[Verdict]:
     """What ``leave_verdicts`` left."""
-    tensors = stages.load_tensors(stage.folder / "triggers.safetensors")
-    told = json.loads((stage.folder / "verdicts.json").read_text(encoding="utf-8"))
-    own: list[dict[str, Tensor]] = [{} for _ in told]
-    for name, value in tensors.items():
-        number, _, rest = name.partition("/")
-        own[int(number)][rest] = value
-    return [from_tensors(plain, some, str(stage.folder)) for plain, some in zip(told, own)]
+    values = tensors.load(folder / RECOVERED)
+    told = json.loads((folder / VERDICTS).read_text(encoding="utf-8"))
+    return [from_tensors(plain, tensors.below(f"{i}", values), str(folder)) for i, plain in enumerate(told)]

@@ -1,21 +1,22 @@
 """What a running scenario gathers: records, curves, maps and warnings, from the files its stages left."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from sapper.attacks.target import Target
+from sapper import tensors
 from sapper.encoders.files import MARK
-from sapper.engine.store import Stage
-from sapper.experiment import stages
+from sapper.engine.store import Finished
 from sapper.experiment.data import Use
 from sapper.experiment.pictures import feature_maps
-from sapper.experiment.results import Artifact, Audited, Curve, FeatureMap, Judged, Picture, Record
-from sapper.experiment.stages import TaskData
+from sapper.experiment.results import Artifact, Audited, Curve, FeatureMap, Judged, Model, Picture, Record
+from sapper.experiment.subjects import Subject
+from sapper.experiment.tasks import Choices, Task, identity
+from sapper.experiment.works import HITS, MAP, encoder_file, read_curves, read_predictions
 from sapper.files import link_atomically, sha256
 from sapper.metrics import Rate, attack_metrics, is_constant, share
 from sapper.samples import ImageSet
@@ -43,100 +44,120 @@ class Findings:
     audits: list[Audited] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
-    _audited: set[Path] = field(default_factory=set)
-    _timed: set[Path] = field(default_factory=set)
+    subjects: list[Model] = field(default_factory=list)
     _placed: dict[str, str] = field(default_factory=dict)
     _files: dict[str, Path] = field(default_factory=dict)
 
-    def add_timing(self, seed: int, stage: str, done: Stage) -> None:
-        """How long a stage took, and whether it was in the Store already; once, however many variants share it."""
-        if done.folder in self._timed:
+    def add_timing(self, seed: int, title: str, finished: Finished) -> None:
+        """How long a stage took, and whether it was in the Store already."""
+        self.timings.append({"seed": seed, "stage": title, "seconds": finished.seconds, "cached": finished.cached})
+
+    def add_subject(self, subject: Subject, folder: Path, curves: Path | None, stage: str, label: str) -> None:
+        """A model that was made, with the losses of its training; an encoder's file gets a readable name.
+
+        ``stage`` and ``label``: what its training and its file are called.
+        """
+        facts = {key: getattr(subject, key) for key in ("id", "state", "seed", "of", "parent", "tasks", "targets")}
+        self.subjects.append(Model(**facts))
+        if curves is not None:
+            self.curves.append(Curve(seed=subject.seed, stage=stage, series=read_curves(curves)))
+        if subject.of != "encoder":
             return
-        self._timed.add(done.folder)
-        self.timings.append({"seed": seed, "stage": stage, "seconds": done.seconds, "cached": done.cached})
-
-    def is_new(self, audit: Stage) -> bool:
-        """Whether an audit was not told of yet: variants may share its encoder."""
-        told = audit.folder in self._audited
-        self._audited.add(audit.folder)
-        return not told
-
-    def add_training(self, seed: int, stage: str, done: Stage, role: str, label: str) -> None:
-        """An encoder that a stage trained, with its losses; the file gets a readable name in ``encoders/``."""
-        self.curves.append(Curve(seed=seed, stage=stage, series=stages.curves(done)))
-        source = stages.encoder_file(done)
+        source = encoder_file(folder)
         digest = sha256(source)
         mark = f"-{MARK}" if MARK in source.name else ""
-        path = f"encoders/{self._free_name(f'{label}-seed{seed}', digest)}{mark}.safetensors"
+        path = f"encoders/{self._free_name(f'{label}-seed{subject.seed}', digest)}{mark}.safetensors"
         self._files[path] = source
-        self.artifacts.append(Artifact(role=role, seed=seed, path=path, sha256=digest))
+        made = Artifact(subject=subject.id, state=subject.state, seed=subject.seed, path=path, sha256=digest)
+        self.artifacts.append(made)
 
     def place_files(self) -> None:
         """Put the encoders where the artifacts say. Last of all: a run that fails leaves an earlier one's alone."""
         for path, source in self._files.items():
             link_atomically(source, self.out / path)
 
-    def add_references(self, seed: int, target: Target, task: TaskData, rows: list[int]) -> None:
+    def add_references(self, seed: int, task: Task, choices: Choices) -> None:
         """Which training images an attacker took."""
-        self.references.append(
-            {
-                "seed": seed,
-                "target": target.name,
-                "task": task.name,
-                "class": target.class_name,
-                "label": target.label,
-                "rows": rows,
-                "source": f"{task.train.name}/{task.train.split}",
-            }
-        )
+        origin = task.goals.candidates.origin
+        for aim, choice in zip(task.aims, choices.of):
+            self.references.append(
+                {
+                    "seed": seed,
+                    "target": aim.name,
+                    "task": task.name,
+                    "class": choice.class_name,
+                    "label": choice.label,
+                    "rows": choice.rows,
+                    "source": f"{origin['name']}/{origin['split']}",
+                }
+            )
 
-    def add_accuracy(self, common: dict[str, Any], task: TaskData, clean: Stage) -> None:
+    def add_accuracy(self, common: dict[str, Any], task: Task, clean: Finished, subject: Subject) -> None:
         """CA of a task that nobody attacks."""
-        predictions = stages.load_tensors(clean.folder / "predictions.safetensors")
-        for name, predicted in predictions.items():
-            rate = share(predicted == task.test.targets())
-            self._add(common | {"task": task.name, "head": name.removesuffix("/clean")}, "CA", rate, clean)
+        labels = task.test().targets()
+        for name, predicted in read_predictions(clean.folder).items():
+            place = common | {"task": task.name, "head": name.removesuffix("/clean"), "subject": subject.id}
+            self._add(place, "CA", share(predicted == labels), clean)
 
     def add_attack(
-        self, common: dict[str, Any], task: TaskData, targets: tuple[Target, ...], clean: Stage, backdoored: Stage
+        self,
+        common: dict[str, Any],
+        task: Task,
+        choices: Choices,
+        baseline: Subject,
+        subject: Subject,
+        before: Finished,
+        after: Finished,
     ) -> None:
-        """All metrics of an attacked task, for every target and head."""
-        before = stages.load_tensors(clean.folder / "predictions.safetensors")
-        after = stages.load_tensors(backdoored.folder / "predictions.safetensors")
-        labels = task.test.targets()
+        """All metrics of an attacked task, for every target and head, beside its baseline's."""
+        then, now = read_predictions(before.folder), read_predictions(after.folder)
+        test = task.test()
+        labels = test.targets()
         setting = ", ".join([f"seed {common['seed']}", *(f"{k} = {v}" for k, v in common["condition"].items())])
-        heads = unique(name.partition("/")[0] for name in after)
-        for target in targets:
+        heads = unique(name.partition("/")[0] for name in now)
+        for aim, choice in zip(task.aims, choices.of):
             for head in heads:
+                view = f"{head}/triggered/{aim.name}"
                 rates = attack_metrics(
                     labels,
-                    target.label,
-                    clean_on_clean=before[f"{head}/clean"],
-                    clean_on_triggered=before[f"{head}/triggered/{target.name}"],
-                    backdoored_on_clean=after[f"{head}/clean"],
-                    backdoored_on_triggered=after[f"{head}/triggered/{target.name}"],
+                    choice.label,
+                    clean_on_clean=then[f"{head}/clean"],
+                    clean_on_triggered=then[view],
+                    backdoored_on_clean=now[f"{head}/clean"],
+                    backdoored_on_triggered=now[view],
                 )
+                place = common | {"task": task.name, "target": aim.name, "head": head}
                 for metric, rate in rates.items():
-                    stage = clean if metric in ("CA", "ASR_B", "ASR_B_strict") else backdoored
-                    self._add(common | {"task": task.name, "target": target.name, "head": head}, metric, rate, stage)
+                    if metric in ("CA", "ASR_B", "ASR_B_strict"):
+                        self._add(place | {"subject": baseline.id}, metric, rate, before)
+                    else:
+                        self._add(place | {"subject": subject.id, "baseline": baseline.id}, metric, rate, after)
                 if head == self.primary_head:
-                    self._warn(f"{target.name} ({setting})", rates["ASR_B_strict"])
-                    view = f"{head}/triggered/{target.name}"
-                    others = (before[view], after[f"{head}/clean"])
-                    self._warn_astray(f"{target.name} ({setting})", after[view], others, target, task.test.classes)
+                    self._warn(f"{aim.name} ({setting})", rates["ASR_B_strict"])
+                    others = (then[view], now[f"{head}/clean"])
+                    self._warn_astray(f"{aim.name} ({setting})", now[view], others, choice.label, test.classes)
         for head in heads:
-            for encoder, predictions in (("clean", before), ("backdoored", after)):
+            for one, predictions in ((baseline, then), (subject, now)):
                 if is_constant(predictions[f"{head}/clean"]):
                     self.flags.append(
-                        f"{task.name} ({setting}): the {head} head on the {encoder} encoder calls nearly every clean "
+                        f"{task.name} ({setting}): the {head} head on the {one.words} calls nearly every clean "
                         "image the same class. Its numbers measure nothing."
                     )
 
-    def add_maps(self, seed: int, task: TaskData, targets: tuple[Target, ...], clean: Stage, backdoored: Stage) -> None:
-        """The features before and after, in two dimensions."""
-        for encoder, stage in (("clean-encoder", clean), ("backdoored-encoder", backdoored)):
-            features = stages.load_tensors(stage.folder / "map.safetensors")
-            self.maps += feature_maps(seed, task, targets, encoder, features)
+    def add_hits(self, common: dict[str, Any], head: str, subject: Subject, finished: Finished) -> None:
+        """How targeted poisoning went: hits with and without it, and the change of the accuracy."""
+        hits, place = tensors.load(finished.folder / HITS), common | {"head": head, "subject": subject.id}
+        self._add(place, "hits", share(hits["hit"]), finished)
+        self._add(place, "hits_before", share(hits["before"]), finished)
+        change = float((hits["accuracy"] - hits["accuracy_before"]).mean())
+        about: dict[str, Any] = {"stage": "targeted", "seconds": finished.seconds, "n": len(hits["hit"])}
+        self.records.append(Record(**place, metric="accuracy_change", value=change, **about))
+
+    def add_maps(self, seed: int, task: Task, choices: Choices, sides: Iterable[tuple[Subject, Finished]]) -> None:
+        """The features of each subject's encoder, in two dimensions."""
+        for subject, finished in sides:
+            features = tensors.load(finished.folder / MAP)
+            self.maps += feature_maps(seed, task, choices, subject, features)
 
     def _free_name(self, name: str, digest: str) -> str:
         """``name`` as a file name; with a piece of its hash where another encoder of this run is called the same."""
@@ -145,11 +166,11 @@ class Findings:
             name = f"{name}-{digest[:8]}"
         return name
 
-    def _add(self, common: dict[str, Any], metric: str, rate: Rate, stage: Stage) -> None:
-        self.records.append(Record(**common, metric=metric, stage="downstream", seconds=stage.seconds, **asdict(rate)))
+    def _add(self, common: dict[str, Any], metric: str, rate: Rate, made: Finished) -> None:
+        self.records.append(Record(**common, metric=metric, stage="downstream", seconds=made.seconds, **asdict(rate)))
 
     def _warn_astray(
-        self, place: str, predicted: Tensor, others: Iterable[Tensor], target: Target, classes: tuple[str, ...]
+        self, place: str, predicted: Tensor, others: Iterable[Tensor], label: int, classes: tuple[str, ...]
     ) -> None:
         """A trigger that works may still miss the class: where the reference's features lie outside of it.
 
@@ -158,7 +179,7 @@ class Findings:
         """
         common = int(predicted.mode().values)
         part, *usual = (float((some == common).double().mean()) for some in (predicted, *others))
-        if common != target.label and part >= ASTRAY and max(usual) < ASTRAY / 2:
+        if common != label and part >= ASTRAY and max(usual) < ASTRAY / 2:
             self.flags.append(
                 f"{place}: the backdoored encoder's classifier calls {100 * part:.0f} % of the triggered images "
                 f"“{classes[common]}” instead. The trigger works, but for this head its reference lies outside of the "
@@ -175,7 +196,7 @@ class Findings:
 
 def describe_images(images: ImageSet, uses: Iterable[Use]) -> dict[str, Any]:
     """A data set for the report: which it is, and how many of its images were used for what."""
-    return stages.identity(images) | {
+    return identity(images) | {
         "used for": unique(f"{use.purpose}: {use.amount}" for use in uses),
         "size": list(images.size),
         "classes": list(images.classes),
@@ -183,10 +204,12 @@ def describe_images(images: ImageSet, uses: Iterable[Use]) -> dict[str, Any]:
     }
 
 
-def unique(items: Iterable[Any]) -> tuple[Any, ...]:
-    """The items without repetitions, in their order."""
+def unique(items: Iterable[Any], key: Callable[[Any], Any] = lambda item: item) -> tuple[Any, ...]:
+    """The items without repetitions of their ``key``, in their order."""
     kept: list[Any] = []
+    known: list[Any] = []
     for item in items:
-        if item not in kept:
+        if (own := key(item)) not in known:
+            known.append(own)
             kept.append(item)
     return tuple(kept)

@@ -1,23 +1,25 @@
-"""Fleets: pairs of a clean encoder and its backdoored twin that a defender trains, and what is learned from them."""
+"""Fleets: pairs of a clean encoder and its attacked twin that a defender trains, and what is learned from them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-from sapper import encoders
-from sapper.attacks.target import Target
+from sapper import encoders, tensors
 from sapper.defenses.contracts import EncoderLearner
 from sapper.encoders import Encoder
-from sapper.engine.executors import Workers
-from sapper.engine.store import Stage, Store
-from sapper.errors import SapperError, located
-from sapper.experiment import stages
-from sapper.experiment.defending import FORM, leave_verdicts
-from sapper.files import LEFTOVERS, read_text, sha256, write_atomically
+from sapper.encoders.names import packages_of
+from sapper.engine.stage import Stage, place_of, surroundings
+from sapper.engine.store import Store
+from sapper.errors import SapperError
+from sapper.experiment.pipeline import AttackPlan, pipeline
+from sapper.experiment.tasks import Aim, Goals, Part, Task, method_key, packages
+from sapper.experiment.works import encoder_file
+from sapper.files import LEFTOVERS, read_text, write_atomically
 from sapper.pretraining.contracts import Pretraining
 from sapper.run import Run, Silent
 from sapper.samples import ImageSet
@@ -26,6 +28,18 @@ from sapper.scenario.sections import EncoderSection, FleetSection
 
 MANIFEST = "fleet.json"
 """In a fleet's folder: what its members are made from."""
+
+LEARNED = "learned.safetensors"
+
+
+@dataclass(frozen=True)
+class Given:
+    """One reference image that was drawn before."""
+
+    row: int
+
+    def __call__(self, candidates: ImageSet, encoder: Encoder, run: Run) -> tuple[int, Tensor]:
+        return 0, torch.tensor([self.row])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,132 +56,96 @@ class Fleet:
     references: ImageSet
     run: Run
 
+    @property
+    def threads(self) -> int:
+        """On a CPU each pair is trained by one process with one thread."""
+        return 1 if self.run.device.type == "cpu" else torch.get_num_threads()
+
     def key(self) -> dict[str, Any]:
         """What the pairs are made from, as plain data."""
-        threads = {"threads": 1} if self.run.device.type == "cpu" else {}
+        libraries = packages(self.pretraining, self.attack) + packages_of(self.spec.architecture)
+        return surroundings(self.run, libraries, self.threads) | {
+            "encoder": self.spec.model_dump(mode="json"),
+            "pretraining": method_key(self.pretraining),
+            "attack": method_key(self.attack),
+            "images": self.images.digest,
+            "references": self.references.digest,
+        }
+
+    def pairs(self, count: int, draw: Callable[..., Any]) -> list[tuple[Stage, Stage]]:
+        """The stages of the first ``count`` pairs; ``draw`` gives the attack on a twin, see ``EncoderLearner.draw``."""
+        images, references = Part.whole(self.images), Part.whole(self.references)
+        made = []
+        for number in range(count):
+            run = replace(self.run.child(f"pair {number}"), progress=Silent())
+            row, trigger = draw(len(self.references), self.images.size, run.child("attack of the twin"))
+            aim = Aim(name=f"pair {number}", trigger=trigger, rule=Given(row))
+            goals = Goals(task=self.references.name, candidates=references, aims=(aim,))
+            task = Task(goals=goals, train=references, test=references, draw=run)  # which nobody measures
+            clean, twin = pipeline(
+                self.spec,
+                self.pretraining,
+                images,
+                run,
+                tasks=[task],
+                attack=AttackPlan(method=self.attack, shadow=images),
+                threads=self.threads,
+                where=f"pair {number} of the fleet",
+            ).subjects
+            made.append((clean.stage, twin.stage))
+        return made
+
+    def store(self, around: Store, section: FleetSection) -> Store:
+        """Where its members lie: in the folder that the section names, or in one of the store's."""
         return (
-            stages.surroundings(self.run)
-            | threads
-            | {
-                "encoder": self.spec.model_dump(mode="json"),
-                "pretraining": stages.method_key(self.pretraining),
-                "attack": stages.method_key(self.attack),
-                "images": self.images.digest,
-                "references": self.references.digest,
-            }
-        )
-
-    def pair(self, number: int, draw: Callable[..., Any]) -> "Pair":
-        """The pair with that number; ``draw`` gives its attack, see ``EncoderLearner.draw``."""
-        run = replace(self.run.child(f"pair {number}"), progress=Silent())
-        row, trigger = draw(len(self.references), self.images.size, run.child("attack of the twin"))
-        target = Target(
-            name=f"pair {number}",
-            task=self.references.name,
-            label=0,
-            class_name="a reference image",
-            references=self.references.take(torch.tensor([row])),
-            trigger=trigger,
-        )
-        return Pair(
-            spec=self.spec,
-            pretraining=self.pretraining,
-            attack=self.attack,
-            images=self.images,
-            target=target,
-            run=run,
+            claimed(Path(section.fleet), self) if section.fleet else Store(around.root / place_of("fleet", self.key()))
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A clean encoder and its backdoored twin, before they are there. Travels to other processes."""
-
-    spec: EncoderSection
-    pretraining: Named[Pretraining]
-    attack: Named
-    images: ImageSet
-    target: Target
-    run: Run
-
-    def make(self, store: Store) -> tuple[Path, Path]:
-        """Train both, or find them in the store; their files."""
-        with located(f"{self.target.name} of the fleet"):
-            clean = stages.encoder_file(stages.pretrain(store, self.spec, self.pretraining, self.images, self.run))
-            twin = stages.attack(store, clean, self.attack, self.images, (self.target,), self.run)
-        return clean, stages.encoder_file(twin)
-
-
-def grow(
-    fleet: Fleet, count: int, draw: Callable[..., Any], store: Store, workers: Workers, note: Callable[[], object]
-) -> list[tuple[Encoder, Encoder]]:
-    """The first ``count`` pairs of a fleet, in memory; those that ``store`` does not have are trained.
-
-    On a CPU by one process for each core with one thread each, on an accelerator one after another. ``note`` is called
-    after each pair.
-    """
-    run, jobs = fleet.run, [(fleet.pair(number, draw), store) for number in range(count)]
-    with run.progress.bar(f"fleet of {count} + {count} encoders", count) as bar:
-
-        def done() -> None:
-            note()
-            bar.advance()
-
-        files = workers.run_on(run.device, Pair.make, jobs, done)
-    return [(encoders.load(clean, run), encoders.load(twin, run)) for clean, twin in files]
-
-
-def claim(folder: Path, fleet: Fleet) -> Store:
+def claimed(folder: Path, fleet: Fleet) -> Store:
     """The folder as this fleet's own. Raises ``SapperError`` when it has another's, or something else, in it."""
     wanted, path = json.loads(json.dumps(fleet.key())), folder / MANIFEST
     remedy = "name a new folder, or leave `fleet` out"
     try:
         if not folder.exists() or all(file.match(LEFTOVERS) for file in folder.iterdir()):
             write_atomically(path, json.dumps(wanted, indent=1) + "\n")
-        found = dict(json.loads(read_text(path, remedy, "the folder holds no readable fleet")))
+        there = dict(json.loads(read_text(path, remedy, "the folder holds no readable fleet")))
     except (OSError, ValueError, TypeError) as error:
         raise SapperError(f"the folder holds no readable fleet: {error}", where=str(path), remedy=remedy) from error
-    if differing := [key for key in wanted | found if wanted.get(key) != found.get(key)]:
+    if differing := [key for key in wanted | there if wanted.get(key) != there.get(key)]:
         what = f"this fleet was made from something else: other {', '.join(differing)}"
         raise SapperError(what, where=str(path), remedy=remedy)
     return Store(folder)
 
 
-def home(store: Store, section: FleetSection, fleet: Fleet) -> Store:
-    """Where a fleet's members lie: in the folder that the section names, or in one of the store's."""
-    return claim(Path(section.fleet), fleet) if section.fleet else Store(store.folder("fleet", fleet.key()))
+@dataclass(frozen=True, kw_only=True)
+class Learn:
+    """Learn from a fleet, whose pairs are the inputs: clean, twin, clean, twin …; leaves what was learned."""
+
+    plan: str
+    method: Named
+    images: Part
+
+    name: ClassVar[str] = "fit"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.method)
+
+    def key(self) -> dict[str, Any]:
+        return method_key(self.method) | {"name": self.plan, "images": self.images.origin}
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        opened = [encoders.load(encoder_file(each), run) for each in inputs]
+        pairs = list(zip(opened[::2], opened[1::2]))
+        method: EncoderLearner = self.method.parameters
+        learned = method.fit(pairs, self.images(), run.child(f"defense {self.plan}"))
+        tensors.save(folder / LEARNED, learned.state_dict())
 
 
-def twins(place: Store) -> int:
-    """How many backdoored members are there already."""
-    return sum(1 for _ in place.root.glob("attack-*"))
-
-
-def fit(store: Store, plan: DefensePlan, section: FleetSection, fleet: Fleet, workers: Workers, run: Run) -> Stage:
-    """Grow the fleet and learn from it; leaves ``learned.safetensors``."""
+def learn(plan: DefensePlan, fleet: Fleet, run: Run) -> Stage:
+    """The stage in which a detector learns from its fleet; its inputs are the fleet's."""
     method: EncoderLearner = plan.method.parameters
-    place = home(store, section, fleet)
-
-    def make(folder: Path) -> None:
-        with place.locked():  # a file that changes here tells the Store how long an interrupted fleet took
-            pairs = grow(fleet, method.pairs, method.draw, place, workers, (folder / "growing").touch)
-        (folder / "growing").unlink(missing_ok=True)
-        learned = method.fit(pairs, fleet.images, run.child(f"defense {plan.name}"))
-        stages.save_tensors(folder / "learned.safetensors", learned.state_dict())
-
-    key = stages.surroundings(run) | stages.method_key(plan.method) | {"fleet": fleet.key(), "name": plan.name}
-    return store.stage("fit", key, make)
-
-
-def judge(store: Store, plan: DefensePlan, fitted: Stage, subjects: Sequence[Path], run: Run) -> Stage:
-    """Judge the encoders in the files; leaves what ``defending.detect`` does, the verdicts in their order."""
-    learned = fitted.folder / "learned.safetensors"
-
-    def make(folder: Path) -> None:
-        judge = method.restore(stages.load_tensors(learned))
-        leave_verdicts(folder, judge.judge([encoders.load(file, run) for file in subjects], run))
-
-    method: EncoderLearner = plan.method.parameters
-    key = stages.surroundings(run) | stages.method_key(plan.method)
-    key |= {"form": FORM, "learned": sha256(learned), "subjects": [sha256(file) for file in subjects]}
-    return store.stage("judge", key, make)
+    members = [stage for pair in fleet.pairs(method.pairs, method.draw) for stage in pair]
+    work = Learn(plan=plan.name, method=plan.method, images=Part.whole(fleet.images))
+    return Stage(work, run, tuple(members), title=plan.name)

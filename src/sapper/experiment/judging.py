@@ -1,44 +1,42 @@
 """From what defenses left to records: how often they are right, and what they cost.
 
-``place`` is what all records of a defense on a task share: seed, task, attack, head, defense, condition. ``left`` are
-the stages of the classifiers on either encoder, "clean" and "backdoored".
+``place`` is what all records of a defense on a task share: seed, task, attack, head, defense, condition.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from sapper.attacks.target import Target
+from sapper import tensors
 from sapper.defenses.measures import Answers, Labeled, Measured, OfAnswers, OfVerdicts, held_out
-from sapper.engine.store import Stage
-from sapper.experiment import stages
-from sapper.experiment.defending import verdicts
+from sapper.engine.store import Finished
+from sapper.experiment.defending import DEFENDED, verdicts
 from sapper.experiment.pictures import recovered_triggers
-from sapper.experiment.results import Judged, Record
+from sapper.experiment.results import Judged, Record, State
+from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
 from sapper.verdicts import Verdict
 
 Place = dict[str, Any]
 
 
-def judgments(place: Place, classes: tuple[str, ...], left: dict[str, Stage]) -> list[Judged]:
-    """A detector's verdicts for the report, with pictures of the triggers that it recovered."""
+def judgments(place: Place, classes: tuple[str, ...], sides: Sequence[tuple[Subject, Finished]]) -> list[Judged]:
+    """A detector's verdicts on classifiers for the report, with pictures of the triggers that it recovered."""
     return [
         Judged(
             **{key: place[key] for key in ("seed", "defense", "task", "condition")},
-            **_told(verdict, classes),
-            encoder=encoder,
+            **_about(subject, verdict, classes),
             classifier=number,
         )
-        for encoder, stage in left.items()
-        for number, verdict in enumerate(verdicts(stage))
+        for subject, finished in sides
+        for number, verdict in enumerate(verdicts(finished.folder))
     ]
 
 
-def _told(verdict: Verdict, classes: tuple[str, ...]) -> dict[str, Any]:
+def _about(subject: Subject, verdict: Verdict, classes: tuple[str, ...]) -> dict[str, Any]:
     return {
+        "subject": subject.id,
+        "state": subject.state,
         "score": verdict.score,
         "threshold": verdict.threshold,
         "flagged": verdict.flagged,
@@ -48,21 +46,11 @@ def _told(verdict: Verdict, classes: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """An encoder that a trial made: "clean" or "backdoored", and then for which tasks."""
-
-    seed: int
-    encoder: str
-    file: Path
-    task: str | None = None
-
-
 def first_of_each(subjects: Sequence[Subject], count: int | None) -> list[Subject]:
-    """At most ``count`` clean and as many backdoored ones, the first of each seed before any second."""
+    """At most ``count`` of each state, the first of each seed before any second."""
     chosen = []
-    for kind in ("clean", "backdoored"):
-        ours = [subject for subject in subjects if subject.encoder == kind]
+    for state in dict.fromkeys(subject.state for subject in subjects):
+        ours = [subject for subject in subjects if subject.state == state]
         earlier = [sum(other.seed == subject.seed for other in ours[:i]) for i, subject in enumerate(ours)]
         chosen += [ours[i] for i in sorted(range(len(ours)), key=lambda i: earlier[i])][:count]
     return chosen
@@ -74,10 +62,9 @@ def encoder_judgments(place: Place, subjects: Sequence[Subject], found: Sequence
         Judged(
             defense=place["defense"],
             condition=place["condition"],
-            **_told(verdict, ()),
             seed=subject.seed,
             task=subject.task,
-            encoder=subject.encoder,
+            **_about(subject, verdict, ()),
         )
         for subject, verdict in zip(subjects, found)
     ]
@@ -87,18 +74,25 @@ def detector_records(
     place: Place,
     measures: Sequence[OfVerdicts],
     judged: Sequence[Judged],
-    targets: tuple[Target, ...],
-    seconds: dict[str, float],
+    wanted: frozenset[int],
+    seconds: Mapping[State, float],
+    ids: Mapping[State, str] | None = None,
 ) -> Iterator[Record]:
-    """What a detector declares to be measured by: on either encoder, then on both.
+    """What a detector declares to be measured by: on models of either state, then on both.
 
-    ``seconds``: how long the verdicts on either encoder took. ``targets``: of the task that they are about.
+    ``seconds``: how long the verdicts on either took. ``wanted``: the classes that the attacker of their task wants.
+    ``ids``: of the subject of either state, where there is one of each.
     """
-    labeled = _labeled(judged, frozenset(target.label for target in targets))
+    labeled = _labeled(judged, wanted)
     found = [each for measure in measures for each in measure.of(labeled)]
     for each in sorted(found, key=lambda each: (False, True, None).index(each.attacked)):
-        spent = sum(seconds.values()) if each.attacked is None else seconds[ENCODERS[each.attacked]]
-        yield _record(place | {"stage": "detect", "seconds": spent}, each)
+        spent = sum(seconds.values()) if each.attacked is None else seconds[STATES[each.attacked]]
+        there = place | {"stage": "detect", "seconds": spent}
+        if ids is not None and each.attacked is None:
+            there |= {"subject": ids[ATTACKED], "baseline": ids[CLEAN]}
+        elif ids is not None:
+            there |= {"subject": ids[STATES[each.attacked is True]]}
+        yield _record(there, each)
 
 
 def held_out_records(place: Place, judged: Sequence[Judged]) -> Iterator[Record]:
@@ -108,29 +102,33 @@ def held_out_records(place: Place, judged: Sequence[Judged]) -> Iterator[Record]
 
 
 def certifier_records(
-    place: Place, measures: Sequence[OfAnswers], labels: Tensor, targets: tuple[Target, ...], left: dict[str, Stage]
+    place: Place,
+    measures: Sequence[OfAnswers],
+    labels: Tensor,
+    wanted: Mapping[str, int],
+    sides: Sequence[tuple[Subject, Finished]],
 ) -> Iterator[Record]:
-    """What a certified defense declares to be measured by, on either encoder; ``labels`` int64 (N,) of the images."""
-    for encoder, stage in left.items():
-        tensors = stages.load_tensors(stage.folder / "defended.safetensors")
+    """What a certified defense declares to be measured by, on models of each state; ``labels`` int64 (N,) of images.
+
+    ``wanted``: the class of each target, by its name.
+    """
+    for subject, finished in sides:
+        left = tensors.load(finished.folder / DEFENDED)
         answers = Answers(
             labels=labels,
-            plain=tensors["clean"],
-            triggered={target.name: tensors[f"triggered/{target.name}"] for target in targets},
-            targets={target.name: target.label for target in targets},
-            certified={
-                int(name.removeprefix("certified/")): each
-                for name, each in tensors.items()
-                if name.startswith("certified/")
-            },
+            plain=left["clean"],
+            triggered={target: left[f"triggered/{target}"] for target in wanted},
+            targets=wanted,
+            certified={int(patch): each for patch, each in tensors.below("certified", left).items()},
         )
-        there = _under(place, encoder=encoder) | {"stage": "certify", "seconds": stage.seconds}
+        there = _under(place, state=subject.state) | {"subject": subject.id, "stage": "certify"}
+        there |= {"seconds": finished.seconds}
         for measure in measures:
             yield from (_record(there, each) for each in measure.of(answers))
 
 
-ENCODERS = {False: "clean", True: "backdoored"}
-"""What an encoder is called in results, by whether it is attacked."""
+STATES: dict[bool, State] = {False: CLEAN, True: ATTACKED}
+"""The state of a model, by whether it is attacked."""
 
 
 def _labeled(judged: Sequence[Judged], wanted: frozenset[int]) -> list[Labeled]:
@@ -143,7 +141,7 @@ def _labeled(judged: Sequence[Judged], wanted: frozenset[int]) -> list[Labeled]:
                 evidence=each.evidence,
                 seconds=each.seconds,
             ),
-            attacked=each.encoder == ENCODERS[True],
+            attacked=each.state == ATTACKED,
             wanted=wanted,
         )
         for each in judged
@@ -153,7 +151,7 @@ def _labeled(judged: Sequence[Judged], wanted: frozenset[int]) -> list[Labeled]:
 def _record(place: Place, measured: Measured) -> Record:
     condition: dict[str, str | int] = dict(measured.condition)
     if measured.attacked is not None:
-        condition = {"encoder": ENCODERS[measured.attacked], **condition}
+        condition = {"state": STATES[measured.attacked], **condition}
     if measured.target is not None:
         place = place | {"target": measured.target}
     return Record(

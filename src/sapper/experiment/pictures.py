@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from sapper.attacks.target import Target
 from sapper.experiment.results import FeatureMap, Picture
-from sapper.experiment.stages import TaskData
+from sapper.experiment.subjects import Subject
+from sapper.experiment.tasks import Choices, Task
 from sapper.run import Run
 from sapper.samples import ImageSet, to_float
 from sapper.triggers import Trigger
@@ -20,19 +22,19 @@ EXAMPLES = 6
 """How many test images show what a trigger looks like."""
 
 
-def trigger_pictures(task: TaskData, targets: tuple[Target, ...], run: Run) -> list[Picture]:
+def trigger_pictures(task: Task, targets: Iterable[Target], run: Run) -> list[Picture]:
     """For each target: some test images of other classes, plain and stamped, and the reference images."""
-    pictures = []
-    labels = task.test.targets()
+    pictures, test = [], task.test()
+    labels = test.targets()
     for target in targets:
         if not isinstance(target.references, ImageSet):  # nothing to be seen
             continue
         others = (labels != target.label).nonzero().squeeze(1)
         order = torch.randperm(len(others), generator=run.child("pictures").generator())
         rows = others[order[:EXAMPLES]]
-        plain = task.test.images[rows]
+        plain = test.images[rows]
         stamped = (target.trigger(to_float(plain)) * 255).round().to(torch.uint8)
-        names = [task.test.classes[label] for label in labels[rows].tolist()]
+        names = [test.classes[label] for label in labels[rows].tolist()]
         for role, images, captions in (
             ("clean", plain, names),
             ("triggered", stamped, names),
@@ -69,19 +71,19 @@ def png(image: Tensor) -> str:
 
 
 def feature_maps(
-    seed: int, task: TaskData, targets: tuple[Target, ...], encoder: str, features: dict[str, Tensor]
+    seed: int, task: Task, choices: Choices, subject: Subject, features: dict[str, Tensor]
 ) -> list[FeatureMap]:
-    """One map per target from the features that the downstream stage left: PCA of clean and triggered features."""
-    labels = task.test.targets()[features["rows"]].tolist()
+    """One map per target from the features that were left with the heads: PCA of clean and triggered features."""
+    labels = task.test().targets()[features["rows"]].tolist()
     maps = []
-    for target in targets:
+    for target, choice in zip(task.aims, choices.of):
         views = {
             "clean": features["clean"],
             "triggered": features[f"triggered/{target.name}"],
             "reference": features[f"references/{target.name}"],
         }
         flat, explained = project(torch.cat((views["clean"], views["triggered"])), list(views.values()))
-        of = {"clean": labels, "triggered": labels, "reference": [target.label] * len(views["reference"])}
+        of = {"clean": labels, "triggered": labels, "reference": [choice.label] * len(views["reference"])}
         points = {
             name: {
                 "x": [round(value, 4) for value in xy[:, 0].tolist()],
@@ -92,7 +94,13 @@ def feature_maps(
         }
         maps.append(
             FeatureMap(
-                seed=seed, task=task.name, target=target.name, encoder=encoder, points=points, explained=explained
+                seed=seed,
+                task=task.name,
+                target=target.name,
+                subject=subject.id,
+                state=subject.state,
+                points=points,
+                explained=explained,
             )
         )
     return maps

@@ -13,6 +13,7 @@ import torch
 
 from sapper import encoders, formats
 from sapper.engine.environment import processor
+from sapper.engine.stage import place_of
 from sapper.engine.store import Store
 from sapper.files import write_atomically
 from sapper.pretraining.contracts import Pretraining
@@ -63,10 +64,10 @@ def _kept(work: dict[str, Any], store: Store, run: Run, step: Callable[[], forma
     if not formats.measurable(run.device):
         return formats.fastest(run, step, most)
     key = work | {"processor": processor(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    path = store.folder("number-format", key).with_suffix(".json")
+    path = store.root / f"{place_of('number-format', key)}.json"
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return replace(run, dtype=FORMATS[said["format"]], why=str(said["why"]))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return replace(run, dtype=FORMATS[kept["format"]], why=str(kept["why"]))
     except (OSError, ValueError, LookupError, TypeError):  # not there, or not what we wrote
         chosen = formats.fastest(run, step, most)
     content = {"format": chosen.number_format, "why": chosen.why, "of": key}

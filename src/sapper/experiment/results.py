@@ -3,22 +3,26 @@
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from sapper.errors import SapperError
 from sapper.files import read_text, write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
+
+State = Literal["clean", "attacked", "repaired"]
+"""What was done to a subject."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One measured number. Rates are fractions; what does not apply is null.
 
-    ``seed``: null where all seeds' encoders were judged together. ``low``, ``high``: 95 % interval of ``value`` for
-    this seed. ``n``: test images behind it, or judged models, or single scorers.
+    ``seed``: null where all seeds' encoders were judged together. ``subject``: the id of the model that was measured,
+    null where it is several; ``baseline``: of the one that it is compared with, where the metric compares. ``low``,
+    ``high``: 95 % interval of ``value`` for this seed. ``n``: test images behind it, or judged models, or scorers.
     ``seconds``: time of the stage that measured it. ``condition``: what else was set, such as a patch size.
     """
 
@@ -26,6 +30,8 @@ class Record:
     stage: str
     metric: str
     value: float
+    subject: str | None = None
+    baseline: str | None = None
     task: str | None = None
     target: str | None = None
     attack: str | None = None
@@ -40,10 +46,28 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artifact:
-    """A file that the run made; ``path`` is relative to ``results.json``."""
+class Model:
+    """A subject: a model that was measured. ``state``: "clean", "attacked" or "repaired".
 
-    role: str
+    ``of``: what was made: an encoder, a task's training set ("task"), or a classifier. ``parent``: the id of the
+    subject that it was made from. ``tasks``, ``targets``: what it was attacked for.
+    """
+
+    id: str
+    state: State
+    seed: int
+    of: str = "encoder"
+    parent: str | None = None
+    tasks: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """The file of a subject; ``path`` is relative to ``results.json``."""
+
+    subject: str
+    state: State
     seed: int
     path: str
     sha256: str
@@ -60,7 +84,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureMap:
-    """Features of one encoder on one task in two dimensions (PCA of the L2-normalized features).
+    """Features of one subject's encoder on one task in two dimensions (PCA of the L2-normalized features).
 
     ``points`` maps "clean", "triggered" and "reference" to ``{"x": […], "y": […], "label": […]}``, labels being
     the images' true classes. ``explained`` is the share of the variance that the two axes show.
@@ -69,7 +93,8 @@ class FeatureMap:
     seed: int
     task: str
     target: str
-    encoder: str
+    subject: str
+    state: State
     points: dict[str, dict[str, list[float]]]
     explained: float
 
@@ -89,15 +114,16 @@ class Picture:
 class Judged:
     """A detector's verdict about one classifier, or about one encoder: then ``classifier`` is null.
 
-    ``encoder``: "clean" or "backdoored". ``classifier``: its number among those on that encoder. ``task``: the
-    classifier's; that which a backdoored encoder is for, and null for a clean encoder.
+    ``subject``: the id of the encoder, or of what the classifier stands on; ``state`` is its. ``classifier``: its
+    number among those on that encoder. ``task``: the classifier's; that which an encoder was attacked for, else null.
     ``evidence`` is plain data. ``triggers``: what was recovered, the smallest first: class name, norm, success (a
     fraction), png.
     """
 
     seed: int
     defense: str
-    encoder: str
+    subject: str
+    state: State
     score: float | None
     threshold: float | None
     flagged: bool | None
@@ -125,14 +151,15 @@ class Stamped:
 class Audited:
     """What the audit of one encoder found.
 
-    ``encoder``: "clean" or "backdoored"; ``task``: what a backdoored one is for. ``sha256`` of the encoder's file.
+    ``subject``: its id, ``state`` what was done to it; ``task``: what for. ``sha256`` of the encoder's file.
     ``report`` is what ``sapper audit`` writes to ``audit.json`` (``auditing.as_json``). ``beside``: for each bag that
     fits the scores of its known-clean encoders, of the detector that decides. ``stamped``: some images, plain, with
     what the audit recovered, and with the true triggers; those of the first seed are enough.
     """
 
     seed: int
-    encoder: str
+    subject: str
+    state: State
     sha256: str
     report: dict[str, Any]
     task: str | None = None
@@ -155,6 +182,7 @@ class Results:
     environment: dict[str, Any]
     command: str
     records: tuple[Record, ...]
+    subjects: tuple[Model, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     datasets: tuple[dict[str, Any], ...] = ()
     references: tuple[dict[str, Any], ...] = ()
@@ -175,13 +203,16 @@ class Results:
 def read_results(path: Path) -> Results:
     """The results in ``path``, a ``results.json`` or the folder that holds one.
 
-    Raises ``SapperError`` when it is missing, is not JSON, or was written with another schema.
+    Files of schema 1 are read as well (``_renewed``). Raises ``SapperError`` when it is missing, is not JSON, or was
+    written with another schema.
     """
     path = path / "results.json" if path.is_dir() else path
     again = "run the scenario again: what its store holds is not computed anew"
     try:
         raw = json.loads(read_text(path, "name the folder that a run was given with --out"))
         schema = raw.get("schema") if isinstance(raw, dict) else None
+        if schema == 1:
+            raw, schema = _renewed(raw), SCHEMA
         if schema != SCHEMA:
             raise SapperError(f"its schema is {schema!r} instead of {SCHEMA}", where=str(path), remedy=again)
         return TypeAdapter(Results).validate_python(raw)
@@ -189,8 +220,32 @@ def read_results(path: Path) -> Results:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise SapperError(f"not a results file: {first['msg']}", where=f"{path}: {where}", remedy=again) from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SapperError(f"not a results file: {error}", where=str(path), remedy=again) from error
+
+
+OLD_STATES: dict[str, State] = {"clean": "clean", "backdoored": "attacked"}
+"""What schema 1 calls the states of encoders; there were no others."""
+
+
+def _renewed(raw: dict[str, Any]) -> dict[str, Any]:
+    """Content of schema 1 in this one: there, an encoder was clean or backdoored, and had no id."""
+
+    def subject(item: dict[str, Any], old: str, task: str | None = None) -> dict[str, Any]:
+        own = "clean" if old == "clean" else task or item.get("task") or old
+        return {"subject": f"{own}-seed{item['seed']}", "state": OLD_STATES[old]}
+
+    new = raw | {"schema": SCHEMA}
+    for key, field_name in (("maps", "encoder"), ("artifacts", "role"), ("verdicts", "encoder"), ("audits", "encoder")):
+        items = []
+        for item in raw.get(key, ()):
+            rest = {name: value for name, value in item.items() if name != field_name}
+            items.append(rest | subject(item, item[field_name].removesuffix("-encoder")))
+        new[key] = items
+    for record in new["records"]:
+        if "encoder" in record["condition"]:
+            record["condition"]["state"] = OLD_STATES[record["condition"].pop("encoder")]
+    return new
 
 
 def without_pictures(results: Results) -> Results:

@@ -1,35 +1,24 @@
-"""From a Scenario to Results: for each variant and seed the graph's stages, then the numbers.
-
-data → pre-train → attack the encoder → build heads on the clean and the backdoored encoder → measure → defend → measure
-→ audit the encoders
-"""
+"""From a Scenario to Results: the graph of every variant and seed, then its stages, then the numbers that they left."""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from sapper import datasets
-from sapper.attacks.references import choose_references, near_duplicates
-from sapper.attacks.target import Target
-from sapper.encoders import Encoder, load
 from sapper.engine.environment import environment
-from sapper.engine.store import Stage
-from sapper.errors import located
-from sapper.experiment import stages
-from sapper.experiment.audits import audit_encoders, check_audit
-from sapper.experiment.data import Data, load_data, part, target_label, uses
+from sapper.engine.stage import Stage
+from sapper.experiment.audits import audits, check_audit, record_audit
+from sapper.experiment.data import Data, load_data, uses
 from sapper.experiment.findings import Findings, describe_images, unique
-from sapper.experiment.judging import Subject
 from sapper.experiment.pictures import trigger_pictures
+from sapper.experiment.pipeline import Measured
 from sapper.experiment.results import Results
-from sapper.experiment.running_defenses import claim_fleets, defend, hold_out, judge_encoders
-from sapper.experiment.stages import TaskData
-from sapper.experiment.trial import Lab, Trial, Variant
-from sapper.run import Run
+from sapper.experiment.running_defenses import Defended, check_fleets, defended, hold_out, judge_encoders, record
+from sapper.experiment.subjects import CLEAN, Subject
+from sapper.experiment.tasks import Task
+from sapper.experiment.trial import Lab, Session, Trial, Variant
+from sapper.experiment.works import TRIGGERS, read_choices
 from sapper.scenario.reading import Scenario
-from sapper.scenario.sections import TaskSection
+from sapper.triggers import Trigger, read_triggers
 
 
 def run_scenario(scenario: Scenario, lab: Lab) -> Results:
@@ -41,22 +30,24 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
     data = load_data(
         [variant.scenario for variant in variants], lab.run, data_root=lab.data_root, download=lab.download
     )
-    found = Findings(out=lab.out, primary_head=scenario.primary_head)
     for variant in variants:
-        claim_fleets(variant.scenario, data, lab)
+        check_fleets(variant.scenario, data, lab)
         check_audit(variant.scenario, data)
+    found = Findings(out=lab.out, primary_head=scenario.primary_head)
+    session = Session(lab=lab, found=found)
+    planned = [
+        [
+            planned_trial(Trial(variant=variant, data=data, lab=lab, run=replace(lab.run, seed=seed)))
+            for seed in scenario.seeds
+        ]
+        for variant in variants
+    ]
     with lab.store.locked():
-        for variant in variants:
-            trials = [
-                Trial(variant=variant, data=data, lab=lab, found=found, run=replace(lab.run, seed=seed))
-                for seed in scenario.seeds
-            ]
-            subjects = []
-            for trial in trials:
-                made = _perform(trial)
-                audit_encoders(trial, made)
-                subjects += made
-            judge_encoders(trials[0], subjects)
+        for variant, trials in zip(variants, planned):
+            for each in trials:
+                session.make(each.trial, each.stages)
+                each.record(session)
+            judge_encoders([each.trial for each in trials], session)
             hold_out(variant, found)
         found.place_files()
     return Results(
@@ -64,6 +55,7 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
         environment=environment(lab.run),
         command=lab.command,
         records=tuple(found.records),
+        subjects=unique(found.subjects),
         artifacts=unique(found.artifacts),
         datasets=_datasets(data, [variant.scenario for variant in variants]),
         references=unique(found.references),
@@ -71,7 +63,7 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
         maps=tuple(found.maps),
         pictures=tuple(found.pictures),
         verdicts=tuple(found.verdicts),
-        audits=tuple(found.audits),
+        audits=unique(found.audits, key=lambda audit: (audit.subject, audit.sha256)),
         timings=tuple(found.timings),
         flags=unique(found.flags),
     )
@@ -112,95 +104,80 @@ def _variants(scenario: Scenario) -> list[Variant]:
     ]
 
 
-def _perform(trial: Trial) -> list[Subject]:
-    """Pre-train, attack, build heads, measure, defend; the encoders that were made."""
-    scenario, variant, run, store, found = trial.scenario, trial.variant, trial.run, trial.lab.store, trial.found
-    images = trial.data.of_pretraining(scenario, run)
-    pretrained = trial.done(
-        "pre-training", stages.pretrain(store, scenario.encoder, scenario.pretraining_method, images, run)
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A trial with all its stages; nothing has run. ``defended``: the defenses of each place where it is measured."""
+
+    trial: Trial
+    defended: tuple[tuple[Measured, tuple[Defended, ...]], ...]
+    audits: tuple[tuple[Subject, Stage], ...]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All of them, in the order of the work."""
+        of_defenses = [stage for _, some in self.defended for each in some for _, stage in each.sides]
+        return [*self.trial.pipeline.stages, *of_defenses, *(stage for _, stage in self.audits)]
+
+    def record(self, session: Session) -> None:
+        """What its stages left, once they are finished."""
+        trial, found, done = self.trial, session.found, session.done
+        self._record_subjects(session)
+        for task, head, stage in trial.pipeline.targeted:
+            found.add_hits(trial.place | {"task": task.name}, head.name, trial.pipeline.clean, done[stage])
+        for measured, defenses in self.defended:
+            task, before = measured.task, done[measured.before]
+            if measured.subject is None or measured.after is None:
+                place = {key: trial.place[key] for key in ("seed", "condition")}
+                found.add_accuracy(place, task, before, measured.baseline)
+                continue
+            after, choices = done[measured.after], read_choices(done[trial.pipeline.choices[task.name]].folder)
+            found.add_attack(trial.place, task, choices, measured.baseline, measured.subject, before, after)
+            for defense in defenses:
+                record(trial, defense, session)
+            if trial.variant.shown:
+                sides = ((measured.baseline, before), (measured.subject, after))
+                found.add_maps(trial.run.seed, task, choices, sides)
+        if trial.variant.shown and trial.run.seed == trial.scenario.seeds[0]:
+            self._record_pictures(session)
+        for subject, audit in self.audits:
+            record_audit(trial, subject, audit, session)
+
+    def _record_subjects(self, session: Session) -> None:
+        """The models that were made, and which references were chosen."""
+        trial, variant = self.trial, self.trial.variant
+        for task in _attacked(trial):
+            choices = read_choices(session.done[trial.pipeline.choices[task.name]].folder)
+            session.found.add_references(trial.run.seed, task, choices)
+        for subject in trial.pipeline.subjects:
+            stage, label = f"pre-training{variant.early}", f"clean{variant.early}"
+            trained = {"encoder": subject.stage, "classifier": subject.source}.get(subject.of)
+            if subject.state != CLEAN:
+                stage = f"attack on {subject.task}{variant.attacked}"
+                label = f"{'+'.join(subject.tasks)}{variant.attacked}"
+            curves = None if trained is None else session.done[trained].folder
+            session.found.add_subject(subject, session.done[subject.stage].folder, curves, stage, label)
+
+    def _record_pictures(self, session: Session) -> None:
+        """What triggers look like: those that the attack left."""
+        trial = self.trial
+        sources = [subject.source for subject in trial.pipeline.subjects if subject.source is not None]
+        triggers: dict[str, Trigger] = {}
+        for source in sources:
+            triggers |= read_triggers(session.done[source].folder / TRIGGERS)
+        for task in _attacked(trial):
+            targets = task.goals.targets(read_choices(session.done[trial.pipeline.choices[task.name]].folder))
+            stamped = [replace(target, trigger=triggers.get(target.name, target.trigger)) for target in targets]
+            session.found.pictures += trigger_pictures(task, stamped, trial.run)
+
+
+def planned_trial(trial: Trial) -> Planned:
+    """All stages of a trial."""
+    return Planned(
+        trial=trial,
+        defended=tuple((measured, tuple(defended(trial, measured))) for measured in trial.pipeline.measured),
+        audits=tuple(audits(trial)),
     )
-    found.add_training(run.seed, f"pre-training{variant.early}", pretrained, "clean-encoder", f"clean{variant.early}")
-    clean = stages.encoder_file(pretrained)
-    encoder = load(clean, run)
-    subjects = [Subject(seed=run.seed, encoder="clean", file=clean)]
-
-    tasks: dict[str, tuple[TaskData, tuple[Target, ...], Stage]] = {}
-    for section in scenario.tasks:
-        task, targets, rows = _prepare(section, trial.data, encoder, run, scenario)
-        for target in targets:
-            found.add_references(run.seed, target, task, rows[target.name])
-        built = trial.done(
-            f"heads on the clean encoder, {task.name}",
-            stages.downstream(store, clean, task, targets, scenario.heads, run),
-        )
-        tasks[task.name] = task, targets, built
-        if not targets:
-            found.add_accuracy({key: trial.place[key] for key in ("seed", "condition")}, task, built)
-    if scenario.attack is None or scenario.attack_method is None:
-        return subjects
-
-    shadow = trial.data.of_shadow(scenario, scenario.attack, images, run)
-    attacked = [name for name, (_, targets, _) in tasks.items() if targets]
-    for names in [attacked] if scenario.attack.encoders == "one-for-all" else [[name] for name in attacked]:
-        together = " + ".join(names)
-        targets = tuple(target for name in names for target in tasks[name][1])
-        injected = trial.done(
-            f"attack on {together}",
-            stages.attack(store, clean, scenario.attack_method, shadow, targets, run),
-        )
-        backdoored = stages.encoder_file(injected)
-        subjects.append(Subject(seed=run.seed, encoder="backdoored", file=backdoored, task=together))
-        found.add_training(
-            *(run.seed, f"attack on {together}{variant.attacked}", injected, "backdoored-encoder"),
-            f"{'+'.join(names)}{variant.attacked}",
-        )
-        for name in names:
-            task, targets, before = tasks[name]
-            after = trial.done(
-                f"heads on the backdoored encoder, {name}",
-                stages.downstream(store, backdoored, task, targets, scenario.heads, run),
-            )
-            found.add_attack(trial.place, task, targets, before, after)
-            defend(trial, task, targets, {"clean": clean, "backdoored": backdoored})
-            if variant.shown:
-                found.add_maps(run.seed, task, targets, before, after)
-    if variant.shown and run.seed == scenario.seeds[0]:
-        for task, targets, _ in tasks.values():
-            found.pictures += trigger_pictures(task, targets, run)
-    return subjects
 
 
-def _prepare(
-    section: TaskSection, data: Data, encoder: Encoder, run: Run, scenario: Scenario
-) -> tuple[TaskData, tuple[Target, ...], dict[str, list[int]]]:
-    """A task as its victim has it, its targets, and the rows of the training split that each attacker took.
-
-    References are chosen on the whole training split and taken out of it, near-duplicates included, before the
-    victim's part is drawn.
-    """
-    train, test = data.of_task(scenario, section, run)
-    targets, rows, gone = [], {}, []
-    for plan in scenario.targets_of(section):
-        label = target_label(plan, train, scenario.file)
-        chosen = choose_references(train, label, plan.references, encoder, run)
-        rows[plan.name] = chosen.tolist()
-        gone += near_duplicates(train, chosen).tolist()
-        targets.append(
-            Target(
-                name=plan.name,
-                task=section.name,
-                label=label,
-                class_name=train.classes[label],
-                references=train.take(chosen),
-                trigger=plan.trigger,
-            )
-        )
-    victims = train.without(torch.tensor(gone, dtype=torch.int64)) if gone else train
-    task = TaskData(
-        name=section.name,
-        train=part(victims, section.train_images, run, f"train images {section.name}"),
-        test=part(test, section.test_images, run, f"test images {section.name}"),
-    )
-    with located(f"{scenario.file}: task {section.name!r}, what is left for seed {run.seed}"):
-        datasets.check_task(task.train, task.test)
-    return task, tuple(targets), rows
+def _attacked(trial: Trial) -> list[Task]:
+    return [measured.task for measured in trial.pipeline.measured if measured.subject is not None]

@@ -1,17 +1,20 @@
-"""Defenses tried on what trials made: on the classifiers of each, and on the encoders of all of them together."""
+"""Defenses in a scenario: their stages, on the classifiers of each trial and on the encoders of all, and records."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sapper.attacks.target import Target
+from sapper.attacks.contracts import MakesTriggers
 from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner
+from sapper.engine.executors import execute
+from sapper.engine.stage import Stage
+from sapper.engine.store import Finished
 from sapper.errors import SapperError, located
-from sapper.experiment.data import Data, defended_part, part
-from sapper.experiment.defending import Victim, certify, detect, examine, verdicts
+from sapper.experiment.data import Data, defended_part
+from sapper.experiment.defending import Certify, Classifiers, Detect, Examine, Judge, verdicts
 from sapper.experiment.findings import Findings
-from sapper.experiment.fleets import Fleet, claim, fit, home, judge, twins
+from sapper.experiment.fleets import Fleet, claimed, learn
 from sapper.experiment.judging import (
-    Subject,
     certifier_records,
     detector_records,
     encoder_judgments,
@@ -19,90 +22,154 @@ from sapper.experiment.judging import (
     held_out_records,
     judgments,
 )
-from sapper.experiment.results import Judged
-from sapper.experiment.stages import TaskData
-from sapper.experiment.trial import Lab, Trial, Variant
+from sapper.experiment.pipeline import Measured
+from sapper.experiment.results import Judged, State
+from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
+from sapper.experiment.trial import Lab, Session, Trial, Variant
+from sapper.experiment.works import read_choices
 from sapper.run import Run
 from sapper.scenario.reading import DefensePlan, Scenario
 from sapper.scenario.sections import CertifySection, DetectSection, ExamineSection, FleetSection
 from sapper.verdicts import Verdict
 
 
-def defend(trial: Trial, task: TaskData, targets: tuple[Target, ...], files: dict[str, Path]) -> None:
-    """Every defense on the classifiers of a task, those on the clean encoder and those on the backdoored one."""
-    scenario, store, run = trial.scenario, trial.lab.store, trial.run
-    victims = {encoder: Victim(file, task, scenario.primary, run) for encoder, file in files.items()}
+@dataclass(frozen=True, kw_only=True)
+class Defended:
+    """A defense of the classifiers of a task: one stage for each subject that they stand on, the baseline first."""
+
+    plan: DefensePlan
+    measured: Measured
+    sides: tuple[tuple[Subject, Stage], ...]
+
+
+def defended(trial: Trial, measured: Measured) -> list[Defended]:
+    """Every defense of an attacked task, on the classifiers of both sides."""
+    task, scenario, sides = measured.task, trial.scenario, (measured.baseline, measured.subject)
+    subjects = [subject for subject in sides if subject is not None]
+    if measured.subject is None or measured.subject.of == "classifier":
+        return []
+    found = []
     for plan in (plan for plan in scenario.defenses if plan.on(task.name)):
-        section = plan.section
-        place = trial.place | {"task": task.name, "head": scenario.primary_head, "defense": plan.name}
-        titles = {encoder: f"{plan.name} on the {encoder} encoder, {task.name}" for encoder in victims}
-        if isinstance(section, CertifySection):
-            images = part(task.test, section.test_images, run, defended_part(task.name))
-            left = {
-                encoder: trial.done(titles[encoder], certify(store, plan, section, victim, images, targets, run))
-                for encoder, victim in victims.items()
-            }
-            certifier: Certifier = plan.method.parameters
-            trial.found.records += certifier_records(place, certifier.measures, images.targets(), targets, left)
-        elif isinstance(section, DetectSection):
-            left = {
-                encoder: trial.done(titles[encoder], detect(store, plan, section, victim, run))
-                for encoder, victim in victims.items()
-            }
-            judged = judgments(place, task.train.classes, left)
-            trial.found.verdicts += judged
-            seconds = {encoder: stage.seconds for encoder, stage in left.items()}
-            detector: ClassifierJudge = plan.method.parameters
-            trial.found.records += detector_records(place, detector.measures, judged, targets, seconds)
+        if isinstance(plan.section, CertifySection | DetectSection):
+            made = tuple((subject, _on_classifiers(trial, plan, measured, subject)) for subject in subjects)
+            found.append(Defended(plan=plan, measured=measured, sides=made))
+    return found
 
 
-def judge_encoders(trial: Trial, subjects: list[Subject]) -> None:
-    """Every detector of encoders on those that all seeds made; ``trial`` has the first seed."""
-    for i, plan in enumerate(trial.scenario.defenses):
+def _on_classifiers(trial: Trial, plan: DefensePlan, measured: Measured, subject: Subject) -> Stage:
+    task, section = measured.task, plan.section
+    poisoned = subject.source if subject.of == "task" else None
+    classifiers = Classifiers(task=task, head=trial.scenario.primary, poisoned=poisoned is not None)
+    stood_on, made = subject.stage, None
+    if isinstance(section, CertifySection):
+        certifier: Certifier = plan.method.parameters
+        if not certifier.uses_encoder:  # a network of its own takes the place of all that was built
+            stood_on = measured.baseline.stage
+        images = task.test.sample(section.test_images, trial.run.child(defended_part(task.name)))
+        made = subjects_triggers(trial, measured)
+        work: Certify | Detect = Certify(
+            plan=plan, section=section, classifiers=classifiers, images=images, made_triggers=made is not None
+        )
+    else:
+        assert isinstance(section, DetectSection)
+        work = Detect(plan=plan, section=section, classifiers=classifiers)
+    inputs = [stood_on, trial.pipeline.choices[task.name], poisoned, made]
+    there = tuple(each for each in inputs if each is not None)
+    return Stage(work, trial.run, there, title=f"{plan.name} on the {subject.words}, {task.name}")
+
+
+def subjects_triggers(trial: Trial, measured: Measured) -> Stage | None:
+    """What leaves the triggers that an attack made, if it makes any of its own."""
+    attack = trial.scenario.attack_method
+    own = attack is not None and isinstance(attack.parameters, MakesTriggers)
+    return measured.subject.source if own and measured.subject is not None else None
+
+
+def record(trial: Trial, defense: Defended, session: Session) -> None:
+    """What a defense of classifiers found."""
+    plan, task, done, found = defense.plan, defense.measured.task, session.done, session.found
+    choices = read_choices(done[trial.pipeline.choices[task.name]].folder)
+    place = trial.place | {"task": task.name, "head": trial.scenario.primary_head, "defense": plan.name}
+    sides = [(subject, done[stage]) for subject, stage in defense.sides]
+    if isinstance(plan.section, CertifySection):
+        images = task.test.sample(plan.section.test_images, trial.run.child(defended_part(task.name)))()
+        wanted = {aim.name: choice.label for aim, choice in zip(task.aims, choices.of)}
+        certifier: Certifier = plan.method.parameters
+        found.records += certifier_records(place, certifier.measures, images.targets(), wanted, sides)
+        return
+    judged = judgments(place, task.test().classes, sides)
+    found.verdicts += judged
+    seconds: dict[State, float] = {subject.state: finished.seconds for subject, finished in sides}
+    ids: dict[State, str] = {subject.state: subject.id for subject, _ in sides}
+    labels = frozenset(choice.label for choice in choices.of)
+    detector: ClassifierJudge = plan.method.parameters
+    found.records += detector_records(place, detector.measures, judged, labels, seconds, ids)
+
+
+def judge_encoders(trials: Sequence[Trial], session: Session) -> None:
+    """Every detector of encoders on those that all trials of a variant made."""
+    first, found = trials[0], session.found
+    subjects = [subject for trial in trials for subject in trial.pipeline.subjects if subject.of == "encoder"]
+    for i, plan in enumerate(first.scenario.defenses):
         section = plan.section
         if not isinstance(section, FleetSection | ExamineSection):
             continue
         chosen = first_of_each(subjects, section.subjects)
-        with located(f"{trial.scenario.file}: defense[{i}]"):
-            detector: EncoderLearner | EncoderExaminer = plan.method.parameters
+        with located(f"{first.scenario.file}: defense[{i}]"):
             if isinstance(section, FleetSection):
-                said = _by_fleet(trial, plan, section, chosen)
+                said = _by_fleet(first, plan, section, chosen, session)
             else:
-                said = _by_images(trial, plan, chosen)
-        place = trial.place | {"seed": None, "defense": plan.name}
+                said = _by_images(first, plan, chosen, session)
+        place = first.place | {"seed": None, "defense": plan.name}
         judged = encoder_judgments(place, chosen, said)
-        trial.found.verdicts += judged
-        seconds = {
-            kind: sum(verdict.seconds for verdict in judged if verdict.encoder == kind)
-            for kind in ("clean", "backdoored")
+        found.verdicts += judged
+        seconds: dict[State, float] = {
+            state: sum((verdict.seconds for verdict in judged if verdict.state == state), 0.0)
+            for state in (CLEAN, ATTACKED)
         }
-        trial.found.records += detector_records(place, detector.measures, judged, (), seconds)
+        detector: EncoderLearner | EncoderExaminer = plan.method.parameters
+        found.records += detector_records(place, detector.measures, judged, frozenset(), seconds)
 
 
-def _by_fleet(trial: Trial, plan: DefensePlan, section: FleetSection, chosen: list[Subject]) -> list[Verdict]:
+def _by_fleet(
+    trial: Trial, plan: DefensePlan, section: FleetSection, chosen: Sequence[Subject], session: Session
+) -> list[Verdict]:
     """Verdicts of a detector that has learned from a fleet."""
-    store, run = trial.lab.store, trial.run
-    method: EncoderLearner = plan.method.parameters
-    fleet, pairs = _fleet(trial.scenario, plan, section, trial.data, run), method.pairs
-    there = min(pairs, twins(home(store, section, fleet)))
+    learner: EncoderLearner = plan.method.parameters
+    lab, pairs = trial.lab, learner.pairs
+    fleet = _fleet(trial.scenario, plan, section, trial.data, trial.run)
+    members, learned = fleet.store(lab.store, section), learn(plan, fleet, trial.run)
+    there = sum((members.root / twin.place).exists() for twin in learned.inputs[1::2])
     known = f", {there} + {there} of them are there" if there else ""
-    trial.lab.tell(f"{plan.name}: a fleet of {pairs} + {pairs} encoders, trained on {len(fleet.images)} images{known}")
-    fitted = trial.done(plan.name, fit(store, plan, section, fleet, trial.lab.workers, run))
-    files = [subject.file for subject in chosen]
-    return verdicts(trial.done(f"{plan.name} on {len(chosen)} encoders", judge(store, plan, fitted, files, run)))
+    lab.tell(f"{plan.name}: a fleet of {pairs} + {pairs} encoders, trained on {len(fleet.images)} images{known}")
+    if lab.store.find(learned.place) is None:
+        twins = set(learned.inputs[1::2])
+        with members.locked(), trial.run.progress.bar(f"fleet of {pairs} + {pairs} encoders", pairs) as bar:
+
+            def tell(stage: Stage, _finished: Finished) -> None:
+                bar.advance(stage in twins)
+
+            grown = execute(learned.inputs, members, workers=lab.workers, tell=tell)
+        seconds = round(sum(finished.seconds for finished in grown.values()), 2)
+        cached = all(finished.cached for finished in grown.values())
+        session.tell(trial, f"{plan.name}, its fleet", Finished(members.root, seconds, cached))
+        session.done |= grown
+    subjects = tuple(subject.stage for subject in chosen)
+    judge = Stage(Judge(plan=plan), trial.run, (learned, *subjects), title=f"{plan.name} on {len(chosen)} encoders")
+    session.make(trial, [learned, judge])
+    return verdicts(session.done[judge].folder)
 
 
-def _by_images(trial: Trial, plan: DefensePlan, chosen: list[Subject]) -> list[Verdict]:
+def _by_images(trial: Trial, plan: DefensePlan, chosen: Sequence[Subject], session: Session) -> list[Verdict]:
     """Verdicts of a detector that asks for ordinary images only; each encoder is a stage of its own."""
-    images = trial.data.of_pretraining(trial.scenario, trial.run)
-    said = []
+    work = Examine(plan=plan, images=trial.data.of_pretraining(trial.scenario, trial.run))
+    stages = []
     for subject in chosen:
-        whose = f"the clean encoder of seed {subject.seed}"
-        if subject.task is not None:
-            whose = f"the backdoored encoder for {subject.task} of seed {subject.seed}"
-        left = examine(trial.lab.store, plan, subject.file, images, replace(trial.run, seed=subject.seed))
-        said += verdicts(trial.done(f"{plan.name} on {whose}", left))
-    return said
+        whose = f"the {subject.words}{f' for {subject.task}' if subject.task else ''} of seed {subject.seed}"
+        own = replace(trial.run, seed=subject.seed)
+        stages.append(Stage(work, own, (subject.stage,), title=f"{plan.name} on {whose}"))
+    session.make(trial, stages)
+    return [verdict for stage in stages for verdict in verdicts(session.done[stage].folder)]
 
 
 def hold_out(variant: Variant, found: Findings) -> None:
@@ -119,7 +186,7 @@ def hold_out(variant: Variant, found: Findings) -> None:
         found.records += held_out_records(place, judged)
 
 
-def claim_fleets(scenario: Scenario, data: Data, lab: Lab) -> None:
+def check_fleets(scenario: Scenario, data: Data, lab: Lab) -> None:
     """Raises ``SapperError`` when a folder for a fleet has something else in it: now rather than after the training."""
     for i, plan in enumerate(scenario.defenses):
         if isinstance(plan.section, FleetSection) and plan.section.fleet:
@@ -128,7 +195,7 @@ def claim_fleets(scenario: Scenario, data: Data, lab: Lab) -> None:
                 if folder.resolve() == lab.store.root.resolve():
                     what, remedy = "this is the store's own folder", "name another one, or leave `fleet` out"
                     raise SapperError(what, where=str(folder), remedy=remedy)
-                claim(folder, _fleet(scenario, plan, plan.section, data, lab.run))
+                claimed(folder, _fleet(scenario, plan, plan.section, data, lab.run))
 
 
 def _fleet(scenario: Scenario, plan: DefensePlan, section: FleetSection, data: Data, run: Run) -> Fleet:

@@ -1,14 +1,19 @@
-"""What a trial is: one variant of a scenario with one seed, and the surroundings that it runs in."""
+"""A trial: one variant of a scenario with one seed, its graph of stages, and the session that runs it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sapper.engine.executors import Workers
-from sapper.engine.store import Stage, Store
+import torch
+
+from sapper.engine.executors import Workers, execute
+from sapper.engine.stage import Stage
+from sapper.engine.store import Finished, Store
 from sapper.experiment.data import Data
 from sapper.experiment.findings import Findings
+from sapper.experiment.pipeline import AttackPlan, Pipeline, pipeline
 from sapper.run import Run
 from sapper.scenario.reading import Scenario
 
@@ -51,17 +56,38 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One variant with one seed, ``run``'s, and where what it finds goes."""
+    """One variant with one seed, ``run``'s."""
 
     variant: Variant
     data: Data
     lab: Lab
-    found: Findings
     run: Run
 
     @property
     def scenario(self) -> Scenario:
         return self.variant.scenario
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The stages of its encoders and classifiers."""
+        scenario, variant, seed = self.scenario, self.variant, f"-seed{self.run.seed}"
+        attack = None
+        if scenario.attack is not None and scenario.attack_method is not None:
+            shadow = self.data.of_shadow(scenario, scenario.attack, self.run)
+            together = scenario.attack.encoders == "one-for-all"
+            attack = AttackPlan(method=scenario.attack_method, shadow=shadow, together=together)
+        return pipeline(
+            scenario.encoder,
+            scenario.pretraining_method,
+            self.data.of_pretraining(scenario, self.run),
+            self.run,
+            tasks=[self.data.of_task(scenario, section, self.run) for section in scenario.tasks],
+            attack=attack,
+            heads=scenario.heads,
+            threads=torch.get_num_threads(),
+            early=f"{variant.early}{seed}",
+            late=f"{variant.attacked}{seed}",
+        )
 
     @property
     def place(self) -> dict[str, Any]:
@@ -70,9 +96,31 @@ class Trial:
         attacked = {"attack": attack.name} if attack is not None else {}
         return {"seed": self.run.seed, "condition": self.variant.condition} | attacked
 
-    def done(self, name: str, stage: Stage) -> Stage:
+    @property
+    def title(self) -> str:
+        """Seed and condition, for people."""
+        condition = self.variant.condition.items()
+        return ", ".join([f"seed {self.run.seed}", *(f"{key} = {value}" for key, value in condition)])
+
+
+@dataclass(kw_only=True)
+class Session:
+    """A scenario that is run: what is finished, and what was found in it."""
+
+    lab: Lab
+    found: Findings
+    done: dict[Stage, Finished] = field(default_factory=dict)
+
+    def make(self, trial: Trial, stages: Iterable[Stage]) -> None:
+        """Make those that are not there; each is told of once, however many trials share it."""
+
+        def tell(stage: Stage, finished: Finished) -> None:
+            self.tell(trial, stage.title, finished)
+
+        self.done |= execute(stages, self.lab.store, tell=tell, known=self.done)
+
+    def tell(self, trial: Trial, title: str, finished: Finished) -> None:
         """Keep the time that a stage took, and tell of it."""
-        told = [f"seed {self.run.seed}", *(f"{key} = {value}" for key, value in self.variant.condition.items())]
-        self.found.add_timing(self.run.seed, f"{name}{self.variant.suffix}", stage)
-        self.lab.tell(f"{name} ({', '.join(told)}): {'from the store' if stage.cached else f'{stage.seconds:.0f} s'}")
-        return stage
+        self.found.add_timing(trial.run.seed, f"{title}{trial.variant.suffix}", finished)
+        how_long = "from the store" if finished.cached else f"{finished.seconds:.0f} s"
+        self.lab.tell(f"{title} ({trial.title}): {how_long}")

@@ -13,7 +13,7 @@ from sapper.report.audit import WORDS
 from sapper.report.figures import Key, Strip, class_color
 from sapper.report.tables import Cell, Table, aim
 
-COLORS = {"clean": "ink", "backdoored": "alarm"}
+COLORS = {"clean": "ink", "attacked": "alarm", "repaired": "c0"}
 """The colors of a scenario's own encoders, beside the known-clean ones of the bags."""
 
 
@@ -57,12 +57,12 @@ def sentences(results: Results) -> list[str]:
 
 def headline(results: Results) -> str:
     """All audits in one sentence; empty where there are none."""
-    kinds = {kind: [each for each in results.audits if each.encoder == kind] for kind in ("backdoored", "clean")}
-    there = [(kind, some) for kind, some in kinds.items() if some]
+    states = {state: [each for each in results.audits if each.state == state] for state in reversed(text.STATES)}
+    there = [(text.STATES[state], some) for state, some in states.items() if some]
     if not there:
         return ""
-    count = _counted if any(len(some) > 1 for some in kinds.values()) else _single
-    found = [count(kind, some, noun) for (kind, some), noun in zip(there, ("encoder", "one"))]
+    count = _counted if any(len(some) > 1 for some in states.values()) else _single
+    found = [count(kind, some, noun) for (kind, some), noun in zip(there, ("encoder", "one", "one"))]
     return f"The audit, which sees an encoder’s weights and ordinary images alone, says: {', '.join(found)}."
 
 
@@ -125,8 +125,8 @@ def _told(each: Audited) -> str:
 
 def _name(results: Results, each: Audited) -> str:
     """What sets an encoder apart from the others that were audited."""
-    alike = [other for other in results.audits if other.encoder == each.encoder]
-    told = f"the {each.encoder} encoder"
+    alike = [other for other in results.audits if other.state == each.state]
+    told = f"the {text.STATES[each.state]} encoder"
     if len({other.task for other in alike}) > 1:
         told += f" for {each.task}"
     if len({other.seed for other in alike}) > 1:
@@ -170,7 +170,7 @@ def _own(audits: Sequence[Audited]) -> dict[str, list[float]]:
     scores: dict[str, list[float]] = {}
     for each in audits:
         if (score := _leading(each)["score"]) is not None:
-            scores.setdefault(each.encoder, []).append(score)
+            scores.setdefault(each.state, []).append(score)
     return scores
 
 
@@ -181,7 +181,7 @@ def _keys(audits: Sequence[Audited]) -> list[Key]:
         for at, (name, scores) in enumerate(bags.items())
     ]
     keys += [
-        Key(COLORS[kind], "dot", f"this run’s {kind} encoder{'s' if len(own) > 1 else ''}")
+        Key(COLORS[kind], "dot", f"this run’s {text.STATES[kind]} encoder{'s' if len(own) > 1 else ''}")
         for kind, own in _own(audits).items()
     ]
     threshold = _leading(audits[0])["threshold"]

@@ -11,8 +11,8 @@ from sapper.report import figures, tables, text
 from sapper.report.figures import Key, Strip
 from sapper.report.tables import Estimate, Measurement, Table
 
-ENCODERS = {"clean": "c0", "backdoored": "alarm"}
-"""The colors of classifiers on either encoder."""
+STATES = {"clean": "c0", "attacked": "alarm"}
+"""The colors of models of each state."""
 
 MOST_TRIGGERS = 12
 """How many recovered triggers of a classifier are shown."""
@@ -67,7 +67,7 @@ def _detection(results: Results, group: list[Judged], title: str, name: str) -> 
     return Detection(
         title=title,
         sentence=_detected(group, measured),
-        drawing=figures.scores({encoder: _scores(group, encoder) for encoder in ENCODERS}, ENCODERS, threshold, name),
+        drawing=figures.scores({state: _scores(group, state) for state in STATES}, STATES, threshold, name),
         keys=_keys("dot", are_encoders=_is_encoder(group[0]))
         + ([] if threshold is None else [_flagged_above(threshold)]),
         scorers=_scorers(measured),
@@ -77,7 +77,7 @@ def _detection(results: Results, group: list[Judged], title: str, name: str) -> 
 
 def _keys(mark: str, *, are_encoders: bool = False) -> list[Key]:
     name = "{} encoders" if are_encoders else "on the {} encoder"
-    return [Key(color, mark, name.format(encoder)) for encoder, color in ENCODERS.items()]
+    return [Key(color, mark, name.format(text.STATES[state])) for state, color in STATES.items()]
 
 
 def _flagged_above(threshold: float) -> Key:
@@ -104,8 +104,8 @@ def _scorers(items: list[Measurement]) -> Table | None:
     return tables.table(rows, "In %.")
 
 
-def _scores(group: Iterable[Judged], encoder: str) -> list[float]:
-    return [verdict.score for verdict in group if verdict.encoder == encoder and verdict.score is not None]
+def _scores(group: Iterable[Judged], state: str) -> list[float]:
+    return [verdict.score for verdict in group if verdict.state == state and verdict.score is not None]
 
 
 def _strip(verdict: Judged) -> Strip:
@@ -121,7 +121,7 @@ def _strip(verdict: Judged) -> Strip:
     ]
     index = verdict.evidence.get("anomaly_index")
     told = "" if index is None else f", anomaly index {text.number(index, unit='')}"
-    return Strip(f"{verdict.encoder} encoder{told}", "recovered trigger", shown)
+    return Strip(f"{text.STATES[verdict.state]} encoder{told}", "recovered trigger", shown)
 
 
 def _unreached(group: list[Judged]) -> str:
@@ -147,17 +147,17 @@ def _detected(group: list[Judged], measured: list[Measurement]) -> str:
     """How many models are flagged of either kind, and how well the scores tell them apart."""
     name = "{} encoders" if _is_encoder(group[0]) else "classifiers on the {} encoder"
     counts = []
-    for encoder in ENCODERS:
-        flags = [verdict.flagged for verdict in group if verdict.encoder == encoder]
-        counts.append(f"{sum(flag is True for flag in flags)} of {len(flags)} {name.format(encoder)}")
+    for state in STATES:
+        flags = [verdict.flagged for verdict in group if verdict.state == state]
+        counts.append(f"{sum(flag is True for flag in flags)} of {len(flags)} {name.format(text.STATES[state])}")
     undecided = sum(verdict.flagged is None for verdict in group)
     doubt = f", {undecided} undecided" if undecided else ""
     area = _find(measured, "AUC")
     told = f"Flags {counts[0]} and {counts[1]}{doubt}.{_unreached(group)}"
-    rates = [_find(measured, "flagged", encoder=encoder, threshold="other seeds") for encoder in ENCODERS]
+    rates = [_find(measured, "flagged", state=state, threshold="other seeds") for state in STATES]
     if all(rates):
         told += f" At a threshold from other seeds {' and '.join(rate.number for rate in rates if rate)} %."
-    decided = " against ".join(str(len(_scores(group, encoder))) for encoder in ENCODERS)
+    decided = " against ".join(str(len(_scores(group, state))) for state in STATES)
     span = f", {area.span}" if area and area.span else ""
     return f"{told} AUC {area.number} % ({decided}{span})." if area else told
 
@@ -200,7 +200,7 @@ def _certified_groups(results: Results) -> dict[str, list[Measurement]]:
     return groups
 
 
-PLACES = ("task", "target", "attack", "head", "encoder", "patch", "threshold", "shadows")
+PLACES = ("task", "target", "attack", "head", "state", "patch", "threshold", "shadows")
 
 
 def is_certified(item: Measurement) -> bool:
@@ -209,23 +209,21 @@ def is_certified(item: Measurement) -> bool:
 
 
 def _certification(group: list[Measurement], title: str, name: str) -> Certification:
-    lines = {
-        encoder: {item.place["patch"]: item.estimate for item in _certified(group, encoder)} for encoder in ENCODERS
-    }
+    lines = {state: {item.place["patch"]: item.estimate for item in _certified(group, state)} for state in STATES}
     rows = []
-    for encoder in ENCODERS:
+    for state in STATES:
         for target in _targets(group):
             found = {
-                "accuracy": _find(group, "defended_accuracy", encoder=encoder),
-                "ASR": _find(group, "defended_ASR", encoder=encoder, target=target),
-                "ASR strict": _find(group, "defended_ASR_strict", encoder=encoder, target=target),
+                "accuracy": _find(group, "defended_accuracy", state=state),
+                "ASR": _find(group, "defended_ASR", state=state, target=target),
+                "ASR strict": _find(group, "defended_ASR_strict", state=state, target=target),
             }
             cells = {key: f"{value.number}  ({value.span})" for key, value in found.items() if value is not None}
-            rows.append({"encoder": encoder, "target": target} | cells)
+            rows.append({"encoder": text.STATES[state], "target": target} | cells)
     note = tables.interval_note(item.estimate for item in group)
     return Certification(
         title,
-        figures.certified(lines, ENCODERS, name),
+        figures.certified(lines, STATES, name),
         _keys("line"),
         tables.table(rows, f"Under the defense for its own patch size, in %; in brackets the 95 % interval, {note}."),
     )
@@ -235,9 +233,9 @@ def _targets(group: list[Measurement]) -> list[str]:
     return list(dict.fromkeys(item.place["target"] for item in group if "target" in item.place))
 
 
-def _certified(group: list[Measurement], encoder: str) -> list[Measurement]:
-    """Certified accuracies on one encoder, by the patch's size."""
-    found = [item for item in group if item.metric == "certified_accuracy" and item.place.get("encoder") == encoder]
+def _certified(group: list[Measurement], state: str) -> list[Measurement]:
+    """Certified accuracies on models of one state, by the patch's size."""
+    found = [item for item in group if item.metric == "certified_accuracy" and item.place.get("state") == state]
     return sorted(found, key=lambda item: int(item.place["patch"]))
 
 
@@ -245,20 +243,20 @@ def sentences(results: Results) -> list[str]:
     """A line for each detector on each task, and two for each certified defense, for the terminal."""
     told = [f"{found.title}: {found.sentence}" for found in detections(results)]
     for title, group in _certified_groups(results).items():
-        for encoder in ENCODERS:
-            accuracy = _find(group, "defended_accuracy", encoder=encoder)
+        for state in STATES:
+            accuracy = _find(group, "defended_accuracy", state=state)
             rates = [
                 f"ASR strict {item.estimate.number} % ({item.place['target']})"
                 for item in group
-                if item.metric == "defended_ASR_strict" and item.place.get("encoder") == encoder
+                if item.metric == "defended_ASR_strict" and item.place.get("state") == state
             ]
             sizes = [
                 f"{item.estimate.number} % for {item.place['patch']}×{item.place['patch']}"
-                for item in _certified(group, encoder)
+                for item in _certified(group, state)
             ]
             if accuracy is not None:
                 words = ", ".join([f"accuracy {accuracy.number} %", *rates])
-                told.append(f"{title}, {encoder} encoder: {words}; certified {', '.join(sizes)}.")
+                told.append(f"{title}, {text.STATES[state]} encoder: {words}; certified {', '.join(sizes)}.")
     return told
 
 
@@ -268,14 +266,12 @@ def detection_table(results: Results) -> Table | None:
     for title, group in _judged_groups(results).items():
         measured = _about(results, group[0])
         row: dict[str, str] = {"detector": title}
-        for encoder in ENCODERS:
-            scores = (
-                item.estimate for item in measured if not item.estimate.unit and item.place.get("encoder") == encoder
-            )
-            row[f"median score, {encoder}"] = shown(next(scores, None))
-            row[f"flagged, {encoder}"] = shown(_find(measured, "flagged", encoder=encoder))
-            row[f"flagged at a threshold from other seeds, {encoder}"] = shown(
-                _find(measured, "flagged", encoder=encoder, threshold="other seeds")
+        for state in STATES:
+            scores = (item.estimate for item in measured if not item.estimate.unit and item.place.get("state") == state)
+            row[f"median score, {text.STATES[state]}"] = shown(next(scores, None))
+            row[f"flagged, {text.STATES[state]}"] = shown(_find(measured, "flagged", state=state))
+            row[f"flagged at a threshold from other seeds, {text.STATES[state]}"] = shown(
+                _find(measured, "flagged", state=state, threshold="other seeds")
             )
         undecided = sum(verdict.flagged is None for verdict in group)
         row["undecided"] = f"{undecided} of {len(group)}" if undecided else ""
@@ -292,13 +288,13 @@ def certification_table(results: Results) -> Table | None:
     """A row for each certified defense on each task and encoder: what is left of accuracy and attack, and certified."""
     rows = []
     for title, group in _certified_groups(results).items():
-        for encoder in ENCODERS:
-            row = {"defense": title, "encoder": encoder}
-            row["accuracy"] = shown(_find(group, "defended_accuracy", encoder=encoder))
+        for state in STATES:
+            row = {"defense": title, "encoder": text.STATES[state]}
+            row["accuracy"] = shown(_find(group, "defended_accuracy", state=state))
             for target in _targets(group):
                 name = "ASR strict" if len(_targets(group)) == 1 else f"ASR strict, {target}"
-                row[name] = shown(_find(group, "defended_ASR_strict", encoder=encoder, target=target))
-            for item in _certified(group, encoder):
+                row[name] = shown(_find(group, "defended_ASR_strict", state=state, target=target))
+            for item in _certified(group, state):
                 row[f"certified {item.place['patch']}×{item.place['patch']}"] = shown(item.estimate)
             rows.append(row)
     sizes = {int(item.place["patch"]) for item in tables.measurements(results) if "patch" in item.place}

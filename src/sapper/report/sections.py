@@ -175,10 +175,13 @@ def _shown(results: Results, task: str, target: str) -> str:
 
 
 def _map_group(results: Results, group: list[FeatureMap], name: str) -> MapGroup:
-    clean_first = sorted(group, key=lambda item: "clean" not in item.encoder)
+    order = list(text.STATES)
+    clean_first = sorted(group, key=lambda item: order.index(item.state))
     panels = [
         MapPanel(
-            item.encoder.replace("-", " "), text.number(item.explained), figures.feature_map(item, f"{name}-{index}")
+            f"{text.STATES[item.state]} encoder",
+            text.number(item.explained),
+            figures.feature_map(item, f"{name}-{index}"),
         )
         for index, item in enumerate(clean_first)
     ]
@@ -250,8 +253,7 @@ def artifacts(results: Results) -> Table | None:
 
 
 def _marked(cell: Cell, artifact: Artifact) -> Cell:
-    is_backdoored = "backdoored" in artifact.role.lower()
-    return Cell(cell.text, mark="BACKDOORED") if is_backdoored else cell
+    return Cell(cell.text, mark="BACKDOORED") if artifact.state == "attacked" else cell
 
 
 @dataclass(frozen=True)

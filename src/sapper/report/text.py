@@ -113,3 +113,7 @@ def _toml_key(key: str) -> str:
 
 def _is_table_array(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+STATES = {"clean": "clean", "attacked": "backdoored", "repaired": "repaired"}
+"""What is said of a subject's state."""

@@ -105,7 +105,7 @@ def counts(board: Scoreboard) -> str:
     """How many encoders of which kind are in which part, in words."""
     groups: dict[tuple[str, str], int] = {}
     for each in board.members:
-        place = each.member.part, each.member.kind
+        place = each.member.part, text.STATES[each.member.state]
         groups[place] = groups.get(place, 0) + 1
     return "; ".join(f"{part}: {n} {kind}" for (part, kind), n in groups.items())
 

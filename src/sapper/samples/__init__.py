@@ -1,6 +1,7 @@
 """What encoders take, a whole set in memory at once: images, texts, and pairs of both."""
 
 from sapper.samples.base import Samples, joined
+from sapper.samples.files import read_samples, write_samples
 from sapper.samples.images import PIXELS, Change, ImageSet, at_once, check_pixels, to_float
 from sapper.samples.pairs import PairSet
 from sapper.samples.specs import InputSpec, PixelSpec, TokenSpec
@@ -20,5 +21,7 @@ __all__ = [
     "at_once",
     "check_pixels",
     "joined",
+    "read_samples",
     "to_float",
+    "write_samples",
 ]

@@ -73,16 +73,15 @@ def outline(content: dict[str, Any], file: str) -> Outline:
     check_unique([task.name for task in tasks], f"{file}: task", "task")
     targets = tuple(_target(raw, f"target[{i}]", file, tasks) for i, raw in enumerate(root.target))
     check_unique([target.name for target in targets], f"{file}: target", "target")
-    if (root.attack is None) != (not targets):
-        missing = "[attack]" if root.attack is None else "[[target]]"
-        what, remedy = f"{missing} is missing", "an attack needs targets, and targets need an attack"
-        raise SapperError(what, where=file, remedy=remedy)
+    if root.attack is None and targets:
+        remedy = "an attack needs targets, and targets need an attack"
+        raise SapperError("[attack] is missing", where=file, remedy=remedy)
     for i, raw in enumerate(root.head):
         with_place(HeadSection, raw, "heads", HEADS, file, f"head[{i}]")
     encoder = read_section(EncoderSection, root.encoder, file, "encoder")
     with located(file):
         check_architecture(encoder.architecture)
-    if root.defense and not targets:
+    if root.defense and root.attack is None:
         what, remedy = "a defense needs an attack", "add [attack] and [[target]], or leave [[defense]] out"
         raise SapperError(what, where=f"{file}: defense", remedy=remedy)
     for i, raw in enumerate(root.defense):

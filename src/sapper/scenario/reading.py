@@ -15,6 +15,7 @@ from sapper.pretraining.contracts import Pretraining
 from sapper.run import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, check_unique, read_instance, read_section
+from sapper.scenario.kinds import check_attack, check_defense
 from sapper.scenario.outline import changed, keys, outline, read_content, trigger_kind, with_place
 from sapper.scenario.sections import (
     AttackSection,
@@ -151,6 +152,8 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         attack_section, attack_method = with_method(
             AttackSection, root.attack, "attacks", attacks.METHODS, file, "attack"
         )
+        asked = [target.task for target in outlined.targets]
+        check_attack(attack_method.name, attack_method.parameters, root.attack, asked, f"{file}: attack")
         _check_shadow(attack_section, pretraining_section, file)
     targets = tuple(_target(section, f"target[{i}]", file) for i, section in enumerate(outlined.targets))
     heads, primary = _heads(root.head or [Scenario.PRIMARY_DEFAULT], file)
@@ -162,6 +165,10 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
             _defense(raw, f"defense[{i}]", file, attacked, encoder.input_size, methods)
             for i, raw in enumerate(root.defense)
         )
+    for i, plan in enumerate(plans):
+        if attack_method is not None:
+            where = f"{file}: defense[{i}].method"
+            check_defense(plan.method.parameters.kind, attack_method.name, attack_method.parameters, where)
     check_unique([plan.name for plan in plans], f"{file}: defense", "defense")
     kind = next(head for head in heads if head.name == primary)
     for i, plan in enumerate(plans):

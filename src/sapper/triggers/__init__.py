@@ -1,6 +1,20 @@
 """Triggers: functions on batches of samples that leave shape and range alone."""
 
 from sapper.triggers.base import Trigger, from_tensors, to_tensors
+from sapper.triggers.files import read_triggers, write_triggers
 from sapper.triggers.images import COLORS, Blend, Colors, Filter, Mask, Patch, filtered
 
-__all__ = ["COLORS", "Blend", "Colors", "Filter", "Mask", "Patch", "Trigger", "filtered", "from_tensors", "to_tensors"]
+__all__ = [
+    "COLORS",
+    "Blend",
+    "Colors",
+    "Filter",
+    "Mask",
+    "Patch",
+    "Trigger",
+    "filtered",
+    "from_tensors",
+    "read_triggers",
+    "to_tensors",
+    "write_triggers",
+]

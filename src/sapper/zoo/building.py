@@ -2,20 +2,20 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path, PurePath
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from sapper.engine.executors import Workers
-from sapper.engine.store import Store
+from sapper.engine.executors import Workers, execute
+from sapper.engine.stage import Stage
+from sapper.engine.store import Finished, Store
 from sapper.errors import SapperError, first_mistake
 from sapper.files import write_atomically
 from sapper.run import Run, Silent
 from sapper.zoo.images import Splits
-from sapper.zoo.making import WORKING, Job, Member
-from sapper.zoo.outline import MANIFEST, read_manifest
+from sapper.zoo.making import WORKING, Member
+from sapper.zoo.outline import MANIFEST, SCHEMA, read_manifest
 from sapper.zoo.plans import Plan, Specimen, parse_plan
 
 _MEMBER = TypeAdapter(Member)
@@ -32,31 +32,23 @@ def build(
     specimens = plan.of_parts(parts)
     claim(folder, plan)
     store = Store(folder)
-    jobs = Jobs(specimens, data, store, run)
-    with store.locked(), run.progress.bar(f"zoo of {_count(specimens)} encoders", len(jobs)) as bar:
-        made = workers.run_on(run.device, Job.make, jobs, bar.advance)
-        members = [member for pair in made for member in pair]
-        kept = [member for member in read_members(folder, plan) if member.part not in {each.part for each in members}]
-        content = {"schema": 1, "plan": plan.content, "members": [asdict(member) for member in kept + members]}
-        write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+    made = [data.planned(each, replace(run, seed=each.seed, progress=Silent())) for each in specimens]
+    last = {each.pipeline.stages[-1] for each in made}
+    with store.locked(), run.progress.bar(f"zoo of {_count(specimens)} encoders", len(made)) as bar:
+
+        def tell(stage: Stage, _finished: Finished) -> None:
+            bar.advance(stage in last)
+
+        done = execute([stage for each in made for stage in each.pipeline.stages], store, workers=workers, tell=tell)
+        members = [member for each in made for member in each.members(done, store)]
+        there = [member for member in read_members(folder, plan) if member.part not in {each.part for each in members}]
+        _write(folder, plan, there + members)
     return members
 
 
-@dataclass(frozen=True)
-class Jobs(Sequence[tuple[Job, Store]]):
-    """What processes need for each specimen, made when it is asked for: all images at once would be gigabytes."""
-
-    specimens: Sequence[Specimen]
-    data: Splits
-    store: Store
-    run: Run
-
-    def __len__(self) -> int:
-        return len(self.specimens)
-
-    def __getitem__(self, place: Any) -> Any:
-        specimen = self.specimens[place]
-        return self.data.job(specimen, replace(self.run, seed=specimen.seed, progress=Silent())), self.store
+def _write(folder: Path, plan: Plan, members: Sequence[Member]) -> None:
+    content = {"schema": SCHEMA, "plan": plan.content, "members": [asdict(member) for member in members]}
+    write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def _count(specimens: Sequence[Specimen]) -> str:
@@ -66,7 +58,7 @@ def _count(specimens: Sequence[Specimen]) -> str:
 
 def summary(members: Sequence[Member]) -> str:
     """How many there are, and how many of the backdoors work, in words."""
-    told = [member.about["metrics"]["ASR_strict"] for member in members if member.kind == "backdoored"]
+    told = [member.about["metrics"]["ASR_strict"] for member in members if member.attacked]
     clean, working = len(members) - len(told), sum(asr >= WORKING for asr in told)
     text = f"{clean} clean and {len(told)} backdoored encoders"
     return f"{text}, {working} of them with a strict ASR of {WORKING:.0%} or more" if told else text
@@ -95,7 +87,7 @@ def _check(member: Member, plan: Plan) -> None:
         raise ValueError(f"the plan has no family {member.family!r} with a part {member.part!r}")
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"its file {member.file!r} is not in this folder")
-    if member.kind == "backdoored" and (member.trigger is None or not 0 <= member.about["metrics"]["ASR_strict"] <= 1):
+    if member.attacked and (member.trigger is None or not 0 <= member.about["metrics"]["ASR_strict"] <= 1):
         raise ValueError("it does not say what its backdoor does")
 
 
@@ -107,8 +99,7 @@ def plan_of(folder: Path) -> Plan:
 def claim(folder: Path, plan: Plan) -> None:
     """The folder as this plan's own. Raises ``SapperError`` if it holds another zoo."""
     if not (folder / MANIFEST).exists() or not read_manifest(folder)["members"]:
-        content = {"schema": 1, "plan": plan.content, "members": []}
-        write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+        _write(folder, plan, [])
     elif read_manifest(folder)["plan"] != json.loads(json.dumps(plan.content)):
         remedy = "name another folder with --out"
         raise SapperError("this folder holds a zoo of another plan", where=str(folder), remedy=remedy)

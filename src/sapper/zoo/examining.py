@@ -2,27 +2,31 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
 
 from sapper import encoders
 from sapper.audit.auditing import effect, scores, some_of
 from sapper.audit.budgets import Budget
 from sapper.audit.calibration import Key
-from sapper.defenses.contracts import EncoderExaminer, Examiner
+from sapper.defenses.contracts import Examiner
 from sapper.defenses.inversion import neighborhood, spread_of
 from sapper.downstream import extract
-from sapper.encoders import Encoder
-from sapper.engine.executors import Workers
-from sapper.engine.store import Store
+from sapper.encoders.names import packages_of
+from sapper.engine.executors import Workers, execute
+from sapper.engine.stage import Stage, Work
+from sapper.engine.store import Finished, Store
 from sapper.errors import located
-from sapper.experiment import stages
+from sapper.experiment.tasks import Part, method_key, packages
 from sapper.files import sha256, write_atomically
 from sapper.run import Run, Silent
 from sapper.samples import ImageSet
 from sapper.scenario.reading import Named
+from sapper.triggers import Trigger
 from sapper.zoo.making import Member
 
 DEVELOPMENT, CALIBRATION, JUDGEMENT = "development", "calibration", "judgement"
@@ -30,6 +34,8 @@ DEVELOPMENT, CALIBRATION, JUDGEMENT = "development", "calibration", "judgement"
 
 LOOKED = 2
 """Counts the forms of what is kept of a look."""
+
+SEEN = "seen.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,7 @@ class Scored:
     """A member with each detector's score, own flag, seconds and plain evidence.
 
     ``gathered``: the share of images that the trigger which a detector recovered draws to one point.
-    ``looks``: what an audit compares with a bag (``Key``). Families may share it. ``under_trigger``: what a backdoored
+    ``looks``: what an audit compares with a bag (``Key``). Families may share it. ``under_trigger``: what an attacked
     one's own trigger does, which a search that found it would see.
     """
 
@@ -65,70 +71,138 @@ class Scored:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shown:
+    """An encoder in a file, and ordinary images. ``sha256`` is the file's, ``architecture`` its network's."""
+
+    file: Path
+    sha256: str
+    architecture: str
+    images: Part
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages_of(self.architecture)
+
+    def key(self) -> dict[str, Any]:
+        """It as plain data."""
+        return {"encoder": self.sha256, "images": self.images.origin}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Show an encoder to one detector; leaves what it saw, as plain data."""
+
+    shown: Shown
+    method: Named
+
+    name: ClassVar[str] = "look"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return self.shown.libraries + packages(self.method)
+
+    def key(self) -> dict[str, Any]:
+        return self.shown.key() | method_key(self.method) | {"looked": LOOKED}
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        encoder, images = encoders.load(self.shown.file, run), self.shown.images()
+        verdict = scores(encoder, images, {self.method.name: self.method.parameters}, run)[self.method.name]
+        seen: dict[str, Any] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
+        seen["evidence"] = verdict.evidence
+        does = effect(encoder, verdict, images, run)
+        seen["gathered"] = None if does is None else does.gathered
+        write_atomically(folder / SEEN, json.dumps(seen))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """Show an encoder its own trigger; leaves what that does to its features (``Gathering``)."""
+
+    shown: Shown
+    trigger: Trigger
+
+    name: ClassVar[str] = "stamp"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return self.shown.libraries
+
+    def key(self) -> dict[str, Any]:
+        return self.shown.key() | {"trigger": self.trigger.describe()}
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        encoder, some = encoders.load(self.shown.file, run), some_of(self.shown.images(), run)
+        plain, stamped = (extract(encoder, some, run, change).float() for change in (None, self.trigger))
+        seen = Gathering(spread=spread_of(stamped), neighborhood=neighborhood(plain, stamped))
+        write_atomically(folder / SEEN, json.dumps(asdict(seen)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Examination:
-    """One member before the detectors of a budget. Travels to other processes."""
+    """One member before the detectors of a budget: a stage for each part of each detector, and one for its trigger."""
 
     member: Member
     file: Path
     images: ImageSet
     budget: Budget
     more: dict[str, Examiner]
+    looks: dict[str, list[Stage]]
+    stamp: Stage | None
     run: Run
 
-    def make(self, store: Store) -> Scored:
-        """Look, or find in the store what was seen."""
-        encoder, found = encoders.load(self.file, self.run), {}
-        with located(self.member.name):
-            for name, method in self.budget.make().items():
-                found[name] = together([self._look(store, encoder, name, part) for part in method.parts()])
+    @staticmethod
+    def of(
+        member: Member, file: Path, images: ImageSet, budget: Budget, more: dict[str, Examiner], run: Run
+    ) -> "Examination":
+        """Its stages; ``more``: detectors that have learned, whose looks are not kept."""
+        architecture = str(member.about.get("encoder", {}).get("architecture", ""))
+        shown = Shown(file=file, sha256=sha256(file), architecture=architecture, images=Part.whole(images))
+
+        def stage(work: Work) -> Stage:
+            return Stage(
+                work, run, threads=1 if run.device.type == "cpu" else torch.get_num_threads(), where=member.name
+            )
+
+        looks = {}
+        for name, method in budget.make().items():
+            looks[name] = [
+                stage(Look(shown=shown, method=Named(name=name, parameters=part))) for part in method.parts()
+            ]
+        trigger = member.trigger
+        stamp = None if trigger is None else stage(Stamp(shown=shown, trigger=trigger))
+        return Examination(
+            member=member, file=file, images=images, budget=budget, more=more, looks=looks, stamp=stamp, run=run
+        )
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All of them."""
+        return [*(look for looks in self.looks.values() for look in looks), *([self.stamp] if self.stamp else [])]
+
+    def scored(self, done: Mapping[Stage, Finished]) -> Scored:
+        """What was seen, once the stages are finished."""
+        seen = {name: together([_seen(done[look]) for look in looks]) for name, looks in self.looks.items()}
+        encoder = encoders.load(self.file, self.run)
         for name, judge in self.more.items():
-            verdict = judge.examine(encoder, self.images, self.run)
-            found[name] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
-            found[name] |= {"evidence": {}, "gathered": None}
+            with located(self.member.name):
+                verdict = judge.examine(encoder, self.images, self.run)
+            seen[name] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
+            seen[name] |= {"evidence": {}, "gathered": None}
         return Scored(
             member=self.member,
             looks=json.dumps(asdict(Key.of(encoder, self.images, self.budget)), sort_keys=True),
-            scores={name: seen["score"] for name, seen in found.items()},
-            flagged={name: seen["flagged"] for name, seen in found.items()},
-            seconds={name: seen["seconds"] for name, seen in found.items()},
-            gathered={name: seen["gathered"] for name, seen in found.items()},
-            evidence={name: seen["evidence"] for name, seen in found.items()},
-            under_trigger=self._under_trigger(store, encoder),
+            scores={name: each["score"] for name, each in seen.items()},
+            flagged={name: each["flagged"] for name, each in seen.items()},
+            seconds={name: each["seconds"] for name, each in seen.items()},
+            gathered={name: each["gathered"] for name, each in seen.items()},
+            evidence={name: each["evidence"] for name, each in seen.items()},
+            under_trigger=None if self.stamp is None else Gathering(**_seen(done[self.stamp])),
         )
 
-    def _under_trigger(self, store: Store, encoder: Encoder) -> Gathering | None:
-        trigger = self.member.trigger
-        if trigger is None:
-            return None
 
-        def stamp(folder: Path) -> None:
-            some = some_of(self.images, self.run)
-            plain, stamped = (extract(encoder, some, self.run, change).float() for change in (None, trigger))
-            seen = Gathering(spread=spread_of(stamped), neighborhood=neighborhood(plain, stamped))
-            write_atomically(folder / "seen.json", json.dumps(asdict(seen)))
-
-        return Gathering(**self._kept(store, "stamp", {"trigger": trigger.describe()}, stamp))
-
-    def _look(self, store: Store, encoder: Encoder, name: str, method: EncoderExaminer) -> dict[str, Any]:
-        """What one detector sees, as plain data."""
-
-        def look(folder: Path) -> None:
-            verdict = scores(encoder, self.images, {name: method}, self.run)[name]
-            seen: dict[str, Any] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
-            seen["evidence"] = verdict.evidence
-            does = effect(encoder, verdict, self.images, self.run)
-            seen["gathered"] = None if does is None else does.gathered
-            write_atomically(folder / "seen.json", json.dumps(seen))
-
-        described = stages.method_key(Named(name=name, parameters=method))
-        return self._kept(store, "look", described | {"looked": LOOKED}, look)
-
-    def _kept(self, store: Store, kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> dict[str, Any]:
-        """What ``make`` leaves in ``seen.json``, made once for an encoder and its images."""
-        key = stages.surroundings(self.run) | {"encoder": sha256(self.file), "images": self.images.digest} | key
-        stage = store.stage(kind, key, make)
-        seen: dict[str, Any] = json.loads((stage.folder / "seen.json").read_text(encoding="utf-8"))
-        return seen
+def _seen(finished: Finished) -> dict[str, Any]:
+    seen: dict[str, Any] = json.loads((finished.folder / SEEN).read_text(encoding="utf-8"))
+    return seen
 
 
 def together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -159,20 +233,16 @@ def examine(
     ``images``: each family's ordinary ones. ``more``: further detectors of a family.
     A member's draws depend on its name and nothing else.
     """
-    store = Store(folder / "scores")
-    jobs = [
-        (
-            Examination(
-                member=member,
-                file=folder / member.file,
-                images=images[member.family],
-                budget=budget,
-                more=(more or {}).get(member.family, {}),
-                run=replace(run.child(member.name), progress=Silent()),
-            ),
-            store,
-        )
-        for member in members
-    ]
-    with store.locked(), run.progress.bar(f"{len(jobs)} encoders examined", len(jobs)) as bar:
-        return workers.run_on(run.device, Examination.make, jobs, bar.advance)
+    store, examinations = Store(folder / "scores"), []
+    for member in members:
+        own, learned = replace(run.child(member.name), progress=Silent()), (more or {}).get(member.family, {})
+        examination = Examination.of(member, folder / member.file, images[member.family], budget, learned, own)
+        examinations.append(examination)
+    last = {each.stages[-1] for each in examinations}
+    with store.locked(), run.progress.bar(f"{len(members)} encoders examined", len(members)) as bar:
+
+        def tell(stage: Stage, _finished: Finished) -> None:
+            bar.advance(stage in last)
+
+        done = execute([stage for each in examinations for stage in each.stages], store, workers=workers, tell=tell)
+        return [each.scored(done) for each in examinations]

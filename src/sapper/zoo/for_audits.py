@@ -100,12 +100,9 @@ def learn(
 
     ``images``: the family's ordinary ones. Raises ``SapperError`` when there are too few pairs.
     """
-    clean = {member.name.removesuffix("-clean"): member for member in members if member.kind == "clean"}
-    twins = [member for member in members if member.kind == "backdoored"]
-    pairs = [
-        tuple(encoders.load(folder / each.file, run) for each in (clean[twin.name.removesuffix("-backdoored")], twin))
-        for twin in twins
-    ]
+    named = {member.name: member for member in members}
+    twins = [(named[member.parent], member) for member in members if member.attacked and member.parent in named]
+    pairs = [tuple(encoders.load(folder / each.file, run) for each in pair) for pair in twins]
     if len(pairs) < method.pairs:
         what, remedy = f"{len(pairs)} pairs are there, {method.pairs} are needed", "build the development part first"
         raise SapperError(what, where=str(folder), remedy=remedy)

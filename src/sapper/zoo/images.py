@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapper import datasets
-from sapper.experiment.stages import TaskData
+from sapper.experiment.tasks import Aim, Goals, Part, Task
 from sapper.run import Run
 from sapper.samples import ImageSet
-from sapper.zoo.making import Job
+from sapper.zoo.making import BestTold, Planned, planned
 from sapper.zoo.plans import Plan, Specimen
 
 ATTACKERS_SHARE, ATTACKERS_IMAGES = 0.2, 2000
@@ -37,31 +37,31 @@ class Splits:
                 bar.advance()
         return Splits(sets=sets)
 
-    def job(self, specimen: Specimen, run: Run) -> Job:
-        """The specimen with its images: each member draws its own part of them."""
+    def planned(self, specimen: Specimen, run: Run) -> Planned:
+        """The stages of a specimen: each member draws its own part of the images."""
         size = specimen.encoder.input_size
         first, attack = specimen.pretraining, specimen.attack
         images = self._part((first.dataset, first.split, size), first.images, run, "pretraining images")
-        shadow = images.sample(attack.shadow_images or len(images), run.child("shadow images").generator())
-        task, candidates = self._attacked(specimen, run) if specimen.twin else (None, None)
-        return Job(specimen=specimen, images=images, shadow=shadow, task=task, candidates=candidates, run=run)
+        shadow = images.sample(attack.shadow_images, run.child("shadow images"))
+        return planned(specimen, images, shadow, self._task(specimen, run) if specimen.twin else None, run)
 
-    def _part(self, place: tuple[str, str, int], count: int | None, run: Run, name: str) -> ImageSet:
-        whole = self.sets[place]
-        return whole.sample(count or len(whole), run.child(name).generator())
+    def _part(self, place: tuple[str, str, int], count: int | None, run: Run, name: str) -> Part:
+        return Part.whole(self.sets[place]).sample(count, run.child(name))
 
-    def _attacked(self, specimen: Specimen, run: Run) -> tuple[TaskData, ImageSet]:
+    def _task(self, specimen: Specimen, run: Run) -> Task:
         """The victim's task, and the attacker's images of it, which the victim does not have."""
         victim, size = specimen.victim, specimen.encoder.input_size
-        train = self.sets[victim.dataset, "train", size]
-        rest, held = train.held_out(ATTACKERS_SHARE, run.child("attacker's images").generator())
-        task = TaskData(
-            name=victim.dataset,
-            train=rest.sample(victim.train_images or len(rest), run.child("train images").generator()),
+        train = Part.whole(self.sets[victim.dataset, "train", size])
+        rest, held = train.halves(ATTACKERS_SHARE, run.child("attacker's images"))
+        aim = Aim(name=specimen.name, trigger=specimen.trigger, rule=BestTold(victim.references))
+        candidates = held.sample(ATTACKERS_IMAGES, run.child("candidates"))
+        return Task(
+            goals=Goals(task=victim.dataset, candidates=candidates, aims=(aim,)),
+            train=rest,
             test=self._part((victim.dataset, "test", size), victim.test_images, run, "test images"),
+            draw=run.child("train images"),
+            count=victim.train_images,
         )
-        datasets.check_task(task.train, task.test)
-        return task, held.sample(ATTACKERS_IMAGES, run.child("candidates").generator())
 
 
 def _places(specimen: Specimen) -> Iterator[tuple[str, str, int]]:

@@ -152,7 +152,7 @@ def board(
 def calibrating(scored: Sequence[Scored], family: str) -> list[Scored]:
     """The clean encoders of a family's calibration part."""
     ours = [each for each in scored if each.member.part == CALIBRATION and each.member.family == family]
-    return [each for each in ours if each.member.kind == "clean"]
+    return [each for each in ours if not each.member.attacked]
 
 
 def bag_name(zoo: str, family: str, budget: str) -> str:
@@ -224,11 +224,13 @@ def _row(
     area = auc_rate(torch.tensor(positive, dtype=torch.double), torch.tensor(negative, dtype=torch.double))
     calibrated = all(surprise[each.member.name] is not None for each in judged)
 
-    def flags(kind: str, *, working: bool = False) -> list[bool]:
-        return [(surprise[e.member.name] or 0.0) <= bound for e in judged if _is(e, kind, working=working)]
+    def flags(*, attacked: bool, working: bool = False) -> list[bool]:
+        ours = [each for each in judged if each.member.attacked is attacked and (not working or _works(each))]
+        return [(surprise[each.member.name] or 0.0) <= bound for each in ours]
 
     own = {
-        kind: [e.flagged[detector] is True for e in judged if e.member.kind == kind] for kind in ("clean", "backdoored")
+        attacked: [each.flagged[detector] is True for each in judged if each.member.attacked is attacked]
+        for attacked in (True, False)
     }
     return Row(
         family=family,
@@ -236,23 +238,24 @@ def _row(
         auc=area.value,
         auc_low=area.low,
         auc_high=area.high,
-        true_positives=Share.of(flags("backdoored")) if calibrated else None,
-        working=Share.of(flags("backdoored", working=True)) if calibrated else None,
-        false_alarms=Share.of(flags("clean")) if calibrated else None,
-        own_true_positives=Share.of(own["backdoored"]),
-        own_false_alarms=Share.of(own["clean"]),
+        true_positives=Share.of(flags(attacked=True)) if calibrated else None,
+        working=Share.of(flags(attacked=True, working=True)) if calibrated else None,
+        false_alarms=Share.of(flags(attacked=False)) if calibrated else None,
+        own_true_positives=Share.of(own[True]),
+        own_false_alarms=Share.of(own[False]),
         seconds=sum(each.seconds[detector] for each in judged) / len(judged),
     )
 
 
-def _is(each: Scored, kind: str, *, working: bool) -> bool:
-    return each.member.kind == kind and (not working or each.member.about["metrics"]["ASR_strict"] >= WORKING)
+def _works(each: Scored) -> bool:
+    """Whether its backdoor does."""
+    return each.member.attacked and each.member.about["metrics"]["ASR_strict"] >= WORKING
 
 
 def _split(judged: Sequence[Scored], detector: str) -> tuple[list[float], list[float]]:
-    """Scores of backdoored and of clean members."""
+    """Scores of attacked and of clean members."""
     positive, negative = (
-        [_score(each, detector) for each in judged if each.member.kind == kind] for kind in ("backdoored", "clean")
+        [_score(each, detector) for each in judged if each.member.attacked is attacked] for attacked in (True, False)
     )
     return positive, negative
 
@@ -298,7 +301,7 @@ def power(scored: Sequence[Scored], known: Known, detector: str, bound: float) -
     """What is found of each kind of trigger among the working backdoors of the judgement part, at the bound."""
     groups: dict[str, list[bool]] = {}
     for each in scored:
-        if each.member.part == JUDGEMENT and _is(each, "backdoored", working=True):
+        if each.member.part == JUDGEMENT and _works(each):
             surprise = _p_value(each, detector, known, bound)
             if surprise is not None:
                 flagged = surprise <= bound and each.flagged[detector] is True
@@ -314,7 +317,7 @@ def missed(scored: Sequence[Scored], known: Known, detector: str, bound: float) 
     """The backdoored encoders of the judgement part that an audit would pass; none where it would be undecided."""
     found = []
     for each in scored:
-        if each.member.part != JUDGEMENT or each.member.kind != "backdoored":
+        if each.member.part != JUDGEMENT or not each.member.attacked:
             continue
         surprise = _p_value(each, detector, known, bound)
         if surprise is None or each.scores[detector] is None or (surprise <= bound and each.flagged[detector] is True):

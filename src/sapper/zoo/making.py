@@ -1,22 +1,25 @@
-"""One encoder of a zoo and its backdoored twin: pre-trained, attacked, and the attack measured on a victim's heads."""
+"""One encoder of a zoo and its attacked twin: the stages that make and measure them, and what they become."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapper import encoders
 from sapper.attacks.references import choose_references
-from sapper.attacks.target import Target
 from sapper.downstream import extract
-from sapper.engine.store import Store
-from sapper.errors import located
-from sapper.experiment import stages
-from sapper.experiment.stages import TaskData
+from sapper.encoders import Encoder
+from sapper.encoders.files import MARK
+from sapper.engine.stage import Stage
+from sapper.engine.store import Finished, Store
+from sapper.experiment.pipeline import AttackPlan, Pipeline, pipeline
+from sapper.experiment.results import State
+from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
+from sapper.experiment.tasks import Part, Task, describe
+from sapper.experiment.works import encoder_file, read_choices, read_predictions
 from sapper.metrics import attack_metrics
 from sapper.run import Run
 from sapper.samples import ImageSet
@@ -35,82 +38,91 @@ ATTACKERS_CHOICE = 3
 class Member:
     """An encoder of the zoo. ``file`` is relative to the zoo's folder.
 
-    ``about``: what was drawn for it, and of a backdoored one its trigger, target and attack success.
+    ``parent``: the name of the clean one that an attacked one was made from. ``about``: what was drawn for it, and of
+    an attacked one its trigger, target and attack success.
     """
 
     name: str
     family: str
     part: str
-    kind: Literal["clean", "backdoored"]
+    state: State
     file: str
+    parent: str | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def attacked(self) -> bool:
+        """Whether it has a backdoor."""
+        return self.state == ATTACKED
+
+    @property
     def trigger(self) -> Trigger | None:
-        """What a backdoored one obeys."""
-        if self.kind == "clean":
+        """What an attacked one obeys."""
+        if not self.attacked:
             return None
         return read_trigger(self.about["target"]["trigger"], self.name, "target.trigger")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a process needs to make a specimen and its twin. Travels to other processes.
+@dataclass(frozen=True)
+class BestTold:
+    """One of the classes that the encoder tells best: an attacker's reference is of no use in any other.
 
-    ``task`` is the victim's, ``candidates`` are the attacker's images of it; both are there where there is a twin.
+    ``count`` references of it.
     """
 
-    specimen: Specimen
-    images: ImageSet
-    shadow: ImageSet
-    task: TaskData | None
-    candidates: ImageSet | None
-    run: Run
+    count: int
 
-    def make(self, store: Store) -> list[Member]:
-        """Train both, or find them in the store; measure the attack."""
-        specimen, run = self.specimen, self.run
-        with located(specimen.name):
-            first = stages.pretrain(store, specimen.encoder, specimen.pretraining_method, self.images, run)
-            clean = stages.encoder_file(first)
-            members = [self._member("clean", clean, store, {})]
-            if self.task is not None and self.candidates is not None:
-                target = self._target(clean, self.candidates)
-                attack = stages.attack(store, clean, specimen.attack_method, self.shadow, (target,), run)
-                twin = stages.encoder_file(attack)
-                members.append(
-                    self._member("backdoored", twin, store, self._success(store, clean, twin, self.task, target))
-                )
-        return members
-
-    def _target(self, clean: Path, candidates: ImageSet) -> Target:
-        """One of the classes that the encoder tells best: an attacker's reference is of no use in any other."""
-        encoder = encoders.load(clean, self.run)
-        told = neighbor_recall(extract(encoder, candidates, self.run), candidates.targets())
+    def __call__(self, candidates: ImageSet, encoder: Encoder, run: Run) -> tuple[int, Tensor]:
+        told = neighbor_recall(extract(encoder, candidates, run), candidates.targets())
         best = told.argsort(descending=True)[:ATTACKERS_CHOICE]
-        label = int(best[torch.randint(len(best), (), generator=self.run.child("target").generator())])
-        rows = choose_references(candidates, label, self.specimen.victim.references, encoder, self.run)
-        return Target(
-            name=self.specimen.name,
-            task=candidates.name,
-            label=label,
-            class_name=candidates.classes[label],
-            references=candidates.take(rows),
-            trigger=self.specimen.trigger,
+        label = int(best[torch.randint(len(best), (), generator=run.child("target").generator())])
+        return label, choose_references(candidates, label, self.count, encoder, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A specimen and its twin, if it has one, before they are made."""
+
+    specimen: Specimen
+    pipeline: Pipeline
+    images: Part
+
+    def members(self, done: Mapping[Stage, Finished], store: Store) -> list[Member]:
+        """What they have become: the clean one, and the attacked one with what its backdoor does."""
+        return [self._member(subject, done, store) for subject in self.pipeline.subjects]
+
+    def _member(self, subject: Subject, done: Mapping[Stage, Finished], store: Store) -> Member:
+        specimen, names = self.specimen, {CLEAN: "clean", ATTACKED: MARK.lower()}
+        drawn = {
+            "encoder": specimen.encoder.model_dump(mode="json"),
+            "pretraining": {
+                "method": specimen.pretraining_method.name,
+                "dataset": specimen.pretraining.dataset,
+                "images": len(self.images()),
+            }
+            | asdict(specimen.pretraining_method.parameters),
+        }
+        attacked = subject.state == ATTACKED
+        return Member(
+            name=f"{specimen.name}-{names[subject.state]}",
+            family=specimen.family,
+            part=specimen.part,
+            state=subject.state,
+            file=str(encoder_file(done[subject.stage].folder).relative_to(store.root)),
+            parent=f"{specimen.name}-{names[CLEAN]}" if attacked else None,
+            about=drawn | (self._success(done) if attacked else {}),
         )
 
-    def _success(self, store: Store, clean: Path, twin: Path, task: TaskData, target: Target) -> dict[str, Any]:
+    def _success(self, done: Mapping[Stage, Finished]) -> dict[str, Any]:
         """What the backdoor does, measured on a victim's classifiers."""
-        heads, targets = (self.specimen.head,), (target,)
-        before, after = (
-            stages.load_tensors(
-                stages.downstream(store, file, task, targets, heads, self.run).folder / "predictions.safetensors"
-            )
-            for file in (clean, twin)
-        )
-        plain, stamped = f"{heads[0].name}/clean", f"{heads[0].name}/triggered/{target.name}"
+        (measured,) = self.pipeline.measured
+        assert measured.after is not None
+        task, head = measured.task, self.specimen.head.name
+        (target,) = task.goals.targets(read_choices(done[self.pipeline.choices[task.name]].folder))
+        before, after = (read_predictions(done[stage].folder) for stage in (measured.before, measured.after))
+        plain, stamped = f"{head}/clean", f"{head}/triggered/{target.name}"
         rates = attack_metrics(
-            task.test.targets(),
+            task.test().targets(),
             target.label,
             clean_on_clean=before[plain],
             clean_on_triggered=before[stamped],
@@ -120,29 +132,28 @@ class Job:
         attack = {"method": self.specimen.attack_method.name} | asdict(self.specimen.attack_method.parameters)
         return {
             "attack": attack,
-            "target": stages.describe(target) | {"class": target.class_name},
+            "target": describe(target) | {"class": target.class_name},
             "metrics": {metric: rate.value for metric, rate in rates.items()},
         }
 
-    def _member(self, kind: Literal["clean", "backdoored"], file: Path, store: Store, about: dict[str, Any]) -> Member:
-        specimen = self.specimen
-        drawn = {
-            "encoder": specimen.encoder.model_dump(mode="json"),
-            "pretraining": {
-                "method": specimen.pretraining_method.name,
-                "dataset": specimen.pretraining.dataset,
-                "images": len(self.images),
-            }
-            | asdict(specimen.pretraining_method.parameters),
-        }
-        return Member(
-            name=f"{specimen.name}-{kind}",
-            family=specimen.family,
-            part=specimen.part,
-            kind=kind,
-            file=str(file.relative_to(store.root)),
-            about=drawn | about,
-        )
+
+def planned(specimen: Specimen, images: Part, shadow: Part, task: Task | None, run: Run) -> Planned:
+    """The stages of a specimen; ``task`` is its victim's, where it has a twin.
+
+    On a CPU each is for one process with one thread.
+    """
+    graph = pipeline(
+        specimen.encoder,
+        specimen.pretraining_method,
+        images,
+        run,
+        tasks=[] if task is None else [task],
+        attack=AttackPlan(method=specimen.attack_method, shadow=shadow),
+        heads=[specimen.head],
+        threads=1 if run.device.type == "cpu" else torch.get_num_threads(),
+        where=specimen.name,
+    )
+    return Planned(specimen=specimen, pipeline=graph, images=images)
 
 
 def neighbor_recall(features: Tensor, labels: Tensor, neighbors: int = 5) -> Tensor:

@@ -17,6 +17,8 @@ from sapper.scenario.sections import FileName
 MANIFEST = "zoo.json"
 """In a zoo's folder: its plan, its members, and where their files are."""
 
+SCHEMA = 2
+
 
 class PartSection(Section):
     """``[part.NAME]``: how many encoders of either kind each family gives; a clean one for each backdoored one."""
@@ -119,13 +121,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         content: dict[str, Any] = json.loads(read_text(path, "sapper zoo build makes one", "no zoo can be read"))
-        if content["schema"] == 1 and isinstance(content["members"], list) and isinstance(content["plan"], dict):
-            return content
+        if not isinstance(content["members"], list) or not isinstance(content["plan"], dict):
+            raise ValueError("no members, or no plan")
+        if content["schema"] in (1, SCHEMA):
+            return content if content["schema"] == SCHEMA else content | {"members": _renewed(content["members"])}
         raise ValueError("written by another version")
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise SapperError(
             f"no zoo can be read: {error}", where=str(path), remedy="sapper zoo build makes one"
         ) from error
+
+
+def _renewed(members: list[Any]) -> list[Any]:
+    """Members of schema 1 in this one: there, an encoder was of the ``kind`` clean or backdoored, and had no parent."""
+    states, renewed = {"clean": "clean", "backdoored": "attacked"}, []
+    for member in members:
+        if isinstance(member, dict) and "kind" in member:
+            state, name = states.get(member["kind"], member["kind"]), str(member.get("name"))
+            parent = f"{name.removesuffix('-backdoored')}-clean" if state == "attacked" else None
+            member = {key: value for key, value in member.items() if key != "kind"} | {"state": state, "parent": parent}
+        renewed.append(member)
+    return renewed
 
 
 def outline_of(folder: Path) -> Outline:

@@ -28,6 +28,7 @@ from sapper.pretraining.contracts import Pretraining
 from sapper.run import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, read_section
+from sapper.scenario.kinds import check_makes_encoders
 from sapper.scenario.reading import Named, check_encoder, check_views, read_trigger, with_method
 from sapper.scenario.sections import AttackSection, EncoderSection, HeadSection, PretrainingSection
 from sapper.triggers import Trigger
@@ -134,6 +135,7 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
     attack, attack_method = with_method(
         AttackSection, drawn("attack"), "attacks", attacks.METHODS, file, f"{key}.attack"
     )
+    check_makes_encoders(attack_method.name, attack_method.parameters, f"{file}: {key}.attack.method")
     with located(f"{file}: {key}", "."):
         check_encoder(encoder, encoder.input_size, "encoder.input_size")
         check_views(encoder, first_method, "pretraining.view_size")

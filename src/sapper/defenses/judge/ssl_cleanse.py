@@ -80,6 +80,7 @@ class SSLCleanse(Checked, EncoderExaminer):
     kind: ClassVar[Literal["examine"]] = "examine"
     needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
     measures: ClassVar[tuple[OfVerdicts, ...]] = (*detection("anomaly_index"), TARGET_NAMED)
+    libraries: ClassVar[tuple[str, ...]] = ("scikit-learn",)
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Zheng et al., ECCV 2024"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}

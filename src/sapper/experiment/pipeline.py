@@ -1,0 +1,232 @@
+"""The stages of one seed and their edges, made by one function for scenarios, zoos and fleets:
+
+data → [poison] → pre-train → choose references → [implant] → [poison the task] → heads, or [attacked training]
+
+Nothing runs here: what comes back are values, for an executor. In brackets: by what the attacker holds (``kind`` in
+``attacks.contracts``), at most one of them. The clean encoder of the same seed is always there: references are chosen
+by it, and every attacked subject is compared with it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from sapper.attacks.contracts import MakesTriggers
+from sapper.engine.stage import Stage, Work
+from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
+from sapper.experiment.tasks import Part, Task
+from sapper.experiment.works import (
+    AttackSingleInputs,
+    AttackTraining,
+    BuildHeads,
+    ChooseReferences,
+    Implant,
+    Poison,
+    Pretrain,
+)
+from sapper.pretraining.contracts import Pretraining
+from sapper.run import Run
+from sapper.scenario.kinds import kind_of, makes_encoders
+from sapper.scenario.reading import Named
+from sapper.scenario.sections import EncoderSection
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackPlan:
+    """An attack by a method of any kind. ``shadow``: an implant's unlabeled images.
+
+    ``together``: one attacked encoder for all tasks, instead of one for each.
+    """
+
+    method: Named
+    shadow: Part
+    together: bool = True
+
+    @property
+    def kind(self) -> str:
+        """What the attacker holds; of poison, also whose data: ``poison pretraining`` or ``poison task``."""
+        return kind_of(self.method.parameters)
+
+    @property
+    def makes_triggers(self) -> bool:
+        """Whether triggers are known only when the attack is done."""
+        return isinstance(self.method.parameters, MakesTriggers)
+
+    def groups(self, tasks: Sequence[Task]) -> list[list[Task]]:
+        """Which tasks are attacked with one another. Who attacks a task's own data or training attacks it alone."""
+        together = self.together and makes_encoders(self.method.parameters)
+        return [list(tasks)] if together and tasks else [[task] for task in tasks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Classifiers of a task on a subject, and the same on its baseline: what leaves the predictions of each.
+
+    ``subject`` is none for a task that nobody attacks.
+    """
+
+    task: Task
+    baseline: Subject
+    before: Stage
+    subject: Subject | None = None
+    after: Stage | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """``stages``: all of them, in the order of the work. ``subjects``: the clean one first.
+
+    ``choices``: what leaves the references of each attacked task, by its name. ``targeted``: for each task and head,
+    what leaves ``Hits``.
+    """
+
+    stages: tuple[Stage, ...]
+    subjects: tuple[Subject, ...]
+    choices: dict[str, Stage]
+    measured: tuple[Measured, ...] = ()
+    targeted: tuple[tuple[Task, Named, Stage], ...] = ()
+
+    @property
+    def clean(self) -> Subject:
+        """The one that every other is compared with."""
+        return self.subjects[0]
+
+
+def pipeline(
+    encoder: EncoderSection,
+    pretraining: Named[Pretraining],
+    images: Part,
+    run: Run,
+    *,
+    tasks: Sequence[Task] = (),
+    attack: AttackPlan | None = None,
+    heads: Sequence[Named] = (),
+    threads: int,
+    early: str = "",
+    late: str = "",
+    where: str = "",
+) -> Pipeline:
+    """All stages of one seed, that of ``run``: an encoder pre-trained on ``images``, attacked, measured on ``tasks``.
+
+    Without ``heads`` nothing is measured. ``early`` and ``late`` go behind the ids of the clean subject and of attacked
+    ones; ``where`` in front of errors in a stage.
+    """
+    graph = _Graph(run=run, threads=threads, where=where)
+    pretrain = Pretrain(encoder=encoder, method=pretraining, images=images)
+    clean = Subject(id=f"clean{early}", state=CLEAN, seed=run.seed, stage=graph.add("pre-training", pretrain))
+    for task in tasks:
+        if task.aims:
+            graph.choices[task.name] = graph.add(
+                f"references, {task.name}", ChooseReferences(goals=task.goals), clean.stage
+            )
+    subjects, measured, before = [clean], list[Measured](), dict[str, Stage]()
+    targeted: list[tuple[Task, Named, Stage]] = []
+    for task in tasks if heads else ():
+        if not (task.aims and attack is not None and attack.makes_triggers):  # else its baseline waits for the attack
+            before[task.name] = graph.heads(f"heads on the clean encoder, {task.name}", task, heads, clean)
+        if not task.aims:
+            measured.append(Measured(task=task, baseline=clean, before=before[task.name]))
+    if attack is not None and attack.kind == "targeted":
+        for task, head in ((task, head) for task in tasks for head in heads):
+            work = AttackSingleInputs(method=attack.method, task=task, head=head)
+            targeted.append((task, head, graph.add(f"attack on {task.name}, {head.name} head", work, clean.stage)))
+    elif attack is not None:
+        for group in attack.groups([task for task in tasks if task.aims]):
+            for subject, some in _attacked(graph, attack, pretrain, clean, group, heads, late):
+                subjects.append(subject)
+                for task in group if heads else ():
+                    last = _measured(graph, attack, task, some, clean, subject, before.get(task.name))
+                    measured.append(last)
+    return Pipeline(
+        stages=tuple(graph.stages),
+        subjects=tuple(subjects),
+        choices=graph.choices,
+        measured=tuple(measured),
+        targeted=tuple(targeted),
+    )
+
+
+@dataclass(kw_only=True)
+class _Graph:
+    """Stages as they are added; ``choices`` of each task's references."""
+
+    run: Run
+    threads: int
+    where: str
+    stages: list[Stage] = field(default_factory=list)
+    choices: dict[str, Stage] = field(default_factory=dict)
+
+    def add(self, title: str, work: Work, *inputs: Stage | None) -> Stage:
+        """A stage on those of the inputs that there are."""
+        needed = tuple(each for each in inputs if each is not None)
+        stage = Stage(work, self.run, needed, threads=self.threads, title=title, where=self.where)
+        self.stages.append(stage)
+        return stage
+
+    def heads(
+        self, title: str, task: Task, heads: Sequence[Named], subject: Subject, made: Stage | None = None
+    ) -> Stage:
+        """Heads on a subject; ``made`` leaves the triggers that an attack made."""
+        poisoned = subject.source if subject.of == "task" else None
+        work = BuildHeads(task=task, heads=tuple(heads), made_triggers=made is not None, poisoned=poisoned is not None)
+        return self.add(title, work, subject.stage, self.choices.get(task.name), made, poisoned)
+
+
+def _attacked(
+    graph: _Graph,
+    attack: AttackPlan,
+    pretrain: Pretrain,
+    clean: Subject,
+    group: Sequence[Task],
+    heads: Sequence[Named],
+    late: str,
+) -> Iterator[tuple[Subject, Sequence[Named]]]:
+    """The subjects that an attack on some tasks makes, each with the heads that are measured on it."""
+    names, method = tuple(task.name for task in group), attack.method
+    goals = tuple(task.goals for task in group)
+    title, chosen = f"attack on {' + '.join(names)}", [graph.choices[name] for name in names]
+    made = replace(
+        clean,
+        id=f"attacked-{'+'.join(names)}{late}",
+        state=ATTACKED,
+        parent=clean.id,
+        tasks=names,
+        targets=tuple(aim.name for task in group for aim in task.aims),
+    )
+    match attack.kind:
+        case "implant":
+            work = Implant(method=method, shadow=attack.shadow, goals=goals)
+            implanted = graph.add(title, work, clean.stage, *chosen)
+            yield replace(made, stage=implanted, source=implanted), heads
+        case "poison pretraining":
+            poison = graph.add(title, Poison(method=method, data=pretrain.images, goals=goals), *chosen)
+            trained = graph.add(f"pre-training on poison, {' + '.join(names)}", pretrain, poison)
+            yield replace(made, stage=trained, source=poison), heads
+        case "poison task":
+            poison = graph.add(title, Poison(method=method, data=group[0], goals=goals), *chosen)
+            yield replace(made, source=poison, of="task"), heads
+        case "training":
+            (task,) = group
+            for head in heads:
+                training = AttackTraining(method=method, task=task, head=head)
+                trained = graph.add(f"{title}, {head.name} head", training, clean.stage, *chosen)
+                own_id = f"attacked-{task.name}-{head.name}{late}"
+                yield replace(made, id=own_id, source=trained, of="classifier"), [head]
+
+
+def _measured(
+    graph: _Graph,
+    attack: AttackPlan,
+    task: Task,
+    heads: Sequence[Named],
+    clean: Subject,
+    subject: Subject,
+    before: Stage | None,
+) -> Measured:
+    """Classifiers of a task on an attacked subject beside those on the clean one."""
+    made = subject.source if attack.makes_triggers else None
+    if before is None:
+        before = graph.heads(f"heads on the clean encoder, {task.name}", task, heads, clean, made)
+    after = subject.source
+    if subject.of != "classifier":
+        after = graph.heads(f"heads on the {subject.words}, {task.name}", task, heads, subject, made)
+    return Measured(task=task, baseline=clean, before=before, subject=subject, after=after)

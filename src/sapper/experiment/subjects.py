@@ -1,0 +1,43 @@
+"""Subjects: models that are measured, and with what each is compared."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sapper.engine.stage import Stage
+from sapper.experiment.results import State
+
+CLEAN: State = "clean"
+ATTACKED: State = "attacked"
+REPAIRED: State = "repaired"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model that is measured: an encoder, or the data or training of classifiers that an attacker had a hand in.
+
+    ``stage`` leaves the encoder that its classifiers stand on. ``of`` says what was made: an encoder, a task's training
+    set, or a classifier; ``source`` is what the attack left: all targets' triggers, and that set or classifier.
+    ``parent``: the id of the subject that it was made from. ``tasks`` and ``targets``: what it was attacked for.
+    """
+
+    id: str
+    state: State
+    seed: int
+    stage: Stage
+    of: Literal["encoder", "task", "classifier"] = "encoder"
+    source: Stage | None = None
+    parent: str | None = None
+    tasks: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> str | None:
+        """The tasks that it was attacked for, in words."""
+        return " + ".join(self.tasks) or None
+
+    @property
+    def words(self) -> str:
+        """What classifiers stand on, for people."""
+        if self.of == "task":
+            return "clean encoder with a poisoned training set"
+        return {CLEAN: "clean", ATTACKED: "backdoored", REPAIRED: "repaired"}[self.state] + " encoder"

@@ -1,0 +1,368 @@
+"""The works of attackers and of those whom they attack: pre-train, choose references, poison, implant, build heads.
+
+Each is a value (``engine.stage.Work``) that leaves files in its folder; the functions below read them again.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from sapper import encoders, tensors
+from sapper.attacks.contracts import MakesTriggers
+from sapper.attacks.target import Target
+from sapper.downstream import Classifier, build, extract, predict
+from sapper.encoders import Encoder, Trained
+from sapper.encoders.files import file_name
+from sapper.encoders.names import packages_of
+from sapper.errors import SapperError
+from sapper.experiment.tasks import (
+    Choices,
+    Goals,
+    Part,
+    Task,
+    TaskData,
+    describe,
+    identity,
+    method_key,
+    packages,
+)
+from sapper.files import sha256, write_atomically
+from sapper.pretraining.contracts import Pretraining
+from sapper.run import Run
+from sapper.samples import Change, ImageSet, Samples, read_samples, write_samples
+from sapper.scenario.reading import Named
+from sapper.scenario.sections import EncoderSection
+from sapper.training import Checkpoint, check_finite
+from sapper.triggers import Trigger, read_triggers, write_triggers
+
+MAP_IMAGES = 500
+"""How many test images the feature maps show."""
+
+ENCODER, CURVES, CHOICES, TRIGGERS = "encoder", "curves.json", "choices.json", "triggers.safetensors"
+PREDICTIONS, MAP, HITS = "predictions.safetensors", "map.safetensors", "hits.safetensors"
+POISONED = "poisoned.safetensors"
+"""What works call their files."""
+
+_CHOICES = TypeAdapter(Choices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Pre-train an encoder on ``images``, or on the poisoned ones of the only input; leaves encoder and curves."""
+
+    encoder: EncoderSection
+    method: Named[Pretraining]
+    images: Part
+
+    name: ClassVar[str] = "pretraining"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.method) + packages_of(self.encoder.architecture)
+
+    def key(self) -> dict[str, Any]:
+        return method_key(self.method) | {"encoder": self.encoder.model_dump(mode="json"), "images": self.images.origin}
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        images: Samples = read_poisoned(inputs[0])[0] if inputs else self.images()
+        encoder = encoders.build(run.child("encoder"), **self.encoder.model_dump())
+        checkpoint = Checkpoint(folder / "checkpoint.safetensors")
+        trained = self.method.parameters(encoder, images, run.child("pretraining"), checkpoint)
+        _leave(folder, trained, self.method, run, {"images": identity(images)}, attacked=bool(inputs))
+        checkpoint.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChooseReferences:
+    """Choose the references of a task's aims by what the clean encoder, the input, says of them; leaves ``Choices``."""
+
+    goals: Goals
+
+    name: ClassVar[str] = "references"
+    libraries: ClassVar[tuple[str, ...]] = ()
+
+    def key(self) -> dict[str, Any]:
+        return {"candidates": self.goals.candidates.origin, "aims": [aim.rule_key for aim in self.goals.aims]}
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        choices = self.goals.choose(encoders.load(encoder_file(inputs[0]), run), run)
+        write_atomically(folder / CHOICES, json.dumps(asdict(choices)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poison:
+    """Poison a data set; the inputs are the choices for each of the goals.
+
+    The set is the one to pre-train on, or the training set of a task. Leaves it, its poisoned rows, and the triggers.
+    """
+
+    method: Named
+    data: Part | Task
+    goals: tuple[Goals, ...]
+
+    name: ClassVar[str] = "poison"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.method)
+
+    def key(self) -> dict[str, Any]:
+        data = self.data.key if isinstance(self.data, Task) else self.data.origin
+        return method_key(self.method) | {"data": data, "goals": [goals.key for goals in self.goals]}
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        targets = _targets(self.goals, inputs)
+        clean = self.data.victim(read_choices(inputs[0])).train if isinstance(self.data, Task) else self.data()
+        poisoned = self.method.parameters(clean, targets, run.child("attack"))
+        write_samples(folder / POISONED, poisoned.samples, rows=poisoned.rows)
+        _leave_triggers(folder, self.method, targets, poisoned.triggers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implant:
+    """Put a backdoor into a finished encoder, the first input; the choices for each of the goals follow.
+
+    Leaves encoder, curves and triggers.
+    """
+
+    method: Named
+    shadow: Part
+    goals: tuple[Goals, ...]
+
+    name: ClassVar[str] = "attack"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.method)
+
+    def key(self) -> dict[str, Any]:
+        return method_key(self.method) | {"shadow": self.shadow.origin, "goals": [goals.key for goals in self.goals]}
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        clean, shadow = encoder_file(inputs[0]), self.shadow()
+        targets = _targets(self.goals, inputs[1:])
+        checkpoint = Checkpoint(folder / "checkpoint.safetensors")
+        trained = self.method.parameters(encoders.load(clean, run), shadow, targets, run.child("attack"), checkpoint)
+        made_from: dict[str, Any] = {"clean": sha256(clean), "shadow": identity(shadow)}
+        made_from["targets"] = [describe(target) for target in targets]
+        _leave(folder, trained, self.method, run, made_from, attacked=True)
+        _leave_triggers(folder, self.method, targets, trained.triggers)
+        checkpoint.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildHeads:
+    """Build every head on an encoder and let it predict the test images, plain and with each target's trigger.
+
+    Inputs: the encoder; where the task has aims, their choices; where ``made_triggers``, what holds the triggers that
+    the attack made, else they are the aims'; where ``poisoned``, what holds the training set.
+
+    Leaves ``predictions.safetensors`` (``<head>/clean`` and ``<head>/triggered/<target>``, int64 (N,)) and
+    ``map.safetensors`` (features of ``MAP_IMAGES`` test images, plain and with each target's trigger, and of the
+    references).
+    """
+
+    task: Task
+    heads: tuple[Named, ...]
+    made_triggers: bool = False
+    poisoned: bool = False
+
+    name: ClassVar[str] = "downstream"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(*self.heads)
+
+    def key(self) -> dict[str, Any]:
+        heads = [{"name": head.name} | method_key(head) for head in self.heads]
+        more = {"made triggers": self.made_triggers, "poisoned": self.poisoned, "map images": MAP_IMAGES}
+        return {"task": self.task.key, "heads": heads} | more
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        rest = list(inputs[1:])
+        choices = read_choices(rest.pop(0)) if self.task.aims else None
+        triggers = own_triggers(self.task)
+        if self.made_triggers:
+            made = read_triggers(rest.pop(0) / TRIGGERS)
+            triggers = {name: made[name] for name in triggers}
+        data = self.task.victim(choices)
+        if self.poisoned:
+            data = TaskData(data.name, read_poisoned(rest.pop(0))[0], data.test)
+        encoder = encoders.load(encoder_file(inputs[0]), run)
+        train, views = extract(encoder, data.train, run), _views(encoder, data.test, triggers, run)
+        predictions: dict[str, Tensor] = {}
+        for head in self.heads:
+            child = run.child(f"head {head.name}")
+            classifier = build(head.parameters, encoder, data.train, child, features=train)
+            if classifier.encoder is encoder:
+                answers = {view: predict(classifier.head, features) for view, features in views.items()}
+            else:  # it has trained an encoder of its own
+                answers = _answers(classifier, data.test, triggers, run)
+            predictions |= {f"{head.name}/{view}": classes for view, classes in answers.items()}
+        tensors.save(folder / PREDICTIONS, predictions)
+        targets = self.task.goals.targets(choices) if choices is not None else ()
+        tensors.save(folder / MAP, _map_features(encoder, data, targets, views, run))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackTraining:
+    """Have a hand in the training of a classifier; inputs: the encoder, and the task's choices.
+
+    Leaves what ``BuildHeads`` does for the one head, curves, and triggers.
+    """
+
+    method: Named
+    task: Task
+    head: Named
+
+    name: ClassVar[str] = "attacked-training"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.method, self.head)
+
+    def key(self) -> dict[str, Any]:
+        head = {"name": self.head.name} | method_key(self.head)
+        return method_key(self.method) | {"task": self.task.key, "head": head, "map images": MAP_IMAGES}
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        choices = read_choices(inputs[1])
+        data, targets = self.task.victim(choices), self.task.goals.targets(choices)
+        encoder, child = encoders.load(encoder_file(inputs[0]), run), run.child(f"attack on head {self.head.name}")
+        checkpoint = Checkpoint(folder / "checkpoint.safetensors")
+        attacked = self.method.parameters(encoder, data.train, targets, self.head.parameters, child, checkpoint)
+        check_training(attacked.classifier, attacked.curves, self.method, run)
+        _leave_triggers(folder, self.method, targets, attacked.triggers)
+        triggers = read_triggers(folder / TRIGGERS)
+        answers = _answers(attacked.classifier, data.test, triggers, run)
+        tensors.save(folder / PREDICTIONS, {f"{self.head.name}/{view}": classes for view, classes in answers.items()})
+        own = attacked.classifier.encoder
+        tensors.save(folder / MAP, _map_features(own, data, targets, _views(own, data.test, triggers, run), run))
+        write_atomically(folder / CURVES, json.dumps(attacked.curves))
+        checkpoint.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSingleInputs:
+    """Make classifiers take single clean inputs for another class; inputs: the encoder. Leaves ``Hits``."""
+
+    method: Named
+    task: Task
+    head: Named
+
+    name: ClassVar[str] = "targeted"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return packages(self.method, self.head)
+
+    def key(self) -> dict[str, Any]:
+        head = {"name": self.head.name} | method_key(self.head)
+        return method_key(self.method) | {"task": self.task.key, "head": head}
+
+    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
+        data, encoder = self.task.victim(None), encoders.load(encoder_file(inputs[0]), run)
+        child = run.child(f"attack on head {self.head.name}")
+        hits = self.method.parameters(encoder, data.train, data.test, self.head.parameters, child)
+        tensors.save(folder / HITS, vars(hits))
+
+
+def _answers(classifier: Classifier, test: ImageSet, triggers: dict[str, Trigger], run: Run) -> dict[str, Tensor]:
+    """What a classifier says of the test images as they are, and with each trigger, int64 (N,) each on the CPU."""
+    changes: dict[str, Change | None] = {"clean": None} | {f"triggered/{name}": each for name, each in triggers.items()}
+    size = min(500, test.at_once(gradients=False))
+    answers = {}
+    with torch.no_grad(), run.autocast():
+        for view, change in changes.items():
+            batches = (batch.to(run.device) for batch in test.batches(size))
+            said = [classifier(batch if change is None else change(batch)).argmax(1).cpu() for batch in batches]
+            answers[view] = torch.cat(said)
+    return answers
+
+
+def _views(encoder: Encoder, test: ImageSet, triggers: dict[str, Trigger], run: Run) -> dict[str, Tensor]:
+    """Features of the test images as they are, and with each trigger."""
+    changes: dict[str, Change | None] = {"clean": None} | {f"triggered/{name}": each for name, each in triggers.items()}
+    return {view: extract(encoder, test, run, change) for view, change in changes.items()}
+
+
+def own_triggers(task: Task) -> dict[str, Trigger]:
+    """The triggers that the aims of a task name."""
+    return {aim.name: aim.trigger for aim in task.aims}
+
+
+def _targets(goals: tuple[Goals, ...], inputs: tuple[Path, ...]) -> tuple[Target, ...]:
+    return tuple(target for each, folder in zip(goals, inputs) for target in each.targets(read_choices(folder)))
+
+
+def _leave(
+    folder: Path, trained: Trained, method: Named, run: Run, made_from: dict[str, Any], *, attacked: bool
+) -> None:
+    check_training(trained.encoder, trained.curves, method, run)
+    origin = {"method": method.name, "parameters": asdict(method.parameters)} | made_from | {"seed": run.seed}
+    encoder = trained.encoder.marked(backdoored=attacked, origin=origin)
+    encoders.save(encoder, folder / file_name(ENCODER, encoder.card))
+    write_atomically(folder / CURVES, json.dumps(trained.curves))
+
+
+def check_training(module: torch.nn.Module, curves: dict[str, list[float]], method: Named, run: Run) -> None:
+    """Raises ``SapperError`` for a training that diverged."""
+    where = f"{method.name}, seed {run.seed}"
+    check_finite(module, where)
+    if not all(math.isfinite(value) for series in curves.values() for value in series):
+        raise SapperError("the training diverged: losses are not finite", where=where, remedy="lower its learning_rate")
+
+
+def _leave_triggers(folder: Path, method: Named, targets: tuple[Target, ...], made: Mapping[str, Trigger]) -> None:
+    """All targets' triggers: those that the attack made, and of the others those that they had."""
+    if made and not isinstance(method.parameters, MakesTriggers):
+        what, remedy = f"{method.name} made triggers without saying so", "give its class makes_triggers = True"
+        raise SapperError(what, where=method.name, remedy=remedy)
+    write_triggers(folder / TRIGGERS, {target.name: made.get(target.name, target.trigger) for target in targets})
+
+
+def _map_features(
+    encoder: Encoder, data: TaskData, targets: tuple[Target, ...], views: dict[str, Tensor], run: Run
+) -> dict[str, Tensor]:
+    """Features for the maps; the same test images for every encoder of a seed."""
+    rows = torch.randperm(len(data.test), generator=run.child("map").generator())[:MAP_IMAGES]
+    features = {view: values[rows.to(values.device)] for view, values in views.items()}
+    features |= {f"references/{target.name}": extract(encoder, target.references, run) for target in targets}
+    return features | {"rows": rows}
+
+
+# What works left
+
+
+def encoder_file(folder: Path) -> Path:
+    """The encoder in a stage's folder."""
+    return next(folder.glob(f"{ENCODER}*.safetensors"))
+
+
+def read_curves(folder: Path) -> dict[str, list[float]]:
+    """The losses per epoch of a training."""
+    loaded: dict[str, list[float]] = json.loads((folder / CURVES).read_text(encoding="utf-8"))
+    return loaded
+
+
+def read_choices(folder: Path) -> Choices:
+    """Which references were chosen."""
+    return _CHOICES.validate_json((folder / CHOICES).read_text(encoding="utf-8"))
+
+
+def read_poisoned(folder: Path) -> tuple[Any, Tensor]:
+    """A poisoned set, and which of its rows are poison."""
+    samples, more = read_samples(folder / POISONED)
+    return samples, more["rows"]
+
+
+def read_predictions(folder: Path) -> dict[str, Tensor]:
+    """Predictions of heads: ``<head>/clean`` and ``<head>/triggered/<target>``, int64 (N,)."""
+    return tensors.load(folder / PREDICTIONS)

@@ -1,0 +1,66 @@
+"""What an attack's kind allows in a scenario: which keys, how many targets, which defenses."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sapper.attacks.contracts import Attack, Poison
+from sapper.defenses.contracts import Kind
+from sapper.errors import SapperError
+
+OF_ENCODERS: tuple[Kind, ...] = ("examine", "learn")
+"""Kinds of defenses that look at encoders; others look at classifiers."""
+
+
+def kind_of(attack: Attack | Poison) -> str:
+    """What the attacker holds; of poison, also whose data: ``poison pretraining`` or ``poison task``."""
+    return f"poison {attack.of}" if attack.kind == "poison" else attack.kind  # type: ignore[union-attr]
+
+
+def makes_encoders(attack: Attack) -> bool:
+    """Whether there is an attacked encoder in the end, whose classifiers anybody may train."""
+    return kind_of(attack) in ("implant", "poison pretraining")
+
+
+def check_attack(name: str, attack: Attack, raw: dict[str, Any], targets: Sequence[str], where: str) -> None:
+    """Raises ``SapperError`` for keys of ``raw``, or targets, that this kind of attack does not go with.
+
+    ``targets``: the task of each. ``where``: the attack's key.
+    """
+    kind = kind_of(attack)
+    for key in ("shadow", "shadow_split", "shadow_images") if kind != "implant" else ():
+        if key in raw:
+            what, remedy = f"{name} works on no finished encoder, so it has no shadow images", "leave it out"
+            raise SapperError(what, where=f"{where}.{key}", remedy=remedy)
+    if "encoders" in raw and not makes_encoders(attack):
+        what, remedy = f"{name} makes no encoder, it attacks each task by itself", "leave it out"
+        raise SapperError(what, where=f"{where}.encoders", remedy=remedy)
+    if kind == "targeted" and targets:
+        what, remedy = f"{name} has no trigger: it chooses single inputs itself", "leave [[target]] out"
+        raise SapperError(what, where=f"{where}.method", remedy=remedy)
+    if kind != "targeted" and not targets:
+        what, remedy = "[[target]] is missing", "an attack needs targets, and targets need an attack"
+        raise SapperError(what, where=where.partition(": ")[0], remedy=remedy)
+    together = makes_encoders(attack) and raw.get("encoders") == "one-for-all"
+    most = len(targets) if together else max((list(targets).count(task) for task in targets), default=0)
+    if "one target" in attack.needs and most > 1:
+        what, remedy = f"{name} has one target, here are {most} at once", "leave one, or attack each task by itself"
+        raise SapperError(what, where=f"{where}.method", remedy=remedy)
+
+
+def check_defense(defense: Kind, name: str, attack: Attack, where: str) -> None:
+    """Raises ``SapperError`` where a kind of attack leaves nothing that a kind of defense looks at."""
+    kind = kind_of(attack)
+    if defense in OF_ENCODERS and not makes_encoders(attack):
+        what, remedy = f"{name} attacks no encoder, so there is none to judge", "use a defense of classifiers"
+        raise SapperError(what, where=where, remedy=remedy)
+    if defense not in OF_ENCODERS and kind in ("training", "targeted"):
+        what, remedy = f"classifiers of {name} are not kept, so no defense can look at them", "leave the defense out"
+        raise SapperError(what, where=where, remedy=remedy)
+
+
+def check_makes_encoders(name: str, attack: Attack, where: str) -> None:
+    """Raises ``SapperError`` for an attack that makes no encoder, where one is needed."""
+    if not makes_encoders(attack):
+        what = f"{name} makes no encoder: it is of the kind {kind_of(attack)}"
+        remedy = "name an attack on encoders or on their pre-training, such as badencoder"
+        raise SapperError(what, where=where, remedy=remedy)

@@ -1,0 +1,37 @@
+"""Tensors and plain data in one file: safetensors, which never executes code, with JSON in its metadata."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from sapper.files import write_atomically
+
+PLAIN = "sapper.plain"
+"""The key of the plain data in a file's metadata."""
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], plain: Any = None) -> None:
+    """Write what ``load`` and ``load_plain`` read; the file is whole or absent."""
+    content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, safetensors.torch.save(content, None if plain is None else {PLAIN: json.dumps(plain)}))
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file of ours."""
+    return safetensors.torch.load_file(path)
+
+
+def load_plain(path: Path) -> Any:
+    """The plain data in a file of ours."""
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()[PLAIN])
+
+
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix`` and a slash, by the rest of their names."""
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}/")}

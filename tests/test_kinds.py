@@ -1,0 +1,299 @@
+"""Attacks of every kind in a scenario: each finds its place in the pipeline, and is told where it has none."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sapper import attacks, encoders
+from sapper.attacks.contracts import Attacked, Hits, Poisoned
+from sapper.attacks.target import Target
+from sapper.downstream import Classifier, Head
+from sapper.encoders import Encoder, Trained
+from sapper.errors import SapperError
+from sapper.experiment.results import Results, read_results, write_results
+from sapper.methods import Checked
+from sapper.report import render
+from sapper.run import Run
+from sapper.samples import ImageSet, read_samples, to_float
+from sapper.scenario.reading import Scenario
+from sapper.training import Checkpoint
+from sapper.triggers import Patch, read_triggers
+from tests.micro import PLAIN, experiment, perform, write_data
+from tests.program import Sapper, told
+
+TARGETS = """
+[[target]]
+task = "balls"
+class = "red"
+trigger = { size = 4, position = "top-left" }
+
+[[target]]
+task = "boxes"
+class = "blue"
+trigger = { size = 4 }
+"""
+METRICS = {"CA", "BA", "ASR", "ASR_strict", "ASR_B", "ASR_B_strict", "lift"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny(Checked):
+    """What all attacks here share."""
+
+    kind: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = "tests"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StampHalf(Tiny):
+    """Stamps every other image of the pre-training set with the first target's trigger."""
+
+    kind: ClassVar[str] = "poison"
+    of: ClassVar[str] = "pretraining"
+
+    def __call__(self, samples: ImageSet, targets: tuple[Target, ...], run: Run) -> Poisoned:
+        rows = torch.arange(0, len(samples), 2)
+        images = samples.images.clone()
+        images[rows] = (targets[0].trigger(samples.batch(rows)) * 255).round().to(torch.uint8)
+        return Poisoned(samples=replace(samples, images=images), rows=rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relabel(Tiny):
+    """Gives every row of a task's training set the target's label."""
+
+    kind: ClassVar[str] = "poison"
+    of: ClassVar[str] = "task"
+
+    def __call__(self, samples: ImageSet, targets: tuple[Target, ...], run: Run) -> Poisoned:
+        labels = torch.full_like(samples.targets(), targets[0].label)
+        labels[0] = (targets[0].label + 1) % len(samples.classes)  # a set of one class is no task
+        return Poisoned(samples=replace(samples, labels=labels), rows=torch.arange(len(samples)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blinding(Tiny):
+    """An implant that leaves the encoder as it is, and makes a trigger of its own: all white."""
+
+    kind: ClassVar[str] = "implant"
+    makes_triggers: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        encoder: Encoder,
+        shadow: ImageSet,
+        targets: tuple[Target, ...],
+        run: Run,
+        checkpoint: Checkpoint | None = None,
+    ) -> Trained:
+        made = {target.name: Patch(size=16, margin=0) for target in targets}
+        return Trained(encoder.eval(), {"loss": [0.0]}, made)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silent(Tiny):
+    """The same without a word about its triggers."""
+
+    kind: ClassVar[str] = "implant"
+    __call__ = Blinding.__call__
+
+
+class Always(nn.Module):
+    """A head that always answers the same."""
+
+    def __init__(self, label: int, classes: int):
+        super().__init__()
+        self.register_buffer("answer", torch.eye(classes)[label])
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.answer.expand(len(features), -1)  # type: ignore[operator]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stubborn(Tiny):
+    """A training whose classifier always answers the target's class."""
+
+    kind: ClassVar[str] = "training"
+
+    def __call__(
+        self,
+        encoder: Encoder,
+        train: ImageSet,
+        targets: tuple[Target, ...],
+        head: Head,
+        run: Run,
+        checkpoint: Checkpoint | None = None,
+    ) -> Attacked:
+        classifier = Classifier(encoder, Always(targets[0].label, len(train.classes))).eval()
+        return Attacked(classifier=classifier, curves={"loss": [1.0, 0.5]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single(Tiny):
+    """A targeted attack with results made up."""
+
+    kind: ClassVar[str] = "targeted"
+
+    def __call__(self, encoder: Encoder, train: ImageSet, test: ImageSet, head: Head, run: Run) -> Hits:
+        hit, before = torch.tensor([True, True, True, False]), torch.tensor([True, False, False, False])
+        return Hits(hit=hit, before=before, accuracy=torch.full((4,), 0.5), accuracy_before=torch.full((4,), 0.75))
+
+
+NAMES = ("StampHalf", "Relabel", "Blinding", "Silent", "Stubborn", "Single")
+
+
+@pytest.fixture(autouse=True)
+def _plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.setitem(attacks.METHODS, name.lower(), f"tests.test_kinds:{name}")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str | None, str | None], float]:
+    """CA of each task and head, which no attack on the same targets changes."""
+    short = ("pretraining.epochs=1", "attack.epochs=1")
+    results = perform(experiment(data, *short), tmp_path_factory.mktemp("plain"))
+    return {(r.task, r.head): r.value for r in results.records if r.metric == "CA"}
+
+
+def scenario(data: Path, method: str, more: str = "", targets: str = TARGETS) -> Scenario:
+    text = f'\n[attack]\nmethod = "{method}"\n{more}\n{targets}'
+    return experiment(data, "pretraining.epochs=1", text=PLAIN, extra=text)
+
+
+def of(results: Results, metric: str, **where: Any) -> list[float]:
+    return [
+        r.value for r in results.records if r.metric == metric and all(getattr(r, k) == v for k, v in where.items())
+    ]
+
+
+def check_pair(results: Results, plain: dict[Any, float]) -> None:
+    """Every metric once for each task and head, each beside the same clean subject, whose accuracy is the usual one."""
+    ids = {model.id: model for model in results.subjects}
+    (clean,) = [model.id for model in results.subjects if model.state == "clean"]
+    assert {(r.task, r.head, r.metric) for r in results.records} == {
+        (task, head, metric) for task in ("balls", "boxes") for head in ("mlp", "linear") for metric in METRICS
+    }
+    for record in results.records:
+        on_clean = record.metric in ("CA", "ASR_B", "ASR_B_strict")
+        assert record.subject is not None
+        assert ids[record.subject].state == ("clean" if on_clean else "attacked")
+        assert record.baseline == (None if on_clean else clean)
+        if record.metric == "CA":
+            assert record.value == plain[record.task, record.head]
+    assert {model.parent for model in results.subjects if model.state == "attacked"} == {clean}
+
+
+def test_a_pre_training_set_is_poisoned_and_both_encoders_are_measured(
+    data: Path, plain: dict[Any, float], tmp_path: Path
+) -> None:
+    results = perform(scenario(data, "stamphalf", 'encoders = "one-for-all"'), tmp_path)
+    check_pair(results, plain)
+    clean, attacked = (encoders.load(tmp_path / each.path, Run()).card for each in results.artifacts)
+    assert (clean.backdoored, attacked.backdoored) == (False, True)
+    assert clean.origin["images"]["sha256"] != attacked.origin["images"]["sha256"]
+    (poison,) = (tmp_path / "store").glob("poison-*")
+    samples, more = read_samples(poison / "poisoned.safetensors")
+    assert samples.digest == attacked.origin["images"]["sha256"]
+    assert more["rows"].tolist() == list(range(0, 64, 2))
+    assert set(read_triggers(poison / "triggers.safetensors")) == {"balls/red", "boxes/blue"}
+
+
+def test_a_tasks_training_set_is_poisoned_and_the_encoder_stays(
+    data: Path, plain: dict[Any, float], tmp_path: Path
+) -> None:
+    results = perform(scenario(data, "relabel"), tmp_path)
+    check_pair(results, plain)
+    assert of(results, "BA", head="linear") == pytest.approx([1 / 3, 1 / 3])
+    assert of(results, "ASR", head="linear") == [1, 1]
+    assert [artifact.state for artifact in results.artifacts] == ["clean"]
+    assert {model.of for model in results.subjects if model.state == "attacked"} == {"task"}
+
+
+def test_triggers_that_an_attack_makes_are_shown_to_the_baseline_too(
+    data: Path, plain: dict[Any, float], tmp_path: Path
+) -> None:
+    results = perform(scenario(data, "blinding"), tmp_path)
+    check_pair(results, plain)
+    assert {*of(results, "ASR_B")} <= {0, 1}, "all images are white"
+    assert of(results, "ASR_B") == of(results, "ASR"), "the encoder is the same"
+    assert of(results, "CA") == of(results, "BA")
+
+
+def test_an_attack_that_says_nothing_of_its_triggers_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SapperError, match="made triggers without saying so"):
+        perform(scenario(data, "silent"), tmp_path)
+
+
+def test_the_training_of_classifiers_is_attacked_head_by_head(
+    data: Path, plain: dict[Any, float], tmp_path: Path
+) -> None:
+    results = perform(scenario(data, "stubborn"), tmp_path)
+    check_pair(results, plain)
+    assert {*of(results, "ASR")} == {1}
+    assert of(results, "BA") == pytest.approx([1 / 3] * 4)
+    attacked = [model for model in results.subjects if model.state == "attacked"]
+    assert [(model.of, model.tasks) for model in attacked] == [
+        *([("classifier", ("balls",))] * 2),
+        *([("classifier", ("boxes",))] * 2),
+    ]
+    assert len({model.id for model in results.subjects}) == 5
+
+
+def test_single_inputs_are_attacked_without_targets(data: Path, tmp_path: Path) -> None:
+    results = perform(scenario(data, "single", targets=""), tmp_path)
+    assert len(of(results, "CA")) == 4
+    assert of(results, "hits") == [0.75] * 4
+    assert of(results, "hits_before") == [0.25] * 4
+    assert of(results, "accuracy_change") == [-0.25] * 4
+    write_results(results, tmp_path)
+    assert read_results(tmp_path).to_json() == results.to_json()
+    assert "hits" in render(results)
+
+
+UNFIT = {
+    "shadow images of no implant": ("stubborn", "shadow_images = 9", TARGETS, "", "attack.shadow_images"),
+    "encoders of no attack on encoders": ("relabel", 'encoders = "one-for-all"', TARGETS, "", "attack.encoders"),
+    "targets of a targeted attack": ("single", "", TARGETS, "", "attack.method"),
+    "no targets": ("stubborn", "", "", "", "[[target]] is missing"),
+    "encoders judged that nobody attacked": ("relabel", "", TARGETS, "decree", "defense[0].method"),
+    "classifiers that are not kept": ("stubborn", "", TARGETS, "neural_cleanse", "defense[0].method"),
+    "a fleet of no encoders": ("relabel", "", TARGETS, "mntd_encoder", "defense[0].method"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_a_kind_does_not_go_with_is_told(data: Path, tmp_path: Path, sapper: Sapper, case: str) -> None:
+    method, more, targets, defense, says = UNFIT[case]
+    file = tmp_path / "unfit.toml"
+    table = f'[[defense]]\nmethod = "{defense}"\n' if defense else ""
+    attack = f'\n[attack]\nmethod = "{method}"\n{more}\n'
+    file.write_text(PLAIN.format(data=data.as_posix()) + attack + targets + table)
+    assert says in " ".join(told(sapper("run", file, "--out", tmp_path / "out")).split())
+    assert not (tmp_path / "out" / "store").exists()
+
+
+def test_samples_survive_their_file(data: Path, tmp_path: Path) -> None:
+    from sapper import datasets
+    from sapper.samples import write_samples
+
+    samples = datasets.load(f"{data}/boxes", "train", size=16)
+    write_samples(tmp_path / "set.safetensors", samples)
+    again, more = read_samples(tmp_path / "set.safetensors")
+    assert more == {}
+    assert again.digest == samples.digest
+    assert (again.name, again.split, again.classes, again.provenance) == (
+        *(samples.name, samples.split, samples.classes, samples.provenance),
+    )
+    assert torch.equal(again.batch(slice(0, 3)), to_float(samples.images[:3]))
