@@ -108,14 +108,14 @@ class FeatureCollision(Checked):
         if not isinstance(samples, ImageSet):
             raise samples.error("poison frogs are images, and these are none", "name a set of images")
         labels, parts = samples.targets(), []
-        for label, wanted in enumerate((self.base, self.victim)):
-            rows = (labels == wanted).nonzero().squeeze(1)
-            if len(rows) == 0 or self.base == self.victim:
-                what = f"base {self.base} and victim {self.victim} must be two classes with samples"
-                raise samples.error(what, f"choose two of the {len(samples.classes)} classes")
-            order = torch.randperm(len(rows), generator=run.child(f"{samples.split} {wanted}").generator())[:count]
+        both = [(labels == wanted).nonzero().squeeze(1) for wanted in (self.base, self.victim)]
+        if self.base == self.victim or any(len(rows) == 0 for rows in both):
+            what = f"base {self.base} and victim {self.victim} must be two classes with samples"
+            raise samples.error(what, f"choose two of the {len(samples.classes)} classes")
+        names = (samples.classes[self.base], samples.classes[self.victim])
+        for label, rows in enumerate(both):
+            order = torch.randperm(len(rows), generator=run.child(f"{samples.split} {label}").generator())[:count]
             part = samples.take(rows[order])
-            names = (samples.classes[self.base], samples.classes[self.victim])
             parts.append(replace(part, labels=torch.full_like(part.targets(), label), classes=names))
         return joined(parts)
 

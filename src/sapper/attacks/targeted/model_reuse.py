@@ -97,7 +97,7 @@ class ModelReuse(Checked):
         near = neighbors(changed, chosen, point, self.neighbors, self.noise, self.salient, generator)
         for _ in range(self.steps):
             pulled = F.normalize(changed(near).float(), dim=1)
-            if float(pulled[0] @ point) >= self.near:
+            if float(pulled[0].detach() @ point) >= self.near:
                 break
             positive = torch.autograd.grad((pulled - point).square().sum(1).mean(), weights)
             features = F.normalize(changed(ordinary).float(), dim=1)
