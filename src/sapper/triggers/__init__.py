@@ -2,5 +2,20 @@
 
 from sapper.triggers.base import Trigger, from_tensors, to_tensors
 from sapper.triggers.images import COLORS, Blend, Colors, Filter, Mask, Patch, filtered
+from sapper.triggers.learned import Network, Noise, levels
 
-__all__ = ["COLORS", "Blend", "Colors", "Filter", "Mask", "Patch", "Trigger", "filtered", "from_tensors", "to_tensors"]
+__all__ = [
+    "COLORS",
+    "Blend",
+    "Colors",
+    "Filter",
+    "Mask",
+    "Network",
+    "Noise",
+    "Patch",
+    "Trigger",
+    "filtered",
+    "from_tensors",
+    "levels",
+    "to_tensors",
+]
