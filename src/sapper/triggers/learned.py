@@ -23,7 +23,7 @@ class Noise(Trigger):
     """
 
     kind: ClassVar[str] = "noise"
-    source: ClassVar[str] = "Moosavi-Dezfooli et al., CVPR 2017; Wang et al., WWW 2025"
+    source: ClassVar[str] = "Wang et al., WWW 2025"
 
     bound: float = 10 / 255
     delta: Tensor

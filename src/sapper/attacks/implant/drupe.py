@@ -17,8 +17,8 @@ not normalized, s_j(x) = s(f'(x ⊕ e), f'(x_j)) for the references x_j of one t
 c and c1 start at 0.1 and 0.001. From 20/120 of the epochs on, an epoch that ends with L0 < −0.96, L1 < −0.9 and
 L2 < −0.9 lifts them to 1.25 times as much (c unless Sb < 0.5, c1 if Sb < 0.6); any other divides both by 1.25^1.25.
 
-Source: Tao et al., "Distribution Preserving Backdoor Attack in Self-supervised Learning", IEEE S&P 2024, and the
-authors' code (``Gwinhen/DRUPE``, ``main.py``): 120 epochs, SGD with learning rate 0.05 (its README), 50 projections.
+Source: Tao et al., IEEE S&P 2024, and the authors' code (``Gwinhen/DRUPE``, ``main.py``): 120 epochs, SGD with learning
+rate 0.05 (its README), 50 projections.
 What differs, on purpose. L3 there counts the pairs i = j, too, so that for three references its thresholds 0.5 and
 0.4 mean cosines of 0 and −0.2, which features behind a ReLU never have below 0; ours are cosines of two different
 references. Sb there has the diagonal, at a memory of B³; ours is that of different images, at a memory of B·D. W is the

@@ -13,13 +13,13 @@ with f'. With A the color changes of SimCLR's augmentation, f the clean encoder 
 color(·) is a pixel's value and its hue as an angle on the circle of its chroma: a hue turned once around is itself, and
 gray has none.
 
-Source: Zhang et al., "Invisible Backdoor Attack against Self-supervised Learning", CVPR 2025, and the authors' code
-(``Zhang-Henry/INACTIVE``). There a step of f' on L0 + L1 + L2 takes turns with a step of h on a·L0 + S + … − b·C
-(a = 5, b = 0.1), after 200 epochs of h alone. Here both step at once from one gradient, so that h's is taken before f'
-has moved, and h starts near the identity. Since Adam does not see the scale of a loss, a = 5 and b = 0.1 are our
-α = 0.2 and γ = 0.02. LPIPS and the distance of ResNet-34's features become P, so that nothing is downloaded; PSNR is
-left out beside SSIM. The network there is a U-Net with BatchNorm in training mode, whose trigger depends on the batch;
-ours has none. The color distance there compares an image with a cropped view, and hue as a plain number.
+Source: Zhang et al., CVPR 2025, and the authors' code (``Zhang-Henry/INACTIVE``). There a step of f' on L0 + L1 + L2
+takes turns with a step of h on a·L0 + S + … − b·C (a = 5, b = 0.1), after 200 epochs of h alone. Here both step at once
+from one gradient, so that h's is taken before f' has moved, and h starts near the identity. Since Adam does not see the
+scale of a loss, a = 5 and b = 0.1 are our α = 0.2 and γ = 0.02. LPIPS and the distance of ResNet-34's features become
+P, so that nothing is downloaded; PSNR is left out beside SSIM. The network there is a U-Net with BatchNorm in training
+mode, whose trigger depends on the batch; ours has none. The color distance there compares an image with a cropped view,
+and hue as a plain number.
 """
 
 import math

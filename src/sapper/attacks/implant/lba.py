@@ -11,13 +11,13 @@ first ``dimensions`` of the features as they are,
 where a = φ_f(t): of a random t ∈ D_t for each x (``aim = "image"``), or the mean over D_t (``"mean"``). The head is
 thrown away. The square is that of the target's trigger, a patch; of it only the place and the size are used.
 
-Source: Yao, Li, Zheng, Zhao, "Latent Backdoor Attacks on Deep Neural Networks", CCS 2019, and the authors' code
-(``Huiying-Li/Latent-Backdoor``): 100 dimensions, a random target image, w = 0.05; trigger by Adam with learning rate
-0.1, β = (0.5, 0.9), 50 epochs over 1000 samples in batches of 32; weights by Adadelta with learning rate 0.01, batches
-of 16, 5 epochs. TrojanZoo's version has the mean feature and w = 0.5. The form for encoders is that of Jia, Liu, Gong (IEEE S&P 2022):
-the teacher classifier stands on the image encoder. They do not say which labeled set and weights they took. Here
-the aim a is fixed, from the clean f; BatchNorm is frozen as in BadEncoder; the head has no dropout while the encoder
-is trained; and the pattern is brought to whole levels of 255 before that.
+Source: Yao et al., CCS 2019, and the authors' code (``Huiying-Li/Latent-Backdoor``): 100 dimensions, a random target
+image, w = 0.05; trigger by Adam with learning rate 0.1, β = (0.5, 0.9), 50 epochs over 1000 samples in batches of 32;
+weights by Adadelta with learning rate 0.01, batches of 16, 5 epochs. TrojanZoo's version has the mean feature and
+w = 0.5. The form for encoders is that of Jia, Liu, Gong (IEEE S&P 2022): the teacher classifier stands on the image
+encoder; λ and epochs of it are not known to us, and the target task's own training set may be the labeled set. Here
+the aim a is fixed, from the clean f; BatchNorm is frozen as in BadEncoder; the head has no dropout while the encoder is
+trained; and the pattern is brought to whole levels of 255 before that.
 """
 
 from dataclasses import dataclass
