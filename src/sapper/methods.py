@@ -25,6 +25,8 @@ TRIGGERS = {
     "filter": "sapper.triggers.images:Filter",
     "mask": "sapper.triggers.images:Mask",
     "colors": "sapper.triggers.images:Colors",
+    "noise": "sapper.triggers.learned:Noise",
+    "network": "sapper.triggers.learned:Network",
 }
 """What an attacker does to images."""
 

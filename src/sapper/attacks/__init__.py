@@ -11,4 +11,8 @@ METHODS = {
     "feature_collision": "sapper.attacks.targeted.feature_collision:FeatureCollision",
     "model_reuse": "sapper.attacks.targeted.model_reuse:ModelReuse",
     "trojannn": "sapper.attacks.training.trojannn:TrojanNN",
+    "lba": "sapper.attacks.implant.lba:LBA",
+    "drupe": "sapper.attacks.implant.drupe:DRUPE",
+    "inactive": "sapper.attacks.implant.inactive:Inactive",
+    "transtroj": "sapper.attacks.implant.transtroj:TransTroj",
 }

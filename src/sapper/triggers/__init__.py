@@ -3,6 +3,7 @@
 from sapper.triggers.base import Trigger, from_tensors, to_tensors
 from sapper.triggers.files import read_triggers, write_triggers
 from sapper.triggers.images import COLORS, Blend, Colors, Filter, Mask, Patch, filtered
+from sapper.triggers.learned import Network, Noise, levels
 
 __all__ = [
     "COLORS",
@@ -10,10 +11,13 @@ __all__ = [
     "Colors",
     "Filter",
     "Mask",
+    "Network",
+    "Noise",
     "Patch",
     "Trigger",
     "filtered",
     "from_tensors",
+    "levels",
     "read_triggers",
     "to_tensors",
     "write_triggers",
