@@ -5,4 +5,7 @@ They exist so that defenses can be measured. What they make is marked as backdoo
 
 METHODS = {
     "badencoder": "sapper.attacks.implant.badencoder:BadEncoder",
+    "ssl_backdoor": "sapper.attacks.poison.ssl_backdoor:SSLBackdoor",
+    "ctrl": "sapper.attacks.poison.ctrl:CTRL",
+    "corruptencoder": "sapper.attacks.poison.corruptencoder:CorruptEncoder",
 }

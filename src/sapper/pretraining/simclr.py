@@ -70,8 +70,7 @@ class SimCLR(Checked):
         resident = images.to(run.device)
 
         def terms(step: Step) -> Terms:
-            batch = resident.batch(step.rows)
-            views = augmentation(torch.cat((batch, batch)), step.generator)
+            views = augmentation.views(resident, step.rows.repeat(2), step.generator)
             with run.autocast():
                 projected = head(encoder(views))
             return {"NT-Xent": nt_xent(projected.float(), self.temperature)}

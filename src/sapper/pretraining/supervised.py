@@ -68,7 +68,7 @@ class Supervised(Checked):
         def terms(step: Step) -> Terms:
             wanted = labels[step.rows.to(run.device)]
             with run.autocast():
-                logits = head(encoder(augmentation(resident.batch(step.rows), step.generator))).float()
+                logits = head(encoder(augmentation.views(resident, step.rows, step.generator))).float()
             accuracy = (logits.detach().argmax(1) == wanted).float().mean()
             return {"cross-entropy": F.cross_entropy(logits, wanted), "accuracy": accuracy}
 

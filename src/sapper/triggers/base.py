@@ -48,8 +48,7 @@ class Trigger(ABC):
     @classmethod
     def of(cls, parameters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """The trigger with these ``parameters()`` and ``tensors()``."""
-        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
-        return cls(**lists, **tensors)
+        return cls(**{name: _tuples(value) for name, value in parameters.items()}, **tensors)
 
     def _fields(self) -> list[tuple[str, Any]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
@@ -69,6 +68,11 @@ def from_tensors(plain: Mapping[str, Any], tensors: Mapping[str, Tensor], where:
     except TypeError as error:
         raise SapperError(f"not a trigger: {error}", where=where, remedy="give what Sapper wrote") from error
     return trigger
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
 
 
 def _digest(values: Tensor) -> str:
