@@ -14,6 +14,7 @@ HEADS = {
     "mlp": "sapper.downstream.heads:MLP",
     "linear": "sapper.downstream.heads:Linear",
     "knn": "sapper.downstream.heads:KNN",
+    "zero_shot": "sapper.downstream.zero_shot:ZeroShot",
 }
 """Downstream classifiers. Other tables are in the packages of their methods."""
 

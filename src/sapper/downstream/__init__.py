@@ -1,7 +1,21 @@
 """From an encoder to a classifier: features once, then a head on the resident features."""
 
+from sapper.downstream.building import AnyHead, build
 from sapper.downstream.classifier import Classifier
 from sapper.downstream.features import extract, predict
 from sapper.downstream.heads import KNN, MLP, Head, Linear, Standardize
+from sapper.downstream.zero_shot import ZeroShot
 
-__all__ = ["KNN", "MLP", "Classifier", "Head", "Linear", "Standardize", "extract", "predict"]
+__all__ = [
+    "KNN",
+    "MLP",
+    "AnyHead",
+    "Classifier",
+    "Head",
+    "Linear",
+    "Standardize",
+    "ZeroShot",
+    "build",
+    "extract",
+    "predict",
+]

@@ -17,8 +17,9 @@ from sapper.training import Step, Terms, train, warm_cosine
 
 
 class Head(Protocol):
-    """Parameters of a downstream head. ``seeded``: whether another seed gives another head."""
+    """Parameters of a head that is fitted to features. ``seeded``: whether another seed gives another head."""
 
+    kind: ClassVar[Literal["fitted"]]
     seeded: ClassVar[bool]
 
     def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
@@ -63,6 +64,7 @@ class MLP(Checked):
     standardize: bool = False
     schedule: Literal["constant", "cosine"] = "constant"
 
+    kind: ClassVar[Literal["fitted"]] = "fitted"
     version: ClassVar[int] = 3
     seeded: ClassVar[bool] = True
     source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022"
@@ -118,6 +120,7 @@ class Linear(Checked):
     penalty: NonNegativeFloat = 1e-4
     iterations: PositiveInt = 300
 
+    kind: ClassVar[Literal["fitted"]] = "fitted"
     version: ClassVar[int] = 2
     seeded: ClassVar[bool] = False
     source: ClassVar[str] = "the usual linear evaluation of self-supervised encoders"
@@ -156,6 +159,7 @@ class KNN(Checked):
     neighbors: PositiveInt = 200
     temperature: PositiveFloat = 0.5
 
+    kind: ClassVar[Literal["fitted"]] = "fitted"
     version: ClassVar[int] = 2
     seeded: ClassVar[bool] = False
     source: ClassVar[str] = "Wu et al., CVPR 2018; BadEncoder's monitor"

@@ -1,8 +1,10 @@
-"""What encoders take, a whole set in memory at once: images, and pairs of images and texts."""
+"""What encoders take, a whole set in memory at once: images, texts, and pairs of both."""
 
 from sapper.samples.base import Samples, joined
 from sapper.samples.images import PIXELS, Canvases, Change, ImageSet, at_once, check_pixels, to_float
+from sapper.samples.pairs import PairSet
 from sapper.samples.specs import InputSpec, PixelSpec, TokenSpec
+from sapper.samples.texts import TextSet, Tokens
 
 __all__ = [
     "PIXELS",
@@ -10,9 +12,12 @@ __all__ = [
     "Change",
     "ImageSet",
     "InputSpec",
+    "PairSet",
     "PixelSpec",
     "Samples",
+    "TextSet",
     "TokenSpec",
+    "Tokens",
     "at_once",
     "check_pixels",
     "joined",
