@@ -21,8 +21,10 @@ HEADS = {
 
 TRIGGERS = {
     "patch": "sapper.triggers.images:Patch",
+    "random-patch": "sapper.triggers.random_patch:RandomPatch",
     "blend": "sapper.triggers.images:Blend",
     "filter": "sapper.triggers.images:Filter",
+    "frequency": "sapper.triggers.frequency:Frequency",
     "mask": "sapper.triggers.images:Mask",
     "colors": "sapper.triggers.images:Colors",
     "noise": "sapper.triggers.learned:Noise",

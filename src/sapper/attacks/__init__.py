@@ -15,4 +15,7 @@ METHODS = {
     "drupe": "sapper.attacks.implant.drupe:DRUPE",
     "inactive": "sapper.attacks.implant.inactive:Inactive",
     "transtroj": "sapper.attacks.implant.transtroj:TransTroj",
+    "ssl_backdoor": "sapper.attacks.poison.ssl_backdoor:SSLBackdoor",
+    "ctrl": "sapper.attacks.poison.ctrl:CTRL",
+    "corruptencoder": "sapper.attacks.poison.corruptencoder:CorruptEncoder",
 }

@@ -2,13 +2,14 @@
 
 from sapper.samples.base import Samples, joined
 from sapper.samples.files import read_samples, write_samples
-from sapper.samples.images import PIXELS, Change, ImageSet, at_once, check_pixels, to_float
+from sapper.samples.images import PIXELS, Canvases, Change, ImageSet, at_once, check_pixels, only_images, to_float
 from sapper.samples.pairs import PairSet
 from sapper.samples.specs import InputSpec, PixelSpec, TokenSpec
 from sapper.samples.texts import TextSet, Tokens
 
 __all__ = [
     "PIXELS",
+    "Canvases",
     "Change",
     "ImageSet",
     "InputSpec",
@@ -21,6 +22,7 @@ __all__ = [
     "at_once",
     "check_pixels",
     "joined",
+    "only_images",
     "read_samples",
     "to_float",
     "write_samples",
