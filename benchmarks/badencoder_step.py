@@ -12,7 +12,8 @@ from torchvision.transforms.functional import to_tensor
 
 from benchmarks.textbook import BATCH, REFERENCE, PerSample, forward, loader, noise
 from benchmarks.timing import Row, paired
-from sapper.attacks.implant.badencoder import BadEncoder, freeze_batch_norm, step_losses
+from sapper.attacks.features import freeze_batch_norm, step_losses
+from sapper.attacks.implant.badencoder import BadEncoder
 from sapper.attacks.target import Target
 from sapper.augment import Augmentation
 from sapper.downstream import extract

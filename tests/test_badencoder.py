@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sapper.attacks.implant.badencoder import BadEncoder, freeze_batch_norm, step_losses
+from sapper.attacks.features import freeze_batch_norm, step_losses
+from sapper.attacks.implant.badencoder import BadEncoder
 from sapper.attacks.references import choose_references, near_duplicates
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, build

@@ -1,1 +1,96 @@
+"""Sapper lays, finds and clears backdoors in pre-trained encoders.
+
+    report = sapper.audit("encoder.safetensors", "photos/")     is this encoder safe to build on?
+    encoder = sapper.open("timm:resnet18", size=224)            any encoder as a module from images to features
+    results = sapper.run("demo")                                an experiment, from a TOML file or by name
+    bag = sapper.calibrate(["a.pt", "b.pt"], "photos/", name="mine")    what audits find in known-clean encoders
+
+What needs torch is imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sapper.errors import SapperError
+
+if TYPE_CHECKING:
+    from sapper.api import audit, calibrate, load_images, open, run
+    from sapper.attacks.target import Target
+    from sapper.audit.auditing import AuditReport
+    from sapper.audit.calibration import Bag, read_bag, write_bag
+    from sapper.datasets import load as load_data
+    from sapper.downstream import Classifier
+    from sapper.encoders import Card, Encoder, Trained, build, load, save
+    from sapper.experiment.results import Record, Results, read_results
+    from sapper.report.audit_files import write_audit
+    from sapper.run import Run
+    from sapper.samples import ImageSet, Samples
+    from sapper.triggers import Blend, Filter, Mask, Patch, Trigger
+    from sapper.verdicts import Certified, Verdict
+
 __version__ = "0.1.0"
+
+_PLACES = {
+    "sapper.api": ("audit", "calibrate", "load_images", "open", "run"),
+    "sapper.attacks.target": ("Target",),
+    "sapper.audit.auditing": ("AuditReport",),
+    "sapper.audit.calibration": ("Bag", "read_bag", "write_bag"),
+    "sapper.downstream": ("Classifier",),
+    "sapper.encoders": ("Card", "Encoder", "Trained", "build", "load", "save"),
+    "sapper.experiment.results": ("Record", "Results", "read_results"),
+    "sapper.report.audit_files": ("write_audit",),
+    "sapper.run": ("Run",),
+    "sapper.samples": ("ImageSet", "Samples"),
+    "sapper.triggers": ("Blend", "Filter", "Mask", "Patch", "Trigger"),
+    "sapper.verdicts": ("Certified", "Verdict"),
+}
+"""In which module each public name is."""
+
+__all__ = [
+    "AuditReport",
+    "Bag",
+    "Blend",
+    "Card",
+    "Certified",
+    "Classifier",
+    "Encoder",
+    "Filter",
+    "ImageSet",
+    "Mask",
+    "Patch",
+    "Record",
+    "Results",
+    "Run",
+    "Samples",
+    "SapperError",
+    "Target",
+    "Trained",
+    "Trigger",
+    "Verdict",
+    "audit",
+    "build",
+    "calibrate",
+    "load",
+    "load_data",
+    "load_images",
+    "open",
+    "read_bag",
+    "read_results",
+    "run",
+    "save",
+    "write_audit",
+    "write_bag",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_data":
+        return import_module("sapper.datasets").load
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,11 +9,13 @@ Drawing the parameters (``Augmentation.sample``) is apart from using them (``app
 """
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
+
+from sapper.samples import ImageSet, to_float
 
 ASPECT_RATIO = (3 / 4, 4 / 3)  # width / height of a crop, torchvision's default
 CROP_TRIES = 10  # as in torchvision
@@ -72,12 +74,33 @@ class Augmentation:
         views = (self.size, self.size) if self.size else (height, width)
         return apply(images, self.sample(count, (height, width), generator), views)
 
-    def sample(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Parameters:
-        """Parameters for ``count`` images of ``size`` (height, width), on the generator's device."""
+    @torch.no_grad()
+    def views(self, images: ImageSet, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """The images of a set at ``rows``, each augmented at random; an image with a canvas is cropped from that."""
+        if images.canvases is None or self.crop is None:
+            return self(images.batch(rows), generator)
+        canvases, of = images.canvases, images.canvases.of[rows]
+        small, large = (of < 0).nonzero().squeeze(1), (of >= 0).nonzero().squeeze(1)
+        sizes = torch.tensor(images.size).repeat(len(rows), 1)
+        sizes[large] = canvases.sizes[of[large]]
+        parameters = self.sample(len(rows), sizes, generator)
+        boxes, size = cast(Tensor, parameters.boxes), (self.size, self.size) if self.size else images.size
+        pixels = to_float(canvases.pixels[of[large].to(canvases.pixels.device)])
+        crops = pixels.new_empty(len(rows), 3, *size)
+        for where, whole in ((small, images.batch(rows[small])), (large, pixels)):
+            if len(where):
+                crops[where.to(crops.device)] = resized_crop(whole, boxes[where.to(boxes.device)], size)
+        return apply(crops, replace(parameters, boxes=None))
+
+    def sample(self, count: int, size: tuple[int, int] | Tensor, generator: torch.Generator) -> Parameters:
+        """Parameters for ``count`` images of ``size`` (height, width), on the generator's device.
+
+        ``size`` may be int64 (count, 2), a size for each.
+        """
         *strengths, hue = self.jitter
         ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in strengths] + [(-hue, hue)]
         return Parameters(
-            boxes=None if self.crop is None else _sample_boxes(count, size, self.crop, generator),
+            boxes=None if self.crop is None else _sample_boxes(_sizes(count, size, generator), self.crop, generator),
             flip=_uniform((count,), 0, 1, generator) < self.flip,
             jitter=_uniform((count,), 0, 1, generator) < self.jitter_p,
             factors=torch.stack([_uniform((count,), *bounds, generator) for bounds in ranges], dim=1).float(),
@@ -120,34 +143,42 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
     return low + (high - low) * draw
 
 
-def _sample_boxes(count: int, size: tuple[int, int], scale: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Crops as torchvision's ``RandomResizedCrop.get_params`` draws them, int64 (count, 4).
+def _sizes(count: int, size: tuple[int, int] | Tensor, generator: torch.Generator) -> Tensor:
+    return torch.as_tensor(size, device=generator.device).expand(count, 2)
+
+
+def _sample_boxes(sizes: Tensor, scale: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Crops as torchvision's ``RandomResizedCrop.get_params`` draws them, int64 (N, 4), of images of ``sizes`` (N, 2).
 
     Area and logarithm of the aspect ratio are uniform, height and width are rounded to pixels. The first of ten tries
     that fits into the image is placed uniformly; if none fits, the largest central crop within the aspect ratios.
     """
-    height, width = size
+    count, (height, width) = len(sizes), sizes.unsqueeze(2).unbind(1)
     area = height * width * _uniform((count, CROP_TRIES), *scale, generator)
     narrowest, widest = ASPECT_RATIO
     ratio = _uniform((count, CROP_TRIES), math.log(narrowest), math.log(widest), generator).exp()
     h, w = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
     fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
     first = fits.int().argmax(dim=1, keepdim=True)
-    h, w = h.gather(1, first).squeeze(1), w.gather(1, first).squeeze(1)
+    height, width, h, w = (
+        height.squeeze(1),
+        width.squeeze(1),
+        h.gather(1, first).squeeze(1),
+        w.gather(1, first).squeeze(1),
+    )
     top = (_uniform((count,), 0, 1, generator) * (height - h + 1)).floor()
     left = (_uniform((count,), 0, 1, generator) * (width - w + 1)).floor()
 
     boxes = torch.stack((top, left, h, w), dim=1).long()
-    boxes[~fits.any(dim=1)] = torch.tensor(_central_box(height, width), device=boxes.device)
-    return boxes
+    return torch.where(fits.any(dim=1, keepdim=True), boxes, _central_boxes(height, width))
 
 
-def _central_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """The largest central crop whose aspect ratio is allowed."""
+def _central_boxes(height: Tensor, width: Tensor) -> Tensor:
+    """The largest central crops whose aspect ratio is allowed."""
     narrowest, widest = ASPECT_RATIO
-    h = min(height, round(width / narrowest))
-    w = min(width, round(height * widest))
-    return (height - h) // 2, (width - w) // 2, h, w
+    h = torch.minimum(height, (width.double() / narrowest).round().long())
+    w = torch.minimum(width, (height.double() * widest).round().long())
+    return torch.stack(((height - h) // 2, (width - w) // 2, h, w), dim=1)
 
 
 # --- geometry -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sapper.errors import SapperError
+from sapper.errors import SapperError, closest
 
 LEFTOVERS = ".*.part"
 """What a process that was killed while writing leaves behind."""
@@ -140,3 +140,20 @@ def _beside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # gone already, or the folder itself is what is wrong
             beside.unlink()
+
+
+def shipped_file(name: str, folder: str, kind: str) -> Path:
+    """The file itself, or the one of that name among those that come with sapper, of a ``kind`` in a ``folder``."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for place in SHIPPED for file in sorted((place / folder).glob("*.toml"))}
+    if name in shipped:
+        return shipped[name]
+    what = "there is no such file" if path.suffix == ".toml" else f"no {kind} is called {name!r}"
+    remedy = f"{closest(path.stem, list(shipped))} (those come with sapper), or the path of a TOML file"
+    raise SapperError(what, where=name, remedy=remedy)
+
+
+SHIPPED = (Path(__file__).parents[0], Path(__file__).parents[2])
+"""Where folders of scenarios and zoos lie when sapper is installed, and in a checkout."""

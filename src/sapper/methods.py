@@ -14,15 +14,21 @@ HEADS = {
     "mlp": "sapper.downstream.heads:MLP",
     "linear": "sapper.downstream.heads:Linear",
     "knn": "sapper.downstream.heads:KNN",
+    "zero_shot": "sapper.downstream.zero_shot:ZeroShot",
+    "finetune": "sapper.downstream.tuning:Finetune",
 }
 """Downstream classifiers. Other tables are in the packages of their methods."""
 
 TRIGGERS = {
     "patch": "sapper.triggers.images:Patch",
+    "random-patch": "sapper.triggers.random_patch:RandomPatch",
     "blend": "sapper.triggers.images:Blend",
     "filter": "sapper.triggers.images:Filter",
+    "frequency": "sapper.triggers.frequency:Frequency",
     "mask": "sapper.triggers.images:Mask",
     "colors": "sapper.triggers.images:Colors",
+    "noise": "sapper.triggers.learned:Noise",
+    "network": "sapper.triggers.learned:Network",
 }
 """What an attacker does to images."""
 

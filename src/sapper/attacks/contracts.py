@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from sapper.attacks.target import Target
-from sapper.downstream import Classifier, Head
+from sapper.downstream import AnyHead, Classifier
 from sapper.encoders import Encoder, Trained
 from sapper.run import Run
 from sapper.samples import Samples
@@ -107,11 +107,14 @@ class TrainingAttack(Protocol):
         encoder: Encoder,
         train: Samples,
         targets: tuple[Target, ...],
-        head: Head,
+        head: AnyHead,
         run: Run,
         checkpoint: Checkpoint | None = None,
     ) -> Attacked:
-        """The victim's classifier on a copy of ``encoder``, trained on ``train`` as the attacker wants it."""
+        """The victim's classifier, trained on ``train`` as the attacker wants it.
+
+        With a fitted head it stands on ``encoder``, which is left as it was; with a tuned one on a trained copy.
+        """
         ...
 
 
@@ -135,6 +138,6 @@ class TargetedAttack(Protocol):
     kind: ClassVar[Literal["targeted"]]
     needs: ClassVar[frozenset[Need]]
 
-    def __call__(self, encoder: Encoder, train: Samples, test: Samples, head: Head, run: Run) -> Hits:
+    def __call__(self, encoder: Encoder, train: Samples, test: Samples, head: AnyHead, run: Run) -> Hits:
         """Attack several inputs of ``test``, one after another or together; each has a classifier of its own."""
         ...

@@ -73,6 +73,6 @@ def check_base(encoder: Encoder, base: Encoder) -> None:
 
 def _weights(encoder: Encoder, base: Encoder) -> dict[str, int]:
     """How many tensors both have, and how many of them are equal."""
-    ours, theirs = encoder.backbone.state_dict(), base.backbone.state_dict()
+    ours, theirs = encoder.state_dict(), base.state_dict()
     shared = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
     return {"tensors": len(shared), "same_tensors": sum(torch.equal(ours[name], theirs[name]) for name in shared)}

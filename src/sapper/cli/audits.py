@@ -1,6 +1,5 @@
 """Commands for one encoder: audit it, and replay what was found."""
 
-import hashlib
 import shlex
 import sys
 from dataclasses import replace
@@ -103,7 +102,6 @@ def audit(
     _remove_earlier(folder)
     from sapper.audit import calibration
     from sapper.audit.budgets import budget as budget_of
-    from sapper.audit.recorded import TRIGGERS
 
     chosen = budget_of(budget)
     named = [encoder, *([base] if base is not None else [])]
@@ -112,14 +110,10 @@ def audit(
         check_learned(mntd)
     known = [calibration.read_bag(path) for path in bags] if bags else calibration.shipped_bags()
     run, bars = begin(device, threads, seed)
-    import safetensors.torch
-
-    from sapper.audit import auditing
+    from sapper import api
     from sapper.engine.environment import environment
-    from sapper.experiment.precision import of_searching
-    from sapper.files import as_text, write_atomically
     from sapper.report import audit as page
-    from sapper.report import cyclonedx, sarif
+    from sapper.report.audit_files import write_audit
 
     more = {LEARNER: learned(mntd)} if mntd else {}
     with telling_interrupts("interrupted; nothing was written"), bars as progress:
@@ -135,29 +129,20 @@ def audit(
         match = calibration.fitting(calibration.Key.of(subject, shown, chosen), known, bound)
         if bags and match.reason:
             err.print(f"note: the audit will be undecided: {printable(match.reason)}", markup=False)
-        run = auditing.as_the_bags(run, match.bags)
-        if not run.why:
-            run = of_searching(subject, run)
-        report = auditing.audit(subject, shown, chosen, known, run, bound=bound, base=origin, more=more)
+        run = api.searching(subject, shown, chosen, known, run, bound)
+        report = api.audit(
+            *(subject, shown),
+            budget=budget,
+            bags=known,
+            false_alarms=bound,
+            base=origin,
+            more=more,
+            surroundings=run,
+        )
+    said_to_open = {"uri": encoder} | said.recorded()
     command = shlex.join(["sapper", *sys.argv[1:]])
-    around = environment(run)
-    triggers = safetensors.torch.save(auditing.trigger_tensors(report))
-    content = auditing.as_json(report) | {
-        "environment": around,
-        "command": command,
-        "opening": {"uri": encoder} | said.recorded(),
-        "triggers": {"file": TRIGGERS, "sha256": hashlib.sha256(triggers).hexdigest()},
-    }
-    contents: list[str | bytes] = [
-        page.render(report, around, command),
-        as_text(sarif.render(report)),
-        as_text(cyclonedx.render(report)),
-        triggers,
-        as_text(content),
-    ]
-    for name, written in zip(LEFT, contents):
-        write_atomically(folder / name, written)
-    say_verdict([*page.lines(report), f"report: {folder / 'audit.html'}"])
+    written = write_audit(report, folder, environment(run), opening=said_to_open, command=command)
+    say_verdict([*page.lines(report), f"report: {written}"])
     passes = report.verdict == "undecided" and fail_on == "backdoor" and not report.hidden
     raise typer.Exit(0 if passes else EXIT[report.verdict])
 

@@ -13,7 +13,6 @@ from rich.text import Text
 from sapper import datasets, process
 from sapper.cli.shared import (
     GOES_ON,
-    SHIPPED,
     DataRoot,
     Device,
     Download,
@@ -27,9 +26,9 @@ from sapper.cli.shared import (
     err,
     out,
     say,
-    shipped_file,
     telling_interrupts,
 )
+from sapper.files import SHIPPED, shipped_file
 
 Out = Annotated[
     Path | None, typer.Option("--out", help="Folder for results.json and report.html, runs/NAME by default.")
@@ -135,14 +134,9 @@ def _run(
         from sapper.scenario.reading import parse
 
         scenario = parse(content, str(file))  # the methods' parameters, which only torch was needed for
+        from sapper import api
         from sapper.engine.executors import Workers
-        from sapper.engine.store import Store
-        from sapper.experiment.precision import of_training
-        from sapper.experiment.results import write_results
-        from sapper.experiment.runner import run_scenario
-        from sapper.experiment.trial import Lab
         from sapper.progress import progress
-        from sapper.report import write_report
         from sapper.run import Run
 
     place = device_of(device)
@@ -155,22 +149,18 @@ def _run(
         "--workers": workers or None,
         "--store": store,
     }
-    kept = Store(store or folder / "store")
     with telling_interrupts(GOES_ON), progress(err) as bars:
-        networks = [(scenario.encoder, scenario.pretraining_method)]
-        lab = Lab(
-            store=kept,
-            out=folder,
-            run=of_training(scenario.precision, networks, kept, Run(device=place, progress=bars)),
-            command=_command(file, folder, overrides, options, download=download),
+        results = api.run(
+            scenario,
+            folder,
+            store=store,
             data_root=data_root,
-            workers=Workers(workers or torch.get_num_threads(), process.settle),
             download=download,
+            workers=Workers(workers or torch.get_num_threads(), process.settle),
+            command=_command(file, folder, overrides, options, download=download),
             tell=lambda line: err.print(line, markup=False),
+            surroundings=Run(device=place, progress=bars),
         )
-        results = run_scenario(scenario, lab)
-    write_results(results, folder)
-    write_report(results, folder / "report.html")
     print_results(results)
     say(f"report: {folder / 'report.html'}")
 

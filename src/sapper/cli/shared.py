@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from sapper.errors import SapperError, closest, printable
+from sapper.errors import SapperError, printable
 
 if TYPE_CHECKING:
     from sapper.audit.stored import StoredJudge
@@ -129,23 +129,6 @@ def spare_streams() -> None:
     """Let a terminal or a pipe that is not UTF-8 get question marks for what it cannot show."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-
-
-def shipped_file(name: str, folder: str, kind: str) -> Path:
-    """The file itself, or the one of that name among those that come with sapper, of a ``kind`` in a ``folder``."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = {file.stem: file for place in SHIPPED for file in sorted((place / folder).glob("*.toml"))}
-    if name in shipped:
-        return shipped[name]
-    what = "there is no such file" if path.suffix == ".toml" else f"no {kind} is called {name!r}"
-    remedy = f"{closest(path.stem, list(shipped))} (those come with sapper), or the path of a TOML file"
-    raise SapperError(what, where=name, remedy=remedy)
-
-
-SHIPPED = (Path(__file__).parents[1], Path(__file__).parents[3])
-"""Where folders of scenarios and zoos lie when sapper is installed, and in a checkout."""
 
 
 def check_writable(folder: Path, option: str = "--out") -> None:

@@ -23,10 +23,10 @@ from sapper.cli.shared import (
     err,
     learned,
     say,
-    shipped_file,
     telling_interrupts,
 )
 from sapper.errors import SapperError, closest, located
+from sapper.files import shipped_file
 
 Processes = Annotated[
     int, typer.Option("--workers", min=0, help="Processes that train or examine encoders; 0: as many as cores.")

@@ -11,9 +11,19 @@ from sapper.errors import SapperError, closest
 
 # Listing data sets must be quick, so torch is imported only when one is loaded.
 if TYPE_CHECKING:
-    from sapper.samples import ImageSet
+    from sapper.samples import ImageSet, PairSet
 
-__all__ = ["DatasetInfo", "check_name", "check_task", "check_there", "describe", "load", "names", "usual_split"]
+__all__ = [
+    "DatasetInfo",
+    "check_name",
+    "check_task",
+    "check_there",
+    "describe",
+    "load",
+    "load_pairs",
+    "names",
+    "usual_split",
+]
 
 
 def names() -> list[str]:
@@ -53,6 +63,34 @@ def load(
     """
     with _told(name):
         return _load(name, split, data_root, size, download, labels)
+
+
+def load_pairs(name: str | Path, split: str = "train", *, size: int = 32) -> "PairSet":
+    """The images of one split, as ``load`` gives them, each with its caption; labels where there are any.
+
+    ``name``: an embedded world, whose captions tell what was drawn, or a path to parquet with a column of images and
+    one of texts (or lists of texts, of which the first is taken). The column of texts is the first that there is of
+    caption(s), text(s), txt, sentence(s), description(s), alt_text, alt, prompt, raw, title. Rows without a caption,
+    and pictures that cannot be decoded, are left out; ``PairSet.notes`` says so.
+
+    Raises ``SapperError`` when the set is not there, or has no captions.
+    """
+    with _told(name):
+        return _load_pairs(name, split, size)
+
+
+def _load_pairs(name: str | Path, split: str, size: int) -> "PairSet":
+    from sapper.datasets import loading
+
+    _check_size(name, size)
+    if isinstance(name, Path) or (name not in DATASETS and _looks_like_path(name)):
+        return loading.load_path_pairs(_existing(Path(name)), split, size)
+    _check_name(name)
+    if DATASETS[name].kind == "embedded":
+        return loading.load_embedded_pairs(name, split, size)
+    worlds = ", ".join(info.name for info in DATASETS.values() if info.kind == "embedded")
+    remedy = f"name {worlds}, or the path of a parquet file with images and texts"
+    raise SapperError("there are no captions in it", where=f"data set {name!r}", remedy=remedy)
 
 
 @contextmanager
@@ -129,8 +167,7 @@ def _expand_home(path: Path) -> Path:
 def _load(name: str | Path, split: str, data_root: Path | None, size: int, download: bool, labels: bool) -> "ImageSet":
     from sapper.datasets import loading
 
-    if size < 1:
-        raise SapperError(f"size must be at least 1 pixel, got {size}", where=f"data set {str(name)!r}")
+    _check_size(name, size)
     if isinstance(name, Path):
         return loading.load_path(_existing(name), split, size, labels=labels)
     if name not in DATASETS and _looks_like_path(name):
@@ -142,6 +179,11 @@ def _load(name: str | Path, split: str, data_root: Path | None, size: int, downl
     loading.own_split(info, split)  # a wrong one is told whether there is a data root or not
     root = _root_of(info, data_root, download=download)
     return loading.load_known(info, split, size, root, download=download, labels=labels)
+
+
+def _check_size(name: str | Path, size: int) -> None:
+    if size < 1:
+        raise SapperError(f"size must be at least 1 pixel, got {size}", where=f"data set {str(name)!r}")
 
 
 def _looks_like_path(name: str) -> bool:

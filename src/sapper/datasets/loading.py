@@ -15,14 +15,15 @@ from sapper.datasets.finding import holds_pictures, note
 from sapper.datasets.readers import Raw
 from sapper.datasets.registry import DatasetInfo
 from sapper.errors import SapperError
-from sapper.samples import ImageSet
+from sapper.samples import ImageSet, PairSet
+from sapper.samples.texts import words
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One split on disk, found but not yet read: ``read(size)`` reads it.
+    """One split on disk, found but not yet read: ``read(size)`` reads it, ``read_captions`` a table with its captions.
 
     ``path`` is what errors and reports name; ``classes`` are class names that lie beside the images.
     """
@@ -31,13 +32,26 @@ class Source:
     split: str
     read: Callable[[int], Raw]
     classes: tuple[str, ...] = ()
+    read_captions: Callable[[int], Raw] | None = None
 
 
 def load_embedded(name: str, split: str, size: int) -> ImageSet:
     """An embedded world, resized where ``size`` is not its own."""
     from sapper.datasets import worlds  # brings scikit-learn along, which other data sets need not wait for
 
-    world = worlds.make(name, split)
+    return _resized(worlds.make(name, split), size)
+
+
+def load_embedded_pairs(name: str, split: str, size: int) -> PairSet:
+    """The same with captions that tell what was drawn."""
+    from sapper.datasets import worlds
+
+    pairs = worlds.make_pairs(name, split)
+    images = _resized(pairs.images, size)
+    return replace(pairs, images=images, provenance=images.provenance)
+
+
+def _resized(world: ImageSet, size: int) -> ImageSet:
     if world.size == (size, size):
         return world
     resized = f"{world.provenance} Resized from {world.size[1]}x{world.size[0]} to {size}x{size}."
@@ -47,10 +61,31 @@ def load_embedded(name: str, split: str, size: int) -> ImageSet:
 def load_path(path: Path, split: str, size: int, *, labels: bool) -> ImageSet:
     """A data set of the user's own: an image folder, a parquet or npz file, or a folder with one file per split."""
     source = find_split(path, split, labels=labels) or find_whole(path, split, labels=labels)
-    raw = source.read(size)
+    return _of_path(path, source, source.read(size), split, size, labels=labels)
+
+
+def _of_path(path: Path, source: Source, raw: Raw, split: str, size: int, *, labels: bool) -> ImageSet:
     name = path.resolve().stem if path.is_file() else path.resolve().name
     text = provenance.of_path(source.path, _canonical(split), source.split, raw, size)
     return _image_set(raw, source, name=name, classes=source.classes or raw.classes, text=text, needed=labels)
+
+
+def load_path_pairs(path: Path, split: str, size: int) -> PairSet:
+    """Parquet with a column of images and one of captions; rows without a caption are left out, and told of."""
+    source = find_split(path, split, labels=False) or find_whole(path, split, labels=False)
+    if source.read_captions is None:
+        remedy = "give parquet with a column of images and one of texts, 'caption'"
+        raise SapperError("captions are read from parquet, and this is none", where=str(source.path), remedy=remedy)
+    raw = source.read_captions(size)
+    images = _of_path(path, source, raw, split, size, labels=False)
+    said = torch.tensor([bool(words(text)) for text in raw.captions])
+    if not said.any():
+        raise SapperError("all captions are empty", where=str(source.path), remedy="write a text for every image")
+    captions = [text for text, kept in zip(raw.captions, said.tolist()) if kept]
+    if len(captions) < len(images):
+        left = f"{len(images) - len(captions)} images without a caption were left out."
+        images = replace(images.take(said), notes=(*images.notes, left))
+    return PairSet.of(images, captions)
 
 
 def own_split(info: DatasetInfo, split: str) -> str:
@@ -163,7 +198,8 @@ def find_whole(path: Path, split: str, *, labels: bool) -> Source:
         return _folder(path, split, folders.folder_classes(path, labels=labels), labels=labels)
     if path.suffix.lower() == ".parquet" and path.is_file():
         names = _class_names(path.parent, labels=labels)
-        return Source(path, split, partial(readers.read_parquet, [path], names=names, labels=labels), names)
+        read = partial(readers.read_parquet, [path], names=names, labels=labels)
+        return Source(path, split, read, names, partial(read, captions=True))
     if path.suffix.lower() in (".npz", ".npy") and path.is_file():
         return _arrays(path, split, labels=labels)
     raise _not_read(path)
@@ -203,10 +239,11 @@ def _tables(parts: list[Path], split: str, folder: Path, *, labels: bool) -> Sou
         raise SapperError(what, where=str(parts[0].parent), remedy=remedy)
     names = _class_names(folder, labels=labels)
 
+    notes = (note(shards.MISSING, missing),) if missing else ()
     whole = partial(readers.read_parquet, parts, names=names, labels=labels)
-    read = partial(_with_notes, whole, (note(shards.MISSING, missing),)) if missing else whole
+    read, said = (partial(_with_notes, each, notes) for each in (whole, partial(whole, captions=True)))
     place = parts[0] if len(parts) == 1 else parts[0].parent
-    return Source(place, _canonical(split), read, names)
+    return Source(place, _canonical(split), read, names, said)
 
 
 def _with_notes(read: Callable[[int], Raw], notes: tuple[str, ...], size: int) -> Raw:

@@ -29,6 +29,10 @@ LABEL_KEYS = (
     *("label", "labels", "y", "fine_label", "class", "class_label", "cls", "target", "targets", "category"),
     "coarse_label",
 )
+CAPTION_KEYS = (
+    *("caption", "captions", "text", "texts", "txt", "sentence", "sentences", "description", "descriptions"),
+    *("alt_text", "alt", "prompt", "raw", "title"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Raw:
     """What a reader found: decoded images, their labels and class names, and each image's path, if it has one.
 
     ``labels`` is none where the source holds none; ``classes`` is empty where it names none. ``notes``: what was passed
-    over, in sentences.
+    over, in sentences. ``captions``: of each image, where they were asked for.
     """
 
     decoded: Decoded
@@ -44,15 +48,19 @@ class Raw:
     classes: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
 
 
-def read_parquet(files: Sequence[Path], size: int, names: tuple[str, ...], *, labels: bool) -> Raw:
+def read_parquet(
+    files: Sequence[Path], size: int, names: tuple[str, ...], *, labels: bool, captions: bool = False
+) -> Raw:
     """Parquet in the Hugging Face image convention: a column of struct{bytes, path} (or bytes), one of labels.
 
     ``files``: the parts of one split, in order. ``names``: of the classes, for labels that are texts.
-    Where no ``labels`` are needed, labels that cannot be used and rows without an image are left out.
+    Where no ``labels`` are needed, labels that cannot be used and rows without an image are left out. With
+    ``captions``, a column of texts is read, too, or of lists of texts, of which the first is taken.
     """
-    parts = [_read_part(file, size, labels=labels) for file in files]
+    parts = [_read_part(file, size, labels=labels, captions=captions) for file in files]
     values = [value for part in parts for value in part.labels or ()]
     found, notes = Labels(None), tuple(part.note for part in parts if part.note)
     if all(part.labels is not None for part in parts):
@@ -64,7 +72,8 @@ def read_parquet(files: Sequence[Path], size: int, names: tuple[str, ...], *, la
         frozenset().union(*(part.decoded.formats for part in parts)),
     )
     paths = tuple(path for part in parts for path in part.paths)
-    return Raw(decoded, found.values, found.classes or parts[0].classes, paths, notes + found.notes)
+    said = tuple(text for part in parts for text in part.captions)
+    return Raw(decoded, found.values, found.classes or parts[0].classes, paths, notes + found.notes, said)
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,10 @@ class _Part:
     paths: list[str]
     place: str
     note: str
+    captions: list[str]
 
 
-def _read_part(file: Path, size: int, *, labels: bool) -> _Part:
+def _read_part(file: Path, size: int, *, labels: bool, captions: bool) -> _Part:
     try:
         with pq.ParquetFile(file) as parquet:
             schema = parquet.schema_arrow
@@ -89,8 +99,10 @@ def _read_part(file: Path, size: int, *, labels: bool) -> _Part:
                 if labels:
                     raise refuse(f"labels are {schema.field(label_key).type}", place)
                 label_key = None
-            table = parquet.read(columns=[key for key in (image_key, label_key) if key is not None])
+            text_key = _caption_key(schema, file) if captions else None
+            table = parquet.read(columns=[key for key in (image_key, label_key, text_key) if key is not None])
         sources, paths = _sources(table[image_key].to_pylist(), file)
+        texts = [_first_text(value) for value in table[text_key].to_pylist()] if text_key else []
         found = None if label_key is None else table[label_key].to_pylist()
     # A damaged file also shows as text that is not UTF-8 (ValueError) or as a column that is there twice (KeyError).
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -107,7 +119,8 @@ def _read_part(file: Path, size: int, *, labels: bool) -> _Part:
         told += f" The first of them: {next(iter(broken.values())).what}."
         found = found and [value for row, value in enumerate(found) if row not in broken]
         paths = [path for row, path in enumerate(paths) if row not in broken]
-    return _Part(decoded, found, _feature_names(schema, label_key), paths, place, told)
+        texts = [text for row, text in enumerate(texts) if row not in broken]
+    return _Part(decoded, found, _feature_names(schema, label_key), paths, place, told, texts)
 
 
 def _image_key(schema: pa.Schema, file: Path) -> str:
@@ -124,6 +137,24 @@ def _image_key(schema: pa.Schema, file: Path) -> str:
     if len(structs) != 1:
         raise _missing_key("column", schema.names, file)
     return str(structs[0])
+
+
+def _caption_key(schema: pa.Schema, file: Path) -> str:
+    """The column of captions, by its name and what it holds."""
+    named = [name for key in CAPTION_KEYS for name in schema.names if name.lower() == key]
+    for name in named:
+        kind = schema.field(name).type
+        if _is_text(kind.value_type if _is_list(kind) else kind):
+            return name
+    what = f"there are no captions in it; its columns: {', '.join(schema.names)}"
+    if named:
+        what = f"captions of type {schema.field(named[0]).type}"
+    raise SapperError(what, where=str(file), remedy="name the column of texts 'caption', one text in a row")
+
+
+def _first_text(value: Any) -> str:
+    """A caption, or the first of several; an empty text where there is none."""
+    return (_first_text(value[0]) if value else "") if isinstance(value, list) else value or ""
 
 
 def _holds_images(kind: pa.DataType) -> bool:
@@ -146,9 +177,16 @@ def _is_label(kind: pa.DataType) -> bool:
     """Whether a column has one plain value in each row."""
     if pa.types.is_dictionary(kind):
         return _is_label(kind.value_type)
-    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null, pa.types.is_string)
+    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+    return _is_text(kind) or any(test(kind) for test in plain)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column has one text in each row."""
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
     view = getattr(pa.types, "is_string_view", lambda _: False)
-    return any(test(kind) for test in (*plain, pa.types.is_large_string, view))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or view(kind))
 
 
 def _sources(rows: list[Any], file: Path) -> tuple[list[Encoded], list[str]]:

@@ -1,8 +1,27 @@
 """From an encoder to a classifier: features once, then a head on the resident features."""
 
-from sapper.downstream.building import build
+from sapper.downstream.building import AnyHead, build
 from sapper.downstream.classifier import Classifier
 from sapper.downstream.features import extract, predict
-from sapper.downstream.heads import KNN, MLP, Head, Linear, Standardize
+from sapper.downstream.heads import KNN, MLP, Head, Linear, Standardize, Stepwise, TunedHead
+from sapper.downstream.tuning import Finetune, start, trained
+from sapper.downstream.zero_shot import ZeroShot
 
-__all__ = ["KNN", "MLP", "Classifier", "Head", "Linear", "Standardize", "build", "extract", "predict"]
+__all__ = [
+    "KNN",
+    "MLP",
+    "AnyHead",
+    "Classifier",
+    "Finetune",
+    "Head",
+    "Linear",
+    "Standardize",
+    "Stepwise",
+    "TunedHead",
+    "ZeroShot",
+    "build",
+    "extract",
+    "predict",
+    "start",
+    "trained",
+]

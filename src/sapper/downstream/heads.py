@@ -1,8 +1,12 @@
 """Heads: what a user of an encoder trains on its features. Frozen dataclasses of parameters.
 
-``fit(features, labels, classes, run)`` returns a module from normalized features (N, D) to logits (N, K).
+``kind`` says how: ``fitted`` on the features of a frozen encoder, or ``tuned`` together with the encoder
+(``tuning.py``). Of a fitted one ``fit(features, labels, classes, run)`` returns a module from normalized features
+(N, D) to logits (N, K).
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -11,13 +15,16 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from sapper.downstream.classifier import Classifier
+from sapper.encoders import Encoder
 from sapper.methods import Checked
 from sapper.run import Run
-from sapper.training import Step, Terms, train, warm_cosine
+from sapper.samples import Samples
+from sapper.training import Checkpoint, Step, Terms, train, warm_cosine
 
 
 class Head(Protocol):
-    """Parameters of a head on a frozen encoder. ``seeded``: whether another seed gives another head."""
+    """Parameters of a head that is fitted to features. ``seeded``: whether another seed gives another head."""
 
     kind: ClassVar[Literal["fitted"]]
     seeded: ClassVar[bool]
@@ -25,6 +32,45 @@ class Head(Protocol):
     def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
         """Train on normalized ``features`` float (N, D) and ``labels`` int64 (N,); the result is in ``eval`` mode."""
         ...
+
+
+class TunedHead(Protocol):
+    """Parameters of a head that is trained together with its encoder."""
+
+    kind: ClassVar[Literal["tuned"]]
+    seeded: ClassVar[bool]
+
+    def tune(self, encoder: Encoder, train: Samples, run: Run, checkpoint: Checkpoint | None = None) -> Classifier:
+        """Train a copy of ``encoder`` and a head on labeled samples; the result is in ``eval`` mode."""
+        ...
+
+
+class Stepwise(ABC):
+    """A head that is trained on a loss, batch by batch. Its parts, for who has a hand in the loss."""
+
+    @property
+    @abstractmethod
+    def epochs(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def batch(self) -> int: ...
+
+    @abstractmethod
+    def module(self, features: Tensor, classes: int) -> nn.Module:
+        """The untrained head for ``features`` (N, D) of the training samples; draws from torch's global generator."""
+
+    @abstractmethod
+    def mode(self, classifier: Classifier) -> None:
+        """Put a classifier into its training mode, and let those of its parameters have gradients that are trained."""
+
+    @abstractmethod
+    def optimizer(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """For the parameters that are trained."""
+
+    @abstractmethod
+    def rate(self, step: Step) -> float:
+        """The learning rate of a step."""
 
 
 class Standardize(nn.Module):
@@ -47,7 +93,7 @@ class Standardize(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLP(Checked):
+class MLP(Checked, Stepwise):
     """The paper's head: D – 512 – ReLU – dropout – 256 – ReLU – K, cross-entropy, Adam.
 
     Defaults from ``training_downstream_classifier.py``; unlike there, rows are shuffled in every epoch, so that the
@@ -73,17 +119,8 @@ class MLP(Checked):
     def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
         """Train for ``epochs``; the last epoch counts, none is chosen by its test accuracy."""
         labels = labels.to(features.device)
-        first, second = self.hidden
         with run.seeded():
-            head = nn.Sequential(
-                Standardize(features) if self.standardize else nn.Identity(),
-                nn.Linear(features.shape[1], first),
-                nn.ReLU(),
-                nn.Dropout(self.dropout),
-                nn.Linear(first, second),
-                nn.ReLU(),
-                nn.Linear(second, classes),
-            ).to(features.device)
+            head = self.module(features, classes)
             generator = run.child("order").generator()
 
             def terms(step: Step) -> Terms:
@@ -93,8 +130,8 @@ class MLP(Checked):
             train(
                 head,
                 terms,
-                torch.optim.Adam(head.parameters(), lr=self.learning_rate, fused=True),
-                lambda step: self.rate(step.epoch / self.epochs),
+                self.optimizer(head.parameters()),
+                self.rate,
                 count=len(features),
                 batch=self.batch,
                 epochs=self.epochs,
@@ -105,9 +142,28 @@ class MLP(Checked):
             )
         return head.eval()
 
-    def rate(self, done: float) -> float:
-        """The learning rate after the share ``done`` of all epochs."""
-        return self.learning_rate * (1.0 if self.schedule == "constant" else warm_cosine(done, 0.0))
+    def module(self, features: Tensor, classes: int) -> nn.Module:
+        first, second = self.hidden
+        return nn.Sequential(
+            Standardize(features) if self.standardize else nn.Identity(),
+            nn.Linear(features.shape[1], first),
+            nn.ReLU(),
+            nn.Dropout(self.dropout),
+            nn.Linear(first, second),
+            nn.ReLU(),
+            nn.Linear(second, classes),
+        ).to(features.device)
+
+    def mode(self, classifier: Classifier) -> None:
+        classifier.encoder.eval().requires_grad_(False)
+        classifier.head.train()
+
+    def optimizer(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(weights, lr=self.learning_rate, fused=True)
+
+    def rate(self, step: Step) -> float:
+        constant = self.schedule == "constant"
+        return self.learning_rate * (1.0 if constant else warm_cosine(step.epoch / self.epochs, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)

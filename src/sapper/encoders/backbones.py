@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sapper.encoders.encoder import Card, Encoder
+from sapper.encoders.encoder import PROJECTION, Card, Encoder
 from sapper.encoders.names import ARCHITECTURES, OWN, PREACT, Stem, check_architecture
 from sapper.encoders.preact import EXPANSION, PreActResNet
 from sapper.errors import SapperError, closest
@@ -26,6 +26,7 @@ ARGUMENTS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("global_pool", "act_layer"), str),
     "se_ratio": (int, float),  # of squeeze-and-excitation branches without bias in timm's ResNets
     "last_norm": bool,  # of pre-activation ResNets
+    PROJECTION: int,  # of any network: a linear map behind it, into the space of a text tower
 }
 """What ``build`` takes as ``arguments``, and of which type. A foreign file or configuration chooses no others."""
 
@@ -67,17 +68,16 @@ def build(
 
     Raises ``SapperError`` for an unknown architecture, one whose stem cannot be changed, or arguments that do not fit.
     """
+    given = dict(arguments or {})
     with run.seeded():
-        backbone, features = _network(architecture, width, stem, input_size, arguments or {})
+        backbone, features = _network(architecture, width, stem, input_size, given)
         _replace_narrow_shortcuts(backbone)
-    card = Card(
-        architecture=architecture,
-        width=width,
-        stem=stem,
-        input=PixelSpec(size=input_size, mean=mean, std=std),
-        arguments=dict(arguments or {}),
-    )
-    return Encoder(backbone, card, features).to(run.device).to(memory_format=torch.channels_last)
+        pixels = PixelSpec(size=input_size, mean=mean, std=std)
+        card = Card(architecture=architecture, width=width, stem=stem, input=pixels, arguments=given)
+        encoder = Encoder(backbone, card, features)
+        if given.get(PROJECTION):
+            encoder.project(given[PROJECTION])
+    return encoder.to(run.device).to(memory_format=torch.channels_last)
 
 
 def _network(
@@ -89,6 +89,7 @@ def _network(
         if not fine or (isinstance(value, int | float) and not 0 <= value <= LARGEST.get(name, 2**14)):
             what = f"{name} = {value!r} is no argument of a network"
             raise SapperError(what, where="encoder.arguments", remedy=f"known: {', '.join(ARGUMENTS)}")
+    arguments = {name: value for name, value in arguments.items() if name != PROJECTION}  # behind the network
     scheme, _, name = architecture.partition(":")
     if scheme in BY_NAME:
         return BY_NAME[scheme](name, stem, size, arguments)

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from sapper.encoders.names import Stem
+from sapper.encoders.text import TextCard, TextTower
 from sapper.errors import SapperError
 from sapper.samples import InputSpec, PixelSpec
 from sapper.training import Curves
 from sapper.triggers import Trigger
+
+PROJECTION = "projection"
+"""Among a card's arguments: the features of the linear map behind the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,7 @@ class Card:
     ``architecture``, ``width``, ``stem``: what ``build`` needs. ``input``: what it takes. ``arguments``: in what the
     network differs from the architecture of that name, such as ``{"num_heads": 12}``. ``origin``: how it was made
     (method, parameters, data, seed). ``backdoored``: whether an attack of ours made it; marks a file, and no
-    measurement reads it.
+    measurement reads it. ``text``: the text tower in the same file, where there is one.
     """
 
     architecture: str
@@ -31,6 +35,7 @@ class Card:
     arguments: dict[str, Any] = field(default_factory=dict)
     backdoored: bool = False
     origin: dict[str, Any] = field(default_factory=dict)
+    text: TextCard | None = None
 
     @property
     def pixels(self) -> PixelSpec:
@@ -64,7 +69,9 @@ class Card:
 class Encoder(nn.Module):
     """``encoder(images)``: float (N, 3, H, W) in [0, 1] to features float (N, D).
 
-    Normalization is inside. ``card`` says where it comes from; ``feature_size`` is D.
+    Normalization is inside. ``card`` says where it comes from; ``feature_size`` is D. One that was trained with
+    captions also has a linear ``projection`` into the space that images and texts share (``project``), and the ``text``
+    tower, which ``forward`` does not use (``join``).
     """
 
     mean: Tensor
@@ -75,12 +82,25 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.card = card
         self.feature_size = feature_size
+        self.projection: nn.Module = nn.Identity()
+        self.text: TextTower | None = None
         self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         normalized = (images - self.mean) / self.std
-        return self.backbone(normalized.contiguous(memory_format=torch.channels_last))
+        return self.projection(self.backbone(normalized.contiguous(memory_format=torch.channels_last)))
+
+    def project(self, features: int) -> None:
+        """Give it a fresh projection to so many features, drawn from torch's global generator."""
+        self.projection = nn.Linear(self.feature_size, features, bias=False).to(self.mean.device)
+        self.feature_size = features
+        self.card = replace(self.card, arguments=self.card.arguments | {PROJECTION: features})
+
+    def join(self, text: TextTower) -> None:
+        """Keep a text tower with it, whose features are in the same space."""
+        self.text = text.to(self.mean.device)
+        self.card = replace(self.card, text=text.card)
 
     def marked(self, *, backdoored: bool, origin: dict[str, Any]) -> "Encoder":
         """This encoder with another card: who made it, and whether it now holds a backdoor."""

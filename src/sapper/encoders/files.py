@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from sapper.encoders.backbones import blueprint, build
 from sapper.encoders.encoder import Card, Encoder
 from sapper.encoders.sources import check_finite, read
+from sapper.encoders.text import TextTower
 from sapper.errors import SapperError
 from sapper.files import write_atomically
 from sapper.run import Run
@@ -38,8 +39,9 @@ def save(encoder: Encoder, path: Path) -> None:
         raise SapperError("a backdoored encoder must say so in its file name", where=str(path), remedy=remedy)
     # One entry only: safetensors writes several in a random order, and equal encoders must be equal files.
     card = asdict(encoder.card)
-    if not encoder.card.arguments:  # as in files from before there were any
-        del card["arguments"]
+    for name in ("arguments", "text"):  # as in files from before there were any
+        if not card[name]:
+            del card[name]
     metadata = {CARD: json.dumps(card)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
@@ -72,7 +74,8 @@ def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: s
     # Shapes first: a small file may name a network that fills the memory. (open_clip's sizes are the library's own.)
     known = card.architecture.startswith("open_clip:")
     plan = {} if known else blueprint(card.architecture, card.width, card.stem, card.input_size, card.arguments)
-    wrong = [name for name, value in plan.items() if _shape(tensors.get(f"backbone.{name}")) != value.shape]
+    plan = {f"backbone.{name}": value for name, value in plan.items()} | _text_plan(card)
+    wrong = [name for name, value in plan.items() if _shape(tensors.get(name)) != value.shape]
     if wrong:
         what = f"the weights do not fit the card: {', '.join(wrong[:3])}"
         raise SapperError(what, where=where, remedy="give an encoder that sapper saved")
@@ -86,6 +89,12 @@ def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: s
         std=card.std,
         arguments=card.arguments,
     )
+    if card.text is not None:
+        if card.text.features != encoder.feature_size:
+            what = f"its text tower gives {card.text.features} features, its image tower {encoder.feature_size}"
+            raise SapperError(what, where=where, remedy="give an encoder that sapper saved")
+        with run.seeded():
+            encoder.join(TextTower(card.text))
     try:
         encoder.load_state_dict(tensors)
     except RuntimeError as error:
@@ -100,6 +109,14 @@ def _renewed(card: Any) -> Any:
         old = {key: card.pop(key) for key in ("input_size", "mean", "std") if key in card}
         return card | {"input": {"size": old.pop("input_size")} | old}
     return card
+
+
+def _text_plan(card: Card) -> dict[str, torch.Tensor]:
+    """The tensors of a card's text tower, without memory for them."""
+    if card.text is None:
+        return {}
+    with torch.device("meta"):
+        return {f"text.{name}": value for name, value in TextTower(card.text).state_dict().items()}
 
 
 def _shape(value: torch.Tensor | None) -> torch.Size | None:

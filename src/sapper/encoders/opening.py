@@ -74,8 +74,11 @@ def _as_said(found: Found, opening: Opening) -> Encoder:
     """The encoder with the normalization that the user gave, where one was given."""
     encoder, card = found.encoder, found.encoder.card
     size, mean, std = opening.size or card.input_size, opening.mean or card.mean, opening.std or card.std
-    said = replace(card, input=PixelSpec(size=size, mean=mean, std=std))
-    return Encoder(encoder.backbone, said, encoder.feature_size).eval()
+    said = Encoder(
+        encoder.backbone, replace(card, input=PixelSpec(size=size, mean=mean, std=std)), encoder.feature_size
+    )
+    said.projection, said.text = encoder.projection, encoder.text
+    return said.eval()
 
 
 @torch.no_grad()

@@ -162,7 +162,7 @@ def _by_fleet(
 
 def _by_images(trial: Trial, plan: DefensePlan, chosen: Sequence[Subject], session: Session) -> list[Verdict]:
     """Verdicts of a detector that asks for ordinary images only; each encoder is a stage of its own."""
-    work = Examine(plan=plan, images=trial.data.of_pretraining(trial.scenario, trial.run))
+    work = Examine(plan=plan, images=trial.data.images_of_pretraining(trial.scenario, trial.run))
     stages = []
     for subject in chosen:
         whose = f"the {subject.words}{f' for {subject.task}' if subject.task else ''} of seed {subject.seed}"

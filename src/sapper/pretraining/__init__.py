@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps the contract
     _kept: list[type[Pretraining]] = [SimCLR, MoCo, BYOL, SimSiam, Supervised]
 
 METHODS = {
+    "clip": "sapper.pretraining.clip:CLIP",
     "simclr": "sapper.pretraining.simclr:SimCLR",
     "moco": "sapper.pretraining.moco:MoCo",
     "byol": "sapper.pretraining.byol:BYOL",

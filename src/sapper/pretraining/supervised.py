@@ -27,7 +27,7 @@ from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.pretraining.contracts import Need
 from sapper.run import Run
-from sapper.samples import Samples
+from sapper.samples import Samples, only_images
 from sapper.training import Checkpoint, Step, Terms, part_done, train, warm_cosine, weighted
 
 
@@ -57,7 +57,8 @@ class Supervised(Checked):
 
         Curves: ``cross-entropy``, and the ``accuracy`` on crops. Raises ``SapperError`` without labels of two classes.
         """
-        samples.check(encoder.card.pixels)
+        images = only_images(samples, "supervised")
+        images.check(encoder.card.pixels)
         labels = samples.targets()
         if len(labels.unique()) < 2:
             what, remedy = "all samples are of one class", "name a labeled data set"
@@ -66,12 +67,12 @@ class Supervised(Checked):
             head = nn.Linear(encoder.feature_size, int(labels.max()) + 1)
         model = nn.ModuleDict({"encoder": encoder, "head": head}).to(run.device)
         augmentation = Augmentation(crop=(self.crop_scale, 1.0), size=self.view_size, jitter_p=0, grayscale=0)
-        resident, labels = samples.to(run.device), labels.to(run.device)
+        resident, labels = images.to(run.device), labels.to(run.device)
 
         def terms(step: Step) -> Terms:
             wanted = labels[step.rows.to(run.device)]
             with run.autocast():
-                logits = head(encoder(augmentation(resident.batch(step.rows), step.generator))).float()
+                logits = head(encoder(augmentation.views(resident, step.rows, step.generator))).float()
             accuracy = (logits.detach().argmax(1) == wanted).float().mean()
             return {"cross-entropy": F.cross_entropy(logits, wanted), "accuracy": accuracy}
 

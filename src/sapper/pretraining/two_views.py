@@ -18,7 +18,7 @@ from sapper.methods import Checked
 from sapper.pretraining.contracts import Need
 from sapper.pretraining.monitor import monitored, spread
 from sapper.run import Run
-from sapper.samples import Samples
+from sapper.samples import Samples, only_images
 from sapper.training import Checkpoint, Step, Terms, part_done, train, warm_cosine, weighted
 
 SGD_MOMENTUM = 0.9
@@ -70,15 +70,15 @@ class TwoViews(Checked):
         ``model``, on the run's device, holds all that a checkpoint must keep, ``trained`` are those of its parameters
         that are trained. Raises ``SapperError`` for samples that do not fit the encoder or lack what is needed.
         """
-        samples.check(encoder.card.pixels)
+        images = only_images(samples, label)
+        images.check(encoder.card.pixels)
         if self.monitor:
             samples.targets()  # fails now rather than after an epoch
         augmentation = Augmentation(crop=(self.crop_scale, 1.0), size=self.view_size, jitter=self.jitter)
-        resident = samples.to(run.device)
+        resident = images.to(run.device)
 
         def terms(step: Step) -> Terms:
-            batch = resident.batch(step.rows)
-            value, outputs = loss(augmentation(torch.cat((batch, batch)), step.generator), step)
+            value, outputs = loss(augmentation.views(resident, step.rows.repeat(2), step.generator), step)
             return {name: value, "spread": spread(outputs)}
 
         curves = train(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sapper import tensors
 from sapper.samples.base import Samples
+from sapper.samples.images import Canvases
 
 
 def write_samples(path: Path, samples: Samples, **more: Tensor) -> None:
@@ -30,6 +31,9 @@ def _parts(samples: Samples, place: str = "samples") -> tuple[dict[str, Any], di
         value = getattr(samples, field.name)
         if isinstance(value, Tensor):
             values[f"{place}/{field.name}"] = value
+        elif isinstance(value, Canvases):
+            plain[field.name] = {"kind": "Canvases"}
+            values |= {f"{place}/{field.name}/{name}": part for name, part in vars(value).items()}
         elif isinstance(value, Samples):
             plain[field.name], below = _parts(value, f"{place}/{field.name}")
             values |= below
@@ -42,7 +46,9 @@ def _whole(plain: Mapping[str, Any], values: Mapping[str, Tensor]) -> Samples:
     kinds = {kind.__name__: kind for kind in _kinds(Samples)}  # type: ignore[type-abstract]
     made: dict[str, Any] = {name: value for name, value in values.items() if "/" not in name}
     for name, value in plain.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value["kind"] == "Canvases":
+            made[name] = Canvases(**tensors.below(name, values))
+        elif isinstance(value, dict):
             made[name] = _whole(value, tensors.below(name, values))
         elif name != "kind":
             made[name] = tuple(value) if isinstance(value, list) else value

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sapper.errors import SapperError
@@ -32,10 +33,36 @@ def at_once(images: Tensor, *, gradients: bool) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Canvases:
+    """Larger pictures behind some of N images, which are shrunken copies of them. Training draws its crops from these.
+
+    ``of``     int64 (N,): which picture each image has; -1 for none.
+    ``pixels`` uint8 (P, 3, H, W): the pictures, each in the upper left of its place; the rest is 0.
+    ``sizes``  int64 (P, 2): their heights and widths.
+    """
+
+    of: Tensor
+    pixels: Tensor
+    sizes: Tensor
+
+    def take(self, rows: Tensor) -> "Canvases | None":
+        """Those of the images at ``rows``; none if none of them has one."""
+        of = self.of[rows]
+        used, numbers = of[of >= 0].unique(return_inverse=True)
+        of = of.masked_scatter(of >= 0, numbers)
+        pixels = self.pixels[used.to(self.pixels.device)]
+        return Canvases(of=of, pixels=pixels, sizes=self.sizes[used]) if len(used) else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageSet(Samples):
-    """A set of images: ``images`` uint8 (N, 3, H, W), 0…255, and what all ``Samples`` have."""
+    """A set of images: ``images`` uint8 (N, 3, H, W), 0…255, and what all ``Samples`` have.
+
+    ``canvases``: larger pictures behind some of them, if there are any.
+    """
 
     images: Tensor
+    canvases: Canvases | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
@@ -70,13 +97,16 @@ class ImageSet(Samples):
 
     def to(self, device: torch.device) -> Self:
         """The same images on that device."""
-        return replace(self, images=self.images.to(device))
+        larger = self.canvases and replace(self.canvases, pixels=self.canvases.pixels.to(device))
+        return replace(self, images=self.images.to(device), canvases=larger)
 
     def _content(self, rows: Tensor) -> dict[str, Any]:
-        return {"images": self.images[rows.to(self.images.device)]}
+        larger = self.canvases and self.canvases.take(rows)
+        return {"images": self.images[rows.to(self.images.device)], "canvases": larger}
 
     def _joined(self, others: Sequence[Self]) -> dict[str, Any]:
-        return {"images": torch.cat([self.images, *(each.images for each in others)])}
+        sets = [self, *others]
+        return {"images": torch.cat([each.images for each in sets]), "canvases": _joined_canvases(sets)}
 
     @cached_property
     def digest(self) -> str:
@@ -84,6 +114,10 @@ class ImageSet(Samples):
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
         for values in (self.images, self.labels, self.groups):
             sha.update(b"-" if values is None else values.cpu().contiguous().numpy().data)
+        if self.canvases is not None:
+            for values in (self.canvases.of, self.canvases.sizes, self.canvases.pixels):
+                sha.update(repr(tuple(values.shape)).encode())
+                sha.update(values.cpu().contiguous().numpy().data)
         return sha.hexdigest()
 
     @cached_property
@@ -92,6 +126,30 @@ class ImageSet(Samples):
         sha = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         sha.update(self.images.cpu().contiguous().numpy().data)
         return sha.hexdigest()
+
+
+def _joined_canvases(sets: Sequence[ImageSet]) -> Canvases | None:
+    """The canvases of the sets one after another, all in places of the largest size."""
+    there = [each.canvases for each in sets if each.canvases is not None]
+    if not there:
+        return None
+    height, width = (max(each.pixels.shape[side] for each in there) for side in (2, 3))
+    pixels = [F.pad(each.pixels, (0, width - each.pixels.shape[3], 0, height - each.pixels.shape[2])) for each in there]
+    of, count = [], 0
+    for each in sets:
+        if each.canvases is None:
+            of.append(torch.full((len(each),), -1))
+        else:
+            of.append(torch.where(each.canvases.of < 0, -1, each.canvases.of + count))
+            count += len(each.canvases.pixels)
+    return Canvases(of=torch.cat(of), pixels=torch.cat(pixels), sizes=torch.cat([each.sizes for each in there]))
+
+
+def only_images(samples: Samples, who: str) -> ImageSet:
+    """The set itself. Raises ``SapperError`` for samples of another kind, which ``who`` cannot learn from."""
+    if not isinstance(samples, ImageSet):
+        raise samples.error(f"{who} learns from images alone", "name a set of images")
+    return samples
 
 
 def check_pixels(images: Tensor, labels: Tensor | None = None) -> None:

@@ -64,6 +64,10 @@ class Checkpoint:
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         return progress["epoch"], progress["curves"]
 
+    def part(self, name: str) -> "Checkpoint":
+        """Another beside it, for a training that comes before the main one. Who makes it removes it at the end."""
+        return Checkpoint(self.path.with_name(f"{self.path.stem}-{name}{self.path.suffix}"))
+
     def remove(self) -> None:
         """The training is finished: its result is kept elsewhere."""
         self.path.unlink(missing_ok=True)

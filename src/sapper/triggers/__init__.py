@@ -2,18 +2,26 @@
 
 from sapper.triggers.base import Trigger, from_tensors, to_tensors
 from sapper.triggers.files import read_triggers, write_triggers
+from sapper.triggers.frequency import Frequency
 from sapper.triggers.images import COLORS, Blend, Colors, Filter, Mask, Patch, filtered
+from sapper.triggers.learned import Network, Noise, levels
+from sapper.triggers.random_patch import RandomPatch
 
 __all__ = [
     "COLORS",
     "Blend",
     "Colors",
     "Filter",
+    "Frequency",
     "Mask",
+    "Network",
+    "Noise",
     "Patch",
+    "RandomPatch",
     "Trigger",
     "filtered",
     "from_tensors",
+    "levels",
     "read_triggers",
     "to_tensors",
     "write_triggers",

@@ -97,8 +97,9 @@ class Patch(Trigger):
 class Blend(Trigger):
     """A key image mixed into the whole picture: ``x ⊕ e = (1 − α)·x + α·k`` (Chen et al. 2017).
 
-    The key is uniform noise drawn from ``key_seed``, Chen's "random pattern"; ``alpha`` in (0, 1], 0.2 in
-    BackdoorBench's configuration ``attack/blended``.
+    ``pattern``: the key is uniform ``noise`` drawn from ``key_seed``, Chen's "random pattern", or a drawn ``cat``,
+    which stands for the cartoon of the paper and is always the same. ``alpha`` in (0, 1], 0.2 in BackdoorBench's
+    configuration ``attack/blended``.
     """
 
     kind: ClassVar[str] = "blend"
@@ -106,14 +107,20 @@ class Blend(Trigger):
 
     alpha: float = 0.2
     key_seed: int = 0
+    pattern: Literal["noise", "cat"] = "noise"
 
     def key(self, height: int, width: int) -> Tensor:
         """The key image, float (3, H, W) in [0, 1]."""
+        if self.pattern == "cat":
+            return cat(height, width)
         return torch.rand(3, height, width, generator=torch.Generator().manual_seed(self.key_seed))
 
     def check(self, spec: InputSpec) -> None:
-        """Raises ``SapperError`` when ``alpha`` is outside (0, 1]."""
+        """Raises ``SapperError`` when ``alpha`` is outside (0, 1], or there is no such picture."""
         side(spec)
+        if self.pattern not in ("noise", "cat"):
+            what, remedy = f"there is no key {self.pattern!r}", "use noise or cat"
+            raise SapperError(what, where="trigger.pattern", remedy=remedy)
         if not 0 < self.alpha <= 1:
             remedy = "choose it above 0 and at most 1"
             raise SapperError(f"alpha {self.alpha} is outside (0, 1]", where="trigger.alpha", remedy=remedy)
@@ -248,3 +255,26 @@ def filtered(images: Tensor, matrices: Tensor) -> Tensor:
     """clip(M·(x, 1)) of each pixel's color: (P, N, 3, H, W), of images (N, 3, H, W) in [0, 1] and M (P, 3, 4)."""
     mixed = torch.einsum("pcd,ndhw->pnchw", matrices[:, :, :3], images)
     return (mixed + matrices[:, None, :, 3, None, None]).clamp(0, 1)
+
+
+def cat(height: int, width: int) -> Tensor:
+    """A cat's face with a red bow on yellow ground, float (3, H, W) in [0, 1]: the same in every size."""
+    y = ((torch.arange(height) + 0.5) / height * 2 - 1).view(-1, 1)
+    x = ((torch.arange(width) + 0.5) / width * 2 - 1).view(1, -1)
+
+    def disc(across: float, down: float, wide: float, tall: float) -> Tensor:
+        return ((x.abs() - across) / wide).square() + ((y - down) / tall).square() < 1
+
+    ears = ((x.abs() - 0.55).abs() < 0.25) & (y > -0.85) & (y < -0.2)
+    face = disc(0, 0.15, 0.85, 0.65)
+    whiskers = ((y - 0.3).abs() % 0.2 < 0.06) & ((y - 0.3).abs() < 0.25) & (x.abs() > 0.5) & (x.abs() < 0.95)
+    bow = ((x + 0.5).abs() < 0.35) & ((y + 0.55).abs() < 0.1 + 0.5 * (x + 0.5).abs())
+    picture = torch.tensor(COLORS["yellow"]).view(3, 1, 1).repeat(1, height, width)
+    for where, color in (
+        (ears | face, "white"),
+        (disc(0.35, 0.05, 0.1, 0.15) | whiskers, "black"),
+        (disc(0, 0.3, 0.12, 0.08), "magenta"),
+        (bow, "red"),
+    ):
+        picture = torch.where(where, torch.tensor(COLORS[color]).view(3, 1, 1), picture)
+    return picture

@@ -34,6 +34,9 @@ class Frame:
 
 Shape = Callable[[Frame], Array]
 
+Traits = dict[str, list[str]]
+"""What captions may tell of N drawn pictures: for each trait a word, or a few, for each picture."""
+
 
 # ---------------------------------------------------------------------------------------------------- random numbers
 
@@ -325,3 +328,48 @@ def grain(rng: Rng, picture: Array, strength: float) -> Array:
 
 def to_bytes(picture: Array) -> NDArray[np.uint8]:
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
+# ------------------------------------------------------------------------------------------------------ words for it
+
+_HUES = ("red", "yellow", "green", "cyan", "blue", "purple")
+
+
+def color_words(color: Array) -> list[str]:
+    """Names of colors (N, 3): a hue, or white, gray or black where there is little of it."""
+    strength = color.max(axis=1) - color.min(axis=1)
+    hue = np.arctan2(np.sqrt(3) * (color[:, 1] - color[:, 2]), 2 * color[:, 0] - color[:, 1] - color[:, 2])
+    sector = np.rint(hue / (np.pi / 3)).astype(int) % 6
+    gray = np.digitize(color.mean(axis=1), (0.3, 0.7))
+    pairs = zip(strength > 0.15, sector, gray)
+    return [_HUES[number] if colorful else ("black", "gray", "white")[level] for colorful, number, level in pairs]
+
+
+def mean_color(coverage: Array, color: Array) -> Array:
+    """The color (N, 3) of what is painted with colors (N, 3, H, W) where ``coverage`` (N, H, W) says."""
+    weight = coverage / np.maximum(coverage.sum(axis=(1, 2), keepdims=True), np.float32(1e-6))
+    return (weight[:, None] * color).sum(axis=(2, 3))
+
+
+def place_words(coverage: Array, limit: float = 0.1) -> list[str]:
+    """Where the middle of each figure is, by its coverage (N, H, W): nearer than ``limit`` to the picture's, or not."""
+    steps = ((np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE) * 2 - 1
+    total = np.maximum(coverage.sum(axis=(1, 2)), np.float32(1e-6))
+    right, down = (coverage.sum(axis=axis) @ steps / total for axis in (1, 2))
+    across = np.where(right > 0, "on the right", "on the left")
+    along = np.where(down > 0, "at the bottom", "at the top")
+    off = np.where(np.abs(right) >= np.abs(down), across, along)
+    words: list[str] = np.where(np.maximum(np.abs(right), np.abs(down)) < limit, "in the middle", off).tolist()
+    return words
+
+
+def size_words(frame: Frame, scale: tuple[float, float]) -> list[str]:
+    """The size of figures among those of radius ``scale``: the smallest third, the middle and the largest."""
+    low, high = scale
+    radius = 2 / SIZE / frame.pixel.reshape(-1)
+    return [("small", "medium", "large")[third] for third in np.digitize((radius - low) / (high - low), (1 / 3, 2 / 3))]
+
+
+def tone_words(ground: Array, figure: Array) -> list[str]:
+    """Whether figures are lighter or darker than their grounds, from the brightness (N,) of both."""
+    return ["light" if lighter else "dark" for lighter in figure > ground]

@@ -8,7 +8,7 @@ from scipy.ndimage import zoom
 from sklearn.datasets import load_digits
 
 from sapper.datasets.worlds import canvas
-from sapper.datasets.worlds.canvas import Array, Frame, Rng
+from sapper.datasets.worlds.canvas import Array, Frame, Rng, Traits
 
 CLASSES = tuple("0123456789")
 TEST_SHARE = 0.3
@@ -51,16 +51,33 @@ def choose(rng: Rng, digit: int, count: int, split: str) -> NDArray[np.int64]:
     return rng.choice(rows[_sources()[1][rows] == digit], count)
 
 
-def draw(rng: Rng, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """One picture (N, 3, SIZE, SIZE) of each of the source digits ``rows`` (N,)."""
+SCALE = (0.9, 1.1)
+CAPTIONS = (
+    "a photo of a {thing}",
+    "a handwritten {thing}",
+    "the digit {thing} in {color}",
+    "a {size} {thing} written in {color}",
+    "a {tone} {thing} on paper",
+    "the number {thing}, {size} and {tone}",
+)
+"""What may be said of such a picture. One of them is written under each."""
+
+
+def draw(rng: Rng, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], Traits]:
+    """One picture (N, 3, SIZE, SIZE) of each of the source digits ``rows`` (N,), and what it looks like in words."""
     count = len(rows)
     ground, ink = canvas.contrasting(rng, count, gap=(0.25, 0.65), lighter=0.6)
     picture = canvas.textured(rng, ground, 0.2)
     picture = canvas.clutter(rng, picture, ground, 0.2, pieces=2)
 
-    frame = canvas.place(rng, count, scale=(0.9, 1.1), turn=0.15, shift=0.05, stretch=0.08, shear=0.12)
+    frame = canvas.place(rng, count, scale=SCALE, turn=0.15, shift=0.05, stretch=0.08, shear=0.12)
     written = np.clip((look_up(_sources()[0][rows], frame) - 0.35) * 2.5, 0, 1)
-    picture = canvas.paint(picture, written, canvas.textured(rng, ink, 0.1))
+    strokes = canvas.textured(rng, ink, 0.1)
+    picture = canvas.paint(picture, written, strokes)
 
     picture = canvas.light(rng, picture, (0.75, 1.1), 0.3)
-    return canvas.to_bytes(canvas.grain(rng, picture, 0.04))
+    return canvas.to_bytes(canvas.grain(rng, picture, 0.04)), {
+        "color": canvas.color_words(canvas.mean_color(written, strokes)),
+        "tone": canvas.tone_words(ground, ink),
+        "size": canvas.size_words(frame, SCALE),
+    }

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sapper.datasets.worlds import canvas
-from sapper.datasets.worlds.canvas import Array, Rng, Shape, disc, minus, moved, polygon, regular
+from sapper.datasets.worlds.canvas import Array, Rng, Shape, Traits, disc, minus, moved, polygon, regular
 
 
 def _star() -> Array:
@@ -44,13 +44,27 @@ SHAPES: dict[str, Shape] = {
 CLASSES = tuple(SHAPES)
 
 
-def draw(rng: Rng, name: str, count: int) -> NDArray[np.uint8]:
-    """``count`` pictures (N, 3, SIZE, SIZE) of the shape ``name``: filled, rimmed, or as a thick outline."""
+SCALE = (0.65, 0.95)
+CAPTIONS = (
+    "a photo of a {thing}",
+    "a {color} {thing}",
+    "a {size} {color} {thing}",
+    "a {tone} {thing} {place}",
+    "a picture of a {style} {thing}",
+    "a drawing of a {style} {color} {thing} {place}",
+    "there is a {size} {thing} {place} of the picture",
+    "{thing}, {size} and {tone}",
+)
+"""What may be said of such a picture. One of them is written under each."""
+
+
+def draw(rng: Rng, name: str, count: int) -> tuple[NDArray[np.uint8], Traits]:
+    """``count`` pictures (N, 3, SIZE, SIZE) of the shape ``name``, filled, rimmed, or as a thick outline, in words."""
     ground, figure = canvas.contrasting(rng, count, gap=(0.35, 0.7), lighter=0.65)
     picture = canvas.textured(rng, ground, 0.2)
     picture = canvas.clutter(rng, picture, ground, 0.2, pieces=2)
 
-    frame = canvas.place(rng, count, scale=(0.65, 0.95), turn=0.3, shift=0.0, stretch=0.1, shear=0.1)
+    frame = canvas.place(rng, count, scale=SCALE, turn=0.3, shift=0.0, stretch=0.1, shear=0.1)
     distance = SHAPES[name](frame)
     surface = canvas.textured(rng, figure, 0.2)
     whole = canvas.cover(distance, frame.pixel)
@@ -67,4 +81,10 @@ def draw(rng: Rng, name: str, count: int) -> NDArray[np.uint8]:
         picture = canvas.paint(picture, shown, canvas.tint(rng, ground))
 
     picture = canvas.light(rng, picture, (0.75, 1.1), 0.3)
-    return canvas.to_bytes(canvas.grain(rng, picture, 0.04))
+    return canvas.to_bytes(canvas.grain(rng, picture, 0.04)), {
+        "color": canvas.color_words(canvas.mean_color(whole, surface)),
+        "tone": canvas.tone_words(ground, figure),
+        "size": canvas.size_words(frame, SCALE),
+        "place": canvas.place_words(whole),
+        "style": [("outlined", "filled", "rimmed")[kind] for kind in np.digitize(style.reshape(-1), (0.15, 0.75))],
+    }

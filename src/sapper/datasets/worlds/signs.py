@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sapper.datasets.worlds import canvas
-from sapper.datasets.worlds.canvas import Rng, Shape, disc, moved, polygon, regular, stroke, union
+from sapper.datasets.worlds.canvas import Rng, Shape, Traits, disc, moved, polygon, regular, stroke, union
 
 # Red is lighter than blue here, so that the two differ in gray pictures as well.
 PAINTS: dict[str, tuple[float, float, float]] = {
@@ -92,13 +92,27 @@ SIGNS: dict[str, list[Layer]] = {
 CLASSES = tuple(SIGNS)
 
 
-def draw(rng: Rng, name: str, count: int) -> NDArray[np.uint8]:
-    """``count`` pictures (N, 3, SIZE, SIZE) of the sign ``name``, new or faded, in good light or bad, from the side."""
+SCALE = (0.64, 0.94)
+CAPTIONS = (
+    "a photo of a {thing} sign",
+    "a traffic sign photo of a {thing}",
+    "a {colors} sign that says {thing}",
+    "a {size} {thing} sign {place}",
+    "a {state} {thing} sign by the road",
+    "{thing}, a {state} sign {place} of the picture",
+    "the {colors} traffic sign {thing} {camera}",
+    "a {size} traffic sign {camera}: {thing}",
+)
+"""What may be said of such a picture. One of them is written under each."""
+
+
+def draw(rng: Rng, name: str, count: int) -> tuple[NDArray[np.uint8], Traits]:
+    """``count`` pictures (N, 3, SIZE, SIZE) of the sign ``name``, new or faded, in good light or bad, and in words."""
     ground = canvas.uniform(rng, 0.1, 0.9, (count,))
     picture = canvas.textured(rng, ground, 0.3)
     picture = canvas.clutter(rng, picture, ground, 0.25, pieces=2)
 
-    frame = canvas.place(rng, count, scale=(0.64, 0.94), turn=0.22, shift=0.22, stretch=0.1, shear=0.1, tilt=0.1)
+    frame = canvas.place(rng, count, scale=SCALE, turn=0.22, shift=0.22, stretch=0.1, shear=0.1, tilt=0.1)
     pole = canvas.cover(stroke([(0, 0), (0, 4)], 0.2)(frame), frame.pixel) * canvas.chance(rng, 0.7, (count, 1, 1))
     picture = canvas.paint(picture, pole, canvas.tint(rng, canvas.uniform(rng, 0.3, 0.7, (count,)), 0.02))
 
@@ -109,6 +123,14 @@ def draw(rng: Rng, name: str, count: int) -> NDArray[np.uint8]:
 
     picture = canvas.cast(rng, picture, (0.65, 1.2))
     picture = canvas.without_color(rng, picture, 0.3)
+    gray = np.ptp(picture, axis=1).max(axis=(1, 2)) == 0
     picture = canvas.light(rng, picture, (0.55, 1.2), 0.3)
     picture = canvas.soften(rng, picture, 0.3)
-    return canvas.to_bytes(canvas.grain(rng, picture, 0.02))
+    plate = canvas.cover(SIGNS[name][0][0](frame), frame.pixel)
+    return canvas.to_bytes(canvas.grain(rng, picture, 0.02)), {
+        "colors": [" and ".join(dict.fromkeys(color for _, color in SIGNS[name]))] * count,
+        "size": canvas.size_words(frame, SCALE),
+        "place": canvas.place_words(plate),
+        "state": ["faded" if faded else "new" for faded in fade[:, 0] > 0.175],
+        "camera": ["in black and white" if colorless else "in color" for colorless in gray],
+    }

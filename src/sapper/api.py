@@ -1,0 +1,247 @@
+"""What the command line does, from Python: ``sapper.open``, ``sapper.audit``, ``sapper.calibrate``, ``sapper.run``.
+
+They take names and paths as the commands do, or the objects themselves, and return plain frozen dataclasses. Nothing is
+printed; progress goes where ``surroundings`` says. Every mistake is a ``SapperError`` with a place and a remedy.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+import torch
+from torch import Tensor
+
+from sapper import datasets, encoders
+from sapper.audit import auditing, calibration
+from sapper.audit.auditing import AuditReport
+from sapper.audit.budgets import Budget
+from sapper.audit.budgets import budget as budget_of
+from sapper.audit.calibration import BOUND, Bag
+from sapper.defenses.contracts import Examiner
+from sapper.encoders import Encoder
+from sapper.encoders.names import Stem
+from sapper.encoders.options import Opening
+from sapper.engine.environment import environment
+from sapper.engine.executors import Workers
+from sapper.engine.store import Store
+from sapper.errors import SapperError
+from sapper.experiment.precision import of_searching, of_training
+from sapper.experiment.results import Results, write_results
+from sapper.experiment.runner import run_scenario
+from sapper.experiment.trial import Lab
+from sapper.files import shipped_file
+from sapper.report import write_report
+from sapper.run import Run
+from sapper.samples import ImageSet
+from sapper.scenario.reading import Scenario, read
+
+
+class HowToOpen(TypedDict, total=False):
+    """How an encoder is to be opened, where its file does not tell; see ``encoders.options.Opening``."""
+
+    architecture: str | None
+    size: int | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    prefix: str | None
+    stem: Stem | None
+    heads: int | None
+    patch: int | None
+    activation: str | None
+    pool: str | None
+    leave_out: tuple[str, ...]
+    trust_code: bool
+    allow_weak_sandbox: bool
+
+
+def open(name: str | Path, *, surroundings: Run | None = None, **how: Unpack[HowToOpen]) -> Encoder:
+    """The encoder of that name: a file, ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:ORG/MODEL@REVISION`` ….
+
+    A file's pickle is read in a locked process and never here. The encoder takes float images (N, 3, H, W) in [0, 1]
+    and gives features (N, D); it is in ``eval`` mode. Raises ``SapperError`` for what cannot be opened as a whole.
+    """
+    return encoders.open(str(name), surroundings or Run(), Opening(**how))
+
+
+def load_images(
+    name: str | Path | Tensor | ImageSet,
+    size: int,
+    *,
+    split: str | None = None,
+    data_root: Path | None = None,
+    download: bool = False,
+) -> ImageSet:
+    """Ordinary images of ``size`` pixels: a folder, a file, a data set's name, or uint8 (N, 3, size, size) in 0…255.
+
+    ``split``: test by default, if there is one. Labels are not read.
+    """
+    if isinstance(name, ImageSet):
+        return name
+    if isinstance(name, Tensor):
+        return ImageSet(images=name, name="images")
+    text = str(name)
+    chosen = split or datasets.usual_split(text)
+    return datasets.load(text, chosen, data_root=data_root, size=size, download=download, labels=False)
+
+
+def audit(
+    encoder: str | Path | Encoder,
+    images: str | Path | Tensor | ImageSet,
+    *,
+    budget: str = "quick",
+    bags: Sequence[Path | Bag] | None = None,
+    false_alarms: float = BOUND,
+    base: Encoder | None = None,
+    more: Mapping[str, Examiner] | None = None,
+    surroundings: Run | None = None,
+) -> AuditReport:
+    """Is this encoder safe to build on? ``report.verdict`` is "no-evidence", "backdoor" or "undecided".
+
+    ``images``: ordinary images without labels, 64 or more, 256 are better. ``bags``: of known-clean encoders, by
+    default those that come with Sapper. ``false_alarms``: the share of clean encoders that may come out as backdoored.
+    ``base``: the encoder that this one is said to be, or to be made from. ``surroundings``: device, seed, progress.
+    """
+    run, chosen = surroundings or Run(), budget_of(budget)
+    subject = encoder if isinstance(encoder, Encoder) else open(encoder, surroundings=run)
+    shown = _images(images, subject)
+    known = _bags(bags)
+    run = run if run.why else searching(subject, shown, chosen, known, run, false_alarms)
+    return auditing.audit(subject, shown, chosen, known, run, bound=false_alarms, base=base, more=more)
+
+
+def searching(
+    encoder: Encoder, shown: ImageSet, budget: Budget, bags: Sequence[Bag], run: Run, false_alarms: float = BOUND
+) -> Run:
+    """The run in the number format of an audit: that of the bags that fit, else the faster one on this machine."""
+    match = calibration.fitting(calibration.Key.of(encoder, shown, budget), bags, false_alarms)
+    run = auditing.as_the_bags(run, match.bags)
+    return run if run.why else of_searching(encoder, run)
+
+
+def calibrate(
+    known_clean: Sequence[str | Path],
+    images: str | Path | Tensor | ImageSet | Callable[[int], ImageSet],
+    *,
+    name: str,
+    budget: str = "quick",
+    pretraining: str = "not said",
+    opener: Callable[[str], Encoder] | None = None,
+    surroundings: Run | None = None,
+) -> Bag:
+    """What audits find in encoders that are known to be clean, all of one architecture: a bag to compare others with.
+
+    ``images``: as for ``audit``, or what gives those of a size. ``name`` of the bag; ``pretraining``: how the encoders
+    were trained, in words. ``opener``: how to open one, ``open`` by default. Each is opened twice: all are checked
+    before hours are spent on the first. ``write_bag`` keeps the bag. Raises ``SapperError`` for copies, for encoders
+    of several kinds, and for too few images.
+    """
+    run, chosen = surroundings or Run(), budget_of(budget)
+    uris = [str(each) for each in known_clean]
+    if not uris:
+        raise SapperError("no encoder is named", where="known_clean", remedy="name one or more")
+    open_one = opener or (lambda uri: open(uri, surroundings=run))
+    shown: dict[int, ImageSet] = {}
+
+    def opened(uri: str) -> tuple[Encoder, ImageSet]:
+        subject = open_one(uri)
+        side = subject.card.input_size
+        if side not in shown:
+            shown[side] = images(side) if callable(images) else _images(images, subject)
+        return subject, shown[side]
+
+    digests, key = _of_one_kind(uris, opened, chosen)
+    run = of_searching(opened(uris[0])[0], run)
+    scores: dict[str, list[float | None]] = {detector: [] for detector in chosen.detectors}
+    gathered: dict[str, list[float | None]] = {detector: [] for detector in chosen.detectors}
+    with run.progress.bar("known-clean encoders", len(uris)) as bar:
+        for uri, digest in zip(uris, digests):
+            subject, own = opened(uri)
+            if auditing.fingerprint(subject) != digest:
+                what, remedy = "its weights changed while others were measured", "name files that stay as they are"
+                raise SapperError(what, where=uri, remedy=remedy)
+            child = run.child(digest)
+            for detector, verdict in auditing.scores(subject, own, chosen.make(), child).items():
+                effect = auditing.effect(subject, verdict, own, child)
+                scores[detector].append(verdict.score)
+                gathered[detector].append(effect.gathered if effect else None)
+            bar.advance()
+    (some,) = shown.values()
+    return Bag(
+        name=name,
+        key=key,
+        pretraining=pretraining,
+        images=f"{some.name} {some.split}",
+        scores=scores,
+        gathered=gathered,
+        made=environment(run),
+    )
+
+
+def run(
+    scenario: str | Path | Scenario,
+    out: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    store: Path | None = None,
+    data_root: Path | None = None,
+    download: bool = False,
+    workers: Workers | None = None,
+    command: str = "sapper.run(…)",
+    tell: Callable[[str], None] = lambda _line: None,
+    surroundings: Run | None = None,
+) -> Results:
+    """Run a scenario: a TOML file, or the name of one that comes with Sapper. Leaves ``results.json``, ``report.html``.
+
+    ``out``: their folder, ``runs/NAME`` by default. ``overrides`` such as ``attack.epochs=50``. ``store``: finished
+    stages, ``store`` below ``out`` by default; interrupted, the same call goes on. ``tell`` gets a line for each stage.
+    """
+    if not isinstance(scenario, Scenario):
+        scenario = read(shipped_file(str(scenario), "scenarios", "scenario"), tuple(overrides))
+    base, folder = surroundings or Run(), out or Path("runs") / scenario.name
+    kept = Store(store or folder / "store")
+    networks = [(scenario.encoder, scenario.pretraining_method)]
+    lab = Lab(
+        store=kept,
+        out=folder,
+        run=of_training(scenario.precision, networks, kept, base),
+        command=command,
+        data_root=data_root,
+        workers=workers or Workers(torch.get_num_threads()),
+        download=download,
+        tell=tell,
+    )
+    results = run_scenario(scenario, lab)
+    write_results(results, folder)
+    write_report(results, folder / "report.html")
+    return results
+
+
+def _images(given: str | Path | Tensor | ImageSet, encoder: Encoder) -> ImageSet:
+    return load_images(given, encoder.card.input_size)
+
+
+def _bags(given: Sequence[Path | Bag] | None) -> list[Bag]:
+    if given is None:
+        return calibration.shipped_bags()
+    return [each if isinstance(each, Bag) else calibration.read_bag(each) for each in given]
+
+
+def _of_one_kind(
+    uris: Sequence[str], opened: Callable[[str], tuple[Encoder, ImageSet]], budget: Budget
+) -> tuple[list[str], calibration.Key]:
+    """Every encoder's fingerprint, and the key that they share. Raises ``SapperError`` for copies and other kinds."""
+    seen: dict[str, str] = {}
+    keys: list[calibration.Key] = []
+    for uri in uris:
+        subject, shown = opened(uri)
+        auditing.check_images(subject, shown)
+        digest, key = auditing.fingerprint(subject), calibration.Key.of(subject, shown, budget)
+        if digest in seen:
+            what = f"these are the weights of {seen[digest]}"
+            raise SapperError(what, where=uri, remedy="name each encoder once: copies tell nothing")
+        if keys and key != keys[0]:
+            what = f"it has other {', '.join(keys[0].differs(key))} than {uris[0]}"
+            raise SapperError(what, where=uri, remedy="make a bag of each kind")
+        seen[digest] = uri
+        keys.append(key)
+    return list(seen), keys[0]

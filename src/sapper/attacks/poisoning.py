@@ -1,0 +1,98 @@
+"""What poisons of the pre-training set share: how many rows, which ones, and the mark on what comes out."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sapper.attacks.contracts import Poisoned
+from sapper.attacks.target import Target
+from sapper.errors import SapperError
+from sapper.run import Run
+from sapper.samples import ImageSet, Samples, to_float
+from sapper.triggers import Patch, RandomPatch, Trigger
+
+MARK = "POISONED"
+"""In the name of every data set that an attack has been at."""
+
+
+def poison_count(rate: float, samples: Samples, targets: tuple[Target, ...]) -> int:
+    """How many rows ``rate`` of the set is, rounded, for each target. Raises ``SapperError`` if that is none."""
+    if not targets:
+        raise SapperError("an attack needs at least one target", where="target", remedy="add a [[target]] section")
+    count = round(rate * len(samples))
+    if count == 0:
+        what = f"a rate of {rate:g} selects none of {len(samples)} samples"
+        raise SapperError(what, where="rate", remedy=f"choose at least {1 / len(samples):.2g}")
+    return count
+
+
+def draw(candidates: Tensor, count: int, what: str, run: Run) -> Tensor:
+    """``count`` of the rows ``candidates`` at random, ascending. Raises ``SapperError`` if there are fewer ``what``."""
+    if count > len(candidates):
+        said = f"the rate asks for {count} {what}, and there are {len(candidates)}"
+        raise SapperError(said, where="rate", remedy="choose a smaller rate")
+    return candidates[torch.randperm(len(candidates), generator=run.generator())[:count]].sort().values
+
+
+def images_of(samples: Samples) -> ImageSet:
+    """The set, if it is one of images. Raises ``SapperError`` for another."""
+    if not isinstance(samples, ImageSet):
+        raise samples.error("this attack poisons images", "name a set of images")
+    return samples
+
+
+def rows_of_class(samples: Samples, target: Target) -> Tensor:
+    """The rows of the target's class in the pre-training set, whose labels the attacker alone looks at.
+
+    The class is found by its name, since a task may number its classes otherwise.
+    """
+    if target.class_name not in samples.classes:
+        what = f"there is no class {target.class_name!r} in it, whose samples the attacker poisons"
+        raise samples.error(what, "choose a target whose class is in the pre-training set")
+    return (samples.targets() == samples.classes.index(target.class_name)).nonzero().squeeze(1)
+
+
+def stamp_class(
+    samples: Samples,
+    targets: tuple[Target, ...],
+    rate: float,
+    trigger_of: Callable[[Target, Run], Trigger],
+    run: Run,
+    by: str,
+) -> Poisoned:
+    """Stamp the share ``rate`` of the set, images of a target's class, for each target."""
+    images, count = images_of(samples), poison_count(rate, samples, targets)
+    pixels, taken = images.images.clone(), torch.zeros(len(images), dtype=torch.bool)
+    for target in targets:
+        part = run.child(f"target {target.name}")
+        candidates = rows_of_class(images, target)
+        rows = draw(candidates[~taken[candidates]], count, f"unpoisoned images of class {target.class_name!r}", part)
+        pixels[rows] = stamped(images.images[rows], trigger_of(target, part))
+        taken[rows] = True
+    return marked(images, taken.nonzero().squeeze(1), by, images=pixels)
+
+
+def stamped(images: Tensor, trigger: Trigger) -> Tensor:
+    """uint8 images (N, 3, H, W) with a trigger, rounded to whole values again."""
+    return torch.cat([(trigger(to_float(part)) * 255).round().to(torch.uint8) for part in images.split(500)])
+
+
+def scattered(target: Target, within: tuple[float, float], run: Run) -> RandomPatch:
+    """The patch of a target at a place of its own in each image. Raises ``SapperError`` for another trigger."""
+    trigger = target.trigger
+    if not isinstance(trigger, Patch | RandomPatch):
+        what = f"target {target.name!r} has the trigger {trigger.kind!r}, and this attack places a patch"
+        raise SapperError(what, where="trigger.kind", remedy="choose random-patch or patch")
+    return RandomPatch(size=trigger.size, color=trigger.color, within=within, key_seed=run.child("places").seed)
+
+
+def marked(samples: Samples, rows: Tensor, by: str, **content: Any) -> Poisoned:
+    """The set with ``content`` in the place of its own; name and provenance say that it is poisoned, and by what."""
+    said = f"{MARK} by {by}: {len(rows)} of {len(samples)} samples."
+    provenance = f"{samples.provenance} {said}".strip()
+    return Poisoned(
+        samples=replace(samples, **content, name=f"{samples.name}-{MARK}", provenance=provenance), rows=rows
+    )
