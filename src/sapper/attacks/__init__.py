@@ -7,5 +7,6 @@ METHODS = {
     "badencoder": "sapper.attacks.implant.badencoder:BadEncoder",
     "ssl_backdoor": "sapper.attacks.poison.ssl_backdoor:SSLBackdoor",
     "ctrl": "sapper.attacks.poison.ctrl:CTRL",
+    "carlini_terzis": "sapper.attacks.poison.carlini_terzis:CarliniTerzis",
     "corruptencoder": "sapper.attacks.poison.corruptencoder:CorruptEncoder",
 }
