@@ -38,9 +38,11 @@ def draw(candidates: Tensor, count: int, what: str, run: Run) -> Tensor:
 
 
 def images_of(samples: Samples) -> ImageSet:
-    """The set, if it is one of images. Raises ``SapperError`` for another."""
+    """The set, if it is one of images. Raises ``SapperError`` for another, and for one with canvases."""
     if not isinstance(samples, ImageSet):
         raise samples.error("this attack poisons images", "name a set of images")
+    if samples.canvases is not None:
+        raise samples.error("some of its images have canvases already", "poison a clean set")
     return samples
 
 
