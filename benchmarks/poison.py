@@ -92,10 +92,11 @@ def measure(name: str, rate: float, run: Run, train: ImageSet, test: ImageSet) -
     keep(record | {"seconds": round(time.process_time() - began)}, test.targets())
 
 
-def views(
-    encoder: Encoder, train: ImageSet, test: ImageSet, attack: str | None, run: Run
-) -> Iterator[tuple[str, list[int]]]:
-    """Predictions of each head for test images, plain and triggered; for frequencies also where all inputs are gray."""
+def views(encoder: Encoder, train: ImageSet, test: ImageSet, attack: str | None, run: Run) -> Iterator[tuple[str, str]]:
+    """Predictions of each head for test images, plain and triggered; for frequencies also where all inputs are gray.
+
+    Each prediction is a digit.
+    """
     for color, convert in (("", lambda images: images), ("gray ", gray)):
         names = [name for name in TRIGGERS if attack in (None, name) and (not color or name == "ctrl")]
         if not names:
@@ -106,7 +107,7 @@ def views(
         for head, parameters in HEADS.items():
             fitted = parameters.fit(features, train.targets(), len(train.classes), run.child(f"head {head}"))
             for name, values in shown.items():
-                yield f"{color}{head}/{name}", predict(fitted, values).tolist()
+                yield f"{color}{head}/{name}", "".join(map(str, predict(fitted, values).tolist()))
 
 
 def both(trigger: Trigger, convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -117,6 +118,11 @@ def both(trigger: Trigger, convert: Callable[[Tensor], Tensor]) -> Callable[[Ten
 def gray(images: Tensor) -> Tensor:
     """Luminance in all three channels."""
     return to_grayscale(images).expand(-1, 3, -1, -1)
+
+
+def classes(digits: str) -> Tensor:
+    """Predictions that were kept, int64 (N,)."""
+    return torch.tensor([int(digit) for digit in digits])
 
 
 def kept() -> dict[str, Any]:
@@ -142,7 +148,7 @@ def keep(record: dict[str, Any], labels: Tensor) -> None:
     if name != "clean":
         wanted = {key: record[key] for key in ("seed", "images")} | {"attack": "clean"}
         clean = next(each for each in records if wanted.items() <= each.items())
-        ours, theirs = ({key: torch.tensor(v) for key, v in each["predictions"].items()} for each in (record, clean))
+        ours, theirs = ({key: classes(v) for key, v in each["predictions"].items()} for each in (record, clean))
         target = datasets.load("objects", "test").classes.index(CLASS)
         record["metrics"] = {
             head: {
@@ -166,7 +172,7 @@ def keep(record: dict[str, Any], labels: Tensor) -> None:
     else:
         for key, values in record["predictions"].items():
             if key.endswith("/clean"):
-                accuracy = (torch.tensor(values) == labels).double().mean().item()
+                accuracy = (classes(values) == labels).double().mean().item()
                 print("clean", record["seed"], key, round(accuracy, 4), f"{record['seconds']} s", flush=True)
     records.append(record)
     write_atomically(RESULTS, json.dumps(content) + "\n")
