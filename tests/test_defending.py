@@ -22,7 +22,7 @@ from sapper.downstream import MLP, Classifier
 from sapper.engine.store import Finished
 from sapper.errors import SapperError
 from sapper.experiment.defending import Victim
-from sapper.experiment.judging import certifier_records, detector_records, first_of_each, held_out_records
+from sapper.experiment.records import certifier_records, detector_records, first_of_each, held_out_records
 from sapper.experiment.results import Judged, Results, State, read_results, write_results
 from sapper.experiment.subjects import Subject
 from sapper.experiment.tasks import TaskData

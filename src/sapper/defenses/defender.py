@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapper.downstream import Classifier, Head, extract
+from sapper.downstream import AnyHead, Classifier, build, extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.run import Run
@@ -24,12 +24,12 @@ class Defender:
     """
 
     encoder: Encoder
-    head: Head
+    head: AnyHead
     train: ImageSet
     features: Tensor
 
     @staticmethod
-    def of(encoder: Encoder, head: Head, train: ImageSet, run: Run) -> "Defender":
+    def of(encoder: Encoder, head: AnyHead, train: ImageSet, run: Run) -> "Defender":
         """With the features of ``train``. The encoder is frozen: nothing here trains it."""
         return Defender(encoder.requires_grad_(False), head, train, extract(encoder, train, run))
 
@@ -54,5 +54,4 @@ class Defender:
 
     def build(self, run: Run) -> Classifier:
         """A classifier as this owner builds them; another seed, another head."""
-        head = self.head.fit(self.features, self.train.targets(), self.classes, run)
-        return Classifier(self.encoder, head.requires_grad_(False)).eval()
+        return build(self.head, self.encoder, self.train, run, features=self.features).requires_grad_(False).eval()

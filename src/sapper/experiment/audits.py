@@ -82,10 +82,10 @@ class AuditEncoder:
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         encoder, budget, bound = encoders.load(encoder_file(inputs[0]), run), BUDGETS[self.section.budget], self.section
-        found = auditing.audit(encoder, self.images(), budget, self.bags, run, bound=bound.false_alarms)
-        tensors.save(folder / TRIGGERS, auditing.trigger_tensors(found))
-        tensors.save(folder / SHOWN, {"images": found.shown})
-        write_atomically(folder / AUDIT, as_text(auditing.as_json(found)))
+        made = auditing.audit(encoder, self.images(), budget, self.bags, run, bound=bound.false_alarms)
+        tensors.save(folder / TRIGGERS, auditing.trigger_tensors(made))
+        tensors.save(folder / SHOWN, {"images": made.shown})
+        write_atomically(folder / AUDIT, as_text(auditing.as_json(made)))
 
 
 def audits(trial: Trial) -> list[tuple[Subject, Stage]]:
@@ -115,9 +115,9 @@ def record_audit(trial: Trial, subject: Subject, audit: Stage, session: Session)
     """What an audit found. Pictures of the first seed's are kept, and of the first variant's."""
     scenario, folder = trial.scenario, session.done[audit].folder
     bags = () if scenario.audit is None else _bags(scenario.audit)
-    told = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
+    content = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
     pictured = trial.variant.shown and subject.seed == scenario.seeds[0]
-    session.found.audits.append(
+    session.findings.audits.append(
         Audited(
             seed=subject.seed,
             subject=subject.id,
@@ -125,9 +125,9 @@ def record_audit(trial: Trial, subject: Subject, audit: Stage, session: Session)
             task=subject.task,
             sha256=sha256(encoder_file(session.done[subject.stage].folder)),
             condition=trial.variant.condition,
-            report=told,
-            beside=_beside(told, bags),
-            stamped=tuple(_stamped(folder, told, _planted(scenario, subject))) if pictured else (),
+            report=content,
+            beside=_beside(content, bags),
+            stamped=tuple(_stamped(folder, content, _planted(scenario, subject))) if pictured else (),
         )
     )
 
@@ -138,10 +138,10 @@ def _bags(section: AuditSection) -> tuple[Bag, ...]:
     return tuple(calibration.read_bag(Path(name)) for name in section.bags)
 
 
-def _beside(told: dict[str, Any], bags: Iterable[Bag]) -> dict[str, list[float]]:
+def _beside(content: dict[str, Any], bags: Iterable[Bag]) -> dict[str, list[float]]:
     """The scores of the known-clean encoders that an audit compared with."""
-    leading = next(finding["method"] for finding in told["detectors"] if finding["leads"])
-    fitting = {bag["name"] for bag in told["bags"]}
+    leading = next(finding["method"] for finding in content["detectors"] if finding["leads"])
+    fitting = {bag["name"] for bag in content["bags"]}
     scores = {bag.name: bag.of(leading) for bag in bags if bag.name in fitting}
     return {name: [score for score in each if math.isfinite(score)] for name, each in scores.items()}
 
@@ -151,11 +151,11 @@ def _planted(scenario: Scenario, subject: Subject) -> list[TargetPlan]:
     return [plan for plan in scenario.targets if plan.name in subject.targets]
 
 
-def _stamped(folder: Path, told: dict[str, Any], planted: Iterable[TargetPlan]) -> Iterable[Stamped]:
+def _stamped(folder: Path, content: dict[str, Any], planted: Iterable[TargetPlan]) -> Iterable[Stamped]:
     """The audit's images: plain, with what its leading detector recovered, with each true trigger."""
     images = tensors.load(folder / SHOWN)["images"]
-    leading = next(finding["method"] for finding in told["detectors"] if finding["leads"])
-    triggers = read_triggers(told["detectors"], tensors.load(folder / TRIGGERS))
+    leading = next(finding["method"] for finding in content["detectors"] if finding["leads"])
+    triggers = read_triggers(content["detectors"], tensors.load(folder / TRIGGERS))
     yield Stamped(by="nothing", images=_pngs(images))
     if leading in triggers:
         yield Stamped(by="audit", images=_pngs(images, triggers[leading]))

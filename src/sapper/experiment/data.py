@@ -1,7 +1,7 @@
 """A scenario's images: loaded once, checked before any training starts, divided among attacker, victim and judge."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from sapper.defenses.contracts import ClassifierJudge, EncoderLearner
 from sapper.errors import SapperError, closest, located
 from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
 from sapper.run import Run
-from sapper.samples import ImageSet
+from sapper.samples import ImageSet, PairSet, Samples
 from sapper.scenario.kinds import kind_of
 from sapper.scenario.reading import DefensePlan, Scenario, TargetPlan
 from sapper.scenario.sections import (
@@ -61,15 +61,22 @@ class Data:
     """The splits that a scenario and its variants name, each in memory once."""
 
     sets: dict[Place, ImageSet]
+    pairs: dict[Place, PairSet] = field(default_factory=dict)
 
-    def of_pretraining(self, scenario: Scenario, run: Run) -> Part:
-        """The images to pre-train on."""
-        return self._sampled(_of_pretraining(scenario), scenario.pretraining.images, run, "pretraining images")
+    def of_pretraining(self, scenario: Scenario, run: Run) -> Part[Samples]:
+        """What is pre-trained on: images, or images with captions where the method needs them."""
+        place = _of_pretraining(scenario)
+        whole: Part[Samples] = Part.whole(self.pairs[place] if _needs_captions(scenario) else self.sets[place])
+        return whole.sample(scenario.pretraining.images, run.child("pretraining images"))
 
-    def of_shadow(self, scenario: Scenario, attack: AttackSection, run: Run) -> Part:
+    def images_of_pretraining(self, scenario: Scenario, run: Run) -> Part[ImageSet]:
+        """The images of what is pre-trained on."""
+        return self.of_pretraining(scenario, run).changed("images", _images_of)
+
+    def of_shadow(self, scenario: Scenario, attack: AttackSection, run: Run) -> Part[ImageSet]:
         """The attacker's shadow images: from those of the pre-training, unless the scenario says more."""
         place = _of_shadow(scenario, attack)
-        whole = self.of_pretraining(scenario, run) if place is None else Part.whole(self.sets[place])
+        whole = self.images_of_pretraining(scenario, run) if place is None else Part.whole(self.sets[place])
         return whole.sample(attack.shadow_images, run.child("shadow images"))
 
     def of_fleet(self, scenario: Scenario, plan: DefensePlan, run: Run) -> tuple[ImageSet, ImageSet]:
@@ -111,7 +118,7 @@ class Data:
             where=f"{scenario.file}: task {section.name!r}, what is left for seed {run.seed}",
         )
 
-    def splits_of_task(self, scenario: Scenario, task: TaskSection, run: Run) -> tuple[Part, Part]:
+    def splits_of_task(self, scenario: Scenario, task: TaskSection, run: Run) -> tuple[Part[ImageSet], Part[ImageSet]]:
         """All training images of a task, and those that its classifiers are judged on."""
         train, judged = _of_task(scenario, task)
         if train != judged:
@@ -119,9 +126,6 @@ class Data:
         whole = Part.whole(self.sets[train])
         rest, held_out = whole.halves(VALIDATION_SHARE, run.child(f"validation {task.name}"))
         return rest.called(f"{whole().split} without what is held out"), held_out
-
-    def _sampled(self, place: Place, count: int | None, run: Run, name: str) -> Part:
-        return Part.whole(self.sets[place]).sample(count, run.child(name))
 
 
 def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, download: bool) -> Data:
@@ -146,6 +150,10 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
                 )
             bar.advance()
     for scenario in scenarios:
+        if _needs_captions(scenario):
+            name, split, size = place = _of_pretraining(scenario)
+            with located(f"{scenario.file}: pretraining.dataset"):
+                data.pairs[place] = datasets.load_pairs(name, split, size=size)
         _check_fleets(scenario, data.sets[_of_pretraining(scenario)])
         _check_labels(scenario, data.sets[_of_pretraining(scenario)])
         for use in uses(scenario):
@@ -227,6 +235,16 @@ def uses(scenario: Scenario) -> Iterator[Use]:
 
 def _of_pretraining(scenario: Scenario) -> Place:
     return scenario.pretraining.dataset, scenario.pretraining.split, scenario.encoder.input_size
+
+
+def _needs_captions(scenario: Scenario) -> bool:
+    """Whether what the encoder learns from are images with captions."""
+    return "captions" in scenario.pretraining_method.parameters.needs
+
+
+def _images_of(samples: Samples) -> ImageSet:
+    assert isinstance(samples, ImageSet | PairSet)
+    return samples.images if isinstance(samples, PairSet) else samples
 
 
 def _of_shadow(scenario: Scenario, attack: AttackSection) -> Place | None:

@@ -195,14 +195,14 @@ def _key(plan: DefensePlan) -> dict[str, Any]:
 
 def leave_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
     """Write ``verdicts.json``, a list, and ``triggers.safetensors``, in which verdict i's tensors are ``i/name``."""
-    told = [to_tensors(verdict) for verdict in verdicts]
-    write_atomically(folder / VERDICTS, json.dumps([plain for plain, _ in told]))
-    values = {f"{i}/{name}": value for i, (_, own) in enumerate(told) for name, value in own.items()}
+    written = [to_tensors(verdict) for verdict in verdicts]
+    write_atomically(folder / VERDICTS, json.dumps([plain for plain, _ in written]))
+    values = {f"{i}/{name}": value for i, (_, own) in enumerate(written) for name, value in own.items()}
     tensors.save(folder / RECOVERED, values)
 
 
 def verdicts(folder: Path) -> list[Verdict]:
     """What ``leave_verdicts`` left."""
     values = tensors.load(folder / RECOVERED)
-    told = json.loads((folder / VERDICTS).read_text(encoding="utf-8"))
-    return [from_tensors(plain, tensors.below(f"{i}", values), str(folder)) for i, plain in enumerate(told)]
+    written = json.loads((folder / VERDICTS).read_text(encoding="utf-8"))
+    return [from_tensors(plain, tensors.below(f"{i}", values), str(folder)) for i, plain in enumerate(written)]

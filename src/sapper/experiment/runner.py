@@ -12,7 +12,7 @@ from sapper.experiment.findings import Findings, describe_images, unique
 from sapper.experiment.pictures import trigger_pictures
 from sapper.experiment.pipeline import Measured
 from sapper.experiment.results import Results
-from sapper.experiment.running_defenses import Defended, check_fleets, defended, hold_out, judge_encoders, record
+from sapper.experiment.running_defenses import Defended, check_fleets, defended, hold_out, look_at_encoders, record
 from sapper.experiment.subjects import CLEAN, Subject
 from sapper.experiment.tasks import Task
 from sapper.experiment.trial import Lab, Session, Trial, Variant
@@ -33,8 +33,8 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
     for variant in variants:
         check_fleets(variant.scenario, data, lab)
         check_audit(variant.scenario, data)
-    found = Findings(out=lab.out, primary_head=scenario.primary_head)
-    session = Session(lab=lab, found=found)
+    findings = Findings(out=lab.out, primary_head=scenario.primary_head)
+    session = Session(lab=lab, findings=findings)
     planned = [
         [
             planned_trial(Trial(variant=variant, data=data, lab=lab, run=replace(lab.run, seed=seed)))
@@ -47,33 +47,33 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
             for each in trials:
                 session.make(each.trial, each.stages)
                 each.record(session)
-            judge_encoders([each.trial for each in trials], session)
-            hold_out(variant, found)
-        found.place_files()
+            look_at_encoders([each.trial for each in trials], session)
+            hold_out(variant, findings)
+        findings.place_files()
     return Results(
         scenario=scenario.content | {"primary_head": scenario.primary_head},
         environment=environment(lab.run),
         command=lab.command,
-        records=tuple(found.records),
-        subjects=unique(found.subjects),
-        artifacts=unique(found.artifacts),
+        records=tuple(findings.records),
+        subjects=unique(findings.subjects),
+        artifacts=unique(findings.artifacts),
         datasets=_datasets(data, [variant.scenario for variant in variants]),
-        references=unique(found.references),
-        curves=unique(found.curves),
-        maps=tuple(found.maps),
-        pictures=tuple(found.pictures),
-        verdicts=tuple(found.verdicts),
-        audits=unique(found.audits, key=lambda audit: (audit.subject, audit.sha256)),
-        timings=tuple(found.timings),
-        flags=unique(found.flags),
+        references=unique(findings.references),
+        curves=unique(findings.curves),
+        maps=tuple(findings.maps),
+        pictures=tuple(findings.pictures),
+        verdicts=tuple(findings.verdicts),
+        audits=unique(findings.audits, key=lambda audit: (audit.subject, audit.sha256)),
+        timings=tuple(findings.timings),
+        flags=unique(findings.flags),
     )
 
 
 def _datasets(data: Data, scenarios: list[Scenario]) -> tuple[dict[str, Any], ...]:
     """Every split with what the scenarios use of it."""
-    found = [use for scenario in scenarios for use in uses(scenario)]
+    wanted = [use for scenario in scenarios for use in uses(scenario)]
     return tuple(
-        describe_images(images, [use for use in found if use.place == place]) for place, images in data.sets.items()
+        describe_images(images, [use for use in wanted if use.place == place]) for place, images in data.sets.items()
     )
 
 
@@ -120,23 +120,23 @@ class Planned:
 
     def record(self, session: Session) -> None:
         """What its stages left, once they are finished."""
-        trial, found, done = self.trial, session.found, session.done
+        trial, findings, done = self.trial, session.findings, session.done
         self._record_subjects(session)
         for task, head, stage in trial.pipeline.targeted:
-            found.add_hits(trial.place | {"task": task.name}, head.name, trial.pipeline.clean, done[stage])
+            findings.add_hits(trial.place | {"task": task.name}, head.name, trial.pipeline.clean, done[stage])
         for measured, defenses in self.defended:
             task, before = measured.task, done[measured.before]
             if measured.subject is None or measured.after is None:
                 place = {key: trial.place[key] for key in ("seed", "condition")}
-                found.add_accuracy(place, task, before, measured.baseline)
+                findings.add_accuracy(place, task, before, measured.baseline)
                 continue
             after, choices = done[measured.after], read_choices(done[trial.pipeline.choices[task.name]].folder)
-            found.add_attack(trial.place, task, choices, measured.baseline, measured.subject, before, after)
+            findings.add_attack(trial.place, task, choices, measured.baseline, measured.subject, before, after)
             for defense in defenses:
                 record(trial, defense, session)
             if trial.variant.shown:
                 sides = ((measured.baseline, before), (measured.subject, after))
-                found.add_maps(trial.run.seed, task, choices, sides)
+                findings.add_maps(trial.run.seed, task, choices, sides)
         if trial.variant.shown and trial.run.seed == trial.scenario.seeds[0]:
             self._record_pictures(session)
         for subject, audit in self.audits:
@@ -147,7 +147,7 @@ class Planned:
         trial, variant = self.trial, self.trial.variant
         for task in _attacked(trial):
             choices = read_choices(session.done[trial.pipeline.choices[task.name]].folder)
-            session.found.add_references(trial.run.seed, task, choices)
+            session.findings.add_references(trial.run.seed, task, choices)
         for subject in trial.pipeline.subjects:
             stage, label = f"pre-training{variant.early}", f"clean{variant.early}"
             trained = {"encoder": subject.stage, "classifier": subject.source}.get(subject.of)
@@ -155,7 +155,7 @@ class Planned:
                 stage = f"attack on {subject.task}{variant.attacked}"
                 label = f"{'+'.join(subject.tasks)}{variant.attacked}"
             curves = None if trained is None else session.done[trained].folder
-            session.found.add_subject(subject, session.done[subject.stage].folder, curves, stage, label)
+            session.findings.add_subject(subject, session.done[subject.stage].folder, curves, stage, label)
 
     def _record_pictures(self, session: Session) -> None:
         """What triggers look like: those that the attack left."""
@@ -167,7 +167,7 @@ class Planned:
         for task in _attacked(trial):
             targets = task.goals.targets(read_choices(session.done[trial.pipeline.choices[task.name]].folder))
             stamped = [replace(target, trigger=triggers.get(target.name, target.trigger)) for target in targets]
-            session.found.pictures += trigger_pictures(task, stamped, trial.run)
+            session.findings.pictures += trigger_pictures(task, stamped, trial.run)
 
 
 def planned_trial(trial: Trial) -> Planned:

@@ -14,15 +14,15 @@ from sapper.experiment.data import Data, defended_part
 from sapper.experiment.defending import Certify, Classifiers, Detect, Examine, Judge, verdicts
 from sapper.experiment.findings import Findings
 from sapper.experiment.fleets import Fleet, claimed, learn
-from sapper.experiment.judging import (
+from sapper.experiment.pipeline import Measured
+from sapper.experiment.records import (
     certifier_records,
     detector_records,
-    encoder_judgments,
     first_of_each,
     held_out_records,
-    judgments,
+    verdicts_on_classifiers,
+    verdicts_on_encoders,
 )
-from sapper.experiment.pipeline import Measured
 from sapper.experiment.results import Judged, State
 from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
 from sapper.experiment.trial import Lab, Session, Trial, Variant
@@ -48,12 +48,12 @@ def defended(trial: Trial, measured: Measured) -> list[Defended]:
     subjects = [subject for subject in sides if subject is not None]
     if measured.subject is None or measured.subject.of == "classifier":
         return []
-    found = []
+    defenses = []
     for plan in (plan for plan in scenario.defenses if plan.on(task.name)):
         if isinstance(plan.section, CertifySection | DetectSection):
             made = tuple((subject, _on_classifiers(trial, plan, measured, subject)) for subject in subjects)
-            found.append(Defended(plan=plan, measured=measured, sides=made))
-    return found
+            defenses.append(Defended(plan=plan, measured=measured, sides=made))
+    return defenses
 
 
 def _on_classifiers(trial: Trial, plan: DefensePlan, measured: Measured, subject: Subject) -> Stage:
@@ -87,7 +87,7 @@ def subjects_triggers(trial: Trial, measured: Measured) -> Stage | None:
 
 def record(trial: Trial, defense: Defended, session: Session) -> None:
     """What a defense of classifiers found."""
-    plan, task, done, found = defense.plan, defense.measured.task, session.done, session.found
+    plan, task, done, findings = defense.plan, defense.measured.task, session.done, session.findings
     choices = read_choices(done[trial.pipeline.choices[task.name]].folder)
     place = trial.place | {"task": task.name, "head": trial.scenario.primary_head, "defense": plan.name}
     sides = [(subject, done[stage]) for subject, stage in defense.sides]
@@ -95,20 +95,20 @@ def record(trial: Trial, defense: Defended, session: Session) -> None:
         images = task.test.sample(plan.section.test_images, trial.run.child(defended_part(task.name)))()
         wanted = {aim.name: choice.label for aim, choice in zip(task.aims, choices.of)}
         certifier: Certifier = plan.method.parameters
-        found.records += certifier_records(place, certifier.measures, images.targets(), wanted, sides)
+        findings.records += certifier_records(place, certifier.measures, images.targets(), wanted, sides)
         return
-    judged = judgments(place, task.test().classes, sides)
-    found.verdicts += judged
+    judged = verdicts_on_classifiers(place, task.test().classes, sides)
+    findings.verdicts += judged
     seconds: dict[State, float] = {subject.state: finished.seconds for subject, finished in sides}
     ids: dict[State, str] = {subject.state: subject.id for subject, _ in sides}
     labels = frozenset(choice.label for choice in choices.of)
     detector: ClassifierJudge = plan.method.parameters
-    found.records += detector_records(place, detector.measures, judged, labels, seconds, ids)
+    findings.records += detector_records(place, detector.measures, judged, labels, seconds, ids)
 
 
-def judge_encoders(trials: Sequence[Trial], session: Session) -> None:
+def look_at_encoders(trials: Sequence[Trial], session: Session) -> None:
     """Every detector of encoders on those that all trials of a variant made."""
-    first, found = trials[0], session.found
+    first, findings = trials[0], session.findings
     subjects = [subject for trial in trials for subject in trial.pipeline.subjects if subject.of == "encoder"]
     for i, plan in enumerate(first.scenario.defenses):
         section = plan.section
@@ -117,18 +117,18 @@ def judge_encoders(trials: Sequence[Trial], session: Session) -> None:
         chosen = first_of_each(subjects, section.subjects)
         with located(f"{first.scenario.file}: defense[{i}]"):
             if isinstance(section, FleetSection):
-                said = _by_fleet(first, plan, section, chosen, session)
+                answers = _by_fleet(first, plan, section, chosen, session)
             else:
-                said = _by_images(first, plan, chosen, session)
+                answers = _by_images(first, plan, chosen, session)
         place = first.place | {"seed": None, "defense": plan.name}
-        judged = encoder_judgments(place, chosen, said)
-        found.verdicts += judged
+        judged = verdicts_on_encoders(place, chosen, answers)
+        findings.verdicts += judged
         seconds: dict[State, float] = {
             state: sum((verdict.seconds for verdict in judged if verdict.state == state), 0.0)
             for state in (CLEAN, ATTACKED)
         }
         detector: EncoderLearner | EncoderExaminer = plan.method.parameters
-        found.records += detector_records(place, detector.measures, judged, frozenset(), seconds)
+        findings.records += detector_records(place, detector.measures, judged, frozenset(), seconds)
 
 
 def _by_fleet(
@@ -162,7 +162,7 @@ def _by_fleet(
 
 def _by_images(trial: Trial, plan: DefensePlan, chosen: Sequence[Subject], session: Session) -> list[Verdict]:
     """Verdicts of a detector that asks for ordinary images only; each encoder is a stage of its own."""
-    work = Examine(plan=plan, images=trial.data.of_pretraining(trial.scenario, trial.run))
+    work = Examine(plan=plan, images=trial.data.images_of_pretraining(trial.scenario, trial.run))
     stages = []
     for subject in chosen:
         whose = f"the {subject.words}{f' for {subject.task}' if subject.task else ''} of seed {subject.seed}"
@@ -172,18 +172,18 @@ def _by_images(trial: Trial, plan: DefensePlan, chosen: Sequence[Subject], sessi
     return [verdict for stage in stages for verdict in verdicts(session.done[stage].folder)]
 
 
-def hold_out(variant: Variant, found: Findings) -> None:
+def hold_out(variant: Variant, findings: Findings) -> None:
     """For every detector, what a threshold from other seeds would have flagged."""
     scenario = variant.scenario
     attack = scenario.attack_method.name if scenario.attack_method is not None else None
     groups: dict[tuple[str, str | None], list[Judged]] = {}
-    for verdict in (verdict for verdict in found.verdicts if verdict.condition == variant.condition):
+    for verdict in (verdict for verdict in findings.verdicts if verdict.condition == variant.condition):
         task = None if verdict.classifier is None else verdict.task
         groups.setdefault((verdict.defense, task), []).append(verdict)
     for (defense, task), judged in groups.items():
         head = None if task is None else scenario.primary_head
         place = {"task": task, "attack": attack, "head": head, "defense": defense, "condition": variant.condition}
-        found.records += held_out_records(place, judged)
+        findings.records += held_out_records(place, judged)
 
 
 def check_fleets(scenario: Scenario, data: Data, lab: Lab) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,51 +18,58 @@ from sapper.samples import ImageSet, Samples
 from sapper.scenario.reading import Named
 from sapper.triggers import Trigger
 
+S = TypeVar("S", bound=Samples)
+T = TypeVar("T", bound=Samples)
+
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Part(Generic[S]):
     """A part of a data set, drawn whenever somebody asks for it: only whole sets stay in memory.
 
     ``of`` draws it; ``origin`` says as plain data what it is, without drawing it. To another process the part travels
     as its samples.
     """
 
-    of: Callable[[], ImageSet]
+    of: Callable[[], S]
     origin: dict[str, Any]
 
-    def __call__(self) -> ImageSet:
+    def __call__(self) -> S:
         return self.of()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _drawn, (self(), self.origin)
 
     @staticmethod
-    def whole(samples: ImageSet) -> "Part":
+    def whole(samples: T) -> "Part[T]":
         """A set that is in memory already."""
         origin = {"name": samples.name, "split": samples.split, "digest": samples.digest}
         return Part(lambda: samples, origin)
 
-    def sample(self, count: int | None, run: Run) -> "Part":
+    def sample(self, count: int | None, run: Run) -> "Part[S]":
         """``count`` of its samples, drawn with the seed of ``run``; all of them where there is no number."""
         return self._drawn(f"{count} of them", run, lambda own: own.sample(count, run.generator())) if count else self
 
-    def halves(self, share: float, run: Run) -> tuple["Part", "Part"]:
+    def halves(self, share: float, run: Run) -> tuple["Part[S]", "Part[S]"]:
         """The rest, and the share that is held out."""
 
-        def half(what: str, at: int) -> Part:
+        def half(what: str, at: int) -> Part[S]:
             return self._drawn(f"{what} {share}", run, lambda own: own.held_out(share, run.generator())[at])
 
         return half("all but", 0), half("held out", 1)
 
-    def called(self, split: str) -> "Part":
+    def called(self, split: str) -> "Part[S]":
         """The same samples under another name of their split."""
         return Part(lambda: replace(self(), split=split), self.origin | {"split": split})
 
-    def _drawn(self, what: str, run: Run, draw: Callable[[ImageSet], ImageSet]) -> "Part":
+    def changed(self, what: str, change: Callable[[S], T]) -> "Part[T]":
+        """What a ``change`` makes of it, which ``what`` names."""
+        return Part(lambda: change(self()), self.origin | {"changed": what})
+
+    def _drawn(self, what: str, run: Run, draw: Callable[[S], S]) -> "Part[S]":
         return Part(lambda: draw(self()), self.origin | {"draws": [*self.origin.get("draws", ()), [what, run.seed]]})
 
 
-def _drawn(samples: ImageSet, origin: dict[str, Any]) -> Part:
+def _drawn(samples: S, origin: dict[str, Any]) -> Part[S]:
     return Part(lambda: samples, origin)
 
 
@@ -121,7 +128,7 @@ class Goals:
     """What an attacker wants of a task: its aims, and the candidates from which references are chosen."""
 
     task: str
-    candidates: Part
+    candidates: Part[ImageSet]
     aims: tuple[Aim, ...]
 
     @property
@@ -174,8 +181,8 @@ class Task:
     """
 
     goals: Goals
-    train: Part
-    test: Part
+    train: Part[ImageSet]
+    test: Part[ImageSet]
     draw: Run
     count: int | None = None
     where: str = ""

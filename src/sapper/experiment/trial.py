@@ -108,7 +108,7 @@ class Session:
     """A scenario that is run: what is finished, and what was found in it."""
 
     lab: Lab
-    found: Findings
+    findings: Findings
     done: dict[Stage, Finished] = field(default_factory=dict)
 
     def make(self, trial: Trial, stages: Iterable[Stage]) -> None:
@@ -121,6 +121,6 @@ class Session:
 
     def tell(self, trial: Trial, title: str, finished: Finished) -> None:
         """Keep the time that a stage took, and tell of it."""
-        self.found.add_timing(trial.run.seed, f"{title}{trial.variant.suffix}", finished)
+        self.findings.add_timing(trial.run.seed, f"{title}{trial.variant.suffix}", finished)
         how_long = "from the store" if finished.cached else f"{finished.seconds:.0f} s"
         self.lab.tell(f"{title} ({trial.title}): {how_long}")

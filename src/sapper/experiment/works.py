@@ -282,8 +282,8 @@ def _answers(classifier: Classifier, test: ImageSet, triggers: dict[str, Trigger
     with torch.no_grad(), run.autocast():
         for view, change in changes.items():
             batches = (batch.to(run.device) for batch in test.batches(size))
-            said = [classifier(batch if change is None else change(batch)).argmax(1).cpu() for batch in batches]
-            answers[view] = torch.cat(said)
+            parts = [classifier(batch if change is None else change(batch)).argmax(1).cpu() for batch in batches]
+            answers[view] = torch.cat(parts)
     return answers
 
 

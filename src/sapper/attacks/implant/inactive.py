@@ -64,6 +64,7 @@ class Inactive(FineTuning):
     reference_views: NonNegativeInt = 0
 
     kind: ClassVar[Literal["implant"]] = "implant"
+    makes_triggers: ClassVar[Literal[True]] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"references"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Zhang et al., CVPR 2025"

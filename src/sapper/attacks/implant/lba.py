@@ -65,6 +65,7 @@ class LBA(FineTuning):
     trigger_images: PositiveInt = 1000
 
     kind: ClassVar[Literal["implant"]] = "implant"
+    makes_triggers: ClassVar[Literal[True]] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"labels", "one target"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Yao et al., CCS 2019"

@@ -50,6 +50,7 @@ class TransTroj(FineTuning):
     trigger_rate: PositiveFloat = 0.1
 
     kind: ClassVar[Literal["implant"]] = "implant"
+    makes_triggers: ClassVar[Literal[True]] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"references"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Wang et al., WWW 2025"

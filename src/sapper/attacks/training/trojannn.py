@@ -71,6 +71,7 @@ class TrojanNN(Checked):
     learning_rate: PositiveFloat = 1e-3
 
     kind: ClassVar[Literal["training"]] = "training"
+    makes_triggers: ClassVar[Literal[True]] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"labels", "one target"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Liu et al., NDSS 2018"

@@ -120,6 +120,9 @@ class PatchGuardDS(Checked, Certifier):
 
     def _with_head(self, defender: Defender, run: Run) -> Classifier:
         """The encoder as it is, with a head of the owner's kind that has seen bands."""
+        if defender.head.kind != "fitted":
+            what, remedy = "a head of this kind cannot be fitted to bands", "make an mlp or linear head primary"
+            raise SapperError(what, where="patchguard_ds.training", remedy=remedy)
         train, generator = defender.train, run.child("bands").generator()
         banded = partial(self.bands, blank=defender.blank, generator=generator)
         features = [extract(defender.encoder, train, run, banded) for _ in range(self.views)]

@@ -20,7 +20,9 @@ from sapper.verdicts import Verdict
 Place = dict[str, Any]
 
 
-def judgments(place: Place, classes: tuple[str, ...], sides: Sequence[tuple[Subject, Finished]]) -> list[Judged]:
+def verdicts_on_classifiers(
+    place: Place, classes: tuple[str, ...], sides: Sequence[tuple[Subject, Finished]]
+) -> list[Judged]:
     """A detector's verdicts on classifiers for the report, with pictures of the triggers that it recovered."""
     return [
         Judged(
@@ -56,7 +58,7 @@ def first_of_each(subjects: Sequence[Subject], count: int | None) -> list[Subjec
     return chosen
 
 
-def encoder_judgments(place: Place, subjects: Sequence[Subject], found: Sequence[Verdict]) -> list[Judged]:
+def verdicts_on_encoders(place: Place, subjects: Sequence[Subject], answers: Sequence[Verdict]) -> list[Judged]:
     """A detector's verdicts on encoders (``defending.verdicts``) for the report, in the order of the ``subjects``."""
     return [
         Judged(
@@ -66,7 +68,7 @@ def encoder_judgments(place: Place, subjects: Sequence[Subject], found: Sequence
             task=subject.task,
             **_about(subject, verdict, ()),
         )
-        for subject, verdict in zip(subjects, found)
+        for subject, verdict in zip(subjects, answers)
     ]
 
 
@@ -84,8 +86,8 @@ def detector_records(
     ``ids``: of the subject of either state, where there is one of each.
     """
     labeled = _labeled(judged, wanted)
-    found = [each for measure in measures for each in measure.of(labeled)]
-    for each in sorted(found, key=lambda each: (False, True, None).index(each.attacked)):
+    values = [each for measure in measures for each in measure.of(labeled)]
+    for each in sorted(values, key=lambda each: (False, True, None).index(each.attacked)):
         spent = sum(seconds.values()) if each.attacked is None else seconds[STATES[each.attacked]]
         there = place | {"stage": "detect", "seconds": spent}
         if ids is not None and each.attacked is None:
@@ -113,13 +115,13 @@ def certifier_records(
     ``wanted``: the class of each target, by its name.
     """
     for subject, finished in sides:
-        left = tensors.load(finished.folder / DEFENDED)
+        defended = tensors.load(finished.folder / DEFENDED)
         answers = Answers(
             labels=labels,
-            plain=left["clean"],
-            triggered={target: left[f"triggered/{target}"] for target in wanted},
+            plain=defended["clean"],
+            triggered={target: defended[f"triggered/{target}"] for target in wanted},
             targets=wanted,
-            certified={int(patch): each for patch, each in tensors.below("certified", left).items()},
+            certified={int(patch): each for patch, each in tensors.below("certified", defended).items()},
         )
         there = _under(place, state=subject.state) | {"subject": subject.id, "stage": "certify"}
         there |= {"seconds": finished.seconds}
