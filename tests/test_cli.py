@@ -69,7 +69,7 @@ def test_the_command_in_the_results_repeats_the_run(sapper: Sapper, file: Path, 
     assert "--download" in words
     again = sapper(*words[1:])
     assert again.code == 0
-    assert again.err.count("from the store") == 6
+    assert again.err.count("from the store") == 8
     second = read_results(tmp_path / "out")
     assert second.records == first.records
     for key in ("number format", "why this format"):
