@@ -65,6 +65,19 @@ def test_an_audit_in_a_few_lines(tmp_path: Path) -> None:
     assert said.startswith("undecided: ")
 
 
+def test_a_backdoored_encoder_is_opened_on_purpose_only(tmp_path: Path) -> None:
+    path = tmp_path / "encoder-BACKDOORED.safetensors"
+    made = sapper.build(sapper.Run(), architecture="resnet10", width=4).marked(backdoored=True, origin={})
+    sapper.save(made, path)
+    for opened in (sapper.open, sapper.load):
+        with pytest.raises(sapper.SapperError, match="backdoored on purpose"):
+            opened(path)
+        assert opened(path, allow_backdoored=True).card.backdoored
+    photos = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(sapper.SapperError, match="says that it is backdoored"):
+        sapper.calibrate([path], photos, name="bag", opener=lambda uri: sapper.open(uri, allow_backdoored=True))
+
+
 def test_images_may_be_a_tensor() -> None:
     pixels = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
     assert torch.equal(sapper.load_images(pixels, 8).images, pixels)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from sapper.errors import SapperError
 
 if TYPE_CHECKING:
-    from sapper.api import audit, calibrate, load_images, open, run
+    from sapper.api import audit, calibrate, load, load_images, open, run
     from sapper.attacks.target import Target
     from sapper.audit.auditing import AuditReport
     from sapper.audit.calibration import Bag, read_bag, write_bag
     from sapper.datasets import load as load_data
     from sapper.downstream import Classifier
-    from sapper.encoders import Card, Encoder, Trained, build, load, save
+    from sapper.encoders import Card, Encoder, Trained, build, save
     from sapper.experiment.results import Record, Results, read_results
     from sapper.report.audit_files import write_audit
     from sapper.run import Run
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    "sapper.api": ("audit", "calibrate", "load_images", "open", "run"),
+    "sapper.api": ("audit", "calibrate", "load", "load_images", "open", "run"),
     "sapper.attacks.target": ("Target",),
     "sapper.audit.auditing": ("AuditReport",),
     "sapper.audit.calibration": ("Bag", "read_bag", "write_bag"),
     "sapper.downstream": ("Classifier",),
-    "sapper.encoders": ("Card", "Encoder", "Trained", "build", "load", "save"),
+    "sapper.encoders": ("Card", "Encoder", "Trained", "build", "save"),
     "sapper.experiment.results": ("Record", "Results", "read_results"),
     "sapper.report.audit_files": ("write_audit",),
     "sapper.run": ("Run",),

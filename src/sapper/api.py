@@ -54,13 +54,28 @@ class HowToOpen(TypedDict, total=False):
     allow_weak_sandbox: bool
 
 
-def open(name: str | Path, *, surroundings: Run | None = None, **how: Unpack[HowToOpen]) -> Encoder:
+def open(
+    name: str | Path, *, allow_backdoored: bool = False, surroundings: Run | None = None, **how: Unpack[HowToOpen]
+) -> Encoder:
     """The encoder of that name: a file, ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:ORG/MODEL@REVISION`` ….
 
     A file's pickle is read in a locked process and never here. The encoder takes float images (N, 3, H, W) in [0, 1]
-    and gives features (N, D); it is in ``eval`` mode. Raises ``SapperError`` for what cannot be opened as a whole.
+    and gives features (N, D); it is in ``eval`` mode. Raises ``SapperError`` for what cannot be opened as a whole, and
+    for an encoder that says that an attack of ours made it, unless ``allow_backdoored``.
     """
-    return encoders.open(str(name), surroundings or Run(), Opening(**how))
+    return _admitted(encoders.open(str(name), surroundings or Run(), Opening(**how)), str(name), allow_backdoored)
+
+
+def load(path: Path, *, allow_backdoored: bool = False, surroundings: Run | None = None) -> Encoder:
+    """The encoder that ``save`` wrote. Raises ``SapperError`` for a backdoored one, unless ``allow_backdoored``."""
+    return _admitted(encoders.load(path, surroundings or Run()), str(path), allow_backdoored)
+
+
+def _admitted(encoder: Encoder, where: str, allow_backdoored: bool) -> Encoder:
+    if encoder.card.backdoored and not allow_backdoored:
+        what, remedy = "this encoder was backdoored on purpose", "say allow_backdoored=True if you mean to use it"
+        raise SapperError(what, where=where, remedy=remedy)
+    return encoder
 
 
 def load_images(
@@ -102,7 +117,7 @@ def audit(
     ``base``: the encoder that this one is said to be, or to be made from. ``surroundings``: device, seed, progress.
     """
     run, chosen = surroundings or Run(), budget_of(budget)
-    subject = encoder if isinstance(encoder, Encoder) else open(encoder, surroundings=run)
+    subject = encoder if isinstance(encoder, Encoder) else open(encoder, allow_backdoored=True, surroundings=run)
     shown = _images(images, subject)
     known = _bags(bags)
     run = run if run.why else searching(subject, shown, chosen, known, run, false_alarms)
@@ -234,6 +249,9 @@ def _of_one_kind(
     keys: list[calibration.Key] = []
     for uri in uris:
         subject, shown = opened(uri)
+        if subject.card.backdoored:
+            what, remedy = "this encoder says that it is backdoored", "name known-clean encoders only"
+            raise SapperError(what, where=uri, remedy=remedy)
         auditing.check_images(subject, shown)
         digest, key = auditing.fingerprint(subject), calibration.Key.of(subject, shown, budget)
         if digest in seen:
