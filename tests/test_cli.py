@@ -256,7 +256,7 @@ def test_ctrl_c_in_the_middle_of_a_training_ends_with_130(file: Path, tmp_path: 
         *stages, last = process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == 130
     assert last == "interrupted; the same command goes on from here"
-    assert len(stages) == 3
+    assert len(stages) == 5
     assert list((tmp_path / "out" / "store").glob("pretraining-*"))
     assert not (tmp_path / "out" / "results.json").exists()
 
@@ -482,7 +482,7 @@ DAMAGED: dict[str, Callable[[str], str]] = {
     "cut off": lambda text: text[: len(text) // 2],
     "not JSON": lambda _text: "junk",
     "a list": lambda _text: "[]",
-    "of another schema": lambda text: text.replace('"schema": 1', '"schema": 99'),
+    "of another schema": lambda text: text.replace('"schema": 2', '"schema": 99'),
     "without records": lambda text: text.replace('"records"', '"recods"'),
     "with text for a value": lambda text: re.sub(r'"value": [-\d.]+', '"value": "high"', text),
     "with a list for an artifact": lambda text: re.sub(r'"artifacts": \[', '"artifacts": [[],', text),
