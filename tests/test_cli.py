@@ -24,7 +24,6 @@ from sapper.cli import experiments
 from sapper.cli.shared import say
 from sapper.engine.store import Store
 from sapper.errors import SapperError
-from sapper.experiment import runner
 from sapper.experiment.results import Picture, Record, Results, read_results, write_results
 from sapper.methods import HEADS, TRIGGERS, find, imported
 from sapper.report.tables import LABELS, METRICS, estimate
@@ -69,7 +68,7 @@ def test_the_command_in_the_results_repeats_the_run(sapper: Sapper, file: Path, 
     assert "--download" in words
     again = sapper(*words[1:])
     assert again.code == 0
-    assert again.err.count("from the store") == 6
+    assert again.err.count("from the store") == 8
     second = read_results(tmp_path / "out")
     assert second.records == first.records
     for key in ("number format", "why this format"):
@@ -93,7 +92,7 @@ def test_a_shipped_scenario_goes_by_its_name_even_beside_a_folder_of_that_name(
         seen.append(lab.command)
         raise SapperError(scenario.name, remedy="none")
 
-    monkeypatch.setattr(runner, "run_scenario", note)
+    monkeypatch.setattr("sapper.api.run_scenario", note)
     monkeypatch.chdir(tmp_path)
     Path("demo").mkdir()
     assert told(sapper("run", "demo", "--out", "there", "--set", "attack.epochs=3")).startswith("error demo")
@@ -107,7 +106,7 @@ def test_away_from_a_terminal_it_is_quiet_and_report_prints_the_same(
     command = [*PROGRAM, "run", str(file), "--out", str(tmp_path / "out"), *QUICK]
     end = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert not TERMINAL_CODES.search(end.stdout + end.stderr)
-    assert len(end.stderr.splitlines()) == 6
+    assert len(end.stderr.splitlines()) == 8
     assert sapper("report", tmp_path / "out") == Ended(0, end.stdout, "")
 
 
@@ -206,7 +205,7 @@ def test_too_little_memory_is_told(
     def fail(*_: Any) -> Results:
         raise error
 
-    monkeypatch.setattr(runner, "run_scenario", fail)
+    monkeypatch.setattr("sapper.api.run_scenario", fail)
     end = sapper("run", file, "--out", tmp_path / "out", *QUICK)
     assert end.code == 2
     assert "smaller batch" in end.err
@@ -237,7 +236,7 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(
     def interrupted(_scenario: Any, _lab: Any) -> Results:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "run_scenario", interrupted)
+    monkeypatch.setattr("sapper.api.run_scenario", interrupted)
     end = sapper("run", file, "--out", tmp_path / "out")
     assert end.code == 130
     assert end.err == "interrupted; the same command goes on from here\n"
@@ -257,7 +256,7 @@ def test_ctrl_c_in_the_middle_of_a_training_ends_with_130(file: Path, tmp_path: 
         *stages, last = process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == 130
     assert last == "interrupted; the same command goes on from here"
-    assert len(stages) == 3
+    assert len(stages) == 5
     assert list((tmp_path / "out" / "store").glob("pretraining-*"))
     assert not (tmp_path / "out" / "results.json").exists()
 
@@ -483,7 +482,7 @@ DAMAGED: dict[str, Callable[[str], str]] = {
     "cut off": lambda text: text[: len(text) // 2],
     "not JSON": lambda _text: "junk",
     "a list": lambda _text: "[]",
-    "of another schema": lambda text: text.replace('"schema": 1', '"schema": 99'),
+    "of another schema": lambda text: text.replace('"schema": 2', '"schema": 99'),
     "without records": lambda text: text.replace('"records"', '"recods"'),
     "with text for a value": lambda text: re.sub(r'"value": [-\d.]+', '"value": "high"', text),
     "with a list for an artifact": lambda text: re.sub(r'"artifacts": \[', '"artifacts": [[],', text),

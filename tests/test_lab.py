@@ -151,8 +151,8 @@ def test_curves_have_a_value_for_each_epoch(finished: tuple[Results, Path]) -> N
 def test_maps_and_pictures_show_every_target(finished: tuple[Results, Path]) -> None:
     results = finished[0]
     targets = {(task, f"{task}/{wanted}") for task, wanted in TASKS.items()}
-    for encoder in ("clean-encoder", "attacked"):
-        assert {(m.task, m.target) for m in results.maps if m.encoder == encoder} == targets
+    for state in ("clean", "attacked"):
+        assert {(m.task, m.target) for m in results.maps if m.state == state} == targets
     for feature_map in results.maps:
         sizes = {view: len(points["x"]) for view, points in feature_map.points.items()}
         assert sizes == {"clean": 45, "triggered": 45, "reference": 1}
@@ -366,7 +366,7 @@ def test_splits_may_be_named(data: Path, tmp_path: Path) -> None:
 
 def test_shadow_images_may_come_from_another_set(data: Path, tmp_path: Path) -> None:
     results = perform(experiment(data, *SHORT, f"attack.shadow={data}/balls"), tmp_path)
-    path = next(artifact.path for artifact in results.artifacts if artifact.role == "attacked")
+    path = next(artifact.path for artifact in results.artifacts if artifact.state == "attacked")
     assert encoders.load(tmp_path / path, Run()).card.origin["shadow"]["name"] == "balls"
 
 

@@ -299,6 +299,9 @@ def _check_labels(scenario: Scenario, images: ImageSet) -> None:
     attack = scenario.attack_method
     if attack is not None and kind_of(attack.parameters) == "poison pretraining":
         needing += [attack.name] if "labels" in attack.parameters.needs else []
+        if "captions" in attack.parameters.needs and not _needs_captions(scenario):
+            what = f"{attack.name} poisons captions, and {scenario.pretraining_method.name} learns from images alone"
+            raise SapperError(what, where=f"{scenario.file}: pretraining.method", remedy="pre-train with clip")
     if needing and images.labels is None:
         what, remedy = f"{needing[0]} needs labels, and {images.name} has none", "pre-train on a set with labels"
         raise SapperError(what, where=f"{scenario.file}: pretraining.dataset", remedy=remedy)
