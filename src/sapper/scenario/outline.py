@@ -66,7 +66,10 @@ def outline(content: dict[str, Any], file: str) -> Outline:
     for single in singles(content, file):
         with single.placed(file):
             outlines.append(outline_single(single.content, file))
-        sets |= {single.place(f"{file}: {key}", file).removeprefix(f"{file}: "): name for key, name in outlines[-1].sets.items()}
+        sets |= {
+            single.place(f"{file}: {key}", file).removeprefix(f"{file}: "): name
+            for key, name in outlines[-1].sets.items()
+        }
     return replace(outlines[0], variants=tuple(_variants(root.variant, content, file)), sets=sets)
 
 

@@ -133,8 +133,12 @@ class Scenario:
         return self.attack.name or named if self.attack is not None else None
 
     def placed(self) -> AbstractContextManager[None]:
-        """Errors from inside name the key that stands in the file."""
+        """Errors from inside name the key that stands in the file (``singles.Single``)."""
         return Single(self.content, self.moved).placed(self.file)
+
+    def place(self, where: str) -> str:
+        """A place in this scenario as one in the file."""
+        return Single(self.content, self.moved).place(where, self.file)
 
     @property
     def primary(self) -> Named:
@@ -246,7 +250,7 @@ def _check_same_names(scenarios: list[Scenario]) -> None:
     """What two attacks call the same is the same: the data set of a task, the class of a target."""
     known: dict[tuple[str, ...], str | int] = {}
     for scenario in scenarios:
-        named = [("task", task.name, task.dataset) for task in scenario.tasks]
+        named: list[tuple[str, str, str | int]] = [("task", task.name, task.dataset) for task in scenario.tasks]
         named += [("target", f"{plan.task}: {plan.name}", plan.target_class) for plan in scenario.targets]
         for table, name, meaning in named:
             if known.setdefault((table, name), meaning) != meaning:

@@ -40,7 +40,7 @@ class PretrainingSection(Section):
 
 
 class AttackSection(Section):
-    """``[attack]``: the method with its parameters, and the attacker's shadow images. Of several each is ``[[attack]]``.
+    """``[attack]``, or each ``[[attack]]``: the method with its parameters, and the attacker's shadow images.
 
     ``name``: what records call it, by default the method. ``instead``: tables that take the place of the scenario's own
     for this attack (``singles.INSTEAD``).

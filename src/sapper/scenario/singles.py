@@ -1,5 +1,6 @@
 """A scenario of several attacks as several scenarios of one: its table, and tables in the place of the file's own."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ INSTEAD = ("encoder", "pretraining", "task", "target", "head", "defense")
 class Single:
     """The content of a scenario with one attack, or none, and without variants.
 
-    ``moved``: where in the file its tables stand, for those that stand elsewhere: ``head`` at ``attack[1].instead.head``.
+    ``moved``: where in the file a table stands that stands elsewhere, such as ``head`` at ``attack[1].instead.head``.
     """
 
     content: dict[str, Any]
@@ -29,12 +30,13 @@ class Single:
         try:
             yield
         except SapperError as error:
-            raise SapperError(error.what, where=self.place(error.where, file), remedy=error.remedy) from error
+            where = self.place(error.where or file, file)
+            raise SapperError(error.what, where=where, remedy=error.remedy) from error
 
     def place(self, where: str, file: str) -> str:
         """A place in this content, such as ``my.toml: head[0].epochs``, as one in ``file``."""
         key = where.removeprefix(f"{file}: ")
-        table = key.partition(".")[0].partition("[")[0].partition(":")[0]
+        table = re.match(r"\w*", key)[0]  # type: ignore[index]
         if where == file or table not in self.moved:
             return where
         return f"{file}: {self.moved[table]}{key.removeprefix(table)}"
