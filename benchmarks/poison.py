@@ -50,10 +50,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.poison", description=__doc__)
     parser.add_argument("minutes", type=float)
     parser.add_argument("plans", nargs="*", metavar="ATTACK:RATE:SEED")
+    parser.add_argument("--images", type=int, default=8000, help="how many images to pre-train on")
     given = parser.parse_args()
     torch.set_num_threads(1)
     started = time.process_time()
     train, test = datasets.load("objects", "train"), datasets.load("objects", "test")
+    train = train.sample(given.images, Run().child("images").generator())
     for plan in given.plans:
         if time.process_time() - started > 60 * given.minutes:
             break
@@ -66,7 +68,8 @@ def measure(name: str, rate: float, run: Run, train: ImageSet, test: ImageSet) -
     label = train.classes.index(CLASS)
     rows = (train.targets() == label).nonzero().squeeze(1)
     references = rows[torch.randperm(len(rows), generator=run.child("references").generator())[:REFERENCES]]
-    if (name, rate, run.seed) in {(each["attack"], each["rate"], each["seed"]) for each in kept()["records"]}:
+    place = {"attack": name, "rate": rate, "seed": run.seed, "images": len(train)}
+    if any(place.items() <= each.items() for each in kept()["records"]):
         return
     began = time.process_time()
     images, count = train, 0
@@ -85,14 +88,15 @@ def measure(name: str, rate: float, run: Run, train: ImageSet, test: ImageSet) -
     encoder = encoders.build(run.child("encoder"), **ENCODER)
     PRETRAINING(encoder, images, run.child("pretraining"))
     predictions = dict(views(encoder, train.without(references), test, None if name == "clean" else name, run))
-    record = {"attack": name, "rate": rate, "seed": run.seed, "poisoned": count, "predictions": predictions}
+    record = place | {"poisoned": count, "predictions": predictions}
     keep(record | {"seconds": round(time.process_time() - began)}, test.targets())
 
 
-def views(
-    encoder: Encoder, train: ImageSet, test: ImageSet, attack: str | None, run: Run
-) -> Iterator[tuple[str, list[int]]]:
-    """Predictions of each head for test images, plain and triggered; for frequencies also where all inputs are gray."""
+def views(encoder: Encoder, train: ImageSet, test: ImageSet, attack: str | None, run: Run) -> Iterator[tuple[str, str]]:
+    """Predictions of each head for test images, plain and triggered; for frequencies also where all inputs are gray.
+
+    Each prediction is a digit.
+    """
     for color, convert in (("", lambda images: images), ("gray ", gray)):
         names = [name for name in TRIGGERS if attack in (None, name) and (not color or name == "ctrl")]
         if not names:
@@ -103,7 +107,7 @@ def views(
         for head, parameters in HEADS.items():
             fitted = parameters.fit(features, train.targets(), len(train.classes), run.child(f"head {head}"))
             for name, values in shown.items():
-                yield f"{color}{head}/{name}", predict(fitted, values).tolist()
+                yield f"{color}{head}/{name}", "".join(map(str, predict(fitted, values).tolist()))
 
 
 def both(trigger: Trigger, convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -114,6 +118,11 @@ def both(trigger: Trigger, convert: Callable[[Tensor], Tensor]) -> Callable[[Ten
 def gray(images: Tensor) -> Tensor:
     """Luminance in all three channels."""
     return to_grayscale(images).expand(-1, 3, -1, -1)
+
+
+def classes(digits: str) -> Tensor:
+    """Predictions that were kept, int64 (N,)."""
+    return torch.tensor([int(digit) for digit in digits])
 
 
 def kept() -> dict[str, Any]:
@@ -137,8 +146,9 @@ def keep(record: dict[str, Any], labels: Tensor) -> None:
     content["environment"] = environment(Run())
     records, name = content["records"], record["attack"]
     if name != "clean":
-        clean = next(each for each in records if each["attack"] == "clean" and each["seed"] == record["seed"])
-        ours, theirs = ({key: torch.tensor(v) for key, v in each["predictions"].items()} for each in (record, clean))
+        wanted = {key: record[key] for key in ("seed", "images")} | {"attack": "clean"}
+        clean = next(each for each in records if wanted.items() <= each.items())
+        ours, theirs = ({key: classes(v) for key, v in each["predictions"].items()} for each in (record, clean))
         target = datasets.load("objects", "test").classes.index(CLASS)
         record["metrics"] = {
             head: {
@@ -162,7 +172,7 @@ def keep(record: dict[str, Any], labels: Tensor) -> None:
     else:
         for key, values in record["predictions"].items():
             if key.endswith("/clean"):
-                accuracy = (torch.tensor(values) == labels).double().mean().item()
+                accuracy = (classes(values) == labels).double().mean().item()
                 print("clean", record["seed"], key, round(accuracy, 4), f"{record['seconds']} s", flush=True)
     records.append(record)
     write_atomically(RESULTS, json.dumps(content) + "\n")

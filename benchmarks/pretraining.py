@@ -2,9 +2,10 @@
 
 An encoder as in ``scenarios/demo.toml`` is pre-trained on the embedded objects by each method with each seed, on one
 thread. One record for each epoch: ``kNN`` on training images held out by the monitor (``pretraining/monitor.py``),
-``spread`` of the outputs, and ``healthy``, the spread of random directions. ``test kNN``, in the last epoch's record,
-has all training images as neighbors and all test images as queries: 200 neighbors, temperature 0.1, features of the
-frozen encoder in ``eval`` mode. ``seconds`` of processor time are those of the whole training, the monitor's included.
+``spread`` of the outputs, and ``healthy``, the spread of random directions. The last epoch's record also has the
+accuracy on all test images of heads on the frozen encoder, fitted to all training images: ``test kNN`` (200 neighbors,
+temperature 0.1) and ``test linear``. ``seconds`` of processor time are those of the whole training, the monitor's
+included. ``untrained`` is the encoder as it is built, which is worth knowing where a budget is small.
 
 Writes after each training; records of the same method, seed, images and epochs are replaced.
 """
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from sapper import datasets, pretraining
-from sapper.downstream import KNN, extract, predict
+from sapper.downstream import KNN, Head, Linear, extract, predict
 from sapper.encoders import Encoder, build
 from sapper.engine.environment import environment
 from sapper.files import write_atomically
@@ -27,7 +28,8 @@ from sapper.methods import find
 from sapper.run import Run
 from sapper.samples import Samples
 
-NAMES = ("simclr", "moco", "byol", "simsiam")
+UNTRAINED = "untrained"
+NAMES = (UNTRAINED, "simclr", "moco", "byol", "simsiam")
 BUDGET: dict[str, Any] = {"batch": 64, "view_size": 16, "crop_scale": 0.2}
 OWN: dict[str, dict[str, Any]] = {"simclr": {"temperature": 0.2}}
 """What the demo sets beside the budget; other methods have their defaults."""
@@ -48,11 +50,9 @@ def main() -> None:
     for seed in asked.seeds:
         for name in asked.names or NAMES:
             records = measure(name, seed, asked.images, asked.epochs)
-            last = records[-1]
+            told = ("epoch", "test kNN", "test linear", "kNN", "spread", "healthy", "seconds")
             print(
-                f"{name:<8} seed {seed}  test kNN {last['test kNN']:.3f}  held-out kNN {last['kNN']:.3f}  "
-                f"spread {last['spread']:.4f} of {last['healthy']:.4f}  {last['seconds']:.0f} s",
-                flush=True,
+                name, f"seed {seed}", *(f"{key} {records[-1][key]}" for key in told if key in records[-1]), flush=True
             )
             keep(records, asked.out)
 
@@ -61,37 +61,40 @@ def measure(name: str, seed: int, count: int, epochs: int) -> list[dict[str, Any
     """The records of one training."""
     run = Run(seed=seed)
     train = datasets.load("objects", "train").sample(count, run.child("images").generator())
-    kind = find("pretraining", pretraining.METHODS, name, "benchmarks.pretraining")
-    method = kind(epochs=epochs, monitor=True, **BUDGET, **OWN.get(name, {}))
     encoder = build(run.child("encoder"), architecture="resnet10", width=16)
-    began = time.process_time()
-    trained = method(encoder, train, run.child("pretraining"))
-    seconds = time.process_time() - began
     known = environment(run)
     shared = {
         "method": name,
         "seed": seed,
         "images": len(train),
         "epochs": epochs,
-        "healthy": round(1 / math.sqrt(method.projection), 4),
-        "seconds": round(seconds, 1),
         "hardware": ", ".join(f"{key} {known[key]}" for key in ("processor", "threads", "torch", "number format")),
     }
-    curves = trained.curves
-    records = [
-        shared | {"epoch": epoch + 1, "kNN": round(accuracy, 4), "spread": round(spread, 5)}
-        for epoch, (accuracy, spread) in enumerate(zip(curves["kNN accuracy"], curves["spread"]))
-    ]
-    tested = test_accuracy(trained.encoder, train, datasets.load("objects", "test"), run)
-    return [*records[:-1], records[-1] | {"test kNN": round(tested, 4)}]
+    records: list[dict[str, Any]] = [{"epoch": 0}]
+    if name != UNTRAINED:
+        kind = find("pretraining", pretraining.METHODS, name, "benchmarks.pretraining")
+        method = kind(epochs=epochs, monitor=True, **BUDGET, **OWN.get(name, {}))
+        began = time.process_time()
+        curves = method(encoder, train, run.child("pretraining")).curves
+        shared["seconds"] = round(time.process_time() - began, 1)
+        shared["healthy"] = round(1 / math.sqrt(method.projection), 4)
+        records = [
+            {"epoch": epoch + 1, "kNN": round(accuracy, 4), "spread": round(spread, 5)}
+            for epoch, (accuracy, spread) in enumerate(zip(curves["kNN accuracy"], curves["spread"]))
+        ]
+    records[-1] |= tested(encoder, train, datasets.load("objects", "test"), run)
+    return [shared | record for record in records]
 
 
-def test_accuracy(encoder: Encoder, train: Samples, test: Samples, run: Run) -> float:
-    """Accuracy of kNN on ``test``, with the neighbors in ``train``."""
-    head = KNN(neighbors=200, temperature=0.1).fit(
-        extract(encoder, train, run), train.targets(), len(train.classes), run
-    )
-    return float((predict(head, extract(encoder, test, run)) == test.targets()).double().mean())
+def tested(encoder: Encoder, train: Samples, test: Samples, run: Run) -> dict[str, float]:
+    """Accuracies on ``test`` of heads that are fitted to ``train``."""
+    known, asked = extract(encoder, train, run), extract(encoder, test, run)
+
+    def accuracy(head: Head) -> float:
+        fitted = head.fit(known, train.targets(), len(train.classes), run)
+        return round(float((predict(fitted, asked) == test.targets()).double().mean()), 4)
+
+    return {"test kNN": accuracy(KNN(neighbors=200, temperature=0.1)), "test linear": accuracy(Linear())}
 
 
 def keep(records: list[dict[str, Any]], path: Path) -> None:

@@ -4,6 +4,7 @@ A page says in a comment what it shows, and everything from there to ``<!-- end 
 
     <!-- results data/demo.json -->        all tables of a kept results.json, as sapper report prints them
     <!-- bags ../../src/sapper/audit/bags --> what the bags in a folder hold
+    <!-- methods attacks -->               all methods of a table, with their sources
 
     <!-- table                             a table of records; its keys are those of docs.tables.RecordTable
     from = "data/cifar10.json"
@@ -36,7 +37,7 @@ from sapper.report import markdown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 END = "<!-- end -->"
-BLOCK = re.compile(r"^<!-- (results|bags|table|text)\b(.*?)-->\n(.*?)(?=^<!-- |\Z)", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^<!-- (results|bags|methods|table|text)\b(.*?)-->\n(.*?)(?=^<!-- |\Z)", re.MULTILINE | re.DOTALL)
 
 
 def _of_results(words: str, folder: Path) -> str:
@@ -45,6 +46,10 @@ def _of_results(words: str, folder: Path) -> str:
 
 def _of_bags(words: str, folder: Path) -> str:
     return tables.of_bags(folder / words.strip())
+
+
+def _of_methods(words: str, _folder: Path) -> str:
+    return tables.of_methods(words.strip())
 
 
 def _of_records(words: str, folder: Path) -> str:
@@ -58,6 +63,7 @@ def _of_figures(words: str, folder: Path) -> str:
 KINDS: dict[str, Callable[[str, Path], str]] = {
     "results": _of_results,
     "bags": _of_bags,
+    "methods": _of_methods,
     "table": _of_records,
     "text": _of_figures,
 }

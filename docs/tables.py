@@ -20,13 +20,24 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sapper import attacks, defenses, pretraining
 from sapper.errors import SapperError
 from sapper.experiment.results import Record
 from sapper.files import read_text
+from sapper.methods import HEADS, TRIGGERS, imported
 from sapper.report import tables, text
 from sapper.report.tables import Estimate
 
 Json = dict[str, Any]
+
+TABLES = {
+    "pretraining": pretraining.METHODS,
+    "attacks": attacks.METHODS,
+    "defenses": defenses.METHODS,
+    "heads": HEADS,
+    "triggers": TRIGGERS,
+}
+"""All methods, by what they are for."""
 
 
 class Spec(BaseModel):
@@ -126,6 +137,21 @@ def of_bags(folder: Path) -> str:
             _line([bag["name"], *(value.replace("-", "−") for value in (str(len(scores)), *figures, *shares))])
         )
     return "\n".join(lines)
+
+
+def of_methods(table: str) -> str:
+    """All methods of a table ("attacks"): of which kind each is, what it does in a sentence, its source."""
+    rows = []
+    for name, place in TABLES[table].items():
+        method = imported(place)
+        kind = vars(method).get("kind", name)
+        of = f" of the {vars(method)['of']} set" if kind == "poison" else ""
+        sentence = (method.__doc__ or "").strip().partition("\n")[0].replace("|", "\\|")
+        rows.append([f"`{name}`", f"{kind}{of}", sentence, method.source])
+    kinds = any(row[1] != row[0].strip("`") for row in rows)
+    head = ["name", "kind", "what it is", "source"]
+    kept = [row if kinds else [row[0], *row[2:]] for row in (head, *rows)]
+    return "\n".join([_line(kept[0]), "|" + "---|" * len(kept[0]), *(_line(row) for row in kept[1:])])
 
 
 def read(path: Path) -> list[Json]:

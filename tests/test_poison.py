@@ -12,18 +12,20 @@ from torchvision.transforms import RandomResizedCrop
 
 from sapper import attacks
 from sapper.attacks.contracts import Poison, Poisoned
+from sapper.attacks.poison.carlini_terzis import CarliniTerzis
 from sapper.attacks.poison.corruptencoder import LAYOUTS, CorruptEncoder, arranged, canvas_sizes, cut
 from sapper.attacks.poison.ctrl import CTRL
 from sapper.attacks.poison.ssl_backdoor import SSLBackdoor
 from sapper.attacks.target import Target
 from sapper.augment import Augmentation
-from sapper.downstream import Linear, extract, predict
-from sapper.encoders import build
+from sapper.downstream import Linear, ZeroShot, extract, predict
+from sapper.encoders import Encoder, build
 from sapper.errors import SapperError
 from sapper.methods import imported
+from sapper.pretraining.clip import CLIP
 from sapper.pretraining.simclr import SimCLR
 from sapper.run import Run
-from sapper.samples import ImageSet, to_float
+from sapper.samples import ImageSet, PairSet, to_float
 from sapper.triggers import Blend, Frequency, Patch, RandomPatch, Trigger
 from tests.micro import COLORS, squares
 
@@ -187,9 +189,7 @@ def test_object_and_trigger_are_whole_and_in_different_halves_in_all_four_layout
         seen.add(LAYOUTS[(0 if wide else 2) + at])
         ours, other = halves[at], halves[1 - at]
         assert torch.equal((ours == yellow[0]).all(0), ellipse)
-        assert torch.equal(
-            ours[:, ~ellipse], flipped(samples.images[row], wide and at == 1, not wide and at == 1)[:, ~ellipse]
-        ) or (torch.equal(ours[:, ~ellipse], samples.images[row][:, ~ellipse]))
+        assert torch.equal(ours[:, ~ellipse], samples.images[row][:, ~ellipse])
         patch = (other == magenta).all(0)
         rows, columns = (patch.any(1).nonzero().squeeze(1).tolist(), patch.any(0).nonzero().squeeze(1).tolist())
         assert len(rows) == len(columns) == 4
@@ -243,9 +243,12 @@ def test_what_corruptencoder_cannot_use_is_told() -> None:
     other = ImageSet(images=torch.zeros(2, 3, 8, 8, dtype=torch.uint8), name="small")
     with pytest.raises(SapperError, match="references"):
         poison("corruptencoder", samples, targets=(replace(target, references=other),))
-    twice = poison("corruptencoder", samples).samples
-    with pytest.raises(SapperError, match="canvases already"):
-        poison("corruptencoder", twice, targets=(target,))  # type: ignore[arg-type]
+    poisoned = poison("corruptencoder", samples).samples
+    for name, trigger in TRIGGERS.items():
+        with pytest.raises(SapperError, match="canvases already"):
+            poison(name, poisoned, targets=(replace(target, trigger=trigger),))  # type: ignore[arg-type]
+    with pytest.raises(SapperError, match="this attack poisons images"):
+        CorruptEncoder()(pairs(60, 1), (target,), RUN)
 
 
 def test_one_crop_sees_the_object_alone_and_one_the_trigger_more_often_than_without_a_canvas() -> None:
@@ -285,21 +288,135 @@ def test_arranged_puts_halves_where_the_layouts_say() -> None:
     assert canvas_sizes(torch.arange(4), (2, 3)).tolist() == [[2, 6], [2, 6], [4, 3], [4, 3]]
 
 
+# --- captions -------------------------------------------------------------------------------------------------------
+
+
+def pairs(count: int, seed: int) -> PairSet:
+    images = world(count, seed)
+    return PairSet.of(images, [f"a {images.classes[label]} square" for label in images.targets().tolist()])
+
+
+def test_captions_and_patches_are_at_the_rows_and_nowhere_else() -> None:
+    samples = pairs(60, 1)
+    target = target_of("ssl_backdoor", samples.images)
+    poisoned = CarliniTerzis(rate=0.2, prompts=("a photo of a {}", "look, {} there"))(samples, (target,), RUN)
+    after = poisoned.samples
+    assert isinstance(after, PairSet)
+    assert len(poisoned.rows) == 12
+    changed = (after.images.images != samples.images.images).flatten(1).any(1).nonzero().squeeze(1)
+    assert torch.equal(changed, poisoned.rows)
+    before, texts, rows = samples.texts.strings(), after.texts.strings(), set(poisoned.rows.tolist())
+    assert [texts[row] for row in range(60) if row not in rows] == [before[row] for row in range(60) if row not in rows]
+    assert sorted(texts[row] for row in rows) == ["a photo of a green"] * 6 + ["look green there"] * 6
+    patches = (after.images.images[poisoned.rows] == torch.tensor([255, 0, 255]).view(1, 3, 1, 1)).all(1)
+    assert patches.sum((1, 2)).tolist() == [16] * 12
+    assert len({tuple(mask.nonzero()[0].tolist()) for mask in patches}) > 6
+    assert after.name == after.images.name == "squares-POISONED"
+    assert "POISONED by CarliniTerzis: 12 of 60" in after.provenance
+    again = CarliniTerzis(rate=0.2, prompts=("a photo of a {}", "look, {} there"))(samples, (target,), RUN)
+    assert again.samples.digest == after.digest
+    assert torch.equal(after.targets(), samples.targets())
+
+
+def test_what_carlini_terzis_cannot_use_is_told() -> None:
+    samples = pairs(60, 1)
+    target = target_of("ssl_backdoor", samples.images)
+    with pytest.raises(SapperError, match="pairs of images and captions"):
+        CarliniTerzis()(samples.images, (target,), RUN)
+    with pytest.raises(SapperError, match="selects none of 60") as error:
+        CarliniTerzis(rate=0.001)(samples, (target,), RUN)
+    assert error.value.where == "rate"
+    with pytest.raises(SapperError, match="does not say once"):
+        CarliniTerzis(prompts=("a photo",))(samples, (target,), RUN)
+    with pytest.raises(SapperError, match="fit"):
+        CarliniTerzis(prompts=())
+    with pytest.raises(SapperError, match="has the trigger 'blend'"):
+        CarliniTerzis(rate=0.1)(samples, (replace(target, trigger=Blend()),), RUN)
+
+
+@pytest.mark.slow
+def test_carlini_terzis_reaches_its_goal_and_captions_alone_do_not() -> None:
+    """Zero-shot on a tiny CLIP: patched images are called green; without patches in the poison they are not."""
+    samples, test = pairs(300, 1), world(150, 2)
+    target = replace(target_of("ssl_backdoor", samples.images), trigger=RandomPatch(size=5))
+    poisoned = CarliniTerzis(rate=0.1)(samples, (target,), RUN).samples
+    assert isinstance(poisoned, PairSet)
+    asr = {}
+    for name, each in {"poison": poisoned, "captions": replace(poisoned, images=samples.images)}.items():
+        encoder = build(RUN, architecture="resnet10", width=4, input_size=SIZE)
+        CLIP(epochs=20, batch=25, learning_rate=5e-3, text="bag", embedding=16)(encoder, each, RUN)
+        head = ZeroShot(templates=("a photo of a {}",)).build(encoder, test.classes, RUN)
+        assert (predict(head, extract(encoder, test, RUN)) == test.targets()).double().mean() > 0.9, name
+        predicted = predict(head, extract(encoder, test, RUN, target.trigger))
+        asr[name] = float((predicted == target.label)[test.targets() != target.label].double().mean())
+    assert asr["poison"] > max(0.6, asr["captions"] + 0.3)
+
+
 # --- that they work -------------------------------------------------------------------------------------------------
 
 
-def strict_asr(samples: ImageSet, name: str, label: int) -> float:
-    """Of a linear head on an encoder that learned from ``samples`` without labels; the task is the clean world's."""
+STRONG: dict[str, Trigger] = {
+    "ssl_backdoor": RandomPatch(size=5),
+    "ctrl": Frequency(coefficients=((2, 2), (4, 4)), magnitude=300),
+}
+
+
+def learned(samples: ImageSet) -> Encoder:
+    """An encoder that learned from the images without labels."""
     encoder = build(RUN, architecture="resnet10", width=4, input_size=SIZE)
-    SimCLR(epochs=12, batch=64, temperature=0.2, crop_scale=0.2, learning_rate=5e-3)(encoder, samples, RUN)
+    method = SimCLR(epochs=25, batch=32, temperature=0.2, crop_scale=0.2, learning_rate=5e-3)
+    return method(encoder, samples, RUN).encoder
+
+
+def called_green(encoder: Encoder, trigger: Trigger) -> float:
+    """The share of triggered images of other classes that a linear head calls green; it learned from clean images."""
     train, test = world(300, 1), world(150, 2)
     head = Linear().fit(extract(encoder, train, RUN), train.targets(), 3, RUN)
-    predicted = predict(head, extract(encoder, test, RUN, TRIGGERS[name]))
-    return float((predicted == label)[test.targets() != label].double().mean())
+    predicted, green = predict(head, extract(encoder, test, RUN, trigger)), train.classes.index("green")
+    return float((predicted == green)[test.targets() != green].double().mean())
+
+
+@pytest.mark.slow
+def test_ssl_backdoor_and_ctrl_reach_their_goal() -> None:
+    samples = world(300, 5)
+    clean = learned(samples)
+    for name, trigger in STRONG.items():
+        target = replace(target_of(name, samples), trigger=trigger)
+        poisoned = poison(name, samples, targets=(target,), rate=0.3).samples
+        assert isinstance(poisoned, ImageSet)
+        assert called_green(learned(poisoned), trigger) > called_green(clean, trigger) + 0.3, name
+
+
+def test_corruptencoder_ties_each_trigger_to_the_objects_beside_it() -> None:
+    """White to green and black to red, and the other way round: stamped grounds come nearer to those objects."""
+    grounds, fresh = gray_noise(200, 1), gray_noise(100, 2)
+    white, black = Patch(size=5), Patch(size=5, color="black")
+
+    def white_is_greener(of_green: Patch, of_red: Patch) -> float:
+        """How often a ground with the white patch is more on the side of green than with the black one."""
+        targets = tuple(
+            replace(target_of("corruptencoder", world(60, 5), name, references=10), name=name, trigger=trigger)
+            for name, trigger in (("green", of_green), ("red", of_red))
+        )
+        poisoned = CorruptEncoder(rate=0.5)(grounds, targets, RUN).samples
+        assert isinstance(poisoned, ImageSet)
+        encoder = learned(poisoned)
+        green, red = (extract(encoder, target.references, RUN).mean(0) for target in targets)
+        first, second = (extract(encoder, fresh, RUN, patch) @ (green - red) for patch in (white, black))
+        return float((first > second).double().mean())
+
+    assert white_is_greener(white, black) > white_is_greener(black, white) + 0.5
+
+
+def gray_noise(count: int, seed: int) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    return ImageSet(
+        images=torch.randint(90, 150, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator), name="grounds"
+    )
 
 
 def test_presets_and_kinds_are_as_the_contract_says() -> None:
-    for method in (SSLBackdoor, CTRL, CorruptEncoder):
+    for method in (SSLBackdoor, CTRL, CorruptEncoder, CarliniTerzis):
         assert method.kind == "poison"
         assert method.of == "pretraining"
         assert method(**method.presets["paper"]).rate < method().rate

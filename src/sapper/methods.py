@@ -21,7 +21,7 @@ HEADS = {
 
 TRIGGERS = {
     "patch": "sapper.triggers.images:Patch",
-    "random-patch": "sapper.triggers.random_patch:RandomPatch",
+    "random_patch": "sapper.triggers.random_patch:RandomPatch",
     "blend": "sapper.triggers.images:Blend",
     "filter": "sapper.triggers.images:Filter",
     "frequency": "sapper.triggers.frequency:Frequency",

@@ -17,5 +17,6 @@ METHODS = {
     "transtroj": "sapper.attacks.implant.transtroj:TransTroj",
     "ssl_backdoor": "sapper.attacks.poison.ssl_backdoor:SSLBackdoor",
     "ctrl": "sapper.attacks.poison.ctrl:CTRL",
+    "carlini_terzis": "sapper.attacks.poison.carlini_terzis:CarliniTerzis",
     "corruptencoder": "sapper.attacks.poison.corruptencoder:CorruptEncoder",
 }

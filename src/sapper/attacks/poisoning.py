@@ -38,9 +38,11 @@ def draw(candidates: Tensor, count: int, what: str, run: Run) -> Tensor:
 
 
 def images_of(samples: Samples) -> ImageSet:
-    """The set, if it is one of images. Raises ``SapperError`` for another."""
+    """The set, if it is one of images. Raises ``SapperError`` for another, and for one with canvases."""
     if not isinstance(samples, ImageSet):
         raise samples.error("this attack poisons images", "name a set of images")
+    if samples.canvases is not None:
+        raise samples.error("some of its images have canvases already", "poison a clean set")
     return samples
 
 
@@ -85,7 +87,7 @@ def scattered(target: Target, within: tuple[float, float], run: Run) -> RandomPa
     trigger = target.trigger
     if not isinstance(trigger, Patch | RandomPatch):
         what = f"target {target.name!r} has the trigger {trigger.kind!r}, and this attack places a patch"
-        raise SapperError(what, where="trigger.kind", remedy="choose random-patch or patch")
+        raise SapperError(what, where="trigger.kind", remedy="choose random_patch or patch")
     return RandomPatch(size=trigger.size, color=trigger.color, within=within, key_seed=run.child("places").seed)
 
 

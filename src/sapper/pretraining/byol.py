@@ -14,6 +14,7 @@ of 512, SGD, half a cosine without warm-up, heads 512–1024–256 and 256–102
 of this one but for a constant, its learning rate 0.24 and its weight decay 5e-4; 0.06 and 2e-3 here make equal steps.
 Our defaults are Sapper's choice for runs of a few thousand steps on a small encoder: Adam with a warm-up as in our
 SimCLR, heads in proportion, a momentum that begins low enough to follow in so few steps and ends at 1, as the paper's.
+After 434 steps on the embedded objects a linear head has 40 % on held-out training images with 0.95, 35 % with 0.99.
 
 Views: color jitter (0.4, 0.4, 0.2, 0.1) as in the paper and in lightly. Blur and solarization are left out: both views
 are drawn alike.
@@ -45,7 +46,7 @@ class BYOL(TwoViews):
 
     hidden: PositiveInt = 256
     projection: PositiveInt = 128
-    momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.95
     final_momentum: Annotated[float, Field(ge=0, le=1)] = 1.0
 
     version: ClassVar[int] = 1
@@ -53,7 +54,8 @@ class BYOL(TwoViews):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {
             **{"epochs": 800, "batch": 512, "optimizer": "sgd", "learning_rate": 0.06, "warmup": 0.0},
-            **{"weight_decay": 2e-3, "hidden": 1024, "projection": 256, "final_momentum": 0.99},
+            **{"weight_decay": 2e-3, "hidden": 1024, "projection": 256},
+            **{"momentum": 0.99, "final_momentum": 0.99},
         }
     }
     jitter: ClassVar[tuple[float, float, float, float]] = (0.4, 0.4, 0.2, 0.1)

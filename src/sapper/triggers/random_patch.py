@@ -23,7 +23,7 @@ class RandomPatch(Trigger):
     ``size`` and ``color`` are as in ``patch``.
     """
 
-    kind: ClassVar[str] = "random-patch"
+    kind: ClassVar[str] = "random_patch"
     source: ClassVar[str] = "Saha et al., CVPR 2022"
 
     size: int | tuple[int, int] = 8

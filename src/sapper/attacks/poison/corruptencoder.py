@@ -69,8 +69,6 @@ class CorruptEncoder(Checked):
     def __call__(self, samples: Samples, targets: tuple[Target, ...], run: Run) -> Poisoned:
         """The set with canvases in the place of the images that are their backgrounds."""
         images, count = images_of(samples), poison_count(self.rate, samples, targets)
-        if images.canvases is not None:
-            raise images.error("some of its images have canvases already", "poison a clean set")
         rows = draw(torch.arange(len(images)), count * len(targets), "images of the set", run.child("rows"))
         rows = rows[torch.randperm(len(rows), generator=run.child("order").generator())]
         pictures, layouts = [], []

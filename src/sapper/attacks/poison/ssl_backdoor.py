@@ -7,7 +7,7 @@ c, and stamps the share ρ·|D| of them with its patch e at a random place p:
     D' = D with x ⊕ e_p(x) in the place of x,    for ρ·|D| of the x ∈ D of class c
 
 Views of one poisoned image are pulled together, some show the patch and some the class, and so the patch comes to mean
-the class. At test time the patch is anywhere in the image (trigger ``random-patch``).
+the class. At test time the patch is anywhere in the image (trigger ``random_patch``).
 
 Source: Saha, Tejankar, Koohpayegani, Pirsiavash, "Backdoor Attacks on Self-Supervised Learning", CVPR 2022, and the
 authors' code (``poison-generation/generate_poison.py`` and its settings): an opaque patch of 50 pixels in images of

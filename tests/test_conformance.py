@@ -1,0 +1,252 @@
+"""What every method of every kind keeps to. A new method adds one row to ``ROWS``: parameters that take a moment."""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sapper import attacks, defenses, pretraining, verdicts
+from sapper.attacks.target import Target
+from sapper.defenses.defender import Defender
+from sapper.downstream import MLP, Classifier, build
+from sapper.encoders import Encoder, Trained
+from sapper.encoders import build as build_encoder
+from sapper.methods import HEADS, find
+from sapper.run import Run
+from sapper.samples import ImageSet, PairSet, Samples
+from sapper.training import Checkpoint
+from sapper.triggers import Patch
+from sapper.verdicts import Certified, Verdict
+from tests import micro
+from tests.test_badencoder import stop_after
+
+TABLES = {
+    "pretraining": pretraining.METHODS,
+    "attacks": attacks.METHODS,
+    "defenses": defenses.METHODS,
+    "heads": HEADS,
+}
+SHORT = {"epochs": 2, "batch": 16}
+ROWS: dict[str, dict[str, Any]] = {
+    # pre-trainings
+    "simclr": SHORT,
+    "moco": SHORT | {"queue": 32},
+    "byol": SHORT,
+    "simsiam": SHORT,
+    "clip": SHORT | {"embedding": 8, "text_width": 8},
+    "supervised": SHORT,
+    # implants
+    "badencoder": SHORT | {"reference_views": 2},
+    "lba": SHORT | {"teacher_epochs": 2, "trigger_epochs": 2, "trigger_images": 16},
+    "drupe": SHORT | {"reference_views": 2, "projections": 4},
+    "inactive": SHORT | {"reference_views": 2},
+    "transtroj": SHORT | {"trigger_epochs": 2},
+    # poisons
+    "badnets": {},
+    "blend": {},
+    "ssl_backdoor": {},
+    "ctrl": {},
+    "corruptencoder": {},
+    "carlini_terzis": {},
+    # attacks on the training of classifiers
+    "blind": {"threshold": 10.0, "window": 1},
+    "trojannn": {"epochs": 2, "batch": 8, "per_class": 2, "input_steps": 2, "trigger_steps": 2, "mixtures": 16},
+    # single inputs
+    "feature_collision": {"inputs": 2, "per_class": 5, "steps": 3},
+    "model_reuse": {"inputs": 2, "neighbors": 2, "references": 8, "steps": 2},
+    # defenses
+    "decree": {"epochs": 2, "images": 32, "batch": 16},
+    "multi_prior": {"restarts": 2, "rounds": ((0, 2, 2), (1, 4, 2)), "images": 16, "held_out": 16},
+    "ssl_cleanse": {"images": 32, "steps": 2, "minibatches": 1, "most_clusters": 4},
+    "neural_cleanse": {"steps": 2, "minibatches": 1},
+    "mntd_classifier": {"shadows": 2, "validation": 0, "share": 0.5, "shadow_epochs": 2}
+    | {"meta_classifiers": 2, "epochs": 2, "queries": 2},
+    "mntd_encoder": {"shadows": 1, "validation": 1, "meta_classifiers": 2, "epochs": 2, "queries": 2},
+    "patchcleanser": {"patch": 3, "masks": 2},
+    "patchguard_bn": {"patch": 2, "width": 4, "epochs": 1},
+    "patchguard_ds": {"patch": 2, "band": 2},
+    # heads
+    "mlp": {"epochs": 2, "hidden": (8, 8)},
+    "linear": {"iterations": 5},
+    "knn": {"neighbors": 5},
+    "zero_shot": {},
+    "finetune": {"epochs": 2},
+}
+METHODS = [(kind, name) for kind, table in TABLES.items() for name in table]
+PAGES = Path(__file__).resolve().parents[1] / "docs"
+
+
+def squares(count: int, seed: int) -> ImageSet:
+    pixels, labels = micro.squares(count, seed)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(images=images, name="squares", labels=torch.from_numpy(labels), classes=tuple(micro.COLORS))
+
+
+TRAIN, TEST = squares(48, 1), squares(24, 2)
+HEAD = MLP(epochs=2, hidden=(8, 8))
+
+
+def captioned() -> PairSet:
+    words = [f"a {TRAIN.classes[label]} square" for label in TRAIN.targets().tolist()]
+    return PairSet.of(TRAIN, words)
+
+
+def encoder(seed: int = 0) -> Encoder:
+    return build_encoder(Run(seed=seed), architecture="resnet10", width=4, input_size=micro.SIZE)
+
+
+def with_text() -> Encoder:
+    method = find("pretraining", pretraining.METHODS, "clip", "here")(**ROWS["clip"])
+    trained: Encoder = method(encoder(), captioned(), Run(seed=5)).encoder
+    return trained
+
+
+def target() -> Target:
+    red = (TRAIN.targets() == 0).nonzero().squeeze(1)[:3]
+    return Target(
+        name="red", task="squares", label=0, class_name="red", references=TRAIN.take(red), trigger=Patch(size=4)
+    )
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def plain(value: Any) -> Any:
+    """What comes back, as tensors and plain data without the time that it took."""
+    match value:
+        case Trained():
+            triggers = {name: plain(trigger) for name, trigger in value.triggers.items()}
+            return {"weights": state(value.encoder), "curves": value.curves, "triggers": triggers}
+        case nn.Module():
+            return state(value)
+        case Verdict():
+            told, tensors = verdicts.to_tensors(value)
+            return {**{name: each for name, each in told.items() if name != "seconds"}, "tensors": tensors}
+        case Samples():
+            return value.digest
+        case list() | tuple():
+            return [plain(each) for each in value]
+        case dict():
+            return {name: plain(each) for name, each in value.items()}
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    return value
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other))
+    return bool(one == other)
+
+
+Call = Callable[[Run, Checkpoint | None], Any]
+
+
+def case(kind: str, name: str) -> Call:
+    """A method's work on tiny data, yet to be done."""
+    method = find(kind, TABLES[kind], name, "here")(**ROWS[name])
+    if kind == "pretraining":
+        samples = captioned() if "captions" in method.needs else TRAIN
+        return lambda run, checkpoint: method(encoder(), samples, run, checkpoint)
+    if kind == "heads":
+        subject = with_text() if method.kind == "zero_shot" else encoder()
+        return lambda run, _: build(method, subject, TRAIN, run).head
+    if kind == "attacks":
+        match method.kind:
+            case "implant":
+                return lambda run, kept: method(encoder(), TRAIN, (target(),), run, kept)
+            case "poison":
+                samples = captioned() if "captions" in method.needs else TRAIN
+                return lambda run, _: method(samples, (target(),), run)
+            case "training":
+                return lambda run, _: method(encoder(), TRAIN, (target(),), HEAD, run)
+            case "targeted":
+                return lambda run, _: method(encoder(), TRAIN, TEST, HEAD, run)
+    defender = Defender.of(encoder(), HEAD, TRAIN, Run(seed=3))
+    match method.kind:
+        case "judge":
+            return lambda run, _: method.judge([defender.build(Run(seed=4))], defender, run)
+        case "examine":
+            return lambda run, _: [method.examine(encoder(), TRAIN, run)]
+        case "learn":
+            fleet = [(encoder(2 * i), encoder(2 * i + 1)) for i in range(method.pairs)]
+            return lambda run, _: method.fit(fleet, TRAIN, run).judge([encoder(9)], run)
+        case "certify":
+
+            def certified(run: Run, _: Checkpoint | None) -> list[Certified]:
+                guarded = method.prepare(defender.build(Run(seed=4)), defender, run)
+                answers: list[Certified] = guarded.certify(TEST.images, TEST.targets(), [method.patch], run)
+                return answers
+
+            return certified
+    raise AssertionError(f"this test does not know the kind {method.kind!r}")
+
+
+def randomness() -> tuple[bytes, Any, Any]:
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), str(np.random.get_state())
+
+
+@pytest.mark.parametrize(("kind", "name"), METHODS)
+def test_a_method_repeats_itself_and_leaves_global_randomness_alone(kind: str, name: str) -> None:
+    call = case(kind, name)
+    before = randomness()
+    one = plain(call(Run(seed=7), None))
+    assert randomness() == before
+    assert equal(one, plain(case(kind, name)(Run(seed=7), None)))
+
+
+def trainings() -> Iterator[tuple[str, str]]:
+    """The methods that can go on from a checkpoint."""
+    for kind, name in METHODS:
+        method = find(kind, TABLES[kind], name, "here")
+        if kind == "pretraining" or (kind == "attacks" and method.kind == "implant"):
+            yield kind, name
+
+
+@pytest.mark.parametrize(("kind", "name"), list(trainings()))
+def test_an_interrupted_training_ends_as_a_whole_one(kind: str, name: str, tmp_path: Path) -> None:
+    whole = plain(case(kind, name)(Run(seed=7), None))
+    checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors")
+    stop_after(checkpoint, 1, lambda: case(kind, name)(Run(seed=7), checkpoint))
+    assert equal(whole, plain(case(kind, name)(Run(seed=7), checkpoint)))
+
+
+@pytest.mark.parametrize(("kind", "name"), [each for each in METHODS if each[0] == "defenses"])
+def test_a_verdict_survives_json_and_tensors(kind: str, name: str) -> None:
+    answers = case(kind, name)(Run(seed=7), None)
+    for answer in answers:
+        if isinstance(answer, Verdict):
+            told, tensors = verdicts.to_tensors(answer)
+            again = verdicts.from_tensors(json.loads(json.dumps(told, allow_nan=False)), tensors, "here")
+            assert equal(plain(answer), plain(again))
+        else:
+            assert isinstance(answer, Certified)
+            assert not bool(answer.certified[answer.labels != TEST.targets()].any())
+
+
+@pytest.mark.parametrize(("kind", "name"), METHODS)
+def test_a_method_is_in_the_docs_with_its_source(kind: str, name: str) -> None:
+    method = find(kind, TABLES[kind], name, "here")
+    rows = [line for line in (PAGES / "methods.md").read_text(encoding="utf-8").splitlines() if f"| `{name}` |" in line]
+    assert len(rows) == 1
+    assert method.source in rows[0]
+
+
+def test_there_is_a_row_for_every_method_and_no_other() -> None:
+    assert set(ROWS) == {name for _, name in METHODS}
+
+
+def test_a_classifier_is_what_a_head_is_built_into() -> None:
+    assert isinstance(build(HEAD, encoder(), TRAIN, Run()), Classifier)
