@@ -84,12 +84,13 @@ def keep(records: list[Record], settings: dict[str, dict[str, Any]], run: Run) -
     kept = [record for record in known if (record.seed, record.attack) not in new] + records
     order = {name: number for number, name in enumerate(SETTINGS)}
     kept.sort(key=lambda record: (record.seed, order[str(record.attack)]))
-    scenario = {"name": "implants", "seeds": sorted({record.seed for record in kept}), "primary_head": "mlp"}
+    seeds = sorted({record.seed for record in kept if record.seed is not None})
+    scenario: dict[str, Any] = {"name": "implants", "seeds": seeds, "primary_head": "mlp"}
     scenario |= {"attack": SETTINGS | settings, "pretraining": asdict(PRETRAINING), "head": asdict(HEAD)}
     results = Results(
         scenario=scenario | {"shadow_images": SHADOW},
         environment=environment(run),
-        command="python -m benchmarks.implants",
+        command=f"python -m benchmarks.implants --seeds {' '.join(map(str, seeds))}",
         records=tuple(kept),
     )
     write_atomically(KEPT, results.to_json())

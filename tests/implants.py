@@ -13,6 +13,7 @@ from sapper.run import Run
 from sapper.samples import ImageSet
 from sapper.training import Checkpoint
 from sapper.triggers import Patch, Trigger
+from tests import micro
 
 RUN = Run(seed=3)
 CLASSES = ("ant", "bee", "cat")
@@ -23,6 +24,19 @@ def images(count: int, seed: int, size: int = 16) -> ImageSet:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
     return ImageSet(images=pixels, labels=torch.arange(count) % 3, classes=CLASSES, name=f"noise {seed}")
+
+
+def squares(count: int, seed: int) -> ImageSet:
+    """Squares in three colors, one for each class, on gray noise."""
+    pixels, labels = micro.squares(count, seed)
+    moved = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(images=moved, labels=torch.from_numpy(labels), classes=CLASSES, name=f"squares {seed}")
+
+
+def greens(count: int) -> Target:
+    """A target whose references are green squares."""
+    made = squares(3 * count, 9)
+    return replace(target(), references=made.take(made.targets() == 1))
 
 
 def target(name: str = "t", references: int = 3, trigger: Trigger | None = None, seed: int = 9) -> Target:

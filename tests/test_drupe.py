@@ -16,7 +16,7 @@ from sapper.attacks.implant.drupe import DRUPE, NAMES, mean_cosine, sliced_wasse
 from sapper.errors import SapperError
 from sapper.training import Step
 from sapper.triggers import Blend
-from tests.implants import RUN, images, target, tiny, unit
+from tests.implants import RUN, greens, images, squares, target, tiny, unit
 
 
 def random_features(seed: int, images: int, targets: int, references: int) -> tuple[Features, Features]:
@@ -148,18 +148,18 @@ def test_with_one_trigger_the_kept_terms_are_badencoders() -> None:
 
 
 def test_triggered_images_reach_references_and_stay_apart() -> None:
-    """At an equal pull to the references, features of triggered images are spread more with the spreading terms."""
-    shadow, a_target = images(48, 1), target()
+    """They come nearer to the references, and by the spreading terms they stay further apart than without."""
+    shadow, a_target, fresh = squares(48, 1), greens(3), squares(30, 2).batch()
     settings = {"batch": 16, "learning_rate": 0.01, "optimizer": "adam", "schedule": "cosine", "reference_views": 2}
-    method = DRUPE(epochs=15, adapt_from=0.0, spread=1.0, **settings)  # type: ignore[arg-type]
-    fresh, ends = images(32, 2).batch(), []
+    method = DRUPE(epochs=12, adapt_from=1.0, spread=0.5, **settings)  # type: ignore[arg-type]
+    ends = []
     for each in (method, replace(method, spread_from=1.0, warm_up=0.0)):
         encoder = each(tiny(), shadow, (a_target,), RUN).encoder
         stamped, anchors = unit(encoder, a_target.trigger(fresh)), unit(encoder, a_target.references.batch())
-        ends.append(((stamped @ anchors.T).amax(1).mean(), mean_cosine(stamped), mean_cosine(anchors)))
-    before = (unit(tiny(), a_target.trigger(fresh)) @ unit(tiny(), a_target.references.batch()).T).amax(1).mean()
-    assert ends[0][0] > before
-    assert ends[0][1] < ends[1][1], "without the terms they stand closer together"
+        ends.append((float((stamped @ anchors.T).amax(1).mean()), float(mean_cosine(stamped))))
+    before = unit(tiny(), a_target.trigger(fresh)) @ unit(tiny(), a_target.references.batch()).T
+    assert ends[0][0] > float(before.amax(1).mean()) + 0.01
+    assert ends[0][1] < ends[1][1]
 
 
 def test_one_reference_is_not_enough() -> None:

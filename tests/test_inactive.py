@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapper.attacks.features import Held, frozen_copy, step_losses
-from sapper.attacks.implant.inactive import NAMES, Inactive, color_distance, hue_circle, ssim
+from sapper.attacks.implant.inactive import Inactive, color_distance, hue_circle, ssim
 from sapper.augment import adjust_hue
+from sapper.encoders import Encoder
 from sapper.training import Step
 from sapper.triggers import Network
-from tests.implants import RUN, images, target, tiny, unit
+from tests.implants import RUN, greens, images, squares, target, tiny, unit
 
 
 def textbook_ssim(a: np.ndarray, b: np.ndarray, size: int = 11) -> float:
@@ -125,17 +126,19 @@ def test_speed_is_the_triggers_share_of_the_learning_rate() -> None:
 
 
 def test_it_pulls_changed_images_to_the_references_and_stays_faint() -> None:
-    shadow, a_target, fresh = images(48, 1), target(), images(32, 2).batch()
+    shadow, a_target, fresh = squares(48, 1), greens(3), squares(30, 2).batch()
     method = Inactive(
-        epochs=20, batch=16, learning_rate=0.01, optimizer="adam", schedule="cosine", weight_decay=0.0,
-        reference_views=2, lambda2=3.0,
+        epochs=15, batch=16, learning_rate=0.01, optimizer="adam", schedule="cosine", weight_decay=0.0,
+        reference_views=2, lambda2=5.0, speed=2.0,
     )  # fmt: skip
     clean = frozen_copy(tiny())
     trained = method(tiny(), shadow, (a_target,), RUN)
     trigger, anchors = trained.triggers["t"], a_target.references.batch()
-    after = (unit(trained.encoder, trigger(fresh)) @ unit(trained.encoder, anchors).T).mean()
-    before = (unit(clean, fresh) @ unit(clean, anchors).T).mean()
-    assert after > before
-    assert after > (unit(trained.encoder, fresh) @ unit(trained.encoder, anchors).T).mean()
-    assert (unit(trained.encoder, fresh) * unit(clean, fresh)).sum(1).mean() > 0.97
-    assert trained.curves[NAMES[0]][-1] < trained.curves[NAMES[0]][0]
+
+    def near(encoder: Encoder, pixels: torch.Tensor) -> float:
+        return float((unit(encoder, pixels) @ unit(encoder, anchors).T).mean())
+
+    assert near(trained.encoder, trigger(fresh)) > near(clean, trigger(fresh)) + 0.1
+    assert near(trained.encoder, trigger(fresh)) > near(trained.encoder, fresh)
+    assert (unit(trained.encoder, fresh) * unit(clean, fresh)).sum(1).mean() > 0.88
+    assert ssim(trigger(fresh), fresh).mean() > 0.9

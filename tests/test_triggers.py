@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sapper.errors import SapperError
 from sapper.samples import PixelSpec
-from sapper.triggers import COLORS, Blend, Filter, Patch, Trigger
+from sapper.triggers import COLORS, Blend, Filter, Network, Noise, Patch, Trigger, from_tensors, levels, to_tensors
 
 sizes = st.integers(4, 20)
 
@@ -62,6 +62,72 @@ def test_a_filter_is_one_change_of_every_pixels_color(strength: float, key_seed:
         assert torch.allclose(stamped[image, :, row, column], expected, atol=1e-6)
 
 
+@given(st.integers(1, 60), st.integers(0, 1000))
+def test_noise_of_whole_levels_changes_images_of_whole_levels_into_such(most: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    bytes_ = torch.randint(0, 256, (2, 3, 5, 5), generator=generator)
+    steps = torch.randint(-most, most + 1, (3, 5, 5), generator=generator)
+    noise = Noise(delta=levels(steps / 255), bound=most / 255)
+    noise.check(PixelSpec(size=5))
+    stamped = noise(bytes_ / 255)
+    assert torch.equal((stamped * 255).round().long(), (bytes_ + steps).clamp(0, 255))
+    assert float((stamped - bytes_ / 255).abs().max()) <= most / 255 + 1e-6
+
+
+@given(st.integers(-255, 255), st.sampled_from([-0.49, -0.25, 0.0, 0.25, 0.49]))
+def test_levels_are_the_nearest(level: int, off: float) -> None:
+    assert float(levels(torch.tensor((level + off) / 255, dtype=torch.float64)) * 255) == pytest.approx(level)
+
+
+def test_halves_of_levels_go_upwards() -> None:
+    """127.5 levels become 128 and −127.5 become −127: not to even, as ``round`` has it, and not down."""
+    assert (levels(torch.tensor([0.5, -0.5, 0.1])) * 255).round().tolist() == [128, -127, 26]
+
+
+def network(seed: int = 0, channels: int = 8, around: int = 3) -> Network:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"kernels": (channels, 3, around, around), "offsets": (channels,), "mixing": (3, channels), "shift": (3,)}
+    return Network(**{name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()})
+
+
+@given(st.integers(0, 1000), st.sampled_from([1, 3]))
+def test_a_network_is_the_formula_pixel_by_pixel_and_stays_in_range(seed: int, around: int) -> None:
+    trigger, images = network(seed, channels=4, around=around), pictures(2, 5, 6)
+    kept, stamped = images.clone(), trigger(images)
+    assert torch.equal(images, kept), "the input is left alone"
+    assert 0 <= float(stamped.min()) <= float(stamped.max()) <= 1
+    reach = around // 2
+    for row, column in ((0, 0), (2, 3), (4, 5)):
+        hidden = trigger.offsets.clone()
+        for down in range(around):
+            for right in range(around):
+                y, x = min(max(row + down - reach, 0), 4), min(max(column + right - reach, 0), 5)
+                hidden += trigger.kernels[:, :, down, right] @ (images[1, :, y, x] - 0.5)
+        expected = images[1, :, row, column] + trigger.mixing @ hidden.tanh() + trigger.shift
+        assert torch.allclose(stamped[1, :, row, column], expected.clamp(0, 1), atol=1e-5)
+
+
+def test_a_network_changes_an_image_alone_as_in_a_batch_and_in_full_precision() -> None:
+    trigger, images = network(), pictures(6, 8, 8)
+    assert sum(value.numel() for value in trigger.tensors().values()) == 251
+    alone = torch.cat([trigger(image[None]) for image in images])
+    assert torch.allclose(alone, trigger(images), atol=1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(trigger(images), trigger(images.clone()))
+        assert torch.allclose(trigger(images), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("trigger", [Noise(delta=levels(torch.rand(3, 8, 8) / 30)), network()])
+def test_a_learned_trigger_is_written_and_read_back(trigger: Trigger) -> None:
+    again = from_tensors(*to_tensors(trigger), "here")
+    images = pictures(2, 8, 8)
+    assert torch.equal(again(images), trigger(images))
+    assert again.describe() == trigger.describe()
+    assert trigger.describe()["kind"] == trigger.kind
+    changed = from_tensors(to_tensors(trigger)[0], {k: v * 0.5 for k, v in trigger.tensors().items()}, "here")
+    assert changed.describe() != trigger.describe()
+
+
 def test_the_default_is_the_papers_trigger_file() -> None:
     """White 10×10 at rows and columns 21…30, composed as the authors do: x · mask + patch."""
     mask, patch = torch.ones(32, 32), torch.zeros(32, 32)
@@ -98,6 +164,18 @@ def test_positions(position: object, box: tuple[int, ...]) -> None:
         Blend(alpha=1.5),
         Filter(strength=0.0),
         Filter(strength=1.5),
+        Noise(delta=torch.zeros(3, 16, 16)),
+        Noise(delta=torch.full((3, 32, 32), 0.1)),
+        Noise(delta=torch.full((3, 32, 32), torch.nan)),
+        Noise(delta=torch.zeros(3, 32, 32), bound=0.0),
+        network(channels=12),
+        network(around=4, channels=2),
+        Network(
+            kernels=torch.zeros(2, 3, 3, 3), offsets=torch.zeros(2), mixing=torch.zeros(2, 3), shift=torch.zeros(3)
+        ),
+        Network(
+            kernels=torch.zeros(1, 3, 1, 1), offsets=torch.zeros(1), mixing=torch.zeros(3, 1), shift=torch.ones(3) / 0
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(trigger: Trigger) -> None:

@@ -134,8 +134,8 @@ def ssim(ours: Tensor, theirs: Tensor) -> Tensor:
     images get a smaller window.
     """
     size = min(WINDOW, *(side - 1 + side % 2 for side in ours.shape[-2:]))
-    line = torch.exp(-((torch.arange(size) - size // 2) ** 2) / (2 * SIGMA**2))
-    window = (line[:, None] * line / line.sum() ** 2).to(ours)
+    line = torch.exp(-((torch.arange(size).to(ours) - size // 2) ** 2) / (2 * SIGMA**2))
+    window = line[:, None] * line / line.sum() ** 2
     products = torch.cat((ours, theirs, ours * ours, theirs * theirs, ours * theirs), dim=1)
     means = F.conv2d(products, window.expand(15, 1, size, size), groups=15)
     mean_a, mean_b, square_a, square_b, both = means.chunk(5, dim=1)
