@@ -55,14 +55,14 @@ ATTACKS: dict[str, tuple[str, dict[str, Any], Trigger]] = {
     "trojannn": ("trojannn", {}, PATCH),
 }
 TARGETED: dict[str, tuple[str, dict[str, Any], AnyHead]] = {
-    "feature_collision, 900 a class": (
+    "feature_collision, 700 a class": (
         "feature_collision",
-        {"base": 7, "victim": 3, "inputs": 34, "per_class": 700, "beta": 0.01, "steps": 150},
+        {"base": 7, "victim": 3, "inputs": 50, "per_class": 700, "beta": 1e-4, "steps": 100},
         Linear(),
     ),
     "feature_collision, 50 a class": (
         "feature_collision",
-        {"base": 7, "victim": 3, "inputs": 34, "per_class": 50, "beta": 0.01, "steps": 150},
+        {"base": 7, "victim": 3, "inputs": 50, "per_class": 50, "beta": 1e-4, "steps": 100},
         Linear(penalty=1e-6),
     ),
     "model_reuse": ("model_reuse", {"wanted": 7, "inputs": 17, "references": 32, "steps": 25}, Linear()),
