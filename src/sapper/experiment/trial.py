@@ -100,9 +100,9 @@ class Trial:
 
     @property
     def title(self) -> str:
-        """Seed, attack and condition, for people."""
-        condition = [f"{key} = {value}" for key, value in self.variant.condition.items()]
-        return ", ".join([f"seed {self.run.seed}", *filter(None, [self.variant.attack]), *condition])
+        """Seed and condition, for people."""
+        condition = self.variant.condition.items()
+        return ", ".join([f"seed {self.run.seed}", *(f"{key} = {value}" for key, value in condition)])
 
 
 @dataclass(kw_only=True)

@@ -92,7 +92,7 @@ def facts(results: Results) -> list[str]:
         f"attack {method}": method,
         f"attacks {text.listing(several)}": several and method is None,
         f"{'seed' if len(seeds) == 1 else 'seeds'} {text.listing(seeds)}": seeds,
-        f"primary head {head}": head,
+        f"primary head {head}": head and not results.scenario.get("primary_heads"),
         "measured on held-out training images": results.scenario.get("judge_on") == "validation",
         f"{text.duration(seconds)} of computation": seconds,
     }

@@ -36,9 +36,11 @@ class Single:
     def place(self, where: str, file: str) -> str:
         """A place in this content, such as ``my.toml: head[0].epochs``, as one in ``file``."""
         key = where.removeprefix(f"{file}: ")
-        table = re.match(r"\w*", key)[0]  # type: ignore[index]
-        if where == file or table not in self.moved:
+        table = "attack" if where == file else re.split(r"\W", key)[0]
+        if table not in self.moved:
             return where
+        if where == file:
+            return file if self.moved[table] == table else f"{file}: {self.moved[table]}"
         return f"{file}: {self.moved[table]}{key.removeprefix(table)}"
 
 
