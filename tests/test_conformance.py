@@ -22,10 +22,9 @@ from sapper.methods import HEADS, find
 from sapper.run import Run
 from sapper.samples import ImageSet, PairSet, Samples
 from sapper.training import Checkpoint
-from sapper.triggers import Patch
+from sapper.triggers import Frequency, Patch
 from sapper.verdicts import Certified, Verdict
 from tests import micro
-from tests.test_badencoder import stop_after
 
 TABLES = {
     "pretraining": pretraining.METHODS,
@@ -54,7 +53,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "ssl_backdoor": {},
     "ctrl": {},
     "corruptencoder": {},
-    "carlini_terzis": {},
+    "carlini_terzis": {"rate": 0.1},
     # attacks on the training of classifiers
     "blind": {"threshold": 10.0, "window": 1},
     "trojannn": {"epochs": 2, "batch": 8, "per_class": 2, "input_steps": 2, "trigger_steps": 2, "mixtures": 16},
@@ -76,9 +75,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "mlp": {"epochs": 2, "hidden": (8, 8)},
     "linear": {"iterations": 5},
     "knn": {"neighbors": 5},
-    "zero_shot": {},
+    "zero_shot": {"templates": ("a {} square",)},
     "finetune": {"epochs": 2},
 }
+TRIGGERS = {"ctrl": Frequency(window=16, coefficients=((3, 3),))}
+"""Of attacks that do not take a patch."""
+
 METHODS = [(kind, name) for kind, table in TABLES.items() for name in table]
 PAGES = Path(__file__).resolve().parents[1] / "docs"
 
@@ -108,10 +110,15 @@ def with_text() -> Encoder:
     return trained
 
 
-def target() -> Target:
+def target(attack: str) -> Target:
     red = (TRAIN.targets() == 0).nonzero().squeeze(1)[:3]
     return Target(
-        name="red", task="squares", label=0, class_name="red", references=TRAIN.take(red), trigger=Patch(size=4)
+        name="red",
+        task="squares",
+        label=0,
+        class_name="red",
+        references=TRAIN.take(red),
+        trigger=TRIGGERS.get(attack, Patch(size=4)),
     )
 
 
@@ -166,12 +173,12 @@ def case(kind: str, name: str) -> Call:
     if kind == "attacks":
         match method.kind:
             case "implant":
-                return lambda run, kept: method(encoder(), TRAIN, (target(),), run, kept)
+                return lambda run, kept: method(encoder(), TRAIN, (target(name),), run, kept)
             case "poison":
                 samples = captioned() if "captions" in method.needs else TRAIN
-                return lambda run, _: method(samples, (target(),), run)
+                return lambda run, _: method(samples, (target(name),), run)
             case "training":
-                return lambda run, _: method(encoder(), TRAIN, (target(),), HEAD, run)
+                return lambda run, _: method(encoder(), TRAIN, (target(name),), HEAD, run)
             case "targeted":
                 return lambda run, _: method(encoder(), TRAIN, TEST, HEAD, run)
     defender = Defender.of(encoder(), HEAD, TRAIN, Run(seed=3))
@@ -207,6 +214,16 @@ def test_a_method_repeats_itself_and_leaves_global_randomness_alone(kind: str, n
     assert equal(one, plain(case(kind, name)(Run(seed=7), None)))
 
 
+def interrupting(save: Callable[..., None]) -> Callable[..., None]:
+    """``Checkpoint.save`` that is the last thing to happen."""
+
+    def call(*values: Any) -> None:
+        save(*values)
+        raise KeyboardInterrupt
+
+    return call
+
+
 def trainings() -> Iterator[tuple[str, str]]:
     """The methods that can go on from a checkpoint."""
     for kind, name in METHODS:
@@ -219,7 +236,11 @@ def trainings() -> Iterator[tuple[str, str]]:
 def test_an_interrupted_training_ends_as_a_whole_one(kind: str, name: str, tmp_path: Path) -> None:
     whole = plain(case(kind, name)(Run(seed=7), None))
     checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors")
-    stop_after(checkpoint, 1, lambda: case(kind, name)(Run(seed=7), checkpoint))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save", interrupting(Checkpoint.save))
+        with pytest.raises(KeyboardInterrupt):
+            case(kind, name)(Run(seed=7), checkpoint)
+    assert any(tmp_path.iterdir())
     assert equal(whole, plain(case(kind, name)(Run(seed=7), checkpoint)))
 
 
@@ -240,8 +261,7 @@ def test_a_verdict_survives_json_and_tensors(kind: str, name: str) -> None:
 def test_a_method_is_in_the_docs_with_its_source(kind: str, name: str) -> None:
     method = find(kind, TABLES[kind], name, "here")
     rows = [line for line in (PAGES / "methods.md").read_text(encoding="utf-8").splitlines() if f"| `{name}` |" in line]
-    assert len(rows) == 1
-    assert method.source in rows[0]
+    assert any(method.source in row for row in rows)
 
 
 def test_there_is_a_row_for_every_method_and_no_other() -> None:

@@ -26,13 +26,13 @@ from sapper.report import zoo as page
 from sapper.run import Run
 from sapper.samples import ImageSet, to_float
 from sapper.triggers import Patch
-from sapper.zoo import building, examining, for_audits, judging, making
+from sapper.zoo import building, examining, for_audits, making, scoreboard
 from sapper.zoo.examining import Gathering, Scored
 from sapper.zoo.images import Splits, ordinary_images
-from sapper.zoo.judging import Share
 from sapper.zoo.making import Member
 from sapper.zoo.outline import MANIFEST
 from sapper.zoo.plans import Plan, Specimen, draw, parse_plan, read_plan
+from sapper.zoo.scoreboard import Share
 from tests.conftest import REPOSITORY
 from tests.micro import write_data, write_npz
 from tests.program import Sapper, told
@@ -343,20 +343,20 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
     with torch.no_grad():
         features = load(built / twin.member.file, RUN).eval()(trigger(to_float(images["squares"].images)))
     assert twin.under_trigger.spread == pytest.approx(1 - float(mean_cosine(features)), abs=1e-5)
-    board = judging.board(scored, own(scored), "micro", BUDGET, {"torch": "x"}, "sapper zoo score")
+    board = scoreboard.board(scored, own(scored), "micro", BUDGET, {"torch": "x"}, "sapper zoo score")
     assert [(row.family, row.detector) for row in board.rows] == [("all", "multi_prior"), ("all", "decree")]
     for row in board.rows:
         assert row.true_positives is None  # two encoders calibrate nothing
         assert (row.own_true_positives.n, row.own_false_alarms.n) == (1, 2)  # type: ignore[union-attr]
-    assert json.loads(judging.write_scores(board, tmp_path).read_text())["rows"][0]["detector"] == "multi_prior"
+    assert json.loads(scoreboard.write_scores(board, tmp_path).read_text())["rows"][0]["detector"] == "multi_prior"
     apart = replace(board, members=tuple(each for each in scored if each.member.part == "development"))
-    assert judging.write_scores(apart, tmp_path).name == "scores-short-development.json"
+    assert scoreboard.write_scores(apart, tmp_path).name == "scores-short-development.json"
     html = page.render(board)
     assert "<svg" in html
     assert "multi_prior (decides)" in html
     assert any(line.startswith("| all | decree |") for line in page.lines(board))
     only_clean = [each for each in scored if each.member.part == "calibration"]
-    unjudged = judging.board(only_clean, own(scored), "micro", BUDGET, {}, "")
+    unjudged = scoreboard.board(only_clean, own(scored), "micro", BUDGET, {}, "")
     assert page.lines(unjudged) == [f"{page.NOTHING_JUDGED} Encoders: calibration: 2 clean."]
     assert page.NOTHING_JUDGED in page.render(unjudged)
     assert "ROC" not in page.render(unjudged)
@@ -426,12 +426,12 @@ def made(part: str, state: str, number: int, score: float | None, asr: float = 1
     )
 
 
-def own(scored: list[Scored]) -> judging.Known:
-    return judging.own_calibration(scored, "zoo", "quick")
+def own(scored: list[Scored]) -> scoreboard.Known:
+    return scoreboard.own_calibration(scored, "zoo", "quick")
 
 
 def judged(scored: list[Scored], leading: str = "") -> Any:
-    return judging.judge(scored, own(scored), ["d"], 0.05, leading)
+    return scoreboard.compared(scored, own(scored), ["d"], 0.05, leading)
 
 
 def test_rates_by_hand() -> None:
@@ -458,7 +458,7 @@ def test_rates_by_hand() -> None:
     assert (0.0, 1 / 3) in curves["d"]
     (strict,), _ = judged([replace(each, flagged={"d": False}) for each in scored], leading="d")
     assert strict.true_positives == Share.counted(0, 3)  # too weak to be of use
-    power = {each.trigger: (each.found, each.planted) for each in judging.power(scored, own(scored), "d", 0.05)}
+    power = {each.trigger: (each.found, each.planted) for each in scoreboard.power(scored, own(scored), "d", 0.05)}
     assert power == {"patch of 1 to 4 pixels": (1, 1), "patch of 5 to 8 pixels": (0, 1)}
     assert [p_value(30.0, clean) for clean in own(scored)["alike"]["zoo-one-quick"].values()] == [1 / 20]
 
@@ -476,7 +476,7 @@ def test_families_are_compared_in_deviations_of_their_own_calibration() -> None:
         ]
     rows, _ = judged(scored)
     assert [(row.family, row.auc) for row in rows] == [("one", 1.0), ("two", 1.0), ("all", 1.0)]
-    scaled = judging.on_one_scale(scored[5:9], "d", own(scored))
+    scaled = scoreboard.on_one_scale(scored[5:9], "d", own(scored))
     deviation = statistics.stdev(range(5))
     assert [each.scores["d"] for each in scaled] == pytest.approx([0.0, 0.0, 7 / deviation, 7 / deviation])
 
@@ -514,11 +514,11 @@ def test_what_an_audit_would_pass_is_listed_with_what_its_trigger_does() -> None
     )
     scored += [weak, replace(made("judgement", "attacked", 2, 40.0), flagged={"d": False})]
     scored += [made("judgement", "attacked", 3, None)]  # undecided
-    first, second = judging.missed(scored, own(scored), "d", 0.05)
+    first, second = scoreboard.missed(scored, own(scored), "d", 0.05)
     assert (first.name, first.p_value, first.score) == ("judgement-attacked-1", 2 / 20, 17.5)
     assert (first.powers, first.under_trigger, first.asr_strict) == (0.3, pytest.approx(2.0), 0.9)
     assert (second.name, second.powers, second.under_trigger) == ("judgement-attacked-2", None, None)
-    assert judging.missed(scored, {}, "d", 0.05) == []  # an audit without a bag is undecided
+    assert scoreboard.missed(scored, {}, "d", 0.05) == []  # an audit without a bag is undecided
 
 
 def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, images: dict[str, ImageSet]) -> None:
@@ -526,12 +526,12 @@ def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, imag
     members = members_of(built)
     scored = examining.examine(members, built, images, BUDGET, RUN, Workers(0))
     (bag,) = for_audits.bags(scored, built, images, BUDGET, "micro", RUN, {})
-    assert list(judging.beside_bags(scored, [bag]).values()) == [{}]  # an audit would be undecided beside two
+    assert list(scoreboard.beside_bags(scored, [bag]).values()) == [{}]  # an audit would be undecided beside two
     large = replace(bag, gathered={}, scores={name: [-9.0] * 20 for name in bag.scores})
     other = replace(large, name="other", key=replace(bag.key, width=5))
-    known = judging.beside_bags(scored, [large, other])
+    known = scoreboard.beside_bags(scored, [large, other])
     assert list(known.values()) == [{"micro-squares-short": large.scores}]
-    board = judging.board(scored, known, "micro", BUDGET, {}, "")
+    board = scoreboard.board(scored, known, "micro", BUDGET, {}, "")
     assert board.beside == (bag.name,)
     assert all(row.false_alarms is not None for row in board.rows)
     earlier = Power(trigger="blend of weight 0.2", found=1, planted=2, low=0.0, high=1.0)
@@ -551,7 +551,7 @@ def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, imag
     )
     for origins in (["supervised on photos"], []):
         assert for_audits.measured([replace(large, origins=origins)], working, known, BUDGET) == []
-    (own,) = for_audits.measured([bag], scored, judging.own_calibration(scored, "micro", "short"), BUDGET)
+    (own,) = for_audits.measured([bag], scored, scoreboard.own_calibration(scored, "micro", "short"), BUDGET)
     assert (own.name, own.scores) == (bag.name, bag.scores)
 
 
@@ -566,7 +566,7 @@ def test_what_was_not_calibrated_is_not_reported_as_nothing_found(calibrating: i
     scored += [made("judgement", "clean", 0, 1.0), made("judgement", "attacked", 0, 1.5)]
     ((row,), _), none = (
         judged(scored, leading="d"),
-        judging.power(scored, own(scored), "d", 0.05),
+        scoreboard.power(scored, own(scored), "d", 0.05),
     )
     assert (row.true_positives, row.working, row.false_alarms, none) == (None, None, None, [])
 
@@ -631,7 +631,7 @@ def test_the_commands_of_a_zoo(sapper: Sapper, data: Path, tmp_path: Path) -> No
     end = sapper("zoo", "build", file, "--out", folder, "--part", "development", *on)
     assert end.code == 0, end.err
     assert "1 clean and 1 backdoored encoders" in end.out
-    assert json.loads((folder / "zoo.json").read_text())["schema"] == 1
+    assert json.loads((folder / "zoo.json").read_text())["schema"] == 2
     assert "no members of these parts" in told(sapper("zoo", "score", folder))
     assert "no zoo can be read" in told(sapper("zoo", "score", tmp_path))
     assert "no budget 'quik'" in told(sapper("zoo", "score", folder, "--budget", "quik"))

@@ -130,11 +130,11 @@ def score(
         from sapper.progress import progress
         from sapper.report import zoo as page
         from sapper.run import Run
-        from sapper.zoo import building, examining, for_audits, judging
+        from sapper.zoo import building, examining, for_audits, scoreboard
         from sapper.zoo.images import ordinary_images
 
     plan, place = building.plan_of(folder), device_of(device)
-    default_parts = (examining.JUDGEMENT,) if given else judging.PARTS
+    default_parts = (examining.JUDGEMENT,) if given else scoreboard.PARTS
     members = [member for member in building.read_members(folder, plan) if member.part in (parts or default_parts)]
     if not members:
         remedy = "sapper zoo build makes them"
@@ -161,12 +161,12 @@ def score(
         scored = examining.examine(members, folder, images, chosen, run, crew, more)
     around = environment(run)
     if calibrates:
-        known = judging.own_calibration(scored, plan.name, budget)
+        known = scoreboard.own_calibration(scored, plan.name, budget)
         given = for_audits.bags(scored, folder, images, chosen, plan.name, run, around)
     else:
-        known = judging.beside_bags(scored, given)
-    board = judging.board(scored, known, plan.name, chosen, around, shlex.join(["sapper", *sys.argv[1:]]))
-    path = judging.write_scores(board, folder)
+        known = scoreboard.beside_bags(scored, given)
+    board = scoreboard.board(scored, known, plan.name, chosen, around, shlex.join(["sapper", *sys.argv[1:]]))
+    path = scoreboard.write_scores(board, folder)
     if bags is not None:
         measured = for_audits.measured(given, scored, known, chosen)
         if not measured:

@@ -185,7 +185,9 @@ class Linear(Checked):
     def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
         """The optimum, to L-BFGS's tolerance; no randomness is used."""
         labels = labels.to(features.device)
-        standardize, linear = Standardize(features), nn.Linear(features.shape[1], classes, device=features.device)
+        standardize = Standardize(features)
+        with run.seeded():
+            linear = nn.Linear(features.shape[1], classes, device=features.device)
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
         inputs = standardize(features)

@@ -6,7 +6,7 @@ from sapper.files import write_atomically
 from sapper.report import figures, text
 from sapper.report.figures import Key
 from sapper.report.pages import environment
-from sapper.zoo.judging import Row, Scoreboard, Share
+from sapper.zoo.scoreboard import Row, Scoreboard, Share
 
 
 def write(board: Scoreboard, path: Path) -> None:

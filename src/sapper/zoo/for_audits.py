@@ -13,8 +13,8 @@ from sapper.errors import SapperError
 from sapper.run import Run
 from sapper.samples import ImageSet
 from sapper.zoo.examining import CALIBRATION, DEVELOPMENT, Scored
-from sapper.zoo.judging import Known, bag_name, calibrating, power
 from sapper.zoo.making import Member
+from sapper.zoo.scoreboard import Known, bag_name, calibrating, power
 
 
 def bags(

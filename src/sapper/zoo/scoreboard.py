@@ -124,7 +124,7 @@ class Scoreboard:
     members: tuple[Scored, ...]
     environment: dict[str, str]
     command: str
-    schema: int = 1
+    schema: int = 2
 
 
 def board(
@@ -132,7 +132,7 @@ def board(
 ) -> Scoreboard:
     """What follows from a zoo's scores."""
     detectors = list(dict.fromkeys(name for each in scored for name in each.scores))
-    rows, curves = judge(scored, known, detectors, BOUND, budget.leading)
+    rows, curves = compared(scored, known, detectors, BOUND, budget.leading)
     return Scoreboard(
         zoo=zoo,
         budget=budget.name,
@@ -178,7 +178,7 @@ def beside_bags(scored: Sequence[Scored], bags: Sequence[Bag]) -> Known:
     }
 
 
-def judge(
+def compared(
     scored: Sequence[Scored], known: Known, detectors: Sequence[str], bound: float, leading: str = ""
 ) -> tuple[list[Row], dict[str, Any]]:
     """Rows and ROC curves of the judgement part; all families that a detector judges together by ``on_one_scale``."""
