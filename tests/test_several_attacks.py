@@ -227,7 +227,7 @@ def _without_others() -> str:
     return "".join(table for table in tables if "strong" in table or table.startswith("[[target"))
 
 
-def test_attacks_go_with_variants_defenses_and_audits(data: Path, tmp_path: Path) -> None:
+def test_attacks_go_with_variants_and_defenses(data: Path, tmp_path: Path) -> None:
     more = """
 [[variant]]
 "target.trigger.size" = 3
@@ -237,24 +237,18 @@ def test_attacks_go_with_variants_defenses_and_audits(data: Path, tmp_path: Path
 method = "neural_cleanse"
 steps = 2
 """
-    short = ("seeds=[0, 1]", "head.0.epochs=1")
-    results = perform(scenario(data, *short, more=more), tmp_path)
-    names = ("badencoder", "strong", "badnets")
-    shown = {(r.attack, r.condition["target.trigger.size"]) for r in results.records if r.metric == "ASR"}
-    assert shown == {(name, size) for name in names for size in (3, 5)}
-    assert {(v.attack, v.condition["target.trigger.size"], v.seed, v.state) for v in results.verdicts} == {
-        (name, size, seed, state)
-        for name in names
-        for size in (3, 5)
-        for seed in (0, 1)
-        for state in ("clean", "attacked")
-    }
-    assert {r.attack for r in results.records if r.defense == "neural_cleanse"} == set(names)
+    results = perform(scenario(data, "head.0.epochs=1", more=more), tmp_path)
+    pairs = {(name, size) for name in ("badencoder", "strong", "badnets") for size in (3, 5)}
+    assert {(r.attack, r.condition["target.trigger.size"]) for r in results.records if r.metric == "ASR"} == pairs
+    judged = {(v.attack, v.condition["target.trigger.size"], v.state) for v in results.verdicts}
+    assert judged == {(*pair, state) for pair in pairs for state in ("clean", "attacked")}
+    flagged = {(r.attack, r.condition["target.trigger.size"]) for r in results.records if r.defense == "neural_cleanse"}
+    assert flagged == pairs
     page = render(results)
-    for name in names:
-        assert f"{name}: neural_cleanse on balls, target.trigger.size = 5" in page
-    shown_once = Counter((m.attack, m.state) for m in results.maps if m.seed == 0)
-    assert set(shown_once.values()) == {1}, "maps of the first variant only"
+    for name, size in pairs:
+        assert f"{name}: neural_cleanse on balls, target.trigger.size = {size}" in page
+    shown = Counter((m.attack, m.state) for m in results.maps)
+    assert set(shown.values()) == {1}, "maps of the first variant only"
 
 
 # What is told
