@@ -6,7 +6,10 @@ A figure of a record is a number, or an object:
 * ``{"value": 0.586, "low": 0.577, "high": 0.594}``, with a 95 % interval (of a plain number ``value`` the interval may
   stand beside it as ``low`` and ``high``, of a number ``CA`` as ``CA_low`` and ``CA_high``);
 * ``{"found": 87, "of": 90, "low": 0.906, "high": 0.993}``, a share;
-* ``{"value": 0.49, "sd": 0.155}``, with a standard deviation.
+* ``{"value": 0.49, "sd": 0.155}``, with a standard deviation;
+* ``[0.586, 0.577, 0.594]``, a value and its 95 % interval.
+
+A key with dots goes into objects: ``metrics.mlp.lift``.
 
 Several records in one place must differ in their ``seed``; shown is their mean, with Student's t interval over seeds.
 """
@@ -179,13 +182,15 @@ class Cell:
 
 def _cell(group: Sequence[Json], column: Column, form: str | None) -> Cell:
     """The figure of one row in one column: of one record, or the mean over seeds."""
-    fitting = [record for record in group if _fits(record, column.where) and record.get(column.value) is not None]
+    fitting = [
+        record for record in group if _fits(record, column.where) and figure_of(record, column.value) is not None
+    ]
     if not fitting:
         return Cell(text.NOTHING)
     if len(fitting) > 1 and len({record.get("seed") for record in fitting}) < len(fitting):
         told = f"{len(fitting)} records with the same seed are in one row, of {text.condition(fitting[0])}"
         raise SapperError(f"{column.value}: {told}", remedy="name the key that tells them apart in rows or where")
-    first = fitting[0][column.value]
+    first = figure_of(fitting[0], column.value)
     if not isinstance(first, dict | int | float) or isinstance(first, bool):
         return Cell(text.plain(first))
     form = column.format or form or ("%" if fitting[0].get("unit") == "fraction" else "")
@@ -200,7 +205,7 @@ def _cell(group: Sequence[Json], column: Column, form: str | None) -> Cell:
 
 def _record(record: Json, key: str, form: str) -> Record:
     """One figure as the report knows it: a fraction where it is shown in per cent, the lift where it has a sign."""
-    value = record[key]
+    value = figure_of(record, key)
     if isinstance(value, dict):
         low, high = value.get("low"), value.get("high")
         value = value["found"] / value["of"] if "found" in value else value["value"]
@@ -222,6 +227,14 @@ def shown(value: float | None, form: str = "") -> str:
             return f"{value:,.0f}" if value is not None and abs(value) >= 1000 else text.number(value, unit="")
         case _:
             return text.NOTHING if value is None else format(value, form).replace("-", "−")
+
+
+def figure_of(record: Json, key: str) -> Any:
+    """What stands at a key, none if nothing does; of three numbers in a list a value with its interval."""
+    value: Any = record
+    for part in [key] if key in record else key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return dict(zip(("value", "low", "high"), value)) if isinstance(value, list) and len(value) == 3 else value
 
 
 def said(record: Json) -> Json:

@@ -178,7 +178,7 @@ def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, 
 def print_results(results: Any) -> None:
     """The summary, then for each task and target a table: metrics by heads, the primary one first."""
     from sapper.report import audited, defenses
-    from sapper.report.tables import aim, interval_note, summary_rows, summary_sentences
+    from sapper.report.tables import aim, interval_note, of_attack, summary_rows, summary_sentences
 
     for sentence in summary_sentences(results) + audited.sentences(results):
         out.print(sentence, markup=False)
@@ -186,9 +186,10 @@ def print_results(results: Any) -> None:
     note = interval_note(estimate for row in rows for estimate in row.estimates.values())
     title = f"{results.scenario.get('name', 'results')}: in %, with 95 % intervals ({note}); * marks the primary head"
     out.print(f"\n{title}\n", style="dim", markup=False)
-    for place in dict.fromkeys((row.task, row.target) for row in rows):
-        out.print(aim(*place), style="bold", markup=False)
-        for table in _tables([row for row in rows if (row.task, row.target) == place]):
+    for place in dict.fromkeys((row.attack, row.task, row.target) for row in rows):
+        attack, *aimed = place
+        out.print(of_attack(results, attack, aim(*aimed)), style="bold", markup=False)
+        for table in _tables([row for row in rows if (row.attack, row.task, row.target) == place]):
             out.print(table, "")
     for sentence in defenses.sentences(results):
         out.print(sentence, markup=False)

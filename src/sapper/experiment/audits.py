@@ -123,6 +123,7 @@ def record_audit(trial: Trial, subject: Subject, audit: Stage, session: Session)
             subject=subject.id,
             state=subject.state,
             task=subject.task,
+            attack=subject.attack,
             sha256=sha256(encoder_file(session.done[subject.stage].folder)),
             condition=trial.variant.condition,
             report=content,

@@ -137,7 +137,7 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
     labeled: set[Place] = set()
     for scenario in scenarios:
         for use in uses(scenario):
-            wanted.setdefault(use.place, f"{scenario.file}: {use.key}")
+            wanted.setdefault(use.place, scenario.place(f"{scenario.file}: {use.key}"))
             labeled |= {use.place} if use.labels else set()
     data = Data({})
     with run.progress.bar("data", len(wanted)) as bar:
@@ -150,30 +150,36 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
                 )
             bar.advance()
     for scenario in scenarios:
-        if _needs_captions(scenario):
-            name, split, size = place = _of_pretraining(scenario)
-            with located(f"{scenario.file}: pretraining.dataset"):
-                data.pairs[place] = datasets.load_pairs(name, split, size=size)
-        _check_fleets(scenario, data.sets[_of_pretraining(scenario)])
-        _check_labels(scenario, data.sets[_of_pretraining(scenario)])
-        for use in uses(scenario):
-            images, (name, split, _) = data.sets[use.place], use.place
-            _check_enough(use.count, images, f"{name} {split}", f"{scenario.file}: {use.count_key}")
-        for i, task in enumerate(scenario.tasks):
-            with located(f"{scenario.file}: task[{i}].dataset"):
-                datasets.check_task(*(data.sets[place] for place in _of_task(scenario, task)))
-            for seed in scenario.seeds:
-                seeded = replace(run, seed=seed)
-                train, judged = (part() for part in data.splits_of_task(scenario, task, seeded))
-                with located(f"{scenario.file}: task {task.name!r}, its part for seed {seed}"):
-                    datasets.check_task(
-                        part(train, task.train_images, seeded, f"train images {task.name}"),
-                        part(judged, task.test_images, seeded, f"test images {task.name}"),
-                    )
-                for plan in scenario.targets_of(task):
-                    _check_references(plan, train, scenario.file)
-                _check_defenders(scenario, task, train, judged, seeded)
+        with scenario.placed():
+            if _needs_captions(scenario) and (place := _of_pretraining(scenario)) not in data.pairs:
+                name, split, size = place
+                with located(f"{scenario.file}: pretraining.dataset"):
+                    data.pairs[place] = datasets.load_pairs(name, split, size=size)
+            _check(scenario, data, run)
     return data
+
+
+def _check(scenario: Scenario, data: Data, run: Run) -> None:
+    """Raises ``SapperError`` where what was loaded does not fit."""
+    _check_fleets(scenario, data.sets[_of_pretraining(scenario)])
+    _check_labels(scenario, data.sets[_of_pretraining(scenario)])
+    for use in uses(scenario):
+        images, (name, split, _) = data.sets[use.place], use.place
+        _check_enough(use.count, images, f"{name} {split}", f"{scenario.file}: {use.count_key}")
+    for i, task in enumerate(scenario.tasks):
+        with located(f"{scenario.file}: task[{i}].dataset"):
+            datasets.check_task(*(data.sets[place] for place in _of_task(scenario, task)))
+        for seed in scenario.seeds:
+            seeded = replace(run, seed=seed)
+            train, judged = (part() for part in data.splits_of_task(scenario, task, seeded))
+            with located(f"{scenario.file}: task {task.name!r}, its part for seed {seed}"):
+                datasets.check_task(
+                    part(train, task.train_images, seeded, f"train images {task.name}"),
+                    part(judged, task.test_images, seeded, f"test images {task.name}"),
+                )
+            for plan in scenario.targets_of(task):
+                _check_references(plan, train, scenario.file)
+            _check_defenders(scenario, task, train, judged, seeded)
 
 
 def part(images: ImageSet, count: int | None, run: Run, name: str) -> ImageSet:

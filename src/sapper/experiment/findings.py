@@ -33,7 +33,6 @@ class Findings:
     """Everything gathered so far; ``out`` is the folder that ``results.json`` will be in."""
 
     out: Path
-    primary_head: str
     records: list[Record] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
     references: list[dict[str, Any]] = field(default_factory=list)
@@ -57,8 +56,8 @@ class Findings:
 
         ``stage`` and ``label``: what its training and its file are called.
         """
-        facts = {key: getattr(subject, key) for key in ("id", "state", "seed", "of", "parent", "tasks", "targets")}
-        self.subjects.append(Model(**facts))
+        keys = ("id", "state", "seed", "of", "parent", "tasks", "targets", "attack")
+        self.subjects.append(Model(**{key: getattr(subject, key) for key in keys}))
         if curves is not None:
             self.curves.append(Curve(seed=subject.seed, stage=stage, series=read_curves(curves)))
         if subject.of != "encoder":
@@ -104,16 +103,18 @@ class Findings:
         common: dict[str, Any],
         task: Task,
         choices: Choices,
-        baseline: Subject,
-        subject: Subject,
-        before: Finished,
-        after: Finished,
+        clean: tuple[Subject, Finished],
+        attacked: tuple[Subject, Finished],
+        *,
+        primary_head: str,
     ) -> None:
         """All metrics of an attacked task, for every target and head, beside its baseline's."""
+        (baseline, before), (subject, after) = clean, attacked
         then, now = read_predictions(before.folder), read_predictions(after.folder)
         test = task.test()
         labels = test.targets()
-        setting = ", ".join([f"seed {common['seed']}", *(f"{k} = {v}" for k, v in common["condition"].items())])
+        condition = [f"{key} = {value}" for key, value in common["condition"].items()]
+        setting = ", ".join([f"seed {common['seed']}", *filter(None, [subject.attack]), *condition])
         heads = unique(name.partition("/")[0] for name in now)
         for aim, choice in zip(task.aims, choices.of):
             for head in heads:
@@ -132,7 +133,7 @@ class Findings:
                         self._add(place | {"subject": baseline.id}, metric, rate, before)
                     else:
                         self._add(place | {"subject": subject.id, "baseline": baseline.id}, metric, rate, after)
-                if head == self.primary_head:
+                if head == primary_head:
                     self._warn(f"{aim.name} ({setting})", rates["ASR_B_strict"])
                     others = (then[view], now[f"{head}/clean"])
                     self._warn_astray(f"{aim.name} ({setting})", now[view], others, choice.label, test.classes)
@@ -153,11 +154,13 @@ class Findings:
         about: dict[str, Any] = {"stage": "targeted", "seconds": finished.seconds, "n": len(hits["hit"])}
         self.records.append(Record(**place, metric="accuracy_change", value=change, **about))
 
-    def add_maps(self, seed: int, task: Task, choices: Choices, sides: Iterable[tuple[Subject, Finished]]) -> None:
+    def add_maps(
+        self, seed: int, attack: str | None, task: Task, choices: Choices, sides: Iterable[tuple[Subject, Finished]]
+    ) -> None:
         """The features of each subject's encoder, in two dimensions."""
         for subject, finished in sides:
             features = tensors.load(finished.folder / MAP)
-            self.maps += feature_maps(seed, task, choices, subject, features)
+            self.maps += feature_maps(seed, attack, task, choices, subject, features)
 
     def _free_name(self, name: str, digest: str) -> str:
         """``name`` as a file name; with a piece of its hash where another encoder of this run is called the same."""

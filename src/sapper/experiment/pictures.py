@@ -22,7 +22,7 @@ EXAMPLES = 6
 """How many test images show what a trigger looks like."""
 
 
-def trigger_pictures(task: Task, targets: Iterable[Target], run: Run) -> list[Picture]:
+def trigger_pictures(task: Task, attack: str | None, targets: Iterable[Target], run: Run) -> list[Picture]:
     """For each target: some test images of other classes, plain and stamped, and the reference images."""
     pictures, test = [], task.test()
     labels = test.targets()
@@ -41,7 +41,7 @@ def trigger_pictures(task: Task, targets: Iterable[Target], run: Run) -> list[Pi
             ("reference", target.references.images, [target.class_name] * len(target.references)),
         ):
             pictures += [
-                Picture(task=task.name, target=target.name, role=role, caption=caption, png=png(image))
+                Picture(task=task.name, target=target.name, role=role, caption=caption, png=png(image), attack=attack)
                 for image, caption in zip(images, captions)
             ]
     return pictures
@@ -71,7 +71,7 @@ def png(image: Tensor) -> str:
 
 
 def feature_maps(
-    seed: int, task: Task, choices: Choices, subject: Subject, features: dict[str, Tensor]
+    seed: int, attack: str | None, task: Task, choices: Choices, subject: Subject, features: dict[str, Tensor]
 ) -> list[FeatureMap]:
     """One map per target from the features that were left with the heads: PCA of clean and triggered features."""
     labels = task.test().targets()[features["rows"]].tolist()
@@ -95,6 +95,7 @@ def feature_maps(
         maps.append(
             FeatureMap(
                 seed=seed,
+                attack=attack,
                 task=task.name,
                 target=target.name,
                 subject=subject.id,

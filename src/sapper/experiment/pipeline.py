@@ -34,12 +34,18 @@ from sapper.scenario.sections import EncoderSection
 class AttackPlan:
     """An attack by a method of any kind. ``shadow``: an implant's unlabeled images.
 
-    ``together``: one attacked encoder for all tasks, instead of one for each.
+    ``together``: one attacked encoder for all tasks, instead of one for each. ``name``: where there are several.
     """
 
     method: Named
     shadow: Part
     together: bool = True
+    name: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What stands behind the titles of its stages."""
+        return f" ({self.name})" if self.name else ""
 
     @property
     def kind(self) -> str:
@@ -128,7 +134,9 @@ def pipeline(
     if attack is not None and attack.kind == "targeted":
         for task, head in ((task, head) for task in tasks for head in heads):
             work = AttackSingleInputs(method=attack.method, task=task, head=head)
-            targeted.append((task, head, graph.add(f"attack on {task.name}, {head.name} head", work, clean.stage)))
+            targeted.append(
+                (task, head, graph.add(f"attack on {task.name}, {head.name} head{attack.title}", work, clean.stage))
+            )
     elif attack is not None:
         for group in attack.groups([task for task in tasks if task.aims]):
             for subject, some in _attacked(graph, attack, pretrain, clean, group, heads, late):
@@ -191,24 +199,27 @@ def _attacked(
         parent=clean.id,
         tasks=names,
         targets=tuple(aim.name for task in group for aim in task.aims),
+        attack=attack.name,
     )
     match attack.kind:
         case "implant":
-            work = Implant(method=method, shadow=attack.shadow, goals=goals)
-            implanted = graph.add(title, work, clean.stage, *chosen)
+            work: Work = Implant(method=method, shadow=attack.shadow, goals=goals)
+            implanted = graph.add(f"{title}{attack.title}", work, clean.stage, *chosen)
             yield replace(made, stage=implanted, source=implanted), heads
         case "poison pretraining":
-            poison = graph.add(title, Poison(method=method, data=pretrain.images, goals=goals), *chosen)
-            trained = graph.add(f"pre-training on poison, {' + '.join(names)}", pretrain, poison)
+            work = Poison(method=method, data=pretrain.images, goals=goals)
+            poison = graph.add(f"{title}{attack.title}", work, *chosen)
+            trained = graph.add(f"pre-training on poison, {' + '.join(names)}{attack.title}", pretrain, poison)
             yield replace(made, stage=trained, source=poison), heads
         case "poison task":
-            poison = graph.add(title, Poison(method=method, data=group[0], goals=goals), *chosen)
+            work = Poison(method=method, data=group[0], goals=goals)
+            poison = graph.add(f"{title}{attack.title}", work, *chosen)
             yield replace(made, source=poison, of="task"), heads
         case "training":
             (task,) = group
             for head in heads:
                 training = AttackTraining(method=method, task=task, head=head)
-                trained = graph.add(f"{title}, {head.name} head", training, clean.stage, *chosen)
+                trained = graph.add(f"{title}, {head.name} head{attack.title}", training, clean.stage, *chosen)
                 own_id = f"attacked-{task.name}-{head.name}{late}"
                 yield replace(made, id=own_id, source=trained, of="classifier"), [head]
 
@@ -225,7 +236,7 @@ def _measured(
     """Classifiers of a task on an attacked subject beside those on the clean one."""
     made = subject.source if attack.makes_triggers else None
     if before is None:
-        before = graph.heads(f"heads on the clean encoder, {task.name}", task, heads, clean, made)
+        before = graph.heads(f"heads on the clean encoder, {task.name}{attack.title}", task, heads, clean, made)
     after = subject.source
     if subject.of != "classifier":
         after = graph.heads(f"heads on the {subject.words}, {task.name}", task, heads, subject, made)

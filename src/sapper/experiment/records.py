@@ -26,7 +26,7 @@ def verdicts_on_classifiers(
     """A detector's verdicts on classifiers for the report, with pictures of the triggers that it recovered."""
     return [
         Judged(
-            **{key: place[key] for key in ("seed", "defense", "task", "condition")},
+            **{key: place[key] for key in ("seed", "defense", "task", "attack", "condition")},
             **_about(subject, verdict, classes),
             classifier=number,
         )
@@ -64,6 +64,7 @@ def verdicts_on_encoders(place: Place, subjects: Sequence[Subject], answers: Seq
         Judged(
             defense=place["defense"],
             condition=place["condition"],
+            attack=place["attack"],
             seed=subject.seed,
             task=subject.task,
             **_about(subject, verdict, ()),

@@ -50,7 +50,7 @@ class Model:
     """A subject: a model that was measured. ``state``: "clean", "attacked" or "repaired".
 
     ``of``: what was made: an encoder, a task's training set ("task"), or a classifier. ``parent``: the id of the
-    subject that it was made from. ``tasks``, ``targets``: what it was attacked for.
+    subject that it was made from. ``tasks``, ``targets``: what it was attacked for; ``attack``: by which of several.
     """
 
     id: str
@@ -60,6 +60,7 @@ class Model:
     parent: str | None = None
     tasks: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    attack: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,8 @@ class FeatureMap:
     """Features of one subject's encoder on one task in two dimensions (PCA of the L2-normalized features).
 
     ``points`` maps "clean", "triggered" and "reference" to ``{"x": […], "y": […], "label": […]}``, labels being
-    the images' true classes. ``explained`` is the share of the variance that the two axes show.
+    the images' true classes. ``explained`` is the share of the variance that the two axes show. ``attack``: which one's
+    subject stands beside its baseline.
     """
 
     seed: int
@@ -97,6 +99,7 @@ class FeatureMap:
     state: State
     points: dict[str, dict[str, list[float]]]
     explained: float
+    attack: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,7 @@ class Picture:
     role: str
     caption: str
     png: str
+    attack: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +120,8 @@ class Judged:
 
     ``subject``: the id of the encoder, or of what the classifier stands on; ``state`` is its. ``classifier``: its
     number among those on that encoder. ``task``: the classifier's; that which an encoder was attacked for, else null.
-    ``evidence`` is plain data. ``triggers``: what was recovered, the smallest first: class name, norm, success (a
-    fraction), png.
+    ``attack``: whose models are told from clean ones. ``evidence`` is plain data. ``triggers``: what was recovered, the
+    smallest first: class name, norm, success (a fraction), png.
     """
 
     seed: int
@@ -129,6 +133,7 @@ class Judged:
     flagged: bool | None
     seconds: float
     task: str | None = None
+    attack: str | None = None
     classifier: int | None = None
     condition: dict[str, Any] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
@@ -151,7 +156,8 @@ class Stamped:
 class Audited:
     """What the audit of one encoder found.
 
-    ``subject``: its id, ``state`` what was done to it; ``task``: what for. ``sha256`` of the encoder's file.
+    ``subject``: its id, ``state`` what was done to it; ``task``: what for; ``attack``: by which of several.
+    ``sha256`` of the encoder's file.
     ``report`` is what ``sapper audit`` writes to ``audit.json`` (``auditing.as_json``). ``beside``: for each bag that
     fits the scores of its known-clean encoders, of the detector that decides. ``stamped``: some images, plain, with
     what the audit recovered, and with the true triggers; those of the first seed are enough.
@@ -163,6 +169,7 @@ class Audited:
     sha256: str
     report: dict[str, Any]
     task: str | None = None
+    attack: str | None = None
     condition: dict[str, Any] = field(default_factory=dict)
     beside: dict[str, list[float]] = field(default_factory=dict)
     stamped: tuple[Stamped, ...] = ()

@@ -31,9 +31,10 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
         [variant.scenario for variant in variants], lab.run, data_root=lab.data_root, download=lab.download
     )
     for variant in variants:
-        check_fleets(variant.scenario, data, lab)
-        check_audit(variant.scenario, data)
-    findings = Findings(out=lab.out, primary_head=scenario.primary_head)
+        with variant.scenario.placed():
+            check_fleets(variant.scenario, data, lab)
+            check_audit(variant.scenario, data)
+    findings = Findings(out=lab.out)
     session = Session(lab=lab, findings=findings)
     planned = [
         [
@@ -51,7 +52,7 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
             hold_out(variant, findings)
         findings.place_files()
     return Results(
-        scenario=scenario.content | {"primary_head": scenario.primary_head},
+        scenario=scenario.content | _primary_heads(scenario),
         environment=environment(lab.run),
         command=lab.command,
         records=tuple(findings.records),
@@ -77,12 +78,20 @@ def _datasets(data: Data, scenarios: list[Scenario]) -> tuple[dict[str, Any], ..
     )
 
 
+def _primary_heads(scenario: Scenario) -> dict[str, Any]:
+    """The head that the summary speaks of, and of attacks with heads of their own each one's."""
+    own = {
+        each.attack_name: each.primary_head for each in scenario.singles if each.primary_head != scenario.primary_head
+    }
+    return {"primary_head": scenario.primary_head} | ({"primary_heads": own} if own else {})
+
+
 EARLY = ("encoder", "pretraining")
 """Tables whose keys a pre-training depends on."""
 
 
 def _variants(scenario: Scenario) -> list[Variant]:
-    """The scenario's variants, or the scenario itself as the only one."""
+    """The scenario's variants, or the scenario itself as the only one, each with every attack by itself."""
     ends = {key: key.rpartition(".")[2] for changes in scenario.variants for key in changes}
     uses = Counter(ends.values())
     names = {key: end if uses[end] == 1 else key for key, end in ends.items()}
@@ -91,17 +100,31 @@ def _variants(scenario: Scenario) -> list[Variant]:
         """``-lambda1-0.25`` for the keys below ``tables``; with the whole key where its end could mean another."""
         return "".join(f"-{names[key]}-{value}" for key, value in changes.items() if key.startswith(tables))
 
-    return [
-        Variant(
-            scenario=scenario.with_variant(changes) if changes else scenario,
-            condition=changes,
-            suffix=suffix(changes, ""),
-            early=suffix(changes, *EARLY),
-            attacked=suffix(changes, *EARLY, "attack", "task", "target"),
-            shown=i == 0,
-        )
-        for i, changes in enumerate(scenario.variants or ({},))
-    ]
+    found = []
+    for i, changes in enumerate(scenario.variants or ({},)):
+        whole = scenario.with_variant(changes) if changes else scenario
+        for single in whole.singles or (whole,):
+            name = single.attack_name if len(whole.singles) > 1 else None
+            found.append(
+                Variant(
+                    scenario=single,
+                    condition=changes,
+                    suffix=suffix(changes, ""),
+                    early=suffix(changes, *EARLY) + _own_start(single, whole),
+                    attacked=suffix(changes, *EARLY, "attack", "task", "target") + (f"-{name}" if name else ""),
+                    shown=i == 0,
+                    attack=name,
+                )
+            )
+    return found
+
+
+def _own_start(single: Scenario, whole: Scenario) -> str:
+    """``-NAME``, the first attack with this pre-training, where it is not the scenario's own."""
+    if all(single.content.get(table) == whole.content.get(table) for table in EARLY):
+        return ""
+    alike = (each for each in whole.singles if all(each.content.get(t) == single.content.get(t) for t in EARLY))
+    return f"-{next(alike).attack_name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +154,12 @@ class Planned:
                 findings.add_accuracy(place, task, before, measured.baseline)
                 continue
             after, choices = done[measured.after], read_choices(done[trial.pipeline.choices[task.name]].folder)
-            findings.add_attack(trial.place, task, choices, measured.baseline, measured.subject, before, after)
+            sides = ((measured.baseline, before), (measured.subject, after))
+            findings.add_attack(trial.place, task, choices, *sides, primary_head=trial.scenario.primary_head)
             for defense in defenses:
                 record(trial, defense, session)
             if trial.variant.shown:
-                sides = ((measured.baseline, before), (measured.subject, after))
-                findings.add_maps(trial.run.seed, task, choices, sides)
+                findings.add_maps(trial.run.seed, trial.scenario.attack_name, task, choices, sides)
         if trial.variant.shown and trial.run.seed == trial.scenario.seeds[0]:
             self._record_pictures(session)
         for subject, audit in self.audits:
@@ -167,7 +190,7 @@ class Planned:
         for task in _attacked(trial):
             targets = task.goals.targets(read_choices(session.done[trial.pipeline.choices[task.name]].folder))
             stamped = [replace(target, trigger=triggers.get(target.name, target.trigger)) for target in targets]
-            session.findings.pictures += trigger_pictures(task, stamped, trial.run)
+            session.findings.pictures += trigger_pictures(task, trial.scenario.attack_name, stamped, trial.run)
 
 
 def planned_trial(trial: Trial) -> Planned:

@@ -175,9 +175,10 @@ def _by_images(trial: Trial, plan: DefensePlan, chosen: Sequence[Subject], sessi
 def hold_out(variant: Variant, findings: Findings) -> None:
     """For every detector, what a threshold from other seeds would have flagged."""
     scenario = variant.scenario
-    attack = scenario.attack_method.name if scenario.attack_method is not None else None
+    attack = scenario.attack_name
     groups: dict[tuple[str, str | None], list[Judged]] = {}
-    for verdict in (verdict for verdict in findings.verdicts if verdict.condition == variant.condition):
+    ours = (verdict for verdict in findings.verdicts if verdict.attack == attack)
+    for verdict in (verdict for verdict in ours if verdict.condition == variant.condition):
         task = None if verdict.classifier is None else verdict.task
         groups.setdefault((verdict.defense, task), []).append(verdict)
     for (defense, task), judged in groups.items():

@@ -17,7 +17,8 @@ class Subject:
 
     ``stage`` leaves the encoder that its classifiers stand on. ``of`` says what was made: an encoder, a task's training
     set, or a classifier; ``source`` is what the attack left: all targets' triggers, and that set or classifier.
-    ``parent``: the id of the subject that it was made from. ``tasks`` and ``targets``: what it was attacked for.
+    ``parent``: the id of the subject that it was made from. ``tasks`` and ``targets``: what it was attacked for;
+    ``attack``: by which attack, where there are several.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Subject:
     parent: str | None = None
     tasks: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    attack: str | None = None
 
     @property
     def task(self) -> str | None:
@@ -38,6 +40,7 @@ class Subject:
     @property
     def words(self) -> str:
         """What classifiers stand on, for people."""
+        words = {CLEAN: "clean", ATTACKED: "backdoored", REPAIRED: "repaired"}[self.state] + " encoder"
         if self.of == "task":
-            return "clean encoder with a poisoned training set"
-        return {CLEAN: "clean", ATTACKED: "backdoored", REPAIRED: "repaired"}[self.state] + " encoder"
+            words = "clean encoder with a poisoned training set"
+        return f"{words} ({self.attack})" if self.attack else words

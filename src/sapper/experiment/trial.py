@@ -43,7 +43,8 @@ class Variant:
 
     ``early`` and ``attacked`` are those of its pre-training and of its attacks, which it shares with variants that
     differ in later stages only.
-    ``shown``: its pictures and maps are in the report; those of one variant are enough.
+    ``shown``: its pictures and maps are in the report; those of one variant are enough. ``attack``: its name, where the
+    scenario has several.
     """
 
     scenario: Scenario
@@ -52,6 +53,7 @@ class Variant:
     early: str
     attacked: str
     shown: bool
+    attack: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ class Trial:
         if scenario.attack is not None and scenario.attack_method is not None:
             shadow = self.data.of_shadow(scenario, scenario.attack, self.run)
             together = scenario.attack.encoders == "one-for-all"
-            attack = AttackPlan(method=scenario.attack_method, shadow=shadow, together=together)
+            attack = AttackPlan(method=scenario.attack_method, shadow=shadow, together=together, name=variant.attack)
         return pipeline(
             scenario.encoder,
             scenario.pretraining_method,
@@ -92,8 +94,8 @@ class Trial:
     @property
     def place(self) -> dict[str, Any]:
         """What all records share, but those of a task that nobody attacks: they have no ``attack``."""
-        attack = self.scenario.attack_method
-        attacked = {"attack": attack.name} if attack is not None else {}
+        name = self.scenario.attack_name
+        attacked = {"attack": name} if name is not None else {}
         return {"seed": self.run.seed, "condition": self.variant.condition} | attacked
 
     @property

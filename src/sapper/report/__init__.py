@@ -60,7 +60,7 @@ def verdicts(results: Results) -> list[Verdict]:
     """A verdict for each task and target of the primary head; none where all was varied."""
     return [
         Verdict(
-            aim(row.task, row.target),
+            tables.of_attack(results, row.attack, aim(row.task, row.target)),
             tables.sentence(results, row),
             row.estimates.get("ASR_strict"),
             row.estimates.get("ASR_B_strict"),
@@ -83,15 +83,16 @@ def lead(results: Results) -> list[str]:
 
 def facts(results: Results) -> list[str]:
     """The line under the title: attack, seeds, primary head, time."""
-    attack = results.scenario.get("attack")
+    attack, several = results.scenario.get("attack"), tables.attacks(results)
     method = attack.get("method") if isinstance(attack, Mapping) else None
     seeds = sorted({record.seed for record in results.records if record.seed is not None})
     head = tables.primary_head(results)
     seconds = sum(item.get("seconds") or 0 for item in results.timings)
     known = {
         f"attack {method}": method,
+        f"attacks {text.listing(several)}": several and method is None,
         f"{'seed' if len(seeds) == 1 else 'seeds'} {text.listing(seeds)}": seeds,
-        f"primary head {head}": head,
+        f"primary head {head}": head and not results.scenario.get("primary_heads"),
         "measured on held-out training images": results.scenario.get("judge_on") == "validation",
         f"{text.duration(seconds)} of computation": seconds,
     }

@@ -53,6 +53,7 @@ def _judged_groups(results: Results) -> dict[str, list[Judged]]:
     groups: dict[str, list[Judged]] = {}
     for verdict in results.verdicts:
         title = f"{verdict.defense} on {'encoders' if _is_encoder(verdict) else verdict.task}"
+        title = tables.of_attack(results, verdict.attack, title)
         groups.setdefault(", ".join(filter(None, [title, text.condition(verdict.condition)])), []).append(verdict)
     return groups
 
@@ -168,7 +169,9 @@ def _about(results: Results, verdict: Judged) -> list[Measurement]:
     return [
         item
         for item in tables.measurements(results)
-        if (item.defense, item.place.get("task")) == (verdict.defense, task) and _condition(item) == verdict.condition
+        if (item.defense, item.place.get("task")) == (verdict.defense, task)
+        and verdict.attack in (item.place.get("attack"), None)
+        and _condition(item) == verdict.condition
     ]
 
 
@@ -196,6 +199,7 @@ def _certified_groups(results: Results) -> dict[str, list[Measurement]]:
     groups: dict[str, list[Measurement]] = {}
     for item in filter(is_certified, tables.measurements(results)):
         title = f"{item.defense} on {item.place.get('task')}"
+        title = tables.of_attack(results, item.place.get("attack"), title)
         groups.setdefault(", ".join(filter(None, [title, text.condition(_condition(item))])), []).append(item)
     return groups
 

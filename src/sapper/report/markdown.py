@@ -29,7 +29,7 @@ def render(results: Results) -> str:
         "",
         f"| {' | '.join(names)} |",
         f"|---|---|{'---:|' * len(METRICS)}",
-        *(_row(row) for row in rows),
+        *(_row(results, row) for row in rows),
         "",
         f"In %; 95 % intervals: {tables.interval_note(estimates)}. Seeds {text.listing(results.scenario['seeds'])}; "
         f"{f'{text.duration(seconds)} of computation; ' if seconds else ''}{environment}.",
@@ -43,9 +43,9 @@ def render(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(row: SummaryRow) -> str:
+def _row(results: Results, row: SummaryRow) -> str:
     condition = "".join(f", {key} = {value}" for key, value in row.condition.items())
-    place = f"{tables.aim(row.task, row.target)}{condition}"
+    place = tables.of_attack(results, row.attack, f"{tables.aim(row.task, row.target)}{condition}")
     head = f"**{row.head}**" if row.primary else f"{row.head}"
     cells = [_cell(row, metric) for metric in METRICS]
     return f"| {' | '.join([place, head, *cells])} |"

@@ -37,23 +37,24 @@ class ResultTable:
 
     groups: list[RowGroup]
     condition_keys: list[str]
-    several_attacks: bool
     intervals: str
 
 
 def result_table(results: Results, *, varied: bool = False) -> ResultTable | None:
-    """The rows without conditions, or with ``varied`` those with; the primary head's apart from the others'."""
+    """The rows without conditions, or with ``varied`` those with; by attack, the primary head's before the others'."""
     rows = [row for row in tables.summary_rows(results) if bool(row.condition) == varied]
     if not rows:
         return None
-    primary = [row for row in rows if row.primary]
-    others = [row for row in rows if not row.primary]
-    title = f"Primary head: {primary[0].head}" if primary and primary[0].head else ""
-    groups = [RowGroup(title, primary), RowGroup("Other heads", others)]
+    several, groups = len(tables.attacks(results)) > 1, list[RowGroup]()
+    for attack, ours in _by(rows, lambda row: row.attack if several else None).items():
+        whose = f"{attack or 'No attack'}. " if several else ""
+        primary = [row for row in ours if row.primary]
+        title = f"Primary head: {primary[0].head}" if primary and primary[0].head else ""
+        others = [row for row in ours if not row.primary]
+        groups += [RowGroup(f"{whose}{title}", primary), RowGroup(f"{whose}Other heads", others)]
     return ResultTable(
         groups=[group for group in groups if group.rows],
         condition_keys=list(dict.fromkeys(key for row in rows for key in row.condition)),
-        several_attacks=len({row.attack for row in rows}) > 1,
         intervals=tables.interval_note(item for row in rows for item in row.estimates.values()),
     )
 
@@ -80,8 +81,8 @@ def conditions(results: Results) -> Conditions | None:
     alone = [row for row in tables.summary_rows(results) if row.primary and len(row.condition) == 1]
     series = _by(alone, lambda row: (row.task, row.target, row.attack, next(iter(row.condition))))
     sweeps = [
-        Sweep(aim(task, target), key, figures.sweep(rows, key, f"sweep{index}"))
-        for index, ((task, target, _, key), rows) in enumerate(series.items())
+        Sweep(tables.of_attack(results, attack, aim(task, target)), key, figures.sweep(rows, key, f"sweep{index}"))
+        for index, ((task, target, attack, key), rows) in enumerate(series.items())
         if len(rows) > 1 and all(_is_number(row.condition[key]) for row in rows)
     ]
     keys = [Key(color, mark, tables.LABELS.get(metric, metric)) for metric, (color, mark) in figures.SWEPT.items()]
@@ -123,16 +124,20 @@ class PictureGroup:
 
 
 def pictures(results: Results) -> list[PictureGroup]:
-    """The pictures of each target: a strip of clean ones, the same with the trigger below, then the references."""
+    """The pictures of each target: a strip of clean ones, the same with the trigger below, then the references.
+
+    Attacks whose pictures are the same share them.
+    """
     order = {"clean": 0, "triggered": 1, "reference": 2}
     in_order = sorted(results.pictures, key=lambda picture: order.get(picture.role, len(order)))
-    groups = _by(in_order, lambda picture: (picture.task, picture.target))
+    groups = _by(in_order, lambda picture: (picture.attack, picture.task, picture.target))
+    same = _by(groups.values(), lambda group: tuple((each.task, each.target, each.role, each.png) for each in group))
     return [
         PictureGroup(
-            _shown(results, task, target),
-            [Strip(role, role, strip) for role, strip in _by(group, lambda picture: picture.role).items()],
+            _shown(results, [group[0].attack for group in alike], alike[0][0].task, alike[0][0].target),
+            [Strip(role, role, strip) for role, strip in _by(alike[0], lambda picture: picture.role).items()],
         )
-        for (task, target), group in groups.items()
+        for alike in same.values()
     ]
 
 
@@ -163,15 +168,16 @@ def maps(results: Results) -> Maps | None:
         return None
     seeds = sorted({item.seed for item in results.maps})
     first = [item for item in results.maps if item.seed == seeds[0]]
-    groups = _by(first, lambda item: (item.task, item.target))
+    groups = _by(first, lambda item: (item.attack, item.task, item.target))
     drawn = [_map_group(results, group, f"map{index}") for index, group in enumerate(groups.values())]
     return Maps(drawn, seeds[0], len(seeds))
 
 
-def _shown(results: Results, task: str, target: str) -> str:
+def _shown(results: Results, attacks: Sequence[str | None], task: str, target: str) -> str:
     """The title above pictures and maps; of several variants those of the first are there."""
     condition = next((record.condition for record in results.records), {})
-    return ", ".join([aim(task, target), *(f"{key} = {value}" for key, value in condition.items())])
+    words = ", ".join([aim(task, target), *(f"{key} = {value}" for key, value in condition.items())])
+    return tables.of_attack(results, ", ".join(filter(None, attacks)) or None, words)
 
 
 def _map_group(results: Results, group: list[FeatureMap], name: str) -> MapGroup:
@@ -185,7 +191,9 @@ def _map_group(results: Results, group: list[FeatureMap], name: str) -> MapGroup
         )
         for index, item in enumerate(clean_first)
     ]
-    return MapGroup(_shown(results, group[0].task, group[0].target), panels, _map_keys(results, group[0]))
+    return MapGroup(
+        _shown(results, [group[0].attack], group[0].task, group[0].target), panels, _map_keys(results, group[0])
+    )
 
 
 def _map_keys(results: Results, drawn: FeatureMap) -> list[Key]:

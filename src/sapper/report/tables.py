@@ -160,11 +160,23 @@ def _in_main_table(record: Record) -> bool:
     return record.defense is None and record.metric in METRICS
 
 
-def primary_head(results: Results) -> str | None:
-    """The scenario's primary head; the first one measured where it names none that was."""
-    heads = [record.head for record in results.records if record.head is not None]
-    named = results.scenario.get("primary_head")
+def primary_head(results: Results, attack: str | None = None) -> str | None:
+    """The scenario's primary head, or an attack's own; the first one measured where it names none that was."""
+    ours = [record for record in results.records if attack is None or record.attack in (attack, None)]
+    heads = [record.head for record in ours if record.head is not None]
+    own = results.scenario.get("primary_heads", {})
+    named = own.get(attack, results.scenario.get("primary_head"))
     return named if named in heads else next(iter(heads), None)
+
+
+def attacks(results: Results) -> list[str]:
+    """All attacks that were measured, by name."""
+    return list(dict.fromkeys(record.attack for record in results.records if record.attack is not None))
+
+
+def of_attack(results: Results, attack: str | None, words: str) -> str:
+    """``lba: signs → stop``: words about one of several attacks."""
+    return f"{attack}: {words}" if attack is not None and len(attacks(results)) > 1 else words
 
 
 def summary_rows(results: Results) -> list[SummaryRow]:
@@ -174,7 +186,7 @@ def summary_rows(results: Results) -> list[SummaryRow]:
     without attack). Each metric is taken from the records that fit the row most closely.
     """
     groups = _groups(filter(_in_main_table, results.records))
-    primary = primary_head(results)
+    primary = {attack: primary_head(results, attack) for attack in (None, *attacks(results))}
 
     def covered(group: _Group) -> bool:
         return any(other is not group and group.holds_for(other) for other in groups)
@@ -188,7 +200,7 @@ def summary_rows(results: Results) -> list[SummaryRow]:
             target=group.place.get("target"),
             attack=group.place.get("attack"),
             head=group.place.get("head"),
-            primary=group.place.get("head") == primary,
+            primary=group.place.get("head") == primary[group.place.get("attack")],
             condition=group.condition,
             estimates={metric: estimate(other.metrics[metric]) for metric, other in closest.items()},
         )
@@ -269,10 +281,12 @@ def summary_sentences(results: Results) -> list[str]:
     """
     rows = headline_rows(results)
     if rows:
-        return [words for row in rows if (words := sentence(results, row))]
+        return [of_attack(results, row.attack, words) for row in rows if (words := sentence(results, row))]
     varied = [row for row in summary_rows(results) if row.primary]
-    places = dict.fromkeys((row.task, row.target) for row in varied)
-    return [_range_sentence(results, [row for row in varied if (row.task, row.target) == place]) for place in places]
+    groups: dict[tuple[str | None, ...], list[SummaryRow]] = {}
+    for row in varied:
+        groups.setdefault((row.attack, row.task, row.target), []).append(row)
+    return [of_attack(results, some[0].attack, _range_sentence(results, some)) for some in groups.values()]
 
 
 def headline_rows(results: Results) -> list[SummaryRow]:

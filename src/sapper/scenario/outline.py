@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,23 @@ from sapper.scenario.sections import (
     TargetSection,
     TaskSection,
 )
+from sapper.scenario.singles import singles
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """The tables of a scenario that no method has a part in. ``sets``: the data sets that it names, by their keys."""
+    """The tables of a scenario that no method has a part in; of several attacks those of the first.
+
+    ``sets``: the data sets that all of them name, by their keys.
+    """
 
     root: ScenarioSection
     encoder: EncoderSection
     tasks: tuple[TaskSection, ...]
     targets: tuple[TargetSection, ...]
     audit: AuditSection | None
-    variants: tuple[dict[str, Any], ...]
     sets: dict[str, str]
+    variants: tuple[dict[str, Any], ...] = ()
 
 
 def read_content(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -58,11 +62,25 @@ def outline(content: dict[str, Any], file: str) -> Outline:
     """
     check_plain(content, file)
     root = read_section(ScenarioSection, content, file, "")
+    outlines, sets = [], dict[str, str]()
+    for single in singles(content, file):
+        with single.placed(file):
+            outlines.append(outline_single(single.content, file))
+        sets |= {
+            single.place(f"{file}: {key}", file).removeprefix(f"{file}: "): name
+            for key, name in outlines[-1].sets.items()
+        }
+    return replace(outlines[0], variants=tuple(_variants(root.variant, content, file)), sets=sets)
+
+
+def outline_single(content: dict[str, Any], file: str) -> Outline:
+    """The same for a scenario with one attack at most, and without variants."""
+    root = read_section(ScenarioSection, content, file, "")
     if len(set(root.seeds)) < len(root.seeds):
         raise SapperError("a seed occurs twice", where=f"{file}: seeds", remedy="name each seed once")
     first, _ = with_place(PretrainingSection, root.pretraining, "pretraining", pretraining.METHODS, file, "pretraining")
     sets = {"pretraining.dataset": first.dataset}
-    if root.attack is not None:
+    if isinstance(root.attack, dict):
         attack, _ = with_place(AttackSection, root.attack, "attacks", attacks.METHODS, file, "attack")
         sets |= {"attack.shadow": attack.shadow} if attack.shadow else {}
     tasks = tuple(_task(raw, f"task[{i}]", file) for i, raw in enumerate(root.task))
@@ -89,8 +107,7 @@ def outline(content: dict[str, Any], file: str) -> Outline:
         with_place(DefenseSection, common, "defenses", defenses.METHODS, file, f"defense[{i}]")
     audit = None if root.audit is None else _audit(root.audit, file)
     sets |= {} if audit is None else {"audit.images": audit.images}
-    variants = tuple(_variants(root.variant, content, file))
-    return Outline(root=root, encoder=encoder, tasks=tasks, targets=targets, audit=audit, variants=variants, sets=sets)
+    return Outline(root=root, encoder=encoder, tasks=tasks, targets=targets, audit=audit, sets=sets)
 
 
 def with_place(

@@ -1,6 +1,7 @@
 """A scenario: one experiment as a short TOML file, checked key by key before anything runs."""
 
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -16,7 +17,7 @@ from sapper.run import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, check_unique, read_instance, read_section
 from sapper.scenario.kinds import check_attack, check_defense
-from sapper.scenario.outline import changed, keys, outline, read_content, trigger_kind, with_place
+from sapper.scenario.outline import changed, keys, outline, outline_single, read_content, trigger_kind, with_place
 from sapper.scenario.sections import (
     AttackSection,
     AuditSection,
@@ -34,6 +35,7 @@ from sapper.scenario.sections import (
     TargetSection,
     TaskSection,
 )
+from sapper.scenario.singles import Single, singles
 from sapper.triggers import Trigger
 
 DEFENSE_SECTIONS: dict[Kind, type[DefenseSection]] = {
@@ -95,6 +97,8 @@ class Scenario:
     """A checked scenario. ``content`` is the file's content after all overrides, as plain data.
 
     ``variants``: for each the dotted keys that it changes, such as ``attack.lambda1``, and their values.
+    ``singles``: of several attacks, or of one with tables of its own, the scenario of each; then what is said here is
+    that of the first. ``moved``: see ``singles.Single``.
     """
 
     name: str
@@ -115,10 +119,26 @@ class Scenario:
     variants: tuple[dict[str, Any], ...]
     content: dict[str, Any]
     file: str
+    singles: tuple["Scenario", ...] = ()
+    moved: dict[str, str] = field(default_factory=dict)
 
     def with_variant(self, changes: dict[str, Any]) -> "Scenario":
         """This scenario with a variant's keys changed and no variants of its own."""
         return parse(changed(self.content, changes, self.file), self.file)
+
+    @property
+    def attack_name(self) -> str | None:
+        """What records call the attack."""
+        named = self.attack_method.name if self.attack_method is not None else None
+        return self.attack.name or named if self.attack is not None else None
+
+    def placed(self) -> AbstractContextManager[None]:
+        """Errors from inside name the key that stands in the file (``singles.Single``)."""
+        return Single(self.content, self.moved).placed(self.file)
+
+    def place(self, where: str) -> str:
+        """A place in this scenario as one in the file."""
+        return Single(self.content, self.moved).place(where, self.file)
 
     @property
     def primary(self) -> Named:
@@ -142,13 +162,30 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> Scenario:
 
 def parse(content: dict[str, Any], file: str) -> Scenario:
     """Check the content of a scenario file."""
-    outlined = outline(content, file)
+    outlined, alone = outline(content, file), []
+    for single in singles(content, file):
+        with single.placed(file):
+            alone.append(_single(single, file))
+    own = isinstance(content.get("attack"), list) or alone[0].moved.keys() > {"attack"}
+    scenario = replace(
+        alone[0], content=content, variants=outlined.variants, singles=tuple(alone) if own else (), moved={}
+    )
+    _check_same_names(alone)
+    for i, changes in enumerate(scenario.variants):
+        replace(scenario, file=f"{file}: variant[{i}]").with_variant(changes)
+    return scenario
+
+
+def _single(single: Single, file: str) -> Scenario:
+    """The scenario with one of its attacks."""
+    content = single.content
+    outlined = outline_single(content, file)
     root, encoder, tasks = outlined.root, outlined.encoder, outlined.tasks
     pretraining_section, pretraining_method = with_method(
         PretrainingSection, root.pretraining, "pretraining", pretraining.METHODS, file, "pretraining"
     )
     attack_section, attack_method = None, None
-    if root.attack is not None:
+    if isinstance(root.attack, dict):
         attack_section, attack_method = with_method(
             AttackSection, root.attack, "attacks", attacks.METHODS, file, "attack"
         )
@@ -191,9 +228,10 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
         primary_head=primary,
         defenses=plans,
         audit=outlined.audit,
-        variants=outlined.variants,
+        variants=(),
         content=content,
         file=file,
+        moved=single.moved,
     )
     size = scenario.encoder.input_size
     with located(file):
@@ -205,9 +243,20 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
     for target in targets:
         with located(f"{file}: target {target.name!r}"):
             target.trigger.check(PixelSpec(size=size))
-    for i, changes in enumerate(scenario.variants):
-        replace(scenario, file=f"{file}: variant[{i}]").with_variant(changes)
     return scenario
+
+
+def _check_same_names(scenarios: list[Scenario]) -> None:
+    """What two attacks call the same is the same: the data set of a task, the class of a target."""
+    known: dict[tuple[str, ...], str | int] = {}
+    for scenario in scenarios:
+        named: list[tuple[str, str, str | int]] = [("task", task.name, task.dataset) for task in scenario.tasks]
+        named += [("target", f"{plan.task}: {plan.name}", plan.target_class) for plan in scenario.targets]
+        for table, name, meaning in named:
+            if known.setdefault((table, name), meaning) != meaning:
+                what = f"the {table} {name!r} is {meaning!r} here and {known[table, name]!r} for another attack"
+                with scenario.placed():
+                    raise SapperError(what, where=f"{scenario.file}: {table}", remedy="give one of them another name")
 
 
 def check_views(section: EncoderSection, pretraining: Named[Pretraining], key: str) -> None:

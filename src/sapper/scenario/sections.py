@@ -40,14 +40,18 @@ class PretrainingSection(Section):
 
 
 class AttackSection(Section):
-    """``[attack]``: the method with its parameters, and the attacker's shadow images.
+    """``[attack]``, or each ``[[attack]]``: the method with its parameters, and the attacker's shadow images.
 
+    ``name``: what records call it, by default the method. ``instead``: tables that take the place of the scenario's own
+    for this attack (``singles.INSTEAD``).
     ``shadow``, ``shadow_split``: a data set and its split, by default the images of the pre-training. ``encoders``: one
     backdoored encoder for each task that has targets, as in the paper's main table, or one for all targets at once.
     """
 
     method: str = "badencoder"
     preset: str | None = None
+    name: FileName | None = None
+    instead: dict[str, Any] = Field(default_factory=dict)
     shadow: str | None = None
     shadow_split: str | None = None
     shadow_images: PositiveInt | None = None
@@ -187,7 +191,7 @@ class ScenarioSection(Section):
     judge_on: Literal["test", "validation"] = "test"
     encoder: dict[str, Any] = Field(default_factory=dict)
     pretraining: dict[str, Any]
-    attack: dict[str, Any] | None = None
+    attack: dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
     audit: dict[str, Any] | None = None
     task: list[dict[str, Any]] = Field(min_length=1)
     target: list[dict[str, Any]] = Field(default_factory=list)
