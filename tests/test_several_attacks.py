@@ -139,6 +139,7 @@ def test_torch_is_not_needed_to_know_every_attacks_data_sets(data: Path) -> None
         ("attack.2.instead.head.0.neighbors=0", "attack[2].instead.head[0].neighbors", "0 does not fit"),
         ("attack.2.instead.head.0.neighbor=0", "attack[2].instead.head[0].neighbor", "unknown key"),
         ("attack.1.instead.encoder.width=0", "attack[1].instead.encoder.width", "0 does not fit"),
+        ('attack.1.instead.head=[{ method = "zero_shot" }]', "attack[1].instead.head[0].method", "needs captions"),
         ("attack.1.instead.target=[]", "attack[1]", "[[target]] is missing"),
         ("task.0.dataset=none", "task[0].dataset", "no data set 'none'"),
         ("attack=[]", "attack", "[] does not fit"),
