@@ -11,6 +11,7 @@ from sapper.cli.experiments import print_results
 from sapper.errors import SapperError
 from sapper.experiment.results import Results, read_results, write_results
 from sapper.report import markdown, render
+from sapper.report.tables import summary_sentences
 from sapper.scenario.outline import outline, read_content
 from sapper.scenario.reading import Scenario, read
 from tests.micro import PLAIN, experiment, perform, write_data
@@ -268,6 +269,9 @@ def test_the_report_groups_rows_maps_and_pictures_by_attack(finished: tuple[Resu
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert "strong: balls → red" in markdown.render(results)
+    sentences = {words.partition(":")[0]: words for words in summary_sentences(results)}
+    assert "built on the backdoored encoder; with the clean encoder" in sentences["strong"]
+    assert "trained on poisoned images; without the attack" in sentences["badnets"]
 
 
 def test_the_terminal_has_a_table_for_each_attack(
