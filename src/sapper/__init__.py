@@ -11,8 +11,6 @@ What needs torch is imported when it is first asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sapper.errors import SapperError
-
 if TYPE_CHECKING:
     from sapper.api import audit, calibrate, load, load_images, open, run
     from sapper.attacks.target import Target
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from sapper.datasets import load as load_data
     from sapper.downstream import Classifier
     from sapper.encoders import Card, Encoder, Trained, build, save
+    from sapper.errors import SapperError
     from sapper.experiment.results import Record, Results, read_results
     from sapper.report.audit_files import write_audit
     from sapper.run import Run
@@ -37,6 +36,7 @@ _PLACES = {
     "sapper.audit.calibration": ("Bag", "read_bag", "write_bag"),
     "sapper.downstream": ("Classifier",),
     "sapper.encoders": ("Card", "Encoder", "Trained", "build", "save"),
+    "sapper.errors": ("SapperError",),
     "sapper.experiment.results": ("Record", "Results", "read_results"),
     "sapper.report.audit_files": ("write_audit",),
     "sapper.run": ("Run",),
