@@ -11,7 +11,7 @@ from sapper.defenses.masking import column_windows
 from sapper.downstream import MLP
 from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, PixelSpec, to_float
 from sapper.triggers import Blend
 

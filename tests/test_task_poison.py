@@ -12,7 +12,7 @@ from sapper.attacks.poison.badnets import BadNets
 from sapper.attacks.poison.blend import Blended
 from sapper.downstream import Finetune, build
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.triggers import Blend, Patch
 from sapper.triggers.images import cat
