@@ -14,7 +14,7 @@ import torch
 from benchmarks.timing import Row
 from sapper.engine.environment import environment
 from sapper.files import write_atomically
-from sapper.run import Run, native_dtype
+from sapper.running import Run, native_dtype
 
 NAMES = (
     *("augmentation", "simclr_step", "badencoder_step", "badencoder_step_few_views"),

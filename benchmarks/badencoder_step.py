@@ -18,7 +18,7 @@ from sapper.attacks.target import Target
 from sapper.augment import Augmentation
 from sapper.downstream import extract
 from sapper.encoders import Encoder, build
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, to_float
 from sapper.training import shuffled
 from sapper.triggers import Patch

@@ -31,7 +31,7 @@ from sapper.engine.environment import environment
 from sapper.files import write_atomically
 from sapper.metrics import attack_metrics
 from sapper.pretraining.clip import CLIP
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.triggers import Patch
 

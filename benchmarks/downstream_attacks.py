@@ -34,7 +34,7 @@ from sapper.files import write_atomically
 from sapper.methods import find
 from sapper.metrics import Rate, attack_metrics, difference, share
 from sapper.pretraining.simclr import SimCLR
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.triggers import Blend, Patch, Trigger
 

@@ -30,7 +30,7 @@ from sapper.files import write_atomically
 from sapper.methods import find
 from sapper.metrics import attack_metrics
 from sapper.pretraining.simclr import SimCLR
-from sapper.run import Run, native_dtype
+from sapper.running import Run, native_dtype
 from sapper.samples import ImageSet
 from sapper.triggers import Patch
 

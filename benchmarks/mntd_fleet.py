@@ -20,7 +20,7 @@ from sapper.engine.stage import Stage
 from sapper.engine.store import Store
 from sapper.experiment.fleets import Fleet
 from sapper.pretraining.simclr import SimCLR
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.scenario.reading import Named
 from sapper.scenario.sections import EncoderSection

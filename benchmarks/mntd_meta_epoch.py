@@ -16,7 +16,7 @@ from benchmarks.textbook import head
 from benchmarks.timing import Row, paired
 from sapper.defenses import meta
 from sapper.encoders import build
-from sapper.run import Run
+from sapper.running import Run
 
 METAS, SHADOWS, CLASSES, QUERIES, HIDDEN = 5, 20, 10, 10, 20
 

@@ -14,7 +14,7 @@ from sapper.defenses.defender import Defender
 from sapper.defenses.judge.mntd_classifier import MNTDClassifier
 from sapper.downstream import MLP
 from sapper.encoders import build
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, to_float
 
 IMAGES, EPOCHS, BATCH, CLASSES = 240, 10, 100, 10

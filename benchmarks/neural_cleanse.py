@@ -10,7 +10,7 @@ from benchmarks.textbook import noise
 from benchmarks.timing import Row, paired
 from sapper.defenses.judge.neural_cleanse import NeuralCleanse
 from sapper.encoders import build
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 
 CLASSES, STEPS = 10, 2

@@ -26,7 +26,7 @@ from sapper.files import write_atomically
 from sapper.methods import find
 from sapper.metrics import attack_metrics
 from sapper.pretraining.simclr import SimCLR
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.triggers import Frequency, Patch, RandomPatch, Trigger
 

@@ -25,7 +25,7 @@ from sapper.encoders import Encoder, build
 from sapper.engine.environment import environment
 from sapper.files import write_atomically
 from sapper.methods import find
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 
 UNTRAINED = "untrained"

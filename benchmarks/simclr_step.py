@@ -9,7 +9,7 @@ from benchmarks.timing import Row, paired
 from sapper.augment import Augmentation
 from sapper.encoders import Encoder, build
 from sapper.pretraining.simclr import nt_xent, projection_head
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import to_float
 
 STEPS = 2

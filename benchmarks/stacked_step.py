@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, replace_all_batch_norm_modules_, s
 from benchmarks.timing import Row, paired
 from sapper.encoders import build
 from sapper.pretraining.simclr import nt_xent
-from sapper.run import Run
+from sapper.running import Run
 
 ENCODERS, VIEWS = 8, 64
 

@@ -9,7 +9,7 @@ from benchmarks.textbook import noise
 from benchmarks.timing import Row, paired
 from sapper.defenses.judge.multi_prior import MultiPrior, Stamp
 from sapper.encoders import build
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import to_float
 
 STARTS, IMAGES, STEPS = 16, 4, 4

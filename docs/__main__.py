@@ -3,7 +3,7 @@
 A page says in a comment what it shows, and everything from there to ``<!-- end -->`` is written by this program::
 
     <!-- results data/demo.json -->        all tables of a kept results.json, as sapper report prints them
-    <!-- bags ../../src/sapper/audit/bags --> what the bags in a folder hold
+    <!-- bags ../../src/sapper/audits/bags --> what the bags in a folder hold
     <!-- methods attacks -->               all methods of a table, with their sources
 
     <!-- table                             a table of records; its keys are those of docs.tables.RecordTable

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, build
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.training import Checkpoint
 from sapper.triggers import Patch, Trigger

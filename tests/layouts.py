@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sapper import encoders
 from sapper.encoders import Opening
-from sapper.run import Run
+from sapper.running import Run
 
 State = dict[str, Tensor]
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "encoders.md"

@@ -18,7 +18,7 @@ from sapper.engine.store import Store
 from sapper.experiment.results import Results
 from sapper.experiment.runner import run_scenario
 from sapper.experiment.trial import Lab
-from sapper.run import Run
+from sapper.running import Run
 from sapper.scenario.reading import Scenario, read
 
 SIZE = 16

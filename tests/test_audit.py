@@ -20,10 +20,10 @@ from sarif_pydantic import Sarif
 from torch import Tensor, nn
 
 from sapper import datasets, encoders
-from sapper.audit import auditing, replaying
-from sapper.audit.auditing import AuditReport, audit
-from sapper.audit.budgets import BUDGETS, Budget
-from sapper.audit.calibration import (
+from sapper.audits import auditing, replaying
+from sapper.audits.auditing import AuditReport, audit
+from sapper.audits.budgets import BUDGETS, Budget
+from sapper.audits.calibration import (
     Bag,
     InClean,
     Key,
@@ -35,15 +35,15 @@ from sapper.audit.calibration import (
     shipped_bags,
     write_bag,
 )
-from sapper.audit.differential import compare
-from sapper.audit.recorded import TRIGGERS
+from sapper.audits.differential import compare
+from sapper.audits.recorded import TRIGGERS
 from sapper.defenses.inversion import collapse
 from sapper.encoders import Card, Encoder
 from sapper.encoders.schemes import ASSUMED
 from sapper.errors import SapperError
 from sapper.report import audit as page
 from sapper.report import cyclonedx, sarif
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, PixelSpec, to_float
 from sapper.triggers import Colors, Mask
 from sapper.verdicts import Verdict

@@ -19,11 +19,11 @@ from PIL import Image
 
 from sapper import cli, datasets, encoders
 from sapper.__main__ import main
-from sapper.audit import auditing, calibration
-from sapper.audit.budgets import BUDGETS
-from sapper.audit.calibration import Bag, Key, read_bag, write_bag
+from sapper.audits import auditing, calibration
+from sapper.audits.budgets import BUDGETS
+from sapper.audits.calibration import Bag, Key, read_bag, write_bag
 from sapper.pretraining.supervised import Supervised
-from sapper.run import Run
+from sapper.running import Run
 from tests.micro import write_data
 from tests.program import Sapper, told
 from tests.test_cli import _hear_interrupts
@@ -390,7 +390,7 @@ def test_a_crash_is_no_verdict(
 
 IN_THE_MIDDLE = """
 import time
-from sapper.audit import auditing, calibration
+from sapper.audits import auditing, calibration
 from sapper.__main__ import main
 auditing.audit = lambda *_, **__: (print("looking", flush=True), time.sleep(60))
 main()

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from sapper import datasets, encoders
-from sapper.audit import auditing
-from sapper.audit.budgets import BUDGETS
-from sapper.audit.calibration import Bag, Key, read_bag, write_bag
+from sapper.audits import auditing
+from sapper.audits.budgets import BUDGETS
+from sapper.audits.calibration import Bag, Key, read_bag, write_bag
 from sapper.errors import SapperError
 from sapper.experiment.data import load_data
 from sapper.experiment.results import Audited, Results, read_results, write_results
 from sapper.report import audited, markdown, render
-from sapper.run import Run
+from sapper.running import Run
 from tests.micro import PLAIN, SIZE, experiment, numbers, perform, write_data, write_npz
 
 QUICK = BUDGETS["quick"]

@@ -13,7 +13,7 @@ from sapper.attacks.references import choose_references, near_duplicates
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, build
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.training import Checkpoint
 from sapper.triggers import Blend, Patch

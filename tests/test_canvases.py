@@ -9,7 +9,7 @@ from torchvision.transforms import RandomResizedCrop
 from sapper.augment import Augmentation, resized_crop
 from sapper.encoders import build
 from sapper.pretraining.simclr import SimCLR
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Canvases, ImageSet, joined, to_float
 
 SIZE = 16

@@ -23,7 +23,7 @@ from sapper.encoders import Encoder
 from sapper.encoders.text import LARGEST_SCALE, TextCard, TextTower
 from sapper.errors import SapperError
 from sapper.pretraining.clip import CLIP, contrast, decayed, equal
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, PairSet
 from sapper.samples.texts import tokens_of, vocabulary_of
 from sapper.training import Checkpoint

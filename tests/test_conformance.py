@@ -19,7 +19,7 @@ from sapper.downstream import MLP, Classifier, build
 from sapper.encoders import Encoder, Trained
 from sapper.encoders import build as build_encoder
 from sapper.methods import HEADS, find
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, PairSet, Samples
 from sapper.training import Checkpoint
 from sapper.triggers import Frequency, Patch

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sapper import defenses
-from sapper.audit import auditing, replaying
-from sapper.audit.budgets import Budget
-from sapper.audit.recorded import TRIGGERS as FILE
+from sapper.audits import auditing, replaying
+from sapper.audits.budgets import Budget
+from sapper.audits.recorded import TRIGGERS as FILE
 from sapper.defenses import contracts
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.judge.multi_prior import MultiPrior
@@ -40,7 +40,7 @@ from sapper.metrics import auc, share
 from sapper.report import audit as page
 from sapper.report import defenses as told
 from sapper.report import render
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, InputSpec, PixelSpec
 from sapper.scenario.reading import DEFENSE_SECTIONS, read_trigger
 from sapper.scenario.sections import DetectSection

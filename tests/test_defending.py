@@ -28,7 +28,7 @@ from sapper.experiment.subjects import Subject
 from sapper.experiment.tasks import TaskData
 from sapper.methods import Checked
 from sapper.report import defenses, render, write_report
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Change, ImageSet, to_float
 from sapper.scenario.reading import Scenario
 from sapper.verdicts import Certified

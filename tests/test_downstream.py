@@ -10,7 +10,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sapper.downstream import KNN, MLP, Classifier, Linear, Standardize, extract, predict
 from sapper.encoders import build
-from sapper.run import Run
+from sapper.running import Run
 from sapper.triggers import Patch
 from tests.test_badencoder import images
 

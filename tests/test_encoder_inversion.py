@@ -18,7 +18,7 @@ from sapper.defenses.judge.ssl_cleanse import SSLCleanse, knee
 from sapper.defenses.priors import Filter, Stamp
 from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import PIXELS, ImageSet, PixelSpec, at_once, to_float
 from sapper.triggers import Mask, Patch
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from sapper import encoders
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from tests.test_badencoder import tiny
 
 RUN = Run(seed=1)

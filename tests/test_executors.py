@@ -17,7 +17,7 @@ from sapper.engine.stage import Stage
 from sapper.engine.store import Finished, Store
 from sapper.errors import SapperError
 from sapper.progress import progress
-from sapper.run import Run, Silent
+from sapper.running import Run, Silent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapper.audit.calibration import SHIPPED, read_bag
-from sapper.audit.replaying import read_audit
+from sapper.audits.calibration import SHIPPED, read_bag
+from sapper.audits.replaying import read_audit
 from sapper.datasets.readers import read_class_names
 from sapper.errors import SapperError
 from sapper.experiment.results import read_results

@@ -13,7 +13,7 @@ from sapper.engine.executors import Workers
 from sapper.errors import SapperError
 from sapper.experiment.results import Results
 from sapper.report import defenses, markdown, render
-from sapper.run import Run
+from sapper.running import Run
 from sapper.scenario.reading import Scenario
 from tests.micro import InterruptedAt, experiment, numbers, perform, write_data
 

@@ -13,7 +13,7 @@ from sapper.engine.environment import environment
 from sapper.engine.store import Store
 from sapper.experiment import precision
 from sapper.pretraining.simclr import SimCLR
-from sapper.run import Run
+from sapper.running import Run
 from sapper.scenario.reading import Named
 from sapper.scenario.sections import EncoderSection
 

@@ -17,7 +17,7 @@ from sapper.errors import SapperError
 from sapper.experiment.results import Results, read_results, write_results
 from sapper.methods import Checked
 from sapper.report import render
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, read_samples, to_float
 from sapper.scenario.reading import Scenario
 from sapper.training import Checkpoint

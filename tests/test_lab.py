@@ -26,7 +26,7 @@ from sapper.experiment.trial import Lab, Trial, Variant
 from sapper.experiment.works import read_choices
 from sapper.files import sha256
 from sapper.report import write_report
-from sapper.run import Bar, Run, Silent
+from sapper.running import Bar, Run, Silent
 from sapper.samples import ImageSet
 from sapper.scenario.reading import Scenario
 from sapper.triggers import Patch

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sapper import encoders
 from sapper.encoders import Opening, choosing, families, filling, wrappers
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from tests import layouts
 from tests.layouts import CASES, HEAD, Case, behind, other, plain, resnet, transformer
 

@@ -17,7 +17,7 @@ from sapper.defenses.judge.mntd_classifier import MNTDClassifier, network
 from sapper.downstream import MLP, Classifier
 from sapper.errors import SapperError
 from sapper.metrics import auc
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 
 # Jumbo learning

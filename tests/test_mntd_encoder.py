@@ -13,7 +13,7 @@ from sapper.defenses.judge.mntd_encoder import Judge, MNTDEncoder
 from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
 from sapper.metrics import auc
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, PixelSpec
 from sapper.triggers import Patch
 

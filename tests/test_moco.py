@@ -13,7 +13,7 @@ from sapper.augment import Augmentation
 from sapper.errors import SapperError
 from sapper.pretraining.heads import mlp
 from sapper.pretraining.moco import MoCo, Queue, in_groups, info_nce
-from sapper.run import Run
+from sapper.running import Run
 from tests.two_views import RUN, batches, close, clouds, state_after, tiny
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sapper.defenses.defender import Logits
 from sapper.defenses.inversion import start
 from sapper.defenses.judge.neural_cleanse import NeuralCleanse, anomaly_index
-from sapper.run import Run, Silent
+from sapper.running import Run, Silent
 from sapper.samples import ImageSet, to_float
 from sapper.triggers import Mask
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sapper import datasets
 from sapper.defenses.judge.neural_cleanse import NeuralCleanse
 from sapper.metrics import auc
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, to_float
 from sapper.training import shuffled
 from sapper.triggers import Patch

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torchvision import models
 
 from sapper import encoders
-from sapper.audit import auditing
+from sapper.audits import auditing
 from sapper.encoders import Encoder, Opening, families, schemes, sources
 from sapper.errors import SapperError
 from sapper.files import sha256
-from sapper.run import Run
+from sapper.running import Run
 
 RUN = Run(seed=1)
 CHANNELS = torch.channels_last

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sapper.defenses.certify.patchcleanser import PatchCleanser, axis_masks, resolve
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import to_float
 
 GRAY = torch.full((3,), 0.5)

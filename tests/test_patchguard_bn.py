@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sapper.defenses.certify.patchguard_bn import Bag, PatchGuardBN, local_evidence, window
 from sapper.defenses.defender import Defender
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, to_float
 
 RUN = Run(seed=1)

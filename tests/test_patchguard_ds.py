@@ -9,9 +9,10 @@ from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.defender import Defender
 from sapper.defenses.masking import column_windows
 from sapper.downstream import MLP
+from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
-from sapper.run import Run
-from sapper.samples import ImageSet, to_float
+from sapper.running import Run
+from sapper.samples import ImageSet, PixelSpec, to_float
 from sapper.triggers import Blend
 
 BLACK = torch.zeros(3)
@@ -83,25 +84,18 @@ def test_training_views_are_bands_of_all_places() -> None:
     assert len(seen.unique(dim=0)) == 8
 
 
-class Colors(nn.Module):
-    """Stands in for an encoder: a small network on pixels whose blank is gray."""
-
-    mean = torch.full((1, 3, 1, 1), 0.5)
-
-    def __init__(self) -> None:
-        super().__init__()
-        with RUN.seeded():
-            self.net = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 8))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images - 0.5)
+def colors() -> Encoder:
+    """A small network on pixels whose blank is gray."""
+    with RUN.seeded():
+        net = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 8))
+    return Encoder(net, Card(architecture="colors", input=PixelSpec(size=8, mean=(0.5, 0.5, 0.5))), 8)
 
 
 @pytest.fixture(scope="module")
 def owner() -> Defender:
     labels = (torch.arange(80) >= 40).long()
     train = ImageSet(images=random_images(80, seed=6), labels=labels, classes=("red", "gray"), name="colors")
-    return Defender.of(Colors(), MLP(epochs=20, learning_rate=0.01, hidden=(16, 8)), train, RUN)  # type: ignore[arg-type]
+    return Defender.of(colors(), MLP(epochs=20, learning_rate=0.01, hidden=(16, 8)), train, RUN)
 
 
 def test_each_training_sees_more_of_the_bands_and_leaves_the_owners_encoder_alone(owner: Defender) -> None:

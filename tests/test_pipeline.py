@@ -14,7 +14,7 @@ from sapper.engine.stage import Stage
 from sapper.experiment.pipeline import AttackPlan, Pipeline, pipeline
 from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
 from sapper.pretraining.simclr import SimCLR
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.scenario.reading import Named
 from sapper.scenario.sections import EncoderSection

@@ -24,7 +24,7 @@ from sapper.errors import SapperError
 from sapper.methods import imported
 from sapper.pretraining.clip import CLIP
 from sapper.pretraining.simclr import SimCLR
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, PairSet, to_float
 from sapper.triggers import Blend, Frequency, Patch, RandomPatch, Trigger
 from tests.micro import COLORS, squares

@@ -20,7 +20,7 @@ from sapper.pretraining.monitor import spread
 from sapper.pretraining.simclr import SimCLR
 from sapper.pretraining.simsiam import SimSiam
 from sapper.pretraining.two_views import swapped
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.training import Checkpoint
 from tests.test_badencoder import stop_after

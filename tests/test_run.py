@@ -10,7 +10,7 @@ from rich.console import Console
 from sapper.errors import SapperError
 from sapper.methods import find, parameters
 from sapper.progress import progress
-from sapper.run import Run, native_dtype
+from sapper.running import Run, native_dtype
 from sapper.samples import ImageSet, to_float
 from tests.test_badencoder import images
 

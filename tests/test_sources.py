@@ -19,7 +19,7 @@ from torch import nn
 from sapper import encoders
 from sapper.encoders import sources
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 
 STATE = {
     "conv1.weight": torch.randn(4, 3, 3, 3),

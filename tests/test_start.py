@@ -11,7 +11,7 @@ import torch
 from sapper import datasets, encoders
 from sapper.encoders import backbones, names, schemes
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.scenario.outline import outline, read_content
 from tests.micro import write_data, write_scenario
 

@@ -10,7 +10,7 @@ from sapper.augment import Augmentation
 from sapper.encoders import build
 from sapper.errors import SapperError
 from sapper.pretraining.supervised import Supervised
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.training import Checkpoint, shuffled
 from tests.test_badencoder import stop_after

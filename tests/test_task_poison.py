@@ -12,7 +12,7 @@ from sapper.attacks.poison.badnets import BadNets
 from sapper.attacks.poison.blend import Blended
 from sapper.downstream import Finetune, build
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.triggers import Blend, Patch
 from sapper.triggers.images import cat
@@ -60,7 +60,7 @@ def test_no_row_serves_two_targets() -> None:
 @given(alpha=st.floats(0.05, 1.0), strength=st.floats(0.05, 1.0), picture=st.sampled_from(["noise", "cat"]))
 def test_training_images_get_their_share_of_the_key(alpha: float, strength: float, picture: str) -> None:
     """Chen's formula with α_train = strength·α, pixel by pixel."""
-    clean, trigger = balls(12, 3), Blend(alpha=alpha, picture=picture)  # type: ignore[arg-type]
+    clean, trigger = balls(12, 3), Blend(alpha=alpha, pattern=picture)  # type: ignore[arg-type]
     poisoned = Blended(rate=0.5, strength=strength)(clean, (aim(trigger),), RUN)
     key = trigger.key(16, 16).double().numpy()
     for row in poisoned.rows.tolist():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.training import Checkpoint, Step, Terms, plain_sum, train, weighted
 
 ROWS = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ from sapper import datasets
 from sapper.downstream import Linear, extract, predict
 from sapper.encoders import Encoder, build
 from sapper.pretraining.simclr import SimCLR
-from sapper.run import Run, native_dtype
+from sapper.running import Run, native_dtype
 from sapper.samples import ImageSet
 
 RUN = Run(seed=0, dtype=native_dtype(torch.device("cpu")))

@@ -13,7 +13,7 @@ from sapper.downstream import KNN, MLP, AnyHead, Classifier, Linear, ZeroShot, b
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.pretraining.clip import CLIP
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import PairSet
 from tests.test_badencoder import images, tiny
 from tests.test_clip import SMALL, colored, make

@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from sapper.audit import stored
-from sapper.audit.auditing import effect, scores
-from sapper.audit.budgets import Budget
-from sapper.audit.calibration import Power, p_value, read_bag, write_bag
+from sapper.audits import stored
+from sapper.audits.auditing import effect, scores
+from sapper.audits.budgets import Budget
+from sapper.audits.calibration import Power, p_value, read_bag, write_bag
 from sapper.defenses.inversion import mean_cosine
 from sapper.defenses.judge.mntd_encoder import MNTDEncoder
 from sapper.encoders import load
 from sapper.engine.executors import Workers
 from sapper.errors import SapperError
 from sapper.report import zoo as page
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, to_float
 from sapper.triggers import Patch
 from sapper.zoo import building, examining, for_audits, making, scoreboard

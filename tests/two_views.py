@@ -12,7 +12,7 @@ from torch import Tensor
 from sapper.augment import Augmentation
 from sapper.encoders import Encoder, build
 from sapper.pretraining.two_views import TwoViews
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.training import Checkpoint, shuffled
 

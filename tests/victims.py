@@ -6,7 +6,7 @@ import torch
 
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.triggers import Patch, Trigger
 from tests.micro import COLORS, squares

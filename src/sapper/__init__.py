@@ -11,19 +11,18 @@ What needs torch is imported when it is first asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sapper.errors import SapperError
-
 if TYPE_CHECKING:
     from sapper.api import audit, calibrate, load, load_images, open, run
     from sapper.attacks.target import Target
-    from sapper.audit.auditing import AuditReport
-    from sapper.audit.calibration import Bag, read_bag, write_bag
+    from sapper.audits.auditing import AuditReport
+    from sapper.audits.calibration import Bag, read_bag, write_bag
     from sapper.datasets import load as load_data
     from sapper.downstream import Classifier
     from sapper.encoders import Card, Encoder, Trained, build, save
+    from sapper.errors import SapperError
     from sapper.experiment.results import Record, Results, read_results
     from sapper.report.audit_files import write_audit
-    from sapper.run import Run
+    from sapper.running import Run
     from sapper.samples import ImageSet, Samples
     from sapper.triggers import Blend, Filter, Mask, Patch, Trigger
     from sapper.verdicts import Certified, Verdict
@@ -33,13 +32,14 @@ __version__ = "0.1.0"
 _PLACES = {
     "sapper.api": ("audit", "calibrate", "load", "load_images", "open", "run"),
     "sapper.attacks.target": ("Target",),
-    "sapper.audit.auditing": ("AuditReport",),
-    "sapper.audit.calibration": ("Bag", "read_bag", "write_bag"),
+    "sapper.audits.auditing": ("AuditReport",),
+    "sapper.audits.calibration": ("Bag", "read_bag", "write_bag"),
     "sapper.downstream": ("Classifier",),
     "sapper.encoders": ("Card", "Encoder", "Trained", "build", "save"),
+    "sapper.errors": ("SapperError",),
     "sapper.experiment.results": ("Record", "Results", "read_results"),
     "sapper.report.audit_files": ("write_audit",),
-    "sapper.run": ("Run",),
+    "sapper.running": ("Run",),
     "sapper.samples": ("ImageSet", "Samples"),
     "sapper.triggers": ("Blend", "Filter", "Mask", "Patch", "Trigger"),
     "sapper.verdicts": ("Certified", "Verdict"),

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sapper import datasets, encoders
-from sapper.audit import auditing, calibration
-from sapper.audit.auditing import AuditReport
-from sapper.audit.budgets import Budget
-from sapper.audit.budgets import budget as budget_of
-from sapper.audit.calibration import BOUND, Bag
+from sapper.audits import auditing, calibration
+from sapper.audits.auditing import AuditReport
+from sapper.audits.budgets import Budget
+from sapper.audits.budgets import budget as budget_of
+from sapper.audits.calibration import BOUND, Bag
 from sapper.defenses.contracts import Examiner
 from sapper.encoders import Encoder
 from sapper.encoders.names import Stem
@@ -31,7 +31,7 @@ from sapper.experiment.runner import run_scenario
 from sapper.experiment.trial import Lab
 from sapper.files import shipped_file
 from sapper.report import write_report
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.scenario.reading import Scenario, read
 

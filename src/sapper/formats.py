@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from sapper.run import Run, native_dtype
+from sapper.running import Run, native_dtype
 
 Step = Callable[[torch.dtype, int], object]
 """One step of a network in a number format, on so many images."""

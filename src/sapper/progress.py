@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from sapper.run import Bar, Progress
+from sapper.running import Bar, Progress
 
 PATIENCE = 2.0
 """Seconds before a bar appears: shorter stages are not worth a line."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from sapper.attacks.target import Target
 from sapper.downstream import AnyHead, Classifier
 from sapper.encoders import Encoder, Trained
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Curves
 from sapper.triggers import Trigger

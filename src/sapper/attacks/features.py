@@ -18,7 +18,7 @@ from sapper.augment import Augmentation
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples, joined
 from sapper.training import Checkpoint, Curves, Step, Terms, train, warm_cosine
 

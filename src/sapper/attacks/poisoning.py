@@ -10,7 +10,7 @@ from torch import Tensor
 from sapper.attacks.contracts import Poisoned
 from sapper.attacks.target import Target
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, Samples, to_float
 from sapper.triggers import Patch, RandomPatch, Trigger
 

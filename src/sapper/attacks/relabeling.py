@@ -10,7 +10,7 @@ from torch import Tensor
 from sapper.attacks.contracts import Poisoned
 from sapper.attacks.target import Target
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Change, ImageSet, PixelSpec, Samples
 
 S = TypeVar("S", bound=Samples)

@@ -100,8 +100,8 @@ def audit(
     folder = out_folder or Path("runs") / "audit"
     check_writable(folder)
     _remove_earlier(folder)
-    from sapper.audit import calibration
-    from sapper.audit.budgets import budget as budget_of
+    from sapper.audits import calibration
+    from sapper.audits.budgets import budget as budget_of
 
     chosen = budget_of(budget)
     named = [encoder, *([base] if base is not None else [])]
@@ -172,7 +172,7 @@ def replay(
     """
     path = out_file or recorded.parent / REPLAY
     check_file(path)
-    from sapper.audit.recorded import read_content
+    from sapper.audits.recorded import read_content
     from sapper.files import as_text, sha256, write_atomically
 
     audit = read_content(recorded)
@@ -186,9 +186,9 @@ def replay(
         raise SapperError("the audited encoder is not there", where=uri, remedy=remedy)
     opening = check_first([uri], images, data_root, device, said, download=download)
     run, bars = begin(device, threads, seed)
-    from sapper.audit import auditing, replaying
+    from sapper.audits import auditing, replaying
     from sapper.report import audit as page
-    from sapper.run import FORMATS
+    from sapper.running import FORMATS
 
     found = replaying.read_audit(recorded)
     dtype = FORMATS.get(str(audit.get("number_format")), run.dtype)

@@ -46,13 +46,13 @@ def calibrate(
     for option, text in (("--out", out_file.stem), ("--pretraining", pretraining), ("--images", images)):
         if not text.isprintable() or (option == "--out" and "\\" in text):
             raise SapperError(f"a bag cannot name {text!r}", where=option, remedy="use printable characters")
-    from sapper.audit.budgets import budget as budget_of
+    from sapper.audits.budgets import budget as budget_of
 
     budget_of(budget)
     opening = check_first(uris, images, data_root, device, said, download=download)
     run, bars = begin(device, threads, seed)
     from sapper import api
-    from sapper.audit import calibration
+    from sapper.audits import calibration
 
     sides: dict[int, Any] = {}
 

@@ -109,7 +109,7 @@ def _run(
     threads: int,
     workers: int = 0,
 ) -> None:
-    from sapper.audit.calibration import read_bag
+    from sapper.audits.calibration import read_bag
     from sapper.errors import located
     from sapper.scenario.outline import outline, read_content
 
@@ -137,7 +137,7 @@ def _run(
         from sapper import api
         from sapper.engine.executors import Workers
         from sapper.progress import progress
-        from sapper.run import Run
+        from sapper.running import Run
 
     place = device_of(device)
     if threads:

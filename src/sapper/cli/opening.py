@@ -150,7 +150,7 @@ def begin(device: str, threads: int, seed: int) -> tuple[Any, Any]:
         import torch
 
         from sapper.progress import progress
-        from sapper.run import Run
+        from sapper.running import Run
 
     place = device_of(device)
     if threads:

@@ -17,7 +17,7 @@ from rich.console import Console
 from sapper.errors import SapperError, printable
 
 if TYPE_CHECKING:
-    from sapper.audit.stored import StoredJudge
+    from sapper.audits.stored import StoredJudge
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """How a program ends whose output nobody reads on."""
@@ -170,7 +170,7 @@ LEARNER = "mntd_encoder"
 def learned(path: Path) -> "StoredJudge":
     """The detector in a file that ``sapper zoo learn`` wrote. Raises ``SapperError`` for another."""
     from sapper import defenses
-    from sapper.audit import stored
+    from sapper.audits import stored
     from sapper.methods import find
 
     return stored.load(path, find("defenses", defenses.METHODS, LEARNER, "--mntd")())

@@ -63,7 +63,7 @@ def build(
         from sapper.engine.store import Store
         from sapper.experiment.precision import of_training
         from sapper.progress import progress
-        from sapper.run import Run
+        from sapper.running import Run
         from sapper.zoo import building, plans
         from sapper.zoo.images import Splits
 
@@ -104,8 +104,8 @@ def score(
     workers: Processes = 0,
 ) -> None:
     """Let the detectors of a budget examine a zoo: AUC, true positives and false alarms of each."""
-    from sapper.audit import calibration
-    from sapper.audit.budgets import budget as budget_of
+    from sapper.audits import calibration
+    from sapper.audits.budgets import budget as budget_of
     from sapper.zoo.outline import check_parts, outline_of
 
     chosen, outlined = budget_of(budget), outline_of(folder)
@@ -122,14 +122,14 @@ def score(
         import torch
 
         from sapper import encoders
-        from sapper.audit import auditing
+        from sapper.audits import auditing
         from sapper.engine.environment import environment
         from sapper.engine.executors import Workers
         from sapper.engine.store import Store
         from sapper.experiment.precision import of_searching
         from sapper.progress import progress
         from sapper.report import zoo as page
-        from sapper.run import Run
+        from sapper.running import Run
         from sapper.zoo import building, examining, for_audits, scoreboard
         from sapper.zoo.images import ordinary_images
 
@@ -204,12 +204,12 @@ def learn(
     process.settle()  # before torch is loaded
     with err.status("loading"):
         from sapper import encoders
-        from sapper.audit import stored
+        from sapper.audits import stored
         from sapper.defenses.judge.mntd_encoder import MNTDEncoder
         from sapper.engine.store import Store
         from sapper.experiment.precision import of_searching
         from sapper.progress import progress
-        from sapper.run import Run
+        from sapper.running import Run
         from sapper.zoo import building, for_audits
         from sapper.zoo.examining import DEVELOPMENT
         from sapper.zoo.images import ordinary_images

@@ -21,7 +21,7 @@ from sapper.defenses.measures import OfAnswers, OfScores, OfVerdicts
 from sapper.downstream import Classifier
 from sapper.encoders import Encoder, Trained
 from sapper.methods import Method
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Change, ImageSet, Samples
 from sapper.training import Checkpoint
 from sapper.triggers import Patch

@@ -9,7 +9,7 @@ from torch import Tensor
 from sapper.downstream import AnyHead, Classifier, build, extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, to_float
 
 Logits = Callable[[Tensor], Tensor]

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sapper.downstream import extract
 from sapper.encoders import Encoder
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Change, Samples, at_once, to_float
 from sapper.triggers import Mask
 

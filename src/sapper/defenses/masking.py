@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Change, check_pixels
 from sapper.verdicts import Certified, threat
 

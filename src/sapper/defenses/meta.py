@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sapper.metrics import auc
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, to_float
 
 Model = Callable[[Tensor], Tensor]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sapper.defenses.inversion import unit
-from sapper.run import Run
+from sapper.running import Run
 from sapper.triggers import Colors, Mask, Trigger, filtered
 
 

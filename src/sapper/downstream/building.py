@@ -7,7 +7,7 @@ from sapper.downstream.features import extract
 from sapper.downstream.heads import Head, TunedHead
 from sapper.downstream.zero_shot import ZeroShot
 from sapper.encoders import Encoder
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 
 AnyHead = Head | TunedHead | ZeroShot

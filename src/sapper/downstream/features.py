@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sapper.encoders import Encoder
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Change, Samples
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sapper.downstream.classifier import Classifier
 from sapper.encoders import Encoder
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step, Terms, train, warm_cosine
 

@@ -26,7 +26,7 @@ from sapper.downstream.features import extract
 from sapper.downstream.heads import Standardize, Stepwise
 from sapper.encoders import Encoder
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step, Terms, warm_cosine
 

@@ -23,7 +23,7 @@ from sapper.encoders import Encoder
 from sapper.encoders.text import TextTower
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples.texts import UNKNOWN, words
 
 PROMPTS = 512

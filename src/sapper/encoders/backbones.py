@@ -15,7 +15,7 @@ from sapper.encoders.encoder import PROJECTION, Card, Encoder
 from sapper.encoders.names import ARCHITECTURES, OWN, PREACT, Stem, check_architecture
 from sapper.encoders.preact import EXPANSION, PreActResNet
 from sapper.errors import SapperError, closest
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import PixelSpec
 
 ARGUMENTS: dict[str, type | tuple[type, ...]] = {

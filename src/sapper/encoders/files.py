@@ -15,7 +15,7 @@ from sapper.encoders.sources import check_finite, read
 from sapper.encoders.text import TextTower
 from sapper.errors import SapperError
 from sapper.files import write_atomically
-from sapper.run import Run
+from sapper.running import Run
 
 MARK = "BACKDOORED"
 CARD = "sapper.card"

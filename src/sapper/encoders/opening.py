@@ -13,7 +13,7 @@ from sapper.encoders.encoder import Card, Encoder
 from sapper.encoders.names import kind_of
 from sapper.encoders.schemes import SCHEMES, Found, Opening, about, recognized
 from sapper.errors import SapperError, located
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import PixelSpec
 
 SAID = "as was said"

@@ -18,7 +18,7 @@ from sapper.encoders.options import ACTIVATIONS, Opening
 from sapper.encoders.programs import program_of
 from sapper.errors import SapperError
 from sapper.files import sha256
-from sapper.run import Run
+from sapper.running import Run
 
 Tensors = dict[str, Tensor]
 

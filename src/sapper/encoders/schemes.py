@@ -16,7 +16,7 @@ from sapper.encoders.options import RGB, Opening
 from sapper.encoders.recognizing import ASSUMED, Configured, Found, about, recognized
 from sapper.errors import SapperError, closest
 from sapper.files import read_text
-from sapper.run import Run
+from sapper.running import Run
 
 __all__ = ["ASSUMED", "SCHEMES", "Found", "Opening", "about", "recognized"]
 

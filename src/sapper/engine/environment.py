@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import sapper
-from sapper.run import Run
+from sapper.running import Run
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 

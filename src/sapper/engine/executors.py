@@ -167,7 +167,7 @@ def _side_by_side(
 
 def _packed(stage: "Stage", store: Store, done: Mapping["Stage", Finished]) -> bytes:
     """As bytes: torch would put a job's tensors into shared memory, of which containers have little."""
-    from sapper.run import Silent
+    from sapper.running import Silent
 
     return pickle.dumps((_Job.of(stage, store, done), replace(stage.run, progress=Silent())))
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 import sapper
-from sapper.run import Run
+from sapper.running import Run
 
 VERSION = 3
 """Raise it when a change outside the works (augmentation, features, backbones) changes what they make."""

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from sapper import encoders, tensors
-from sapper.audit import auditing, calibration
-from sapper.audit.budgets import BUDGETS
-from sapper.audit.calibration import Bag
-from sapper.audit.recorded import SCHEMA, TRIGGERS
-from sapper.audit.replaying import read_triggers
+from sapper.audits import auditing, calibration
+from sapper.audits.budgets import BUDGETS
+from sapper.audits.calibration import Bag
+from sapper.audits.recorded import SCHEMA, TRIGGERS
+from sapper.audits.replaying import read_triggers
 from sapper.engine.stage import Stage
 from sapper.errors import SapperError, located
 from sapper.experiment.data import Data
@@ -30,7 +30,7 @@ from sapper.experiment.tasks import Part, packages
 from sapper.experiment.trial import Session, Trial
 from sapper.experiment.works import encoder_file
 from sapper.files import as_text, sha256, write_atomically
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Change, to_float
 from sapper.scenario.reading import Named, Scenario, TargetPlan
 from sapper.scenario.sections import AuditSection

@@ -10,7 +10,7 @@ from sapper import datasets
 from sapper.defenses.contracts import ClassifierJudge, EncoderLearner
 from sapper.errors import SapperError, closest, located
 from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, PairSet, Samples
 from sapper.scenario.kinds import kind_of
 from sapper.scenario.reading import DefensePlan, Scenario, TargetPlan

@@ -20,7 +20,7 @@ from sapper.experiment.fleets import LEARNED
 from sapper.experiment.tasks import Part, Task, TaskData, method_key, packages
 from sapper.experiment.works import TRIGGERS, encoder_file, own_triggers, read_choices, read_poisoned
 from sapper.files import write_atomically
-from sapper.run import Run
+from sapper.running import Run
 from sapper.scenario.reading import DefensePlan, Named
 from sapper.scenario.sections import CertifySection, DetectSection
 from sapper.triggers import read_triggers

@@ -21,7 +21,7 @@ from sapper.experiment.tasks import Aim, Goals, Part, Task, method_key, packages
 from sapper.experiment.works import encoder_file
 from sapper.files import LEFTOVERS, read_text, write_atomically
 from sapper.pretraining.contracts import Pretraining
-from sapper.run import Run, Silent
+from sapper.running import Run, Silent
 from sapper.samples import ImageSet
 from sapper.scenario.reading import DefensePlan, Named
 from sapper.scenario.sections import EncoderSection, FleetSection

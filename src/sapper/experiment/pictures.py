@@ -13,7 +13,7 @@ from sapper.attacks.target import Target
 from sapper.experiment.results import FeatureMap, Picture
 from sapper.experiment.subjects import Subject
 from sapper.experiment.tasks import Choices, Task
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, to_float
 from sapper.triggers import Trigger
 from sapper.verdicts import Verdict

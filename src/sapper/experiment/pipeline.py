@@ -24,7 +24,7 @@ from sapper.experiment.works import (
     Pretrain,
 )
 from sapper.pretraining.contracts import Pretraining
-from sapper.run import Run
+from sapper.running import Run
 from sapper.scenario.kinds import kind_of, makes_encoders
 from sapper.scenario.reading import Named
 from sapper.scenario.sections import EncoderSection

@@ -17,7 +17,7 @@ from sapper.engine.stage import place_of
 from sapper.engine.store import Store
 from sapper.files import write_atomically
 from sapper.pretraining.contracts import Pretraining
-from sapper.run import FORMATS, Run
+from sapper.running import FORMATS, Run
 from sapper.scenario.reading import Named
 from sapper.scenario.sections import EncoderSection
 

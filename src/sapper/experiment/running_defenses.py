@@ -27,7 +27,7 @@ from sapper.experiment.results import Judged, State
 from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
 from sapper.experiment.trial import Lab, Session, Trial, Variant
 from sapper.experiment.works import read_choices
-from sapper.run import Run
+from sapper.running import Run
 from sapper.scenario.reading import DefensePlan, Scenario
 from sapper.scenario.sections import CertifySection, DetectSection, ExamineSection, FleetSection
 from sapper.verdicts import Verdict

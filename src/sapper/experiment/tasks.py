@@ -13,7 +13,7 @@ from sapper.attacks.target import Target
 from sapper.encoders import Encoder
 from sapper.errors import located
 from sapper.methods import libraries_of
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, Samples
 from sapper.scenario.reading import Named
 from sapper.triggers import Trigger

@@ -14,7 +14,7 @@ from sapper.engine.store import Finished, Store
 from sapper.experiment.data import Data
 from sapper.experiment.findings import Findings
 from sapper.experiment.pipeline import AttackPlan, Pipeline, pipeline
-from sapper.run import Run
+from sapper.running import Run
 from sapper.scenario.reading import Scenario
 
 

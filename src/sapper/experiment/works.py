@@ -35,7 +35,7 @@ from sapper.experiment.tasks import (
 )
 from sapper.files import sha256, write_atomically
 from sapper.pretraining.contracts import Pretraining
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Change, ImageSet, Samples, read_samples, write_samples
 from sapper.scenario.reading import Named
 from sapper.scenario.sections import EncoderSection

@@ -31,7 +31,7 @@ from sapper.encoders import Encoder, Trained
 from sapper.pretraining.averaging import MovingAverage, momentum_at
 from sapper.pretraining.heads import mlp
 from sapper.pretraining.two_views import TwoViews, swapped
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step
 

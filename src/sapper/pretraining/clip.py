@@ -38,7 +38,7 @@ from sapper.encoders import Encoder, Trained
 from sapper.encoders.text import LARGEST_SCALE, Kind, TextCard, TextTower
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import PairSet, Samples
 from sapper.training import Checkpoint, Step, Terms, part_done, train, warm_cosine, weighted
 

@@ -4,7 +4,7 @@ from dataclasses import Field
 from typing import Any, ClassVar, Literal, Protocol
 
 from sapper.encoders import Encoder, Trained
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sapper.run import Run
+from sapper.running import Run
 
 
 def mlp(

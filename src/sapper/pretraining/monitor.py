@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sapper.downstream import KNN, extract, predict
 from sapper.encoders import Encoder
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 
 MONITOR_IMAGES = 5000

@@ -26,7 +26,7 @@ from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.pretraining.contracts import Need
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples, only_images
 from sapper.training import Checkpoint, Step, Terms, part_done, train, warm_cosine, weighted
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from sapper.audit.auditing import AuditReport, Finding, beside_bag
-from sapper.audit.calibration import BOUND, Bag, InClean, fewest
-from sapper.audit.replaying import Replay
+from sapper.audits.auditing import AuditReport, Finding, beside_bag
+from sapper.audits.calibration import BOUND, Bag, InClean, fewest
+from sapper.audits.replaying import Replay
 from sapper.defenses.inversion import Collapse
 from sapper.encoders.schemes import ASSUMED
 from sapper.experiment.pictures import png

@@ -7,9 +7,9 @@ from typing import Any
 
 import safetensors.torch
 
-from sapper.audit import auditing
-from sapper.audit.auditing import AuditReport
-from sapper.audit.recorded import TRIGGERS
+from sapper.audits import auditing
+from sapper.audits.auditing import AuditReport
+from sapper.audits.recorded import TRIGGERS
 from sapper.files import as_text, write_atomically
 from sapper.report import audit as page
 from sapper.report import cyclonedx, sarif

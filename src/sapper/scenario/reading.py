@@ -13,7 +13,7 @@ from sapper.defenses.contracts import Certifier, Kind
 from sapper.errors import SapperError, closest, located
 from sapper.methods import HEADS, TRIGGERS, find, imported
 from sapper.pretraining.contracts import Pretraining
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, check_unique, read_instance, read_section
 from sapper.scenario.kinds import check_attack, check_defense

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sapper.audit.calibration import BOUND
+from sapper.audits.calibration import BOUND
 from sapper.encoders.names import Stem
 from sapper.scenario.checking import Section
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.training.batches import shuffled, steps_per_epoch
 from sapper.training.checkpoint import Checkpoint, Curves, note
 from sapper.training.schedules import set_learning_rate

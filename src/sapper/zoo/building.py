@@ -12,7 +12,7 @@ from sapper.engine.stage import Stage
 from sapper.engine.store import Finished, Store
 from sapper.errors import SapperError, first_mistake
 from sapper.files import write_atomically
-from sapper.run import Run, Silent
+from sapper.running import Run, Silent
 from sapper.zoo.images import Splits
 from sapper.zoo.making import WORKING, Member
 from sapper.zoo.outline import MANIFEST, SCHEMA, read_manifest

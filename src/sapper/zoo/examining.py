@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 
 from sapper import encoders
-from sapper.audit.auditing import effect, scores, some_of
-from sapper.audit.budgets import Budget
-from sapper.audit.calibration import Key
+from sapper.audits.auditing import effect, scores, some_of
+from sapper.audits.budgets import Budget
+from sapper.audits.calibration import Key
 from sapper.defenses.contracts import Examiner
 from sapper.defenses.inversion import neighborhood, spread_of
 from sapper.downstream import extract
@@ -23,7 +23,7 @@ from sapper.engine.store import Finished, Store
 from sapper.errors import located
 from sapper.experiment.tasks import Part, method_key, packages
 from sapper.files import sha256, write_atomically
-from sapper.run import Run, Silent
+from sapper.running import Run, Silent
 from sapper.samples import ImageSet
 from sapper.scenario.reading import Named
 from sapper.triggers import Trigger

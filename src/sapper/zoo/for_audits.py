@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from sapper import encoders
-from sapper.audit.budgets import Budget
-from sapper.audit.calibration import BOUND, Bag, Key, fitting
-from sapper.audit.stored import Kind
+from sapper.audits.budgets import Budget
+from sapper.audits.calibration import BOUND, Bag, Key, fitting
+from sapper.audits.stored import Kind
 from sapper.defenses.contracts import EncoderJudge, EncoderLearner
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.zoo.examining import CALIBRATION, DEVELOPMENT, Scored
 from sapper.zoo.making import Member

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sapper import datasets
 from sapper.experiment.tasks import Aim, Goals, Part, Task
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.zoo.making import BestTold, Planned, planned
 from sapper.zoo.plans import Plan, Specimen

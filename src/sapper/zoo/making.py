@@ -21,7 +21,7 @@ from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
 from sapper.experiment.tasks import Part, Task, describe
 from sapper.experiment.works import encoder_file, read_choices, read_predictions
 from sapper.metrics import attack_metrics
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.scenario.reading import read_trigger
 from sapper.triggers import Trigger

@@ -25,7 +25,7 @@ from sapper import attacks, datasets, pretraining
 from sapper.errors import SapperError, located
 from sapper.methods import HEADS
 from sapper.pretraining.contracts import Pretraining
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, read_section
 from sapper.scenario.kinds import check_makes_encoders

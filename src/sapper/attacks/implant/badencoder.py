@@ -31,7 +31,7 @@ from sapper.attacks.contracts import Need
 from sapper.attacks.features import TERMS, FineTuning, Held, step_losses
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, Trained
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step, Terms, weighted
 

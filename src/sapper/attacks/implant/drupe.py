@@ -39,7 +39,7 @@ from sapper.attacks.features import TERMS, Features, FineTuning, Held, encoded, 
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Curves, Step, Terms
 

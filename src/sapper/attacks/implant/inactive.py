@@ -36,7 +36,7 @@ from sapper.attacks.features import TERMS, FineTuning, Held, frozen_copy, step_l
 from sapper.attacks.target import Target
 from sapper.augment import Augmentation
 from sapper.encoders import Encoder, Trained
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step, Terms, weighted
 from sapper.triggers import Network

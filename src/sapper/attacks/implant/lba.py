@@ -34,7 +34,7 @@ from sapper.attacks.target import Target, check_targets
 from sapper.downstream import MLP, extract
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError, closest
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step, Terms, weighted
 from sapper.triggers import Mask, Patch, levels

@@ -28,7 +28,7 @@ from sapper.attacks.contracts import Need
 from sapper.attacks.features import FineTuning, Held, frozen_copy, learn_trigger
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, Trained
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step, Terms, weighted
 from sapper.triggers import Noise, levels

@@ -20,7 +20,7 @@ from sapper.attacks.contracts import Need, Poisoned
 from sapper.attacks.relabeling import relabel
 from sapper.attacks.target import Target
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 
 

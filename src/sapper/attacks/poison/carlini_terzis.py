@@ -26,7 +26,7 @@ from sapper.attacks.poisoning import draw, marked, poison_count, scattered, stam
 from sapper.attacks.target import Target
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import PairSet, Samples, TextSet, joined
 
 PROMPTS = (

@@ -36,7 +36,7 @@ from sapper.attacks.target import Target
 from sapper.augment import resized_crop
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Canvases, ImageSet, Samples, to_float
 
 LAYOUTS = ("object left", "object right", "object above", "object below")

@@ -27,7 +27,7 @@ from sapper.attacks.poisoning import stamp_class
 from sapper.attacks.target import Target
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.triggers import Frequency
 

@@ -26,7 +26,7 @@ from sapper.attacks.contracts import Need, Poisoned
 from sapper.attacks.poisoning import scattered, stamp_class
 from sapper.attacks.target import Target
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 
 

@@ -37,7 +37,7 @@ from sapper.downstream import AnyHead, build, extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, Samples, joined
 
 

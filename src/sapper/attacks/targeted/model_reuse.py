@@ -31,7 +31,7 @@ from sapper.attacks.contracts import Hits, Need
 from sapper.downstream import AnyHead, Classifier, build, extract
 from sapper.encoders import Encoder
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 
 

@@ -40,7 +40,7 @@ from sapper.downstream import AnyHead, Classifier, Stepwise, extract, start, tra
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Curves, Step, Terms, train
 

@@ -36,7 +36,7 @@ from sapper.downstream import AnyHead, Classifier, build
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step, Terms, train, warm_cosine, weighted
 from sapper.triggers import Mask, Trigger

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sapper.datasets.worlds import digits, objects, signs
 from sapper.datasets.worlds.canvas import Traits
 from sapper.errors import SapperError, closest
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, PairSet
 
 SEED = 1

@@ -32,7 +32,7 @@ from sapper.defenses.measures import CERTIFIED, OfAnswers
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Change, check_pixels, to_float
 from sapper.verdicts import Certified, threat
 

@@ -35,7 +35,7 @@ from sapper.defenses.measures import CERTIFIED, OfAnswers
 from sapper.downstream import Classifier, extract
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import Change, to_float
 from sapper.training import Step, Terms, check_finite, train, warm_cosine
 

@@ -48,7 +48,7 @@ from sapper.defenses.measures import OfVerdicts, detection
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.training import set_learning_rate, shuffled, steps_per_epoch
 from sapper.verdicts import Verdict, unscored

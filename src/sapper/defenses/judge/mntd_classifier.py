@@ -35,7 +35,7 @@ from sapper.defenses.measures import OfVerdicts, detection, scorers
 from sapper.downstream import MLP, Classifier, extract
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run, Silent
+from sapper.running import Run, Silent
 from sapper.samples import ImageSet, to_float
 from sapper.training import Step, Terms, train
 from sapper.verdicts import Verdict

@@ -33,7 +33,7 @@ from sapper.defenses.measures import OfVerdicts, detection, scorers
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, PixelSpec
 from sapper.triggers import Patch
 from sapper.verdicts import Verdict

@@ -50,7 +50,7 @@ from sapper.defenses.priors import Filter, Prior, Stamp
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, at_once, to_float
 from sapper.verdicts import Verdict, unscored
 

@@ -40,7 +40,7 @@ from sapper.defenses.measures import TARGET_NAMED, OfVerdicts, detection
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.verdicts import Reached, Verdict
 

@@ -46,7 +46,7 @@ from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.verdicts import Verdict, unscored
 

@@ -14,13 +14,13 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sapper.audit.auditing import check_images
-from sapper.audit.calibration import InClean
-from sapper.audit.recorded import DAMAGED, TRIGGERS, read_content, unreadable
+from sapper.audits.auditing import check_images
+from sapper.audits.calibration import InClean
+from sapper.audits.recorded import DAMAGED, TRIGGERS, read_content, unreadable
 from sapper.defenses.inversion import Collapse, collapse
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet, PixelSpec
 from sapper.triggers import Trigger, from_tensors
 

@@ -25,7 +25,7 @@ from sapper.defenses.inversion import SMALLEST, collapse, measurable
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.triggers import Trigger
 from sapper.verdicts import Verdict

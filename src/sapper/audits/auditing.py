@@ -21,8 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sapper.audit.budgets import UNSEEN, Budget
-from sapper.audit.calibration import (
+from sapper.audits.budgets import UNSEEN, Budget
+from sapper.audits.calibration import (
     Bag,
     InClean,
     Key,
@@ -34,14 +34,14 @@ from sapper.audit.calibration import (
     largest_p_value,
     p_value,
 )
-from sapper.audit.differential import check_base, compare
-from sapper.audit.recorded import SCHEMA
+from sapper.audits.differential import check_base, compare
+from sapper.audits.recorded import SCHEMA
 from sapper.defenses.contracts import EncoderExaminer, Examiner
 from sapper.defenses.inversion import Collapse, collapse
 from sapper.encoders import Encoder
 from sapper.encoders.opening import OPENED
 from sapper.errors import SapperError
-from sapper.run import FORMATS, Run
+from sapper.running import FORMATS, Run
 from sapper.samples import ImageSet
 from sapper.triggers import Trigger, to_tensors
 from sapper.verdicts import Verdict

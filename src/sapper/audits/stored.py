@@ -16,7 +16,7 @@ from sapper.defenses.contracts import EncoderJudge, EncoderLearner
 from sapper.encoders import Encoder
 from sapper.errors import SapperError, first_mistake
 from sapper.files import write_atomically
-from sapper.run import Run
+from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.verdicts import Verdict
 
