@@ -601,9 +601,10 @@ def test_a_trigger_that_works_but_misses_its_class_is_flagged(tmp_path: Path) ->
         return Finished(tmp_path / folder, 1.0, cached=False)
 
     def flags(before: Finished, after: Finished) -> list[str]:
-        found = Findings(out=tmp_path, primary_head="mlp")
-        subjects = [Subject(id=state, state=state, seed=0, stage=NOTHING) for state in (CLEAN, ATTACKED)]
-        found.add_attack({"seed": 0, "condition": {}}, task, choices, *subjects, before, after)
+        found = Findings(out=tmp_path)
+        clean, attacked = (Subject(id=state, state=state, seed=0, stage=NOTHING) for state in (CLEAN, ATTACKED))
+        sides = ((clean, before), (attacked, after))
+        found.add_attack({"seed": 0, "condition": {}}, task, choices, *sides, primary_head="mlp")
         return found.flags
 
     clean = left("clean", labels)

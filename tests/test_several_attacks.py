@@ -11,6 +11,7 @@ from sapper.cli.experiments import print_results
 from sapper.errors import SapperError
 from sapper.experiment.results import Results, read_results, write_results
 from sapper.report import markdown, render
+from sapper.report.tables import summary_sentences
 from sapper.scenario.outline import outline, read_content
 from sapper.scenario.reading import Scenario, read
 from tests.micro import PLAIN, experiment, perform, write_data
@@ -139,6 +140,7 @@ def test_torch_is_not_needed_to_know_every_attacks_data_sets(data: Path) -> None
         ("attack.2.instead.head.0.neighbors=0", "attack[2].instead.head[0].neighbors", "0 does not fit"),
         ("attack.2.instead.head.0.neighbor=0", "attack[2].instead.head[0].neighbor", "unknown key"),
         ("attack.1.instead.encoder.width=0", "attack[1].instead.encoder.width", "0 does not fit"),
+        ('attack.1.instead.head=[{ method = "zero_shot" }]', "attack[1].instead.head[0].method", "needs captions"),
         ("attack.1.instead.target=[]", "attack[1]", "[[target]] is missing"),
         ("task.0.dataset=none", "task[0].dataset", "no data set 'none'"),
         ("attack=[]", "attack", "[] does not fit"),
@@ -211,20 +213,17 @@ def test_records_say_whose_they_are(finished: tuple[Results, Path]) -> None:
 
 def test_each_attack_gives_what_it_gives_alone(finished: tuple[Results, Path], data: Path, tmp_path: Path) -> None:
     alone = experiment(
-        data,
-        "pretraining.epochs=1",
-        text=ONE_TASK,
-        extra=re.sub(r"\[\[attack\]\](?=\nmethod = \"badencoder\"\nname)", "[attack]", _without_others()),
+        data, "pretraining.epochs=1", text=ONE_TASK, extra=_some("strong").replace("[[attack]]", "[attack]")
     )
     expected = {(r.head, r.metric): r.value for r in perform(alone, tmp_path).records}
     found = {(r.head, r.metric): r.value for r in finished[0].records if r.attack == "strong"}
     assert found == expected
 
 
-def _without_others() -> str:
-    """The scenario's attack ``strong`` alone."""
+def _some(*words: str) -> str:
+    """The attacks whose tables have one of these words, and the target."""
     tables = re.split(r"^(?=\[\[)", ATTACKS, flags=re.MULTILINE)
-    return "".join(table for table in tables if "strong" in table or table.startswith("[[target"))
+    return "".join(each for each in tables if each.startswith("[[target") or any(word in each for word in words))
 
 
 def test_attacks_go_with_variants_and_defenses(data: Path, tmp_path: Path) -> None:
@@ -237,8 +236,10 @@ def test_attacks_go_with_variants_and_defenses(data: Path, tmp_path: Path) -> No
 method = "neural_cleanse"
 steps = 2
 """
-    results = perform(scenario(data, "head.0.epochs=1", more=more), tmp_path)
-    pairs = {(name, size) for name in ("badencoder", "strong", "badnets") for size in (3, 5)}
+    short = ("pretraining.epochs=1", "head.0.epochs=1", "head.1.iterations=2")
+    both = _some("strong", "badnets")
+    results = perform(experiment(data, *short, text=ONE_TASK, extra=both + more), tmp_path)
+    pairs = {(name, size) for name in ("strong", "badnets") for size in (3, 5)}
     assert {(r.attack, r.condition["target.trigger.size"]) for r in results.records if r.metric == "ASR"} == pairs
     judged = {(v.attack, v.condition["target.trigger.size"], v.state) for v in results.verdicts}
     assert judged == {(*pair, state) for pair in pairs for state in ("clean", "attacked")}
@@ -267,6 +268,9 @@ def test_the_report_groups_rows_maps_and_pictures_by_attack(finished: tuple[Resu
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert "strong: balls → red" in markdown.render(results)
+    sentences = {words.partition(":")[0]: words for words in summary_sentences(results)}
+    assert "built on the backdoored encoder; with the clean encoder" in sentences["strong"]
+    assert "trained on poisoned images; without the attack" in sentences["badnets"]
 
 
 def test_the_terminal_has_a_table_for_each_attack(

@@ -257,6 +257,22 @@ def class_names(results: Results, task: str) -> list[str]:
     return next((list(classes) for classes in sets if isinstance(classes, list | tuple)), [])
 
 
+ATTACKED = {
+    "encoder": "built on the backdoored encoder",
+    "task": "trained on poisoned images",
+    "classifier": "whose training was attacked",
+}
+"""What is said of a classifier, by what the attacker made (``Model.of``)."""
+
+
+def _attacked(results: Results, row: SummaryRow) -> str:
+    """What the attacker of a row made."""
+    place = (row.attack, row.task, row.target, row.head)
+    measured = (record for record in results.records if record.metric == "ASR_strict")
+    ids = {each.subject for each in measured if (each.attack, each.task, each.target, each.head) == place}
+    return next((model.of for model in results.subjects if model.id in ids), "encoder")
+
+
 def sentence(results: Results, row: SummaryRow) -> str:
     """What one row says, for a reader who knows no abbreviation. Empty where it measured no attack."""
     attacked, before = row.estimates.get("ASR_strict"), row.estimates.get("ASR_B_strict")
@@ -265,9 +281,10 @@ def sentence(results: Results, row: SummaryRow) -> str:
         return f"On {row.task}, {clean.number} % of clean images are classified correctly." if clean else ""
     words = (
         f"On {row.task}, {attacked.number} % of triggered images that are not of the target class are classified "
-        f"as “{target_class(results, row.task, row.target)}” by the classifier built on the backdoored encoder"
+        f"as “{target_class(results, row.task, row.target)}” by the classifier {ATTACKED[_attacked(results, row)]}"
     )
-    words += f"; with the clean encoder {before.number} % are." if before else "."
+    without = "with the clean encoder" if _attacked(results, row) == "encoder" else "without the attack"
+    words += f"; {without} {before.number} % are." if before else "."
     if clean and after:
         change = text.number(after.value - clean.value, signed=True)
         words += f" Accuracy on clean images changes by {change} points, from {clean.number} to {after.number} %."

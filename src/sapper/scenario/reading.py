@@ -194,6 +194,10 @@ def _single(single: Single, file: str) -> Scenario:
         _check_shadow(attack_section, pretraining_section, file)
     targets = tuple(_target(section, f"target[{i}]", file) for i, section in enumerate(outlined.targets))
     heads, primary = _heads(root.head or [Scenario.PRIMARY_DEFAULT], file)
+    for i, head in enumerate(heads):
+        if head.parameters.kind == "zero_shot" and "captions" not in pretraining_method.parameters.needs:
+            what = f"{head.name} needs captions, and {pretraining_method.name} learns from images alone"
+            raise SapperError(what, where=f"{file}: head[{i}].method", remedy="pre-train with clip")
     attacked = list(dict.fromkeys(target.task for target in targets))
     plans: tuple[DefensePlan, ...] = ()
     if attack_method is not None:

@@ -135,6 +135,9 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
     attack, attack_method = with_method(
         AttackSection, drawn("attack"), "attacks", attacks.METHODS, file, f"{key}.attack"
     )
+    if attack.name is not None or attack.instead:
+        what, remedy = "an attack of a family has neither a name nor tables of its own", "leave name and instead out"
+        raise SapperError(what, where=f"{file}: {key}.attack", remedy=remedy)
     check_makes_encoders(attack_method.name, attack_method.parameters, f"{file}: {key}.attack.method")
     with located(f"{file}: {key}", "."):
         check_encoder(encoder, encoder.input_size, "encoder.input_size")
