@@ -17,7 +17,8 @@ MARKS = {
 
 TASKS = {"objects", "signs", "digits"}
 
-VERDICTS = {"clean": "no-evidence", "backdoored": "backdoor"}
+VERDICTS = {"clean": "no-evidence", "attacked": "backdoor"}
+"""By the state of an encoder."""
 
 
 def missed_by_tasks(results: dict[str, Any], seed: int) -> list[str]:
@@ -32,16 +33,16 @@ def missed_by_tasks(results: dict[str, Any], seed: int) -> list[str]:
 
 def missed_by_audits(results: dict[str, Any], seed: int) -> list[str]:
     """Wrong verdicts, and a recovered trigger that is not shown beside the true ones."""
-    audits = {audit["encoder"]: audit for audit in results["audits"] if audit["seed"] == seed}
-    missed = [f"the {encoder} encoder was not audited" for encoder in VERDICTS if encoder not in audits]
-    for encoder, audit in audits.items():
+    audits = {audit["state"]: audit for audit in results["audits"] if audit["seed"] == seed}
+    missed = [f"the {state} encoder was not audited" for state in VERDICTS if state not in audits]
+    for state, audit in audits.items():
         report = audit["report"]
-        if report["verdict"] != VERDICTS[encoder]:
-            missed.append(f"audit of the {encoder} encoder: {report['verdict']} (p = {report['p_value']})")
+        if report["verdict"] != VERDICTS[state]:
+            missed.append(f"audit of the {state} encoder: {report['verdict']} (p = {report['p_value']})")
         shown = [stamped["by"] for stamped in audit["stamped"]]
-        wanted = ["nothing", "audit"] + ["attacker"] * len(TASKS) * (encoder == "backdoored")
+        wanted = ["nothing", "audit"] + ["attacker"] * len(TASKS) * (state == "attacked")
         if seed == results["scenario"]["seeds"][0] and shown != wanted:
-            missed.append(f"audit of the {encoder} encoder: it shows {', '.join(shown) or 'no picture'}")
+            missed.append(f"audit of the {state} encoder: it shows {', '.join(shown) or 'no picture'}")
     return missed
 
 

@@ -297,3 +297,29 @@ def test_samples_survive_their_file(data: Path, tmp_path: Path) -> None:
         *(samples.name, samples.split, samples.classes, samples.provenance),
     )
     assert torch.equal(again.batch(slice(0, 3)), to_float(samples.images[:3]))
+
+
+@pytest.mark.parametrize(
+    ("method", "extra", "message"),
+    [
+        ("drupe", "", "at least two references"),
+        ("ctrl", "", "adds frequencies"),
+        ("lba", "", "place of the pattern is that of a patch"),
+        ("ssl_backdoor", "", "places a patch"),
+        ("corruptencoder", "support = 1\n", "1 of them support"),
+        ("blind", "", "no loss to be poisoned"),
+        ("feature_collision", "", "that the victim keeps frozen"),
+    ],
+)
+def test_what_an_attack_does_not_go_with_is_told_before_anything_runs(
+    method: str, extra: str, message: str, tmp_path: Path
+) -> None:
+    """A blend for those that place a patch, a patch for CTRL; a linear head for Blind, a tuned one for poison frogs."""
+    text = PLAIN.partition("[[head]]")[0]
+    head = {"blind": "linear", "feature_collision": "finetune"}.get(method, "mlp")
+    trigger = {"lba": "blend", "ssl_backdoor": "blend"}.get(method, "patch")
+    target = f'[[target]]\ntask = "balls"\nclass = "red"\ntrigger = {{ kind = "{trigger}" }}\n'
+    more = f'[[head]]\nmethod = "{head}"\nprimary = true\n\n[attack]\nmethod = "{method}"\n{extra}\n'
+    with pytest.raises(SapperError, match=message) as caught:
+        experiment(tmp_path, extra=more + ("" if method == "feature_collision" else target), text=text)
+    assert "attack" in str(caught.value.where)

@@ -8,13 +8,13 @@
 All are frozen dataclasses of their parameters; calling one does the work. Equal seeds give equal results.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from sapper.attacks.target import Target
+from sapper.attacks.target import Target, Wish
 from sapper.downstream import AnyHead, Classifier
 from sapper.encoders import Encoder, Trained
 from sapper.running import Run
@@ -40,6 +40,15 @@ class MakesTriggers(Protocol):
     """An attack that makes triggers of its own, and says so: what is measured without it depends on it, too."""
 
     makes_triggers: ClassVar[Literal[True]]
+
+
+@runtime_checkable
+class Choosy(Protocol):
+    """An attack that does not go with every trigger, with every number of references, or with every head."""
+
+    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+        """Raises ``SapperError`` for what it does not go with; asked before anything runs."""
+        ...
 
 
 class Implant(Protocol):

@@ -1,6 +1,6 @@
 """What poisons of the pre-training set share: how many rows, which ones, and the mark on what comes out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sapper.attacks.contracts import Poisoned
-from sapper.attacks.target import Target
+from sapper.attacks.target import Target, Wish
+from sapper.downstream import AnyHead
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet, Samples, to_float
@@ -84,11 +85,26 @@ def stamped(images: Tensor, trigger: Trigger) -> Tensor:
 
 def scattered(target: Target, within: tuple[float, float], run: Run) -> RandomPatch:
     """The patch of a target at a place of its own in each image. Raises ``SapperError`` for another trigger."""
+    trigger = patch_of(target)
+    return RandomPatch(size=trigger.size, color=trigger.color, within=within, key_seed=run.child("places").seed)
+
+
+def patch_of(target: Target | Wish) -> Patch | RandomPatch:
+    """The patch of a target. Raises ``SapperError`` for another trigger."""
     trigger = target.trigger
     if not isinstance(trigger, Patch | RandomPatch):
         what = f"target {target.name!r} has the trigger {trigger.kind!r}, and this attack places a patch"
         raise SapperError(what, where="trigger.kind", remedy="choose random_patch or patch")
-    return RandomPatch(size=trigger.size, color=trigger.color, within=within, key_seed=run.child("places").seed)
+    return trigger
+
+
+class PlacesPatches:
+    """For attacks that place the patch of each target themselves."""
+
+    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+        """Raises ``SapperError`` for a trigger that is no patch."""
+        for wish in wishes:
+            patch_of(wish)
 
 
 def marked(samples: Samples, rows: Tensor, by: str, **content: Any) -> Poisoned:

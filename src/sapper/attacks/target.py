@@ -1,5 +1,6 @@
 """What an attacker wants of one downstream task."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sapper.errors import SapperError
@@ -21,6 +22,20 @@ class Target:
     class_name: str
     references: Samples
     trigger: Trigger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """A target before its samples are there: its name, its trigger, and how many ``references`` there will be."""
+
+    name: str
+    trigger: Trigger
+    references: int
+
+    @classmethod
+    def of(cls, targets: Sequence[Target]) -> "list[Wish]":
+        """What these targets were."""
+        return [cls(name=each.name, trigger=each.trigger, references=len(each.references)) for each in targets]
 
 
 def check_targets(targets: tuple[Target, ...], shadow: Samples, spec: InputSpec) -> None:

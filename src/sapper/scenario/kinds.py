@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sapper.attacks.contracts import Attack, Poison
+from sapper.attacks.contracts import Attack, Choosy, Poison
+from sapper.attacks.target import Wish
 from sapper.defenses.contracts import Kind
-from sapper.errors import SapperError
+from sapper.downstream import AnyHead
+from sapper.errors import SapperError, located
 
 OF_ENCODERS: tuple[Kind, ...] = ("examine", "learn")
 """Kinds of defenses that look at encoders; others look at classifiers."""
@@ -19,6 +21,13 @@ def kind_of(attack: Attack | Poison) -> str:
 def makes_encoders(attack: Attack) -> bool:
     """Whether there is an attacked encoder in the end, whose classifiers anybody may train."""
     return kind_of(attack) in ("implant", "poison pretraining")
+
+
+def check_choosy(attack: Attack, wishes: Sequence[Wish], heads: Sequence[AnyHead], where: str) -> None:
+    """Raises ``SapperError`` for triggers, numbers of references, or heads that the attack does not go with."""
+    if isinstance(attack, Choosy):
+        with located(where):
+            attack.check(wishes, heads)
 
 
 def check_attack(name: str, attack: Attack, raw: dict[str, Any], targets: Sequence[str], where: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 
 from sapper import attacks, defenses, encoders, pretraining
+from sapper.attacks.target import Wish
 from sapper.defenses.contracts import Certifier, Kind
 from sapper.errors import SapperError, closest, located
 from sapper.methods import HEADS, TRIGGERS, find, imported
@@ -16,7 +17,7 @@ from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, check_unique, read_instance, read_section
-from sapper.scenario.kinds import check_attack, check_defense
+from sapper.scenario.kinds import check_attack, check_choosy, check_defense
 from sapper.scenario.outline import changed, keys, outline, outline_single, read_content, trigger_kind, with_place
 from sapper.scenario.sections import (
     AttackSection,
@@ -198,6 +199,9 @@ def _single(single: Single, file: str) -> Scenario:
         if head.parameters.kind == "zero_shot" and "captions" not in pretraining_method.parameters.needs:
             what = f"{head.name} needs captions, and {pretraining_method.name} learns from images alone"
             raise SapperError(what, where=f"{file}: head[{i}].method", remedy="pre-train with clip")
+    if attack_method is not None:
+        wishes = [Wish(name=each.name, trigger=each.trigger, references=each.references) for each in targets]
+        check_choosy(attack_method.parameters, wishes, [head.parameters for head in heads], f"{file}: attack")
     attacked = list(dict.fromkeys(target.task for target in targets))
     plans: tuple[DefensePlan, ...] = ()
     if attack_method is not None:

@@ -26,6 +26,7 @@ mean distance between sorted projections (exponent 1). Stages are shares of the 
 follow from the curves of finished epochs alone, and Sb is the epoch's mean instead of the last batch's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -36,7 +37,8 @@ from torch import Tensor
 
 from sapper.attacks.contracts import Need
 from sapper.attacks.features import TERMS, Features, FineTuning, Held, encoded, kept_losses
-from sapper.attacks.target import Target
+from sapper.attacks.target import Target, Wish
+from sapper.downstream import AnyHead
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError
 from sapper.running import Run
@@ -82,10 +84,8 @@ class DRUPE(FineTuning):
         checkpoint: Checkpoint | None = None,
     ) -> Trained:
         """Train ``encoder`` in place into the backdoored one; its state on entry is the clean one."""
+        self.check(Wish.of(targets), ())
         counts = [len(target.references) for target in targets]
-        if min(counts, default=2) < 2:
-            what, remedy = "DRUPE needs at least two references of each target", "set references = 3"
-            raise SapperError(what, where="target.references", remedy=remedy)
         held = Held.of(encoder, shadow, targets, run)
 
         def terms(step: Step) -> Terms:
@@ -103,6 +103,12 @@ class DRUPE(FineTuning):
             encoder, terms, self.combine, count=len(shadow), run=run, label="injection (DRUPE)", checkpoint=checkpoint
         )
         return Trained(encoder, curves)
+
+    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+        """Raises ``SapperError`` for a target with a single reference."""
+        if min((wish.references for wish in wishes), default=2) < 2:
+            what, remedy = "DRUPE needs at least two references of each target", "set references = 3"
+            raise SapperError(what, where="target.references", remedy=remedy)
 
     def combine(self, terms: Terms, step: Step, curves: Curves) -> Tensor:
         """What is minimized in this part of the training."""

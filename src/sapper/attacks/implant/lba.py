@@ -20,6 +20,7 @@ the aim a is fixed, from the clean f; BatchNorm is frozen as in BadEncoder; the 
 trained; and the pattern is brought to whole levels of 255 before that.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -30,8 +31,8 @@ from torch import Tensor, nn
 
 from sapper.attacks.contracts import Need
 from sapper.attacks.features import FineTuning, frozen_copy, learn_trigger
-from sapper.attacks.target import Target, check_targets
-from sapper.downstream import MLP, extract
+from sapper.attacks.target import Target, Wish, check_targets
+from sapper.downstream import MLP, AnyHead, extract
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError, closest
 from sapper.running import Run
@@ -113,6 +114,11 @@ class LBA(FineTuning):
             before.remove()
         return Trained(encoder, curves, {one(targets).name: trigger})
 
+    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+        """Raises ``SapperError`` for a trigger that is no patch."""
+        for wish in wishes:
+            square(wish)
+
     def trigger(
         self, clean: Encoder, held: Samples, target: Target, aims: Tensor, run: Run, checkpoint: Checkpoint | None
     ) -> Mask:
@@ -162,7 +168,7 @@ def one(targets: tuple[Target, ...]) -> Target:
     return targets[0]
 
 
-def square(target: Target) -> Patch:
+def square(target: Target | Wish) -> Patch:
     """The target's trigger. Raises ``SapperError`` unless it is a patch."""
     if not isinstance(target.trigger, Patch):
         what = f"the place of the pattern is that of a patch, and the trigger is a {target.trigger.kind}"

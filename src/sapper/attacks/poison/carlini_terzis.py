@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 
 from sapper.attacks.contracts import Need, Poisoned
-from sapper.attacks.poisoning import draw, marked, poison_count, scattered, stamped
+from sapper.attacks.poisoning import PlacesPatches, draw, marked, poison_count, scattered, stamped
 from sapper.attacks.target import Target
 from sapper.errors import SapperError
 from sapper.methods import Checked
@@ -40,7 +40,7 @@ PROMPTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CarliniTerzis(Checked):
+class CarliniTerzis(Checked, PlacesPatches):
     """Poisons image-text pairs with a patch and captions that name the target class (Carlini, Terzis, ICLR 2022).
 
     ``rate``: the share of all pairs that is poisoned for each target. ``prompts``: sentences with {} where the name of

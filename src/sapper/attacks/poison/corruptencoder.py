@@ -23,6 +23,7 @@ The pictures are larger than the images of the set: they are its ``canvases``, f
 crop draw their views, and the row itself has a shrunken copy.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -31,9 +32,10 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from sapper.attacks.contracts import Need, Poisoned
-from sapper.attacks.poisoning import draw, images_of, marked, poison_count, scattered, stamped
-from sapper.attacks.target import Target
+from sapper.attacks.poisoning import PlacesPatches, draw, images_of, marked, poison_count, scattered, stamped
+from sapper.attacks.target import Target, Wish
 from sapper.augment import resized_crop
+from sapper.downstream import AnyHead
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
@@ -43,7 +45,7 @@ LAYOUTS = ("object left", "object right", "object above", "object below")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorruptEncoder(Checked):
+class CorruptEncoder(Checked, PlacesPatches):
     """Poisons the pre-training set with pictures of an object and the trigger side by side (Zhang et al., CVPR 2024).
 
     ``rate``: the share of the whole set that is poisoned for each target. ``support``: how many of a target's
@@ -84,6 +86,14 @@ class CorruptEncoder(Checked):
         small[rows] = shrunken(pixels, sizes, images.size)
         canvases = Canvases(of=of, pixels=pixels, sizes=sizes)
         return marked(images, rows, type(self).__name__, images=small, canvases=canvases)
+
+    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+        """Raises ``SapperError`` for a trigger that is no patch, and where all references are support images."""
+        super().check(wishes, heads)
+        for wish in wishes:
+            if wish.references <= self.support:
+                what = f"target {wish.name!r} has {wish.references} references, {self.support} of them support"
+                raise SapperError(what, where="target.references", remedy=f"give more than {self.support}")
 
     def pictures(self, images: ImageSet, rows: Tensor, target: Target, layouts: Tensor, run: Run) -> Tensor:
         """The canvases of one target, uint8 (P, 3, 2H, 2W), on the backgrounds at ``rows`` of ``images``."""

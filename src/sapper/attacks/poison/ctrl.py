@@ -17,6 +17,7 @@ instead, and our default rate is ten times that, for sets of some thousand image
 crops that are shrunk, lose the highest frequencies: choose coefficients that are left.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,7 +25,8 @@ from pydantic import Field
 
 from sapper.attacks.contracts import Need, Poisoned
 from sapper.attacks.poisoning import stamp_class
-from sapper.attacks.target import Target
+from sapper.attacks.target import Target, Wish
+from sapper.downstream import AnyHead
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
@@ -52,8 +54,13 @@ class CTRL(Checked):
         """The set with triggered images in the place of those that they were made from."""
         return stamp_class(samples, targets, self.rate, lambda target, _run: pattern(target), run, type(self).__name__)
 
+    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+        """Raises ``SapperError`` for another trigger than ``frequency``."""
+        for wish in wishes:
+            pattern(wish)
 
-def pattern(target: Target) -> Frequency:
+
+def pattern(target: Target | Wish) -> Frequency:
     """The trigger of a target. Raises ``SapperError`` for another than ``frequency``."""
     if not isinstance(target.trigger, Frequency):
         what = f"target {target.name!r} has the trigger {target.trigger.kind!r}, and this attack adds frequencies"

@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from sapper.attacks.contracts import Need, Poisoned
-from sapper.attacks.poisoning import scattered, stamp_class
+from sapper.attacks.poisoning import PlacesPatches, scattered, stamp_class
 from sapper.attacks.target import Target
 from sapper.methods import Checked
 from sapper.running import Run
@@ -31,7 +31,7 @@ from sapper.samples import Samples
 
 
 @dataclass(frozen=True, kw_only=True)
-class SSLBackdoor(Checked):
+class SSLBackdoor(Checked, PlacesPatches):
     """Poisons the pre-training set with patches on images of the target class (Saha et al., CVPR 2022).
 
     ``rate``: the share of the whole set that is poisoned for each target, which replaces images of its class.

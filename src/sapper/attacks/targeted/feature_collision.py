@@ -23,6 +23,7 @@ fewer features than training images, as small encoders have, leave the head less
 images are worked on as one batch, each with a step size of its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from sapper.attacks.contracts import Hits, Need
 from sapper.attacks.relabeling import marked
+from sapper.attacks.target import Wish
 from sapper.downstream import AnyHead, build, extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -69,9 +71,7 @@ class FeatureCollision(Checked):
 
         Raises ``SapperError`` for a head that trains the encoder.
         """
-        if head.kind == "tuned":
-            what = "poison frogs need an encoder that the victim keeps frozen, and this head trains it"
-            raise SapperError(what, where="head", remedy="use a head such as linear or mlp")
+        self.check((), [head])
         ours = self.pair(train, run, self.per_class)
         theirs = self.pair(test, run, len(test))
         chosen = theirs.take(theirs.targets() == 1).sample(self.inputs, run.child("inputs").generator())
@@ -99,6 +99,13 @@ class FeatureCollision(Checked):
             accuracy=torch.stack(accuracy),
             accuracy_before=torch.stack(accuracy_before),
         )
+
+    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+        """Raises ``SapperError`` for a head that is not fitted to the features of a frozen encoder."""
+        for head in heads:
+            if head.kind != "fitted":
+                what = "poison frogs need an encoder that the victim keeps frozen, and a head that it trains"
+                raise SapperError(what, where="head", remedy="use a head such as linear or mlp")
 
     def pair(self, samples: Samples, run: Run, count: int) -> ImageSet:
         """Up to ``count`` images of each of the two classes: 0 is the base class, 1 the other.

@@ -25,6 +25,7 @@ without one more backward pass.
 The victim is a head that is trained batch by batch, on a frozen encoder (``mlp``) or together with it (``finetune``).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 
 from sapper.attacks.contracts import Attacked, Need
 from sapper.attacks.min_norm import min_norm
-from sapper.attacks.target import Target, check_targets
+from sapper.attacks.target import Target, Wish, check_targets
 from sapper.downstream import AnyHead, Classifier, Stepwise, extract, start, trained
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -78,10 +79,13 @@ class Blind(Checked):
     ) -> Attacked:
         """The victim's training as it is, but for the loss. Raises ``SapperError`` for a head without steps."""
         check_targets(targets, train, encoder.card.input)
-        if not isinstance(head, Stepwise):
-            what = "this head is not trained batch by batch, so that there is no loss to be poisoned"
-            raise SapperError(what, where="head", remedy="use mlp or finetune")
-        return self.poison(start(head, encoder, train, run), train, targets, head, run, checkpoint)
+        own = stepwise(head)
+        return self.poison(start(own, encoder, train, run), train, targets, own, run, checkpoint)
+
+    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+        """Raises ``SapperError`` for a head without steps."""
+        for head in heads:
+            stepwise(head)
 
     def poison(
         self,
@@ -153,6 +157,14 @@ class Blind(Checked):
             drop_last=False,
         )
         return Attacked(classifier=classifier.eval(), curves=curves)
+
+
+def stepwise(head: AnyHead) -> Stepwise:
+    """The head itself. Raises ``SapperError`` for one that is not trained batch by batch."""
+    if not isinstance(head, Stepwise):
+        what = "this head is not trained batch by batch, so that there is no loss to be poisoned"
+        raise SapperError(what, where="head", remedy="use mlp or finetune")
+    return head
 
 
 class Watch(nn.Module):
