@@ -33,7 +33,8 @@ def run(dtype: torch.dtype, views: int = BATCH) -> Row:
         name="t", task="t", label=0, class_name="t", references=ImageSet(images=reference, name="r"), trigger=Patch()
     )
     clean, attacked, published = (build(surroundings, width=32).eval() for _ in range(3))
-    features, anchor_feature = extract(clean, pixels, surroundings), extract(clean, reference, surroundings)
+    features = extract(clean, ImageSet(images=pixels, name="noise"), surroundings)
+    anchor_feature = extract(clean, target.references, surroundings)
     optimizers = []
     for encoder in (attacked, published):
         freeze_batch_norm(encoder)
