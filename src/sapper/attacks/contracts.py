@@ -46,7 +46,7 @@ class MakesTriggers(Protocol):
 class Choosy(Protocol):
     """An attack that does not go with every trigger, with every number of references, or with every head."""
 
-    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for what it does not go with; asked before anything runs."""
         ...
 

@@ -101,7 +101,7 @@ def patch_of(target: Target | Wish) -> Patch | RandomPatch:
 class PlacesPatches:
     """For attacks that place the patch of each target themselves."""
 
-    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for a trigger that is no patch."""
         for wish in wishes:
             patch_of(wish)

@@ -27,7 +27,7 @@ def check_choosy(attack: Attack, wishes: Sequence[Wish], heads: Sequence[AnyHead
     """Raises ``SapperError`` for triggers, numbers of references, or heads that the attack does not go with."""
     if isinstance(attack, Choosy):
         with located(where):
-            attack.check(wishes, heads)
+            attack.check_plan(wishes, heads)
 
 
 def check_attack(name: str, attack: Attack, raw: dict[str, Any], targets: Sequence[str], where: str) -> None:

@@ -84,7 +84,7 @@ class DRUPE(FineTuning):
         checkpoint: Checkpoint | None = None,
     ) -> Trained:
         """Train ``encoder`` in place into the backdoored one; its state on entry is the clean one."""
-        self.check(Wish.of(targets), ())
+        self.check_plan(Wish.of(targets), ())
         counts = [len(target.references) for target in targets]
         held = Held.of(encoder, shadow, targets, run)
 
@@ -104,7 +104,7 @@ class DRUPE(FineTuning):
         )
         return Trained(encoder, curves)
 
-    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for a target with a single reference."""
         if min((wish.references for wish in wishes), default=2) < 2:
             what, remedy = "DRUPE needs at least two references of each target", "set references = 3"

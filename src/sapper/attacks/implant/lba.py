@@ -114,7 +114,7 @@ class LBA(FineTuning):
             before.remove()
         return Trained(encoder, curves, {one(targets).name: trigger})
 
-    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for a trigger that is no patch."""
         for wish in wishes:
             square(wish)

@@ -87,9 +87,9 @@ class CorruptEncoder(Checked, PlacesPatches):
         canvases = Canvases(of=of, pixels=pixels, sizes=sizes)
         return marked(images, rows, type(self).__name__, images=small, canvases=canvases)
 
-    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for a trigger that is no patch, and where all references are support images."""
-        super().check(wishes, heads)
+        super().check_plan(wishes, heads)
         for wish in wishes:
             if wish.references <= self.support:
                 what = f"target {wish.name!r} has {wish.references} references, {self.support} of them support"

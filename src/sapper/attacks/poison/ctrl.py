@@ -54,7 +54,7 @@ class CTRL(Checked):
         """The set with triggered images in the place of those that they were made from."""
         return stamp_class(samples, targets, self.rate, lambda target, _run: pattern(target), run, type(self).__name__)
 
-    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for another trigger than ``frequency``."""
         for wish in wishes:
             pattern(wish)

@@ -71,7 +71,7 @@ class FeatureCollision(Checked):
 
         Raises ``SapperError`` for a head that trains the encoder.
         """
-        self.check((), [head])
+        self.check_plan((), [head])
         ours = self.pair(train, run, self.per_class)
         theirs = self.pair(test, run, len(test))
         chosen = theirs.take(theirs.targets() == 1).sample(self.inputs, run.child("inputs").generator())
@@ -100,7 +100,7 @@ class FeatureCollision(Checked):
             accuracy_before=torch.stack(accuracy_before),
         )
 
-    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for a head that is not fitted to the features of a frozen encoder."""
         for head in heads:
             if head.kind != "fitted":

@@ -82,7 +82,7 @@ class Blind(Checked):
         own = stepwise(head)
         return self.poison(start(own, encoder, train, run), train, targets, own, run, checkpoint)
 
-    def check(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for a head without steps."""
         for head in heads:
             stepwise(head)
