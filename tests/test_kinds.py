@@ -323,3 +323,15 @@ def test_what_an_attack_does_not_go_with_is_told_before_anything_runs(
     with pytest.raises(SapperError, match=message) as caught:
         experiment(tmp_path, extra=more + ("" if method == "feature_collision" else target), text=text)
     assert "attack" in str(caught.value.where)
+
+
+@pytest.mark.parametrize(("method", "task"), [("badnets", True), ("corruptencoder", False)])
+def test_a_rate_that_selects_nothing_is_told_before_the_training(method: str, task: bool, tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    target = '[[target]]\ntask = "balls"\nclass = "red"\n'
+    extra = f'[attack]\nmethod = "{method}"\nrate = 0.001\n{target}'
+    told_lines: list[str] = []
+    with pytest.raises(SapperError, match=f"selects none of {60 if task else 64} samples") as caught:
+        perform(experiment(data, extra=extra, text=PLAIN), tmp_path / "out", tell=told_lines.append)
+    assert str(caught.value.where).endswith("attack.rate")
+    assert told_lines == []

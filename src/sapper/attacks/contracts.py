@@ -96,6 +96,16 @@ class Poison(Protocol):
         ...
 
 
+@runtime_checkable
+class Rated(Protocol):
+    """A poison that makes the share ``rate`` of all rows, for each target, its own."""
+
+    of: ClassVar[Literal["pretraining", "task"]]
+
+    @property
+    def rate(self) -> float: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attacked:
     """A classifier that an attacker had a hand in, in ``eval`` mode, its losses, and triggers that the attack made."""

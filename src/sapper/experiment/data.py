@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sapper import datasets
+from sapper.attacks.contracts import Rated
 from sapper.defenses.contracts import ClassifierJudge, EncoderLearner
 from sapper.errors import SapperError, closest, located
 from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
@@ -162,6 +163,7 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
 def _check(scenario: Scenario, data: Data, run: Run) -> None:
     """Raises ``SapperError`` where what was loaded does not fit."""
     _check_fleets(scenario, data.sets[_of_pretraining(scenario)])
+    _check_poison(scenario, data)
     _check_labels(scenario, data.sets[_of_pretraining(scenario)])
     for use in uses(scenario):
         images, (name, split, _) = data.sets[use.place], use.place
@@ -311,6 +313,21 @@ def _check_labels(scenario: Scenario, images: ImageSet) -> None:
     if needing and images.labels is None:
         what, remedy = f"{needing[0]} needs labels, and {images.name} has none", "pre-train on a set with labels"
         raise SapperError(what, where=f"{scenario.file}: pretraining.dataset", remedy=remedy)
+
+
+def _check_poison(scenario: Scenario, data: Data) -> None:
+    """Raises ``SapperError`` for a poison whose rate selects nothing of the set that it works on."""
+    attack = None if scenario.attack_method is None else scenario.attack_method.parameters
+    if not isinstance(attack, Rated):
+        return
+    sizes = [scenario.pretraining.images or len(data.sets[_of_pretraining(scenario)])]
+    if attack.of == "task":
+        tasks = [task for task in scenario.tasks if scenario.targets_of(task)]
+        sizes = [task.train_images or len(data.sets[_of_task(scenario, task)[0]]) for task in tasks]
+    for size in sizes:
+        if round(attack.rate * size) == 0:
+            what, remedy = f"a rate of {attack.rate:g} selects none of {size} samples", "choose a larger one"
+            raise SapperError(what, where=f"{scenario.file}: attack.rate", remedy=remedy)
 
 
 def _check_enough(count: int | None, images: ImageSet, owner: str, where: str) -> None:
