@@ -9,8 +9,9 @@ and an empty one as open descriptors, and reads what it wrote. That process has,
    open a file, start a program or a thread, or reach a network;
 4. a look at the archive (``formats``: no links, no code, nothing that unpacks to many times its size), and a scan of
    every pickle by picklescan;
-5. a reader of pickles of our own (``pickles``, ``builders``, ``values``), which imports nothing and calls nothing that
-   the file names: what it does not know becomes a placeholder. What comes out is sorted and counted (``contents``).
+5. a reader of pickles of our own (``pickles``, ``builders``, ``arriving``, ``values``), which imports nothing and calls
+   nothing that the file names: what it does not know becomes a placeholder. What comes out is sorted and counted
+   (``contents``).
 
 Where layer 3 is missing (no Linux, another processor, a system that forbids filters) nothing is opened, unless the
 caller allows a weak sandbox.

@@ -4,19 +4,16 @@
 the result; none of them calls anything that the file gave it.
 """
 
-import math
 import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sapper.sandbox.arriving import Array, Format, as_bytes
 from sapper.sandbox.values import (
     KINDS,
-    NUMPY_KINDS,
     STORAGES,
-    Bytes,
-    Kind,
     Named,
     OldText,
     PathText,
@@ -27,7 +24,6 @@ from sapper.sandbox.values import (
     Thing,
     Unread,
     key,
-    numbers,
     tensor,
 )
 
@@ -54,96 +50,6 @@ class Builder:
 
     build: Callable[..., Any]
     most: int
-
-
-class Arriving:
-    """Something that is made empty and gets its content later, as NumPy's arrays and number formats do."""
-
-    def arrive(self, state: Any) -> None:
-        raise NotImplementedError
-
-
-class Format(Arriving):
-    """A number format of NumPy's: a letter and a number of bytes, and their order."""
-
-    def __init__(self, code: Any):
-        self.code = code if isinstance(code, str) else code.name if isinstance(code, Named) else ""
-        self.order = "<"
-        self.settled = False
-
-    def arrive(self, state: Any) -> None:
-        if self.settled or not isinstance(state, tuple) or len(state) < 2:
-            raise RefusedError("a number format of NumPy's in it is changed later on")
-        self.settled = True
-        if any(each is not None for each in state[2:5]):
-            self.code = ""  # of several parts
-        if isinstance(state[1], str) and state[1] in ("<", ">", "|", "="):
-            self.order = "<" if state[1] in ("|", "=") else state[1]
-        else:
-            self.code = ""
-
-    @property
-    def kind(self) -> Kind | None:
-        return NUMPY_KINDS.get(self.code)
-
-    @property
-    def holds_no_numbers(self) -> bool:
-        """Whether it is of texts or times."""
-        return self.code[:1] in ("U", "S", "M", "m")
-
-
-class Array(Arriving):
-    """An array of NumPy's; nothing of it is read before it is wanted."""
-
-    def __init__(self) -> None:
-        self.shape: Any = ()
-        self.format: Any = None
-        self.column_first = False
-        self.content: Any = None
-
-    def arrive(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise RefusedError("a NumPy array in it has a state that none has")
-        _, self.shape, self.format, self.column_first, self.content = state
-        if isinstance(self.format, Format):
-            self.format.settled = True
-
-    def tensor(self) -> Tensor | Unread | Thing:
-        """The array as a tensor, where it holds plain numbers."""
-        if isinstance(self.format, Format) and self.format.holds_no_numbers:
-            return Thing("a NumPy array of something else than numbers")
-        kind = self.format.kind if isinstance(self.format, Format) else None
-        if kind is None or type(self.column_first) is not bool or not isinstance(self.content, bytes | bytearray | str):
-            return Unread("a NumPy array of something else than plain numbers")
-        if kind.unread is not None:
-            return Unread(kind.unread)
-        try:
-            shape, content = numbers(self.shape), _bytes(self.content)
-        except RefusedError:
-            return Unread("a NumPy array whose shape or bytes cannot be")
-        count = math.prod(shape)
-        if len(content) != count * kind.size:
-            return Unread("a NumPy array that has other bytes than its shape asks for")
-        holder = Bytes(content)
-        holder.big_endian = self.format.order == ">"
-        return tensor(Storage(holder, "", kind, count), kind, 0, shape, _strides(shape, self.column_first))
-
-
-def _strides(shape: tuple[int, ...], column_first: bool) -> tuple[int, ...]:
-    """Elements from one index to the next, along each dimension."""
-    step, strides = 1, []
-    for length in shape if column_first else shape[::-1]:
-        strides.append(step)
-        step = min(step * max(length, 1), 2**47)  # beyond that there are no elements that it could matter for
-    return tuple(strides if column_first else strides[::-1])
-
-
-def _bytes(content: bytes | bytearray | str) -> bytes | bytearray:
-    """Python 2 wrote bytes as text."""
-    try:
-        return content.encode("latin-1") if isinstance(content, str) else content
-    except UnicodeEncodeError as error:
-        raise RefusedError("a text in it stands where bytes should be") from error
 
 
 KNOWN: dict[str, Any] = {}
@@ -266,7 +172,7 @@ _unread(
 def _from_bytes(machine: Reader, content: Any) -> Any:
     if not isinstance(content, bytes | bytearray | str):
         raise RefusedError("a storage in it is made of no bytes")
-    return machine.nested(content if isinstance(content, bytes) else bytes(_bytes(content)))
+    return machine.nested(content if isinstance(content, bytes) else bytes(as_bytes(content)))
 
 
 def _thing(what: str, *names: str) -> None:
@@ -349,7 +255,7 @@ def _byte_array(machine: Reader, content: Any = b"", codec: Any = None) -> Any:
     if isinstance(content, str) and codec not in ("latin1", "latin-1") and not content.isascii():
         raise RefusedError("it has bytes in a code that none are in")
     machine.spend(len(content))
-    return bytes(_bytes(content))
+    return bytes(as_bytes(content))
 
 
 @builds(
@@ -409,7 +315,7 @@ def _number(_: Reader, kind: Any, content: Any = None) -> Any:
     if kind.code not in letters:
         return Thing("a value of NumPy's")
     try:
-        return struct.unpack(kind.order + letters[kind.code], _bytes(content))[0]
+        return struct.unpack(kind.order + letters[kind.code], as_bytes(content))[0]
     except struct.error as error:
         raise RefusedError("a number of NumPy's in it has other bytes than its format") from error
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sapper.sandbox.builders import Array, Format
+from sapper.sandbox.arriving import Array, Format
 from sapper.sandbox.values import Kind, Named, Placeholder, RefusedError, Storage, Tensor, Thing, Unread
 
 MOST_TENSORS, MOST_UNREAD, MOST_VISITS, MOST_DEPTH = 200_000, 20_000, 500_000, 32

@@ -12,7 +12,8 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from sapper.sandbox.builders import Arriving, Builder, find
+from sapper.sandbox.arriving import Arriving
+from sapper.sandbox.builders import Builder, find
 from sapper.sandbox.values import (
     Kind,
     Named,
