@@ -5,6 +5,7 @@ A page says in a comment what it shows, and everything from there to ``<!-- end 
     <!-- results data/demo.json -->        all tables of a kept results.json, as sapper report prints them
     <!-- bags ../../src/sapper/audits/bags --> what the bags in a folder hold
     <!-- methods attacks -->               all methods of a table, with their sources
+    <!-- source sapper.PLACE:NAME -->      the code of a class or function as it stands
 
     <!-- table                             a table of records; its keys are those of docs.tables.RecordTable
     from = "data/cifar10.json"
@@ -21,6 +22,7 @@ Paths are relative to the page.
 """
 
 import argparse
+import inspect
 import re
 import sys
 import tomllib
@@ -33,11 +35,14 @@ from docs import tables
 from sapper.errors import SapperError, first_mistake, located
 from sapper.experiment.results import read_results
 from sapper.files import write_atomically
+from sapper.methods import imported
 from sapper.report import markdown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 END = "<!-- end -->"
-BLOCK = re.compile(r"^<!-- (results|bags|methods|table|text)\b(.*?)-->\n(.*?)(?=^<!-- |\Z)", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^<!-- (results|bags|methods|source|table|text)\b(.*?)-->\n(.*?)(?=^<!-- |\Z)", re.MULTILINE | re.DOTALL
+)
 
 
 def _of_results(words: str, folder: Path) -> str:
@@ -52,6 +57,10 @@ def _of_methods(words: str, _folder: Path) -> str:
     return tables.of_methods(words.strip())
 
 
+def _of_source(words: str, _folder: Path) -> str:
+    return f"```python\n{inspect.getsource(imported(words.strip())).rstrip()}\n```"
+
+
 def _of_records(words: str, folder: Path) -> str:
     return tables.of_records(tables.RecordTable.model_validate(tomllib.loads(words)), folder)
 
@@ -64,6 +73,7 @@ KINDS: dict[str, Callable[[str, Path], str]] = {
     "results": _of_results,
     "bags": _of_bags,
     "methods": _of_methods,
+    "source": _of_source,
     "table": _of_records,
     "text": _of_figures,
 }
