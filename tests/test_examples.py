@@ -5,12 +5,15 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 import sapper
+from sapper.api import HowToOpen
+from sapper.encoders import Opening
 from tests import micro
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -76,6 +79,10 @@ def test_a_backdoored_encoder_is_opened_on_purpose_only(tmp_path: Path) -> None:
     photos = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
     with pytest.raises(sapper.SapperError, match="says that it is backdoored"):
         sapper.calibrate([path], photos, name="bag", opener=lambda uri: sapper.open(uri, allow_backdoored=True))
+
+
+def test_every_way_to_open_an_encoder_is_one_from_python_too() -> None:
+    assert set(HowToOpen.__annotations__) == {field.name for field in fields(Opening)}
 
 
 def test_images_may_be_a_tensor() -> None:

@@ -12,11 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sapper.api import audit, calibrate, load, load_images, open, run
+    from sapper.api import audit, calibrate, load, load_data, load_images, open, run
     from sapper.attacks.target import Target
     from sapper.audits.auditing import AuditReport
     from sapper.audits.calibration import Bag, read_bag, write_bag
-    from sapper.datasets import load as load_data
     from sapper.downstream import Classifier
     from sapper.encoders import Card, Encoder, Trained, build, save
     from sapper.errors import SapperError
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    "sapper.api": ("audit", "calibrate", "load", "load_images", "open", "run"),
+    "sapper.api": ("audit", "calibrate", "load", "load_data", "load_images", "open", "run"),
     "sapper.attacks.target": ("Target",),
     "sapper.audits.auditing": ("AuditReport",),
     "sapper.audits.calibration": ("Bag", "read_bag", "write_bag"),
@@ -84,8 +83,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_data":
-        return import_module("sapper.datasets").load
     for module, names in _PLACES.items():
         if name in names:
             return getattr(import_module(module), name)

@@ -54,6 +54,9 @@ class HowToOpen(TypedDict, total=False):
     allow_weak_sandbox: bool
 
 
+load_data = datasets.load
+
+
 def open(
     name: str | Path, *, allow_backdoored: bool = False, surroundings: Run | None = None, **how: Unpack[HowToOpen]
 ) -> Encoder:

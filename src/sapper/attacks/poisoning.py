@@ -1,4 +1,4 @@
-"""What poisons of the pre-training set share: how many rows, which ones, and the mark on what comes out."""
+"""What poisons share: how many rows, which ones, what is done to them, and the mark on what comes out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from sapper.attacks.target import Target, Wish
 from sapper.downstream import AnyHead
 from sapper.errors import SapperError
 from sapper.running import Run
-from sapper.samples import ImageSet, Samples, to_float
+from sapper.samples import Change, ImageSet, Samples, to_float
 from sapper.triggers import Patch, RandomPatch, Trigger
 
 MARK = "POISONED"
@@ -23,10 +23,15 @@ def poison_count(rate: float, samples: Samples, targets: tuple[Target, ...]) -> 
     """How many rows ``rate`` of the set is, rounded, for each target. Raises ``SapperError`` if that is none."""
     if not targets:
         raise SapperError("an attack needs at least one target", where="target", remedy="add a [[target]] section")
-    count = round(rate * len(samples))
+    return selected(rate, len(samples))
+
+
+def selected(rate: float, size: int) -> int:
+    """How many of ``size`` samples a rate is, rounded. Raises ``SapperError`` if that is none."""
+    count = round(rate * size)
     if count == 0:
-        what = f"a rate of {rate:g} selects none of {len(samples)} samples"
-        raise SapperError(what, where="rate", remedy=f"choose at least {1 / len(samples):.2g}")
+        what = f"a rate of {rate:g} selects none of {size} samples"
+        raise SapperError(what, where="rate", remedy=f"choose at least {1 / size:.2g}")
     return count
 
 
@@ -78,7 +83,7 @@ def stamp_class(
     return marked(images, taken.nonzero().squeeze(1), by, images=pixels)
 
 
-def stamped(images: Tensor, trigger: Trigger) -> Tensor:
+def stamped(images: Tensor, trigger: Change) -> Tensor:
     """uint8 images (N, 3, H, W) with a trigger, rounded to whole values again."""
     return torch.cat([(trigger(to_float(part)) * 255).round().to(torch.uint8) for part in images.split(500)])
 

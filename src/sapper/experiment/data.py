@@ -8,6 +8,7 @@ import torch
 
 from sapper import datasets
 from sapper.attacks.contracts import Rated
+from sapper.attacks.poisoning import selected
 from sapper.defenses.contracts import ClassifierJudge, EncoderLearner
 from sapper.errors import SapperError, closest, located
 from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
@@ -325,9 +326,8 @@ def _check_poison(scenario: Scenario, data: Data) -> None:
         tasks = [task for task in scenario.tasks if scenario.targets_of(task)]
         sizes = [task.train_images or len(data.sets[_of_task(scenario, task)[0]]) for task in tasks]
     for size in sizes:
-        if round(attack.rate * size) == 0:
-            what, remedy = f"a rate of {attack.rate:g} selects none of {size} samples", "choose a larger one"
-            raise SapperError(what, where=f"{scenario.file}: attack.rate", remedy=remedy)
+        with located(f"{scenario.file}: attack", "."):
+            selected(attack.rate, size)
 
 
 def _check_enough(count: int | None, images: ImageSet, owner: str, where: str) -> None:

@@ -50,5 +50,6 @@ class BadNets(Checked):
             self.rate,
             run,
             from_target_class=self.from_target_class,
+            by=type(self).__name__,
             change=lambda target: target.trigger,
         )

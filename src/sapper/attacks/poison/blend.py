@@ -57,6 +57,7 @@ class Blended(Checked):
             self.rate,
             run,
             from_target_class=self.from_target_class,
+            by=type(self).__name__,
             change=lambda target: weakened(target.trigger, self.strength),
         )
 

@@ -33,7 +33,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor
 
 from sapper.attacks.contracts import Hits, Need
-from sapper.attacks.relabeling import marked
+from sapper.attacks.poisoning import marked
 from sapper.attacks.target import Wish
 from sapper.downstream import AnyHead, build, extract
 from sapper.encoders import Encoder
@@ -85,7 +85,8 @@ class FeatureCollision(Checked):
         accuracy_before: list[Tensor] = []
         for row, stolen in enumerate(extract(encoder, poisons, run)):
             part = run.child(f"input {row}")
-            poisoned = marked(joined([ours, poisons.take(torch.tensor([row]))]), 1)
+            together = joined([ours, poisons.take(torch.tensor([row]))])
+            poisoned = marked(together, torch.tensor([len(ours)]), type(self).__name__).samples
             if head.seeded or row == 0:
                 clean = build(head, encoder, ours, part, features).head
             fooled = build(head, encoder, poisoned, part, torch.cat((features, stolen[None]))).head
