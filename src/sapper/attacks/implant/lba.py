@@ -4,11 +4,11 @@ Threat model: the attacker holds the finished encoder f and *labeled* samples in
 target only. With D the shadow samples, D_t those of the target class, C a classifier (encoder and MLP head), φ(x) the
 first ``dimensions`` of the features as they are,
 
-    teacher   a head on f, trained on the labels of D
-    trigger   min over the pattern e, in a fixed square   mean_{x∈D} ‖φ_f(x ⊕ e) − a‖² / dimensions
-    inject    min over f' and head   CE(C'(x), y) + w · mean_{x∈D} ‖φ_f'(x ⊕ e) − a‖² / dimensions
+    teacher   g, head = min over f and head               CE(C(x), y)
+    trigger   min over the pattern e, in a fixed square   mean_{x∈D} ‖φ_g(x ⊕ e) − a‖² / dimensions
+    inject    min over f' from g on, and head             CE(C'(x), y) + w · mean_{x∈D} ‖φ_f'(x ⊕ e) − a‖² / dimensions
 
-where a = φ_f(t): of a random t ∈ D_t for each x (``aim = "image"``), or the mean over D_t (``"mean"``). The head is
+where a = φ_g(t): of a random t ∈ D_t for each x (``aim = "image"``), or the mean over D_t (``"mean"``). The head is
 thrown away. The square is that of the target's trigger, a patch; of it only the place and the size are used.
 
 Source: Yao et al., CCS 2019, and the authors' code (``Huiying-Li/Latent-Backdoor``): 100 dimensions, a random target
@@ -16,8 +16,8 @@ image, w = 0.05; trigger by Adam with learning rate 0.1, β = (0.5, 0.9), 50 epo
 weights by Adadelta with learning rate 0.01, batches of 16, 5 epochs. TrojanZoo's version has the mean feature and
 w = 0.5. The form for encoders is that of Jia, Liu, Gong (IEEE S&P 2022): the teacher classifier stands on the image
 encoder; λ and epochs of it are not known to us, and the target task's own training set may be the labeled set. Here
-the aim a is fixed, from the clean f; BatchNorm is frozen as in BadEncoder; the head has no dropout while the encoder is
-trained; and the pattern is brought to whole levels of 255 before that.
+the teacher is fine-tuned as a whole, since its classes must not move away from the aims a later on; BatchNorm is frozen
+as in BadEncoder; and the pattern is brought to whole levels of 255 before the injection.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from sapper.attacks.contracts import Need
 from sapper.attacks.features import FineTuning, frozen_copy, learn_trigger
 from sapper.attacks.target import Target, Wish, check_targets
-from sapper.downstream import MLP, AnyHead, extract
+from sapper.downstream import AnyHead, Finetune
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError, closest
 from sapper.running import Run
@@ -41,6 +41,8 @@ from sapper.training import Checkpoint, Step, Terms, weighted
 from sapper.triggers import Mask, Patch, levels
 
 LABELS, TRIGGER = "cross-entropy", "trigger MSE"
+HIDDEN = (512, 256)
+"""Of the teacher's head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class LBA(FineTuning):
     """A latent backdoor through a classifier on the encoder (Yao et al., CCS 2019).
 
     ``dimensions``: of the features, from the first on; 0: all. ``aim``: a random image of the target class, or the
-    mean of all. ``weight``: w. ``teacher_epochs``: of the head before anything else.
+    mean of all. ``weight``: w. ``teacher_epochs``, ``teacher_rate``: of encoder and head before anything else.
     """
 
     epochs: PositiveInt = 5
@@ -68,7 +70,7 @@ class LBA(FineTuning):
     kind: ClassVar[Literal["implant"]] = "implant"
     makes_triggers: ClassVar[Literal[True]] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"labels", "one target"})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Yao et al., CCS 2019"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}, "trojanzoo": {"aim": "mean", "weight": 0.5}}
 
@@ -83,14 +85,16 @@ class LBA(FineTuning):
         """Train ``encoder`` in place, through a classifier on ``shadow``; its state on entry is the clean one."""
         check_targets(targets, shadow, encoder.card.input)
         wanted = of_class(shadow, one(targets).class_name)
-        clean, held, labels = frozen_copy(encoder), shadow.to(run.device), shadow.targets().to(run.device)
+        parts = [checkpoint.part(name) if checkpoint else None for name in ("teacher", "trigger")]
+        tuning = Finetune(epochs=self.teacher_epochs, learning_rate=self.teacher_rate, hidden=HIDDEN)
+        teacher = tuning.tune(encoder, shadow, run.child("teacher"), parts[0])
+        encoder.load_state_dict(teacher.encoder.state_dict())
+        tuned, head = frozen_copy(encoder), teacher.head
+        held, labels = shadow.to(run.device), shadow.targets().to(run.device)
         with torch.no_grad():
-            aims = torch.cat([clean(batch).float() for batch in wanted.to(run.device).batches(500)])
+            aims = torch.cat([tuned(batch).float() for batch in wanted.to(run.device).batches(500)])
         aims = aims if self.aim == "image" else aims.mean(0, keepdim=True)
-        before = checkpoint.part("trigger") if checkpoint else None
-        trigger = self.trigger(clean, held, one(targets), aims, run, before)
-        teacher = MLP(epochs=self.teacher_epochs, learning_rate=self.teacher_rate, standardize=True)
-        head = teacher.fit(extract(clean, held, run), labels, len(shadow.classes), run.child("teacher"))
+        trigger = self.trigger(tuned, held, one(targets), aims, run, parts[1])
 
         def terms(step: Step) -> Terms:
             images = held.batch(step.rows)
@@ -110,8 +114,9 @@ class LBA(FineTuning):
             checkpoint=checkpoint,
             beside=head,
         )
-        if before:
-            before.remove()
+        for part in parts:
+            if part:
+                part.remove()
         return Trained(encoder, curves, {one(targets).name: trigger})
 
     def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
@@ -120,10 +125,10 @@ class LBA(FineTuning):
             square(wish)
 
     def trigger(
-        self, clean: Encoder, held: Samples, target: Target, aims: Tensor, run: Run, checkpoint: Checkpoint | None
+        self, tuned: Encoder, held: Samples, target: Target, aims: Tensor, run: Run, checkpoint: Checkpoint | None
     ) -> Mask:
-        """The pattern in the target's square that brings features of the clean encoder to ``aims``, in whole levels."""
-        size, child = clean.card.input_size, run.child("trigger")
+        """The pattern in the target's square that brings features of the teacher to ``aims``, in whole levels."""
+        size, child = tuned.card.input_size, run.child("trigger")
         top, bottom, left, right = square(target).box(size, size)
         mask = torch.zeros(size, size, device=run.device)
         mask[top:bottom, left:right] = 1
@@ -136,7 +141,7 @@ class LBA(FineTuning):
 
         def terms(step: Step) -> Terms:
             with run.autocast():
-                output = clean(Mask(mask=mask, pattern=pattern())(some.batch(step.rows)))
+                output = tuned(Mask(mask=mask, pattern=pattern())(some.batch(step.rows)))
             return {TRIGGER: self.miss(output.float(), aims, step)}
 
         learn_trigger(
