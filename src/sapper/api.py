@@ -204,6 +204,7 @@ def run(
     data_root: Path | None = None,
     download: bool = False,
     workers: Workers | None = None,
+    side_by_side: bool = False,
     command: str = "sapper.run(…)",
     tell: Callable[[str], None] = lambda _line: None,
     surroundings: Run | None = None,
@@ -211,7 +212,8 @@ def run(
     """Run a scenario: a TOML file, or the name of one that comes with Sapper. Leaves ``results.json``, ``report.html``.
 
     ``out``: their folder, ``runs/NAME`` by default. ``overrides`` such as ``attack.epochs=50``. ``store``: finished
-    stages, ``store`` below ``out`` by default; interrupted, the same call goes on. ``tell`` gets a line for each stage.
+    stages, ``store`` below ``out`` by default; interrupted, the same call goes on. ``workers``: processes for fleets,
+    and with ``side_by_side`` for all stages that do not wait for one another. ``tell`` gets a line for each stage.
     """
     if not isinstance(scenario, Scenario):
         scenario = read(shipped_file(str(scenario), "scenarios", "scenario"), tuple(overrides))
@@ -225,6 +227,7 @@ def run(
         command=command,
         data_root=data_root,
         workers=workers or Workers(torch.get_num_threads()),
+        side_by_side=side_by_side,
         download=download,
         tell=tell,
     )

@@ -140,8 +140,9 @@ def _run(
         from sapper.running import Run
 
     place = device_of(device)
-    if threads:
-        torch.set_num_threads(threads)
+    cores = torch.get_num_threads()
+    if threads or workers:
+        torch.set_num_threads(threads or max(1, cores // workers))
     options = {
         "--data-root": data_root,
         "--device": device if device != "auto" else None,
@@ -157,6 +158,7 @@ def _run(
             data_root=data_root,
             download=download,
             workers=Workers(workers or torch.get_num_threads(), process.settle),
+            side_by_side=workers > 1,
             command=_command(file, folder, overrides, options, download=download),
             tell=lambda line: err.print(line, markup=False),
             surroundings=Run(device=place, progress=bars),

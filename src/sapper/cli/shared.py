@@ -58,7 +58,7 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or aut
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: as many as cores.")]
 BudgetOption = Annotated[str, typer.Option("--budget", help="quick, standard or thorough.")]
 WorkersOption = Annotated[
-    int, typer.Option("--workers", min=0, help="Processes that train a fleet; 0: as many as threads.")
+    int, typer.Option("--workers", min=0, help="Processes that train side by side, on a share of the cores each.")
 ]
 
 

@@ -1,6 +1,7 @@
 """From a Scenario to Results: the graph of every variant and seed, then its stages, then the numbers that they left."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,9 +45,11 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
         for variant in variants
     ]
     with lab.store.locked():
+        if lab.side_by_side:
+            session.make(_first_trials([each for trials in planned for each in trials]))
         for variant, trials in zip(variants, planned):
             for each in trials:
-                session.make(each.trial, each.stages)
+                session.make(dict.fromkeys(each.stages, each.trial))
                 each.record(session)
             look_at_encoders([each.trial for each in trials], session)
             hold_out(variant, findings)
@@ -200,6 +203,15 @@ def planned_trial(trial: Trial) -> Planned:
         defended=tuple((measured, tuple(defended(trial, measured))) for measured in trial.pipeline.measured),
         audits=tuple(audits(trial)),
     )
+
+
+def _first_trials(planned: Iterable[Planned]) -> dict[Stage, Trial]:
+    """All stages, each with the first trial that needs it."""
+    trials: dict[Stage, Trial] = {}
+    for each in planned:
+        for stage in each.stages:
+            trials.setdefault(stage, each.trial)
+    return trials
 
 
 def _attacked(trial: Trial) -> list[Task]:

@@ -156,7 +156,7 @@ def _by_fleet(
         session.done |= grown
     subjects = tuple(subject.stage for subject in chosen)
     judge = Stage(Judge(plan=plan), trial.run, (learned, *subjects), title=f"{plan.name} on {len(chosen)} encoders")
-    session.make(trial, [learned, judge])
+    session.make({learned: trial, judge: trial})
     return verdicts(session.done[judge].folder)
 
 
@@ -168,7 +168,7 @@ def _by_images(trial: Trial, plan: DefensePlan, chosen: Sequence[Subject], sessi
         whose = f"the {subject.words}{f' for {subject.task}' if subject.task else ''} of seed {subject.seed}"
         own = replace(trial.run, seed=subject.seed)
         stages.append(Stage(work, own, (subject.stage,), title=f"{plan.name} on {whose}"))
-    session.make(trial, stages)
+    session.make(dict.fromkeys(stages, trial))
     return [verdict for stage in stages for verdict in verdicts(session.done[stage].folder)]
 
 

@@ -1,6 +1,6 @@
 """A trial: one variant of a scenario with one seed, its graph of stages, and the session that runs it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sapper.engine.executors import Workers, execute
+from sapper.engine.executors import HERE, Workers, execute
 from sapper.engine.stage import Stage
 from sapper.engine.store import Finished, Store
 from sapper.experiment.data import Data
@@ -24,7 +24,7 @@ class Lab:
 
     ``run`` gives device, number format and progress; its seed is replaced by the scenario's. ``tell`` receives one
     line for each finished stage. ``command`` is what a user types to repeat the run. ``workers``: processes for work
-    that goes faster in several.
+    that goes faster in several. ``side_by_side``: they make all stages, not a fleet's alone.
     """
 
     store: Store
@@ -32,6 +32,7 @@ class Lab:
     run: Run
     command: str
     workers: Workers = field(default_factory=Workers)
+    side_by_side: bool = False
     data_root: Path | None = None
     download: bool = False
     tell: Callable[[str], None] = lambda _line: None
@@ -113,13 +114,14 @@ class Session:
     findings: Findings
     done: dict[Stage, Finished] = field(default_factory=dict)
 
-    def make(self, trial: Trial, stages: Iterable[Stage]) -> None:
+    def make(self, stages: Mapping[Stage, Trial]) -> None:
         """Make those that are not there; each is told of once, however many trials share it."""
 
         def tell(stage: Stage, finished: Finished) -> None:
-            self.tell(trial, stage.title, finished)
+            self.tell(stages[stage], stage.title, finished)
 
-        self.done |= execute(stages, self.lab.store, tell=tell, known=self.done)
+        workers = self.lab.workers if self.lab.side_by_side else HERE
+        self.done |= execute(stages, self.lab.store, workers=workers, tell=tell, known=self.done)
 
     def tell(self, trial: Trial, title: str, finished: Finished) -> None:
         """Keep the time that a stage took, and tell of it."""
