@@ -95,7 +95,7 @@ class Table:
 def estimate(records: Sequence[Record]) -> Estimate:
     """Mean over seeds. Its interval is Student's t over seeds, or the record's own when there is one seed.
 
-    A t interval knows nothing of the range of a rate and is cut to it.
+    A t interval knows nothing of the range of a rate and is cut to it (``text.LIMITS``).
     """
     of_seed = {record.seed: record for record in records}
     first = next(iter(of_seed.values()))
@@ -109,8 +109,8 @@ def estimate(records: Sequence[Record]) -> Estimate:
     mean = fmean(values)
     half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / sqrt(len(values))
     low, high = mean - half, mean + half
-    if first.unit == "fraction":
-        low, high = max(low, -1.0 if first.metric == "lift" else 0.0), min(high, 1.0)
+    least, most = text.limits(first.metric, first.unit)
+    low, high = max(low, least), min(high, most)
     return shown(mean, low, high, len(values), "seeds")
 
 
