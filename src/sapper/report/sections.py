@@ -200,7 +200,7 @@ def _map_group(results: Results, group: list[FeatureMap], name: str) -> MapGroup
 
 def _map_keys(results: Results, drawn: FeatureMap) -> list[Key]:
     """What the marks mean. Classes are listed where they have names and a color each, else the target's alone."""
-    names = dict(enumerate(tables.class_names(results, drawn.task)))
+    names = dict(enumerate(_class_names(results, drawn.task)))
     labels = sorted({int(label) for label in drawn.points.get("clean", {}).get("label", [])})
     wanted = tables.target_label(results, drawn.task, drawn.target)
     are_listed = bool(names) and max(labels, default=0) < figures.N_COLORS
@@ -216,6 +216,17 @@ def _map_keys(results: Results, drawn: FeatureMap) -> list[Key]:
         role = " (target class)" if label == wanted else ""
         keys.append(Key(figures.class_color(label), "dot", names.get(label, f"class {label}") + role))
     return keys
+
+
+def _class_names(results: Results, task: str) -> list[str]:
+    """The class names of a task's data set, empty where they are not known."""
+    attack = results.scenario.get("attack") or {}
+    own = [each.get("instead", {}) for each in (attack if isinstance(attack, list) else [attack])]
+    named = {
+        item.get("name"): item.get("dataset") for each in (results.scenario, *own) for item in each.get("task", ())
+    }
+    sets = (item.get("classes") for item in results.datasets if item.get("name") in (named.get(task), task))
+    return next((list(classes) for classes in sets if isinstance(classes, list | tuple)), [])
 
 
 @dataclass(frozen=True)

@@ -250,13 +250,6 @@ def _reference(results: Results, task: str | None, target: str | None) -> dict[s
     return next(fitting, {})
 
 
-def class_names(results: Results, task: str) -> list[str]:
-    """The class names of a task's data set, empty where they are not known."""
-    named = {item.get("name"): item.get("dataset") for item in results.scenario.get("task", ())}
-    sets = (item.get("classes") for item in results.datasets if item.get("name") in (named.get(task), task))
-    return next((list(classes) for classes in sets if isinstance(classes, list | tuple)), [])
-
-
 ATTACKED = {
     "encoder": "built on the backdoored encoder",
     "task": "trained on poisoned images",
