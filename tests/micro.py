@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from sapper.engine.store import Store
-from sapper.experiment.results import Results
+from sapper.experiment.results import Record, Results
 from sapper.experiment.runner import run_scenario
 from sapper.experiment.trial import Lab
 from sapper.running import Run
@@ -152,6 +152,11 @@ def perform(scenario: Scenario, folder: Path, **lab: Any) -> Results:
     """Run it with results in ``folder`` and, if no other is given, the store below it."""
     settings = {"store": Store(folder / "store"), "out": folder, "run": Run(), "command": "sapper run micro.toml"}
     return run_scenario(scenario, Lab(**settings | lab))
+
+
+def rates(results: Results) -> list[Record]:
+    """What classifiers were measured by, without what triggers do to features and pixels."""
+    return [record for record in results.records if record.stage not in ("features", "trigger")]
 
 
 def numbers(results: Results) -> list[Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from sapper import datasets, tensors
+from sapper import datasets, encoders, tensors
 from sapper.defenses import METHODS
 from sapper.defenses.certify.patchcleanser import PatchCleanser
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
@@ -408,7 +408,9 @@ def test_a_defender_may_have_fewer_images(data: Path, defended: tuple[Results, P
     file = folder / next(item.path for item in results.artifacts if item.state == "clean")
     train, test = (datasets.load(str(data / "balls"), split, size=16) for split in ("train", "test"))
     task = TaskData("balls", train, test)
-    few, all_of_it = (Victim(task, file, scenario(data).primary, Run()).defender(n) for n in (10, None))
+    few, all_of_it = (
+        Victim(task, encoders.load(file, Run()), scenario(data).primary, Run()).defender(n) for n in (10, None)
+    )
     assert len(few.train) == len(few.features) == 10
     assert len(all_of_it.train) == len(train)
     place = {image.numpy().tobytes(): row for row, image in enumerate(train.images)}

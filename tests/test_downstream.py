@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from sapper.downstream import KNN, MLP, Classifier, Linear, Standardize, extract, predict
+from sapper.downstream import KNN, MLP, Classifier, Linear, Standardize, extract, mean_cosine, predict
 from sapper.encoders import build
 from sapper.running import Run
 from sapper.triggers import Patch
@@ -23,6 +25,22 @@ def clouds(count: int, classes: int, dimension: int, seed: int) -> tuple[torch.T
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     return F.normalize(centers[labels] + torch.randn(count, dimension, generator=generator), dim=1), labels
+
+
+@settings(deadline=None)
+@given(count=st.integers(2, 9), seed=st.integers(0, 10**6))
+def test_the_mean_cosine_is_that_of_all_pairs(count: int, seed: int) -> None:
+    features = torch.randn(2, count, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for each, ours in zip(features, mean_cosine(F.normalize(features, dim=-1))):
+        pairs = [F.cosine_similarity(each[i], each[j], dim=0) for i in range(count) for j in range(count) if i != j]
+        assert float(ours) == pytest.approx(float(torch.stack(pairs).mean()), abs=1e-9)
+
+
+def test_the_mean_cosine_leaves_out_the_diagonal_and_needs_no_square_matrix() -> None:
+    assert float(mean_cosine(F.normalize(torch.ones(5, 8), dim=1))) == pytest.approx(1)
+    assert float(mean_cosine(torch.eye(8))) == pytest.approx(0, abs=1e-7)
+    many = F.normalize(torch.randn(100_000, 4), dim=1)  # 40 GB, if every pair were kept
+    assert abs(float(mean_cosine(many))) < 0.01
 
 
 def test_features_are_normalized_and_the_trigger_is_stamped_first() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
 from sapper.attacks.features import Features, Held, encoded, step_losses
-from sapper.attacks.implant.drupe import DRUPE, NAMES, mean_cosine, sliced_wasserstein, spreading
+from sapper.attacks.implant.drupe import DRUPE, NAMES, sliced_wasserstein, spreading
+from sapper.downstream import mean_cosine
 from sapper.errors import SapperError
 from sapper.training import Step
 from sapper.triggers import Blend
@@ -64,13 +65,6 @@ def test_a_projection_is_scipys_distance(seed: int, count: int) -> None:
         "order does not matter"
     )
     assert float(sliced_wasserstein(ours, ours + direction.T, direction)) == pytest.approx(1), "a shift is its length"
-
-
-def test_the_mean_cosine_leaves_out_the_diagonal_and_needs_no_square_matrix() -> None:
-    assert float(mean_cosine(F.normalize(torch.ones(5, 8), dim=1))) == pytest.approx(1)
-    assert float(mean_cosine(torch.eye(8))) == pytest.approx(0, abs=1e-7)
-    many = F.normalize(torch.randn(100_000, 4), dim=1)  # 40 GB, if every pair were kept
-    assert abs(float(mean_cosine(many))) < 0.01
 
 
 def test_every_term_has_a_gradient() -> None:

@@ -22,7 +22,7 @@ from sapper.samples import ImageSet, read_samples, to_float
 from sapper.scenario.reading import Scenario
 from sapper.training import Checkpoint
 from sapper.triggers import Patch, read_triggers
-from tests.micro import PLAIN, experiment, perform, write_data
+from tests.micro import PLAIN, experiment, perform, rates, write_data
 from tests.program import Sapper, told
 
 TARGETS = """
@@ -182,10 +182,10 @@ def check_pair(results: Results, plain: dict[Any, float]) -> None:
     """Every metric once for each task and head, each beside the same clean subject, whose accuracy is the usual one."""
     ids = {model.id: model for model in results.subjects}
     (clean,) = [model.id for model in results.subjects if model.state == "clean"]
-    assert {(r.task, r.head, r.metric) for r in results.records} == {
+    assert {(r.task, r.head, r.metric) for r in rates(results)} == {
         (task, head, metric) for task in ("balls", "boxes") for head in ("mlp", "linear") for metric in METRICS
     }
-    for record in results.records:
+    for record in rates(results):
         on_clean = record.metric in ("CA", "ASR_B", "ASR_B_strict")
         assert record.subject is not None
         assert ids[record.subject].state == ("clean" if on_clean else "attacked")

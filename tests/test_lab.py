@@ -31,7 +31,7 @@ from sapper.samples import ImageSet
 from sapper.scenario.reading import Scenario
 from sapper.triggers import Patch
 from tests.conftest import REPOSITORY
-from tests.micro import PLAIN, InterruptedAt, experiment, numbers, perform, squares, write_data, write_parquet
+from tests.micro import PLAIN, InterruptedAt, experiment, numbers, perform, rates, squares, write_data, write_parquet
 
 ATTACK_METRICS = {"CA", "BA", "ASR", "ASR_strict", "ASR_B", "ASR_B_strict", "lift"}
 TASKS = {"balls": "red", "boxes": "blue"}
@@ -90,12 +90,12 @@ def test_results_have_the_documented_keys(finished: tuple[Results, Path]) -> Non
     assert {"schema", "scenario", "environment", "records", "artifacts"} <= content.keys()
     for record in content["records"]:
         assert list(record) == [field.name for field in fields(Record)]
-        assert record["stage"] == "downstream"
-        assert record["unit"] == "fraction"
+        assert record["stage"] in ("downstream", "features", "trigger")
+        assert (record["unit"] == "fraction") == (record["stage"] == "downstream")
         assert record["defense"] is None
-        assert record["condition"] == {}
+        assert record["condition"].keys() == ({"state"} if record["stage"] == "features" else set())
         assert record["attack"] == "badencoder"
-        assert record["seconds"] >= 0
+        assert record["seconds"] is None if record["stage"] == "trigger" else record["seconds"] >= 0
     for artifact in content["artifacts"]:
         assert artifact.keys() == {"subject", "state", "seed", "path", "sha256"}
     assert content["scenario"]["attack"]["method"] == "badencoder"
@@ -103,7 +103,7 @@ def test_results_have_the_documented_keys(finished: tuple[Results, Path]) -> Non
 
 
 def test_every_task_target_and_head_has_every_metric_once(finished: tuple[Results, Path]) -> None:
-    counts = Counter((r.task, r.target, r.head, r.metric) for r in finished[0].records)
+    counts = Counter((r.task, r.target, r.head, r.metric) for r in rates(finished[0]))
     assert set(counts.values()) == {1}
     assert set(counts) == {
         (task, f"{task}/{wanted}", head, metric)
@@ -114,7 +114,7 @@ def test_every_task_target_and_head_has_every_metric_once(finished: tuple[Result
 
 
 def test_rates_are_fractions_within_their_intervals(finished: tuple[Results, Path]) -> None:
-    for record in finished[0].records:
+    for record in rates(finished[0]):
         lowest = -1 if record.metric == "lift" else 0
         assert record.low is not None
         assert record.high is not None
@@ -331,7 +331,7 @@ def test_a_task_may_have_several_targets(data: Path, tmp_path: Path) -> None:
     extra = '[[target]]\ntask = "balls"\nclass = "green"\ntrigger = { size = 3, color = "black" }\n'
     results = perform(experiment(data, *SHORT, extra=extra), tmp_path)
     for target in ("balls/red", "balls/green"):
-        assert {r.metric for r in results.records if r.target == target} == ATTACK_METRICS
+        assert {r.metric for r in rates(results) if r.target == target} == ATTACK_METRICS
         assert [row["class"] for row in results.references if row["target"] == target] == [target.partition("/")[2]]
     assert values(results, "BA", target="balls/red") == values(results, "BA", target="balls/green")
     assert len(sha256_of(results, "attacked")) == 1
@@ -342,7 +342,7 @@ def test_a_task_without_target_has_clean_accuracy_only(data: Path, tmp_path: Pat
     results = perform(scenario, tmp_path)
     bystander = [record for record in results.records if record.task == "boxes"]
     assert [(r.metric, r.target, r.attack) for r in bystander] == [("CA", None, None)] * 2
-    assert {r.metric for r in results.records if r.task == "balls"} == ATTACK_METRICS
+    assert {r.metric for r in rates(results) if r.task == "balls"} == ATTACK_METRICS
 
 
 def test_without_an_attack_there_is_clean_accuracy_only(data: Path, tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_names_of_tasks_classes_and_targets_may_be_any_text(data: Path, tmp_path
     plain = perform(experiment(data, *SHORT), tmp_path / "plain")
     for metric in ATTACK_METRICS:
         assert values(results, metric, task="boxes") == values(plain, metric, task="boxes")
-    assert {r.head for r in results.records} == {"mlp", "linear"}
+    assert {r.head for r in rates(results)} == {"mlp", "linear"}
     assert {(r.task, r.target) for r in results.records} == {("../../a b/clean", "clean"), ("boxes", "rows")}
     assert {path.name for path in tmp_path.iterdir()} == {"out", "plain"}
     assert all((tmp_path / "out" / artifact.path).is_file() for artifact in results.artifacts)
@@ -427,7 +427,7 @@ def variants(*lines: str) -> str:
 def test_variants_are_told_apart_by_their_condition_and_share_what_they_can(data: Path, tmp_path: Path) -> None:
     extra = variants('"attack.lambda1" = 0', '"attack.lambda1" = 1.5')
     results = perform(experiment(data, *SHORT, "seeds=[0, 1]", extra=extra), tmp_path)
-    assert Counter((r.seed, r.condition["attack.lambda1"]) for r in results.records) == dict.fromkeys(
+    assert Counter((r.seed, r.condition["attack.lambda1"]) for r in rates(results)) == dict.fromkeys(
         [(0, 0), (0, 1.5), (1, 0), (1, 1.5)], 2 * 2 * len(ATTACK_METRICS)
     )
     assert not any(timing["cached"] for timing in results.timings)  # what variants share is counted once

@@ -20,7 +20,7 @@ from PIL import Image
 
 from sapper.errors import SapperError
 from sapper.experiment.results import Artifact, Curve, FeatureMap, Picture, Record, Results, State
-from sapper.report import figures, markdown, render, tables, text, write_report
+from sapper.report import figures, markdown, render, sections, tables, text, write_report
 from sapper.report.tables import estimate, summary_rows, summary_sentences
 
 TARGETS = {"signs": "priority", "digits": "one", "objects": "cup"}
@@ -554,3 +554,14 @@ def test_an_axis_of_small_numbers_has_labels_that_differ() -> None:
     labels = re.findall(r">([−-]?\d[\d.]*)<", str(drawing))
     assert len(labels) >= 3
     assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_classes_have_names_where_a_task_of_one_attack_has_a_name_of_its_own(several: bool) -> None:
+    results = made_up()
+    attack = {"method": "ctrl", "instead": {"task": [{"name": "gray digits", "dataset": "digits", "gray": True}]}}
+    shown = tuple(replace(item, task="gray digits") for item in results.maps if item.task == "digits")
+    scenario = results.scenario | {"attack": [{"method": "badencoder"}, attack] if several else attack}
+    drawn = sections.maps(replace(results, maps=shown, scenario=scenario))
+    assert drawn is not None
+    assert {f"digits class {i}" for i in range(1, 10)} <= {key.name for key in drawn.groups[0].keys}

@@ -1,5 +1,6 @@
 """Triggers: properties that every one must have, and the paper's own by its pixels."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +8,20 @@ from hypothesis import strategies as st
 
 from sapper.errors import SapperError
 from sapper.samples import PixelSpec
-from sapper.triggers import COLORS, Blend, Filter, Network, Noise, Patch, Trigger, from_tensors, levels, to_tensors
+from sapper.triggers import (
+    COLORS,
+    Blend,
+    Filter,
+    Network,
+    Noise,
+    Patch,
+    Trigger,
+    from_tensors,
+    levels,
+    mean_change,
+    ssim,
+    to_tensors,
+)
 
 sizes = st.integers(4, 20)
 
@@ -181,3 +195,45 @@ def test_positions(position: object, box: tuple[int, ...]) -> None:
 def test_what_does_not_fit_is_refused(trigger: Trigger) -> None:
     with pytest.raises(SapperError):
         trigger.check(PixelSpec(size=32))
+
+
+def test_a_change_is_the_mean_over_all_channels_in_levels() -> None:
+    images = torch.full((2, 3, 10, 10), 0.5)
+    stamped = Patch(size=5, position="top-left", margin=0, color="red")(images)
+    assert mean_change(stamped, images).tolist() == pytest.approx([127.5 / 4] * 2)
+    assert mean_change(images, images).tolist() == [0, 0]
+    assert mean_change(torch.stack((images[0] + 0.1, images[0])), images).tolist() == pytest.approx([25.5, 0])
+
+
+def textbook_ssim(a: np.ndarray, b: np.ndarray, size: int = 11) -> float:
+    """Window by window, with the moments written out; gray values (H, W)."""
+    offsets = np.arange(size) - size // 2
+    window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+    values = []
+    for row in range(a.shape[0] - size + 1):
+        for column in range(a.shape[1] - size + 1):
+            x, y = (image[row : row + size, column : column + size] for image in (a, b))
+            mean_x, mean_y = (window * x).sum(), (window * y).sum()
+            var_x, var_y = (window * (x - mean_x) ** 2).sum(), (window * (y - mean_y) ** 2).sum()
+            both = (window * (x - mean_x) * (y - mean_y)).sum()
+            above = (2 * mean_x * mean_y + 0.01**2) * (2 * both + 0.03**2)
+            values.append(above / ((mean_x**2 + mean_y**2 + 0.01**2) * (var_x + var_y + 0.03**2)))
+    return float(np.mean(values))
+
+
+@given(st.integers(0, 1000), st.floats(0, 1))
+def test_ssim_is_the_textbooks(seed: int, mixed: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a, other = torch.rand(2, 2, 3, 14, 13, generator=generator, dtype=torch.float64)
+    b = torch.lerp(a, other, mixed)
+    expected = [np.mean([textbook_ssim(x.numpy(), y.numpy()) for x, y in zip(p, q)]) for p, q in zip(a, b)]
+    assert ssim(a, b).tolist() == pytest.approx(expected, abs=1e-7)
+    assert ssim(a, a).tolist() == pytest.approx([1, 1])
+    assert torch.allclose(ssim(a, b), ssim(b, a))
+
+
+def test_ssim_of_images_smaller_than_its_window() -> None:
+    a, b = torch.rand(2, 1, 3, 8, 8, dtype=torch.float64)
+    expected = np.mean([textbook_ssim(x.numpy(), y.numpy(), size=7) for x, y in zip(a[0], b[0])])
+    assert float(ssim(a, b)) == pytest.approx(expected, abs=1e-7)

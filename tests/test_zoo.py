@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -17,8 +18,8 @@ from sapper.audits import stored
 from sapper.audits.auditing import effect, scores
 from sapper.audits.budgets import Budget
 from sapper.audits.calibration import Power, p_value, read_bag, write_bag
-from sapper.defenses.inversion import mean_cosine
 from sapper.defenses.judge.mntd_encoder import MNTDEncoder
+from sapper.downstream import mean_cosine
 from sapper.encoders import load
 from sapper.engine.executors import Workers
 from sapper.errors import SapperError
@@ -342,6 +343,7 @@ def test_a_zoo_is_scored_and_calibrates_audits(built: Path, images: dict[str, Im
     trigger = Patch(size=drawn["size"], position=tuple(drawn["position"]), color=drawn["color"])
     with torch.no_grad():
         features = load(built / twin.member.file, RUN).eval()(trigger(to_float(images["squares"].images)))
+    features = F.normalize(features, dim=1)
     assert twin.under_trigger.spread == pytest.approx(1 - float(mean_cosine(features)), abs=1e-5)
     board = scoreboard.board(scored, own(scored), "micro", BUDGET, {"torch": "x"}, "sapper zoo score")
     assert [(row.family, row.detector) for row in board.rows] == [("all", "multi_prior"), ("all", "decree")]

@@ -65,6 +65,18 @@ def difference(ours: Tensor, theirs: Tensor) -> Rate:
     return Rate(value, max(-1.0, value - below), min(1.0, value + above), n)
 
 
+def jackknifed(value: float, without: Tensor, least: float, most: float) -> Rate:
+    """A statistic of N images with its 95 % interval, cut to what it can be, from ``least`` to ``most``.
+
+    ``without`` float64 (N,), N ≥ 2: its values without each of the images. The interval is ± 1.96 of the jackknife's
+    deviations, s² = (N − 1)/N · Σ(v − v̄)² (Efron and Stein, Annals of Statistics 9, 1981): of a mean the usual one, and
+    good for means over pairs of images, too.
+    """
+    n = without.numel()
+    half = Z95 * sqrt((n - 1) * float(without.var(correction=0)))
+    return Rate(value, max(least, value - half), min(most, value + half), n)
+
+
 def attack_metrics(
     labels: Tensor,
     target: int,

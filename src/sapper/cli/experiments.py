@@ -179,7 +179,7 @@ def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, 
 
 def print_results(results: Any) -> None:
     """The summary, then for each task and target a table: metrics by heads, the primary one first."""
-    from sapper.report import audited, defenses
+    from sapper.report import audited, defenses, effects
     from sapper.report.tables import aim, interval_note, of_attack, summary_rows, summary_sentences
 
     for sentence in summary_sentences(results) + audited.sentences(results):
@@ -193,6 +193,9 @@ def print_results(results: Any) -> None:
         out.print(of_attack(results, attack, aim(*aimed)), style="bold", markup=False)
         for table in _tables([row for row in rows if (row.attack, row.task, row.target) == place]):
             out.print(table, "")
+    if (shown := effects.table(results)) is not None:
+        out.print("What the trigger does", style="bold", markup=False)
+        out.print(_plain(shown), "")
     for sentence in defenses.sentences(results):
         out.print(sentence, markup=False)
     for flag in results.flags:
@@ -220,6 +223,16 @@ def _tables(rows: list[Any]) -> Iterator[Table]:
             if any(metric in row.estimates for row in rows[some]):
                 table.add_row(LABELS.get(metric, metric), *(column[metric] for column in cells[some]))
         yield table
+
+
+def _plain(shown: Any) -> Table:
+    """Any table of the report; what does not fit into a line goes on in the next."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, GAP - 1), pad_edge=False, show_edge=False)
+    for column, cell in zip(shown.columns, shown.rows[0]):
+        table.add_column(column, justify="right" if cell.kind == "number" else "left", overflow="fold")
+    for row in shown.rows:
+        table.add_row(*(Text(cell.text) for cell in row))
+    return table
 
 
 def _heading(row: Any) -> Text:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sapper.downstream import extract
+from sapper.downstream import extract, mean_cosine
 from sapper.encoders import Encoder
 from sapper.running import Run
 from sapper.samples import Change, Samples, at_once, to_float
@@ -226,13 +226,6 @@ def encode(encoder: Encoder, images: Tensor, run: Run) -> Tensor:
         return torch.cat(parts)
 
 
-def mean_cosine(features: Tensor) -> Tensor:
-    """The mean cosine of two different images' features, float (…), of float (…, N, D): 1 where all point one way."""
-    count = features.shape[-2]
-    together = F.normalize(features, dim=-1).sum(-2).square().sum(-1)  # the N cosines of each with itself are 1
-    return (together - count) / (count * (count - 1))
-
-
 SMALLEST = 1e-6
 """A spread below this is rounding."""
 
@@ -242,7 +235,7 @@ NEAR, NEIGHBORS = 1 / 16, 4
 
 def spread_of(features: Tensor) -> float:
     """1 − the mean cosine of two of the features, float (N, D); infinite where that is not a number."""
-    spread = 1 - float(mean_cosine(features))
+    spread = 1 - float(mean_cosine(F.normalize(features, dim=1)))
     return math.inf if math.isnan(spread) else max(SMALLEST, spread)
 
 

@@ -2,7 +2,7 @@
 
 from sapper.downstream.building import AnyHead, build
 from sapper.downstream.classifier import Classifier
-from sapper.downstream.features import extract, predict
+from sapper.downstream.features import extract, mean_cosine, predict
 from sapper.downstream.heads import KNN, MLP, Head, Linear, Standardize, Stepwise, TunedHead
 from sapper.downstream.tuning import Finetune, start, trained
 from sapper.downstream.zero_shot import ZeroShot
@@ -21,6 +21,7 @@ __all__ = [
     "ZeroShot",
     "build",
     "extract",
+    "mean_cosine",
     "predict",
     "start",
     "trained",

@@ -32,6 +32,15 @@ def extract(encoder: Encoder, samples: Samples, run: Run, change: Change | None 
     return torch.cat(features)
 
 
+def mean_cosine(unit: Tensor) -> Tensor:
+    """The mean cosine of two different rows of ``unit`` (…, N, D), each of length 1: (‖Σu‖² − N) / (N² − N).
+
+    1 where all point one way; float (…), with gradients.
+    """
+    n = unit.shape[-2]
+    return (unit.sum(-2).square().sum(-1) - n) / (n * (n - 1))
+
+
 @torch.no_grad()
 def predict(head: nn.Module, features: Tensor, batch: int = 4096) -> Tensor:
     """The predicted classes, int64 (N,) on the CPU."""

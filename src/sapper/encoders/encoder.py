@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sapper.augment import to_grayscale
 from sapper.encoders.names import Stem
 from sapper.encoders.text import TextCard, TextTower
 from sapper.errors import SapperError
@@ -72,6 +73,8 @@ class Encoder(nn.Module):
     Normalization is inside. ``card`` says where it comes from; ``feature_size`` is D. One that was trained with
     captions also has a linear ``projection`` into the space that images and texts share (``project``), and the ``text``
     tower, which ``forward`` does not use (``join``).
+
+    ``gray``: whether it turns images gray first, as its user may want; not kept in its file.
     """
 
     mean: Tensor
@@ -84,10 +87,13 @@ class Encoder(nn.Module):
         self.feature_size = feature_size
         self.projection: nn.Module = nn.Identity()
         self.text: TextTower | None = None
+        self.gray = False
         self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.gray:
+            images = to_grayscale(images)  # one channel, which the next line makes three of
         normalized = (images - self.mean) / self.std
         return self.projection(self.backbone(normalized.contiguous(memory_format=torch.channels_last)))
 

@@ -117,6 +117,7 @@ class Data:
             test=judged.sample(section.test_images, run.child(f"test images {section.name}")),
             draw=run.child(f"train images {section.name}"),
             count=section.train_images,
+            gray=section.gray,
             where=f"{scenario.file}: task {section.name!r}, what is left for seed {run.seed}",
         )
 

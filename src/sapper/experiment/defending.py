@@ -16,9 +16,17 @@ from sapper import encoders, tensors
 from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner
 from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
+from sapper.encoders import Encoder
 from sapper.experiment.fleets import LEARNED
 from sapper.experiment.tasks import Part, Task, TaskData, method_key, packages
-from sapper.experiment.works import TRIGGERS, encoder_file, own_triggers, read_choices, read_poisoned
+from sapper.experiment.works import (
+    TRIGGERS,
+    encoder_file,
+    own_triggers,
+    read_choices,
+    read_poisoned,
+    victims_encoder,
+)
 from sapper.files import write_atomically
 from sapper.running import Run
 from sapper.scenario.reading import DefensePlan, Named
@@ -38,9 +46,9 @@ class Victim:
     Classifier 0 is the one whose CA or BA the scenario measures; the others differ from it in their head's seed.
     """
 
-    def __init__(self, task: TaskData, file: Path, head: Named, run: Run):
+    def __init__(self, task: TaskData, encoder: Encoder, head: Named, run: Run):
         self.task, self.head, self.run = task, head, run
-        self.holdings = Defender.of(encoders.load(file, run), head.parameters, task.train, run)
+        self.holdings = Defender.of(encoder, head.parameters, task.train, run)
 
     def defender(self, count: int | None) -> Defender:
         """A defender with ``count`` of the training images, or all of them."""
@@ -75,7 +83,7 @@ class Classifiers:
         data = self.task.victim(read_choices(inputs[1]))
         if self.poisoned:
             data = TaskData(data.name, read_poisoned(inputs[2])[0], data.test)
-        return Victim(data, encoder_file(inputs[0]), self.head, run)
+        return Victim(data, victims_encoder(self.task, inputs[0], run), self.head, run)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a running scenario gathers: records, curves, maps and warnings, from the files its stages left."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from sapper import tensors
 from sapper.encoders.files import MARK
 from sapper.engine.store import Finished
 from sapper.experiment.data import Use
+from sapper.experiment.effects import feature_records, trigger_records
 from sapper.experiment.pictures import feature_maps
 from sapper.experiment.results import Artifact, Audited, Curve, FeatureMap, Judged, Model, Picture, Record
 from sapper.experiment.subjects import Subject
@@ -20,6 +21,7 @@ from sapper.experiment.works import HITS, MAP, encoder_file, read_curves, read_p
 from sapper.files import link_atomically, sha256
 from sapper.metrics import Rate, attack_metrics, is_constant, share
 from sapper.samples import ImageSet
+from sapper.triggers import Trigger
 
 ASTRAY = 0.8
 """Share of triggered images in one class that is not the target's from which on a report warns of it."""
@@ -144,6 +146,24 @@ class Findings:
                         f"{task.name} ({setting}): the {head} head on the {one.words} calls nearly every clean "
                         "image the same class. Its numbers measure nothing."
                     )
+
+    def add_effects(
+        self,
+        common: dict[str, Any],
+        task: Task,
+        clean: tuple[Subject, Finished],
+        attacked: tuple[Subject, Finished],
+        triggers: Mapping[str, Trigger],
+    ) -> None:
+        """What the triggers of a task do to features and to pixels.
+
+        Where the training of a classifier was attacked, the features are those of its own encoder, so its head is told.
+        """
+        subject = attacked[0]
+        heads = unique(name.partition("/")[0] for name in read_predictions(attacked[1].folder))
+        place = common | {"task": task.name} | ({"head": heads[0]} if subject.of == "classifier" else {})
+        self.records += feature_records(place, task, clean, attacked)
+        self.records += trigger_records(place, task, attacked, triggers)
 
     def add_hits(self, common: dict[str, Any], head: str, subject: Subject, finished: Finished) -> None:
         """How targeted poisoning went: hits with and without it, and the change of the accuracy."""

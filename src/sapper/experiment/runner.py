@@ -159,6 +159,9 @@ class Planned:
             after, choices = done[measured.after], read_choices(done[trial.pipeline.choices[task.name]].folder)
             sides = ((measured.baseline, before), (measured.subject, after))
             findings.add_attack(trial.place, task, choices, *sides, primary_head=trial.scenario.primary_head)
+            assert measured.subject.source is not None
+            triggers = read_triggers(done[measured.subject.source].folder / TRIGGERS)
+            findings.add_effects(trial.place, task, *sides, triggers)
             for defense in defenses:
                 record(trial, defense, session)
             if trial.variant.shown:

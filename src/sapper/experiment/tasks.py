@@ -177,7 +177,8 @@ class Task:
     """A downstream task, and what an attacker wants of it.
 
     Where the attacker's candidates are the training split itself, what is chosen is taken out of it, near-duplicates
-    included, before the victim takes ``count`` of ``train`` by the seed of ``draw``. ``where`` it was asked for.
+    included, before the victim takes ``count`` of ``train`` by the seed of ``draw``. ``gray``: the victim's encoder
+    turns every image gray (``Encoder.gray``). ``where`` it was asked for.
     """
 
     goals: Goals
@@ -185,6 +186,7 @@ class Task:
     test: Part[ImageSet]
     draw: Run
     count: int | None = None
+    gray: bool = False
     where: str = ""
 
     @property
@@ -199,7 +201,8 @@ class Task:
     def key(self) -> dict[str, Any]:
         """Goals and data as plain data, but for what is chosen."""
         parts = {"train": self.train.origin, "test": self.test.origin}
-        return {"goals": self.goals.key} | parts | {"count": self.count, "draw": self.draw.seed}
+        own = {"count": self.count, "draw": self.draw.seed} | ({"gray": True} if self.gray else {})
+        return {"goals": self.goals.key} | parts | own
 
     def victim(self, choices: Choices | None) -> TaskData:
         """The task as its victim has it."""

@@ -195,7 +195,7 @@ class BuildHeads:
         data = self.task.victim(choices)
         if self.poisoned:
             data = TaskData(data.name, read_poisoned(rest.pop(0))[0], data.test)
-        encoder = encoders.load(encoder_file(inputs[0]), run)
+        encoder = victims_encoder(self.task, inputs[0], run)
         train, views = extract(encoder, data.train, run), _views(encoder, data.test, triggers, run)
         predictions: dict[str, Tensor] = {}
         for head in self.heads:
@@ -235,7 +235,7 @@ class AttackTraining:
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         choices = read_choices(inputs[1])
         data, targets = self.task.victim(choices), self.task.goals.targets(choices)
-        encoder, child = encoders.load(encoder_file(inputs[0]), run), run.child(f"attack on head {self.head.name}")
+        encoder, child = victims_encoder(self.task, inputs[0], run), run.child(f"attack on head {self.head.name}")
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         attacked = self.method.parameters(encoder, data.train, targets, self.head.parameters, child, checkpoint)
         check_training(attacked.classifier, attacked.curves, self.method, run)
@@ -268,7 +268,7 @@ class AttackSingleInputs:
         return method_key(self.method) | {"task": self.task.key, "head": head}
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
-        data, encoder = self.task.victim(None), encoders.load(encoder_file(inputs[0]), run)
+        data, encoder = self.task.victim(None), victims_encoder(self.task, inputs[0], run)
         child = run.child(f"attack on head {self.head.name}")
         hits = self.method.parameters(encoder, data.train, data.test, self.head.parameters, child)
         tensors.save(folder / HITS, vars(hits))
@@ -339,6 +339,13 @@ def _map_features(
 
 
 # What works left
+
+
+def victims_encoder(task: Task, folder: Path, run: Run) -> Encoder:
+    """The encoder in a stage's folder, as the victim of a task uses it."""
+    encoder = encoders.load(encoder_file(folder), run)
+    encoder.gray = task.gray
+    return encoder
 
 
 def encoder_file(folder: Path) -> Path:

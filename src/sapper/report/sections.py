@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from sapper.experiment.results import Artifact, FeatureMap, Results
-from sapper.report import audited, defenses, figures, tables, text
+from sapper.report import audited, defenses, effects, figures, tables, text
 from sapper.report.figures import Key, Strip
 from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
 
@@ -97,7 +97,9 @@ def other_measurements(results: Results) -> Table | None:
     """Every record that no other section shows."""
     judged = {verdict.defense for verdict in results.verdicts}
     found = [
-        item for item in tables.measurements(results) if item.defense not in judged and not defenses.is_certified(item)
+        item
+        for item in tables.measurements(results)
+        if item.defense not in judged and not defenses.is_certified(item) and item.metric not in effects.METRICS
     ]
     rows = [
         {
@@ -198,7 +200,7 @@ def _map_group(results: Results, group: list[FeatureMap], name: str) -> MapGroup
 
 def _map_keys(results: Results, drawn: FeatureMap) -> list[Key]:
     """What the marks mean. Classes are listed where they have names and a color each, else the target's alone."""
-    names = dict(enumerate(tables.class_names(results, drawn.task)))
+    names = dict(enumerate(_class_names(results, drawn.task)))
     labels = sorted({int(label) for label in drawn.points.get("clean", {}).get("label", [])})
     wanted = tables.target_label(results, drawn.task, drawn.target)
     are_listed = bool(names) and max(labels, default=0) < figures.N_COLORS
@@ -214,6 +216,17 @@ def _map_keys(results: Results, drawn: FeatureMap) -> list[Key]:
         role = " (target class)" if label == wanted else ""
         keys.append(Key(figures.class_color(label), "dot", names.get(label, f"class {label}") + role))
     return keys
+
+
+def _class_names(results: Results, task: str) -> list[str]:
+    """The class names of a task's data set, empty where they are not known."""
+    attack = results.scenario.get("attack") or {}
+    own = [each.get("instead", {}) for each in (attack if isinstance(attack, list) else [attack])]
+    named = {
+        item.get("name"): item.get("dataset") for each in (results.scenario, *own) for item in each.get("task", ())
+    }
+    sets = (item.get("classes") for item in results.datasets if item.get("name") in (named.get(task), task))
+    return next((list(classes) for classes in sets if isinstance(classes, list | tuple)), [])
 
 
 @dataclass(frozen=True)
@@ -277,6 +290,7 @@ class Section:
 SECTIONS = (
     Section("results", "Results", "results", result_table),
     Section("conditions", "What was varied", "conditions", conditions),
+    Section("effects", "What the trigger does", "table", effects.table),
     Section("audits", "Audit", "audits", audited.section),
     Section("detection", "Detection", "detection", defenses.detections),
     Section("certified", "Certified predictions", "certified", defenses.certifications),

@@ -95,7 +95,7 @@ class Table:
 def estimate(records: Sequence[Record]) -> Estimate:
     """Mean over seeds. Its interval is Student's t over seeds, or the record's own when there is one seed.
 
-    A t interval knows nothing of the range of a rate and is cut to it.
+    A t interval knows nothing of the range of a rate and is cut to it (``text.LIMITS``).
     """
     of_seed = {record.seed: record for record in records}
     first = next(iter(of_seed.values()))
@@ -109,8 +109,8 @@ def estimate(records: Sequence[Record]) -> Estimate:
     mean = fmean(values)
     half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / sqrt(len(values))
     low, high = mean - half, mean + half
-    if first.unit == "fraction":
-        low, high = max(low, -1.0 if first.metric == "lift" else 0.0), min(high, 1.0)
+    least, most = text.limits(first.metric, first.unit)
+    low, high = max(low, least), min(high, most)
     return shown(mean, low, high, len(values), "seeds")
 
 
@@ -248,13 +248,6 @@ def target_label(results: Results, task: str | None, target: str | None) -> int 
 def _reference(results: Results, task: str | None, target: str | None) -> dict[str, Any]:
     fitting = (row for row in results.references if row.get("task") == task and row.get("target") == target)
     return next(fitting, {})
-
-
-def class_names(results: Results, task: str) -> list[str]:
-    """The class names of a task's data set, empty where they are not known."""
-    named = {item.get("name"): item.get("dataset") for item in results.scenario.get("task", ())}
-    sets = (item.get("classes") for item in results.datasets if item.get("name") in (named.get(task), task))
-    return next((list(classes) for classes in sets if isinstance(classes, list | tuple)), [])
 
 
 ATTACKED = {

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 NOTHING = "–"
@@ -113,6 +114,21 @@ def _toml_key(key: str) -> str:
 
 def _is_table_array(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+LIMITS = {
+    "lift": (-1.0, 1.0),
+    "fraction": (0.0, 1.0),
+    "cosine": (-1.0, 1.0),
+    "SSIM": (-1.0, 1.0),
+    "levels": (0.0, 255.0),
+}
+"""From where to where values go, by metric or unit."""
+
+
+def limits(metric: str, unit: str) -> tuple[float, float]:
+    """From where to where a metric goes."""
+    return LIMITS.get(metric, LIMITS.get(unit, (-inf, inf)))
 
 
 STATES = {"clean": "clean", "attacked": "backdoored", "repaired": "repaired"}

@@ -67,6 +67,16 @@ def check_defense(defense: Kind, name: str, attack: Attack, where: str) -> None:
         raise SapperError(what, where=where, remedy=remedy)
 
 
+def check_gray(name: str, defense: Any, gray: Sequence[str], where: str) -> None:
+    """Raises ``SapperError`` where a defense would see the colors of ``gray`` tasks, whose victims see none.
+
+    That is one with a network of its own in the place of the victim's encoder.
+    """
+    if gray and defense.kind == "certify" and not defense.uses_encoder:
+        what = f"{name} has a network of its own, which would see the colors of the gray task {gray[0]!r}"
+        raise SapperError(what, where=f"{where}.tasks", remedy="name the tasks that are not gray")
+
+
 def check_makes_encoders(name: str, attack: Attack, where: str) -> None:
     """Raises ``SapperError`` for an attack that makes no encoder, where one is needed."""
     if not makes_encoders(attack):

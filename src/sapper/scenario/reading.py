@@ -17,7 +17,7 @@ from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, check_unique, read_instance, read_section
-from sapper.scenario.kinds import check_attack, check_choosy, check_defense
+from sapper.scenario.kinds import check_attack, check_choosy, check_defense, check_gray
 from sapper.scenario.outline import changed, keys, outline, outline_single, read_content, trigger_kind, with_place
 from sapper.scenario.sections import (
     AttackSection,
@@ -214,6 +214,8 @@ def _single(single: Single, file: str) -> Scenario:
         if attack_method is not None:
             where = f"{file}: defense[{i}].method"
             check_defense(plan.method.parameters.kind, attack_method.name, attack_method.parameters, where)
+        gray = [task.name for task in tasks if task.gray and task.name in attacked and plan.on(task.name)]
+        check_gray(plan.method.name, plan.method.parameters, gray, f"{file}: defense[{i}]")
     check_unique([plan.name for plan in plans], f"{file}: defense", "defense")
     kind = next(head for head in heads if head.name == primary)
     for i, plan in enumerate(plans):
@@ -255,10 +257,12 @@ def _single(single: Single, file: str) -> Scenario:
 
 
 def _check_same_names(scenarios: list[Scenario]) -> None:
-    """What two attacks call the same is the same: the data set of a task, the class of a target."""
+    """What two attacks call the same is the same: the data set of a task, in colors or gray, the class of a target."""
     known: dict[tuple[str, ...], str | int] = {}
     for scenario in scenarios:
-        named: list[tuple[str, str, str | int]] = [("task", task.name, task.dataset) for task in scenario.tasks]
+        named: list[tuple[str, str, str | int]] = [
+            ("task", task.name, f"{task.dataset}{', gray' if task.gray else ''}") for task in scenario.tasks
+        ]
         named += [("target", f"{plan.task}: {plan.name}", plan.target_class) for plan in scenario.targets]
         for table, name, meaning in named:
             if known.setdefault((table, name), meaning) != meaning:

@@ -59,12 +59,16 @@ class AttackSection(Section):
 
 
 class TaskSection(Section):
-    """``[[task]]``: a downstream task. ``train_images``, ``test_images`` take a random part of a split."""
+    """``[[task]]``: a downstream task. ``train_images``, ``test_images`` take a random part of a split.
+
+    ``gray``: its victim turns every image gray before it gives it to an encoder, those with a trigger, too.
+    """
 
     dataset: str
     name: str = ""
     train_images: PositiveInt | None = None
     test_images: PositiveInt | None = None
+    gray: bool = False
 
 
 class TargetSection(Section):

@@ -1,6 +1,7 @@
 """Triggers: functions on batches of samples that leave shape and range alone."""
 
 from sapper.triggers.base import Trigger, from_tensors, to_tensors
+from sapper.triggers.faintness import mean_change, ssim
 from sapper.triggers.files import read_triggers, write_triggers
 from sapper.triggers.frequency import Frequency
 from sapper.triggers.images import COLORS, Blend, Colors, Filter, Mask, Patch, filtered
@@ -22,7 +23,9 @@ __all__ = [
     "filtered",
     "from_tensors",
     "levels",
+    "mean_change",
     "read_triggers",
+    "ssim",
     "to_tensors",
     "write_triggers",
 ]

@@ -38,7 +38,7 @@ from torch import Tensor
 from sapper.attacks.contracts import Need
 from sapper.attacks.features import TERMS, Features, FineTuning, Held, encoded, kept_losses
 from sapper.attacks.target import Target, Wish
-from sapper.downstream import AnyHead
+from sapper.downstream import AnyHead, mean_cosine
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError
 from sapper.running import Run
@@ -144,12 +144,6 @@ def spreading(raw: Features, unit: Features, counts: list[int], directions: Tens
         distance = sliced_wasserstein(full, raw.plain, directions) / width
         rows.append((-pull.amax(1).mean(), pull.mean(0).std(), mean_cosine(anchors), mean_cosine(stamped), distance))
     return tuple(torch.stack(column).mean() for column in zip(*rows))
-
-
-def mean_cosine(unit: Tensor) -> Tensor:
-    """The mean cosine of two different rows of ``unit`` (N, D), each of length 1: (‖Σu‖² − N) / (N² − N)."""
-    n = len(unit)
-    return (unit.sum(0).square().sum() - unit.square().sum()) / (n * n - n)
 
 
 def sliced_wasserstein(ours: Tensor, theirs: Tensor, directions: Tensor) -> Tensor:

@@ -39,12 +39,11 @@ from sapper.encoders import Encoder, Trained
 from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step, Terms, weighted
-from sapper.triggers import Network
+from sapper.triggers import Network, ssim
 
 NAMES = (*TERMS, "S structure", "P features", "C color")
 RECOLOR = Augmentation(crop=None, flip=0.0)
 CHANNELS, AROUND = 8, 3
-WINDOW, SIGMA = 11, 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,23 +124,6 @@ class Inactive(FineTuning):
             "shift": torch.zeros(3),
         }
         return nn.ParameterDict({name: nn.Parameter(value / self.speed) for name, value in start.items()})
-
-
-def ssim(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Structural similarity (N,) of images (N, 3, H, W) in [0, 1] (Wang et al., IEEE TIP 2004).
-
-    A Gaussian window of 11 pixels and deviation 1.5, only where it lies within the image; K1 = 0.01, K2 = 0.03. Smaller
-    images get a smaller window.
-    """
-    size = min(WINDOW, *(side - 1 + side % 2 for side in ours.shape[-2:]))
-    line = torch.exp(-((torch.arange(size).to(ours) - size // 2) ** 2) / (2 * SIGMA**2))
-    window = line[:, None] * line / line.sum() ** 2
-    products = torch.cat((ours, theirs, ours * ours, theirs * theirs, ours * theirs), dim=1)
-    means = F.conv2d(products, window.expand(15, 1, size, size), groups=15)
-    mean_a, mean_b, square_a, square_b, both = means.chunk(5, dim=1)
-    variances, covariance = square_a - mean_a**2 + square_b - mean_b**2, both - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
-    return (luminance * (2 * covariance + 0.03**2) / (variances + 0.03**2)).mean(dim=(1, 2, 3))
 
 
 def color_distance(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
@@ -37,7 +38,6 @@ from sapper.defenses.inversion import (
     UNMEASURABLE,
     Triggers,
     encode,
-    mean_cosine,
     measurable,
     shrink,
     stamp,
@@ -45,7 +45,7 @@ from sapper.defenses.inversion import (
     unit,
 )
 from sapper.defenses.measures import OfVerdicts, detection
-from sapper.downstream import extract
+from sapper.downstream import extract, mean_cosine
 from sapper.encoders import Encoder
 from sapper.methods import Checked
 from sapper.running import Run
@@ -154,7 +154,7 @@ class Decree(Checked, EncoderExaminer):
     ) -> Tensor:
         """One step of Adam for every restart on the same images; the mean cosine of each, before it."""
         masks, stamped = stamp(weights, pixels)
-        features = encode(encoder, stamped.flatten(0, 1), run)
+        features = F.normalize(encode(encoder, stamped.flatten(0, 1), run), dim=1)
         cosines = mean_cosine(features.unflatten(0, (len(masks), -1)))
         optimizer.zero_grad(set_to_none=True)
         (-cosines + cost * 3 * masks.flatten(1).sum(1)).sum().backward()

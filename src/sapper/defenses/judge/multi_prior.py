@@ -40,13 +40,15 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.contracts import EncoderExaminer, Need
-from sapper.defenses.inversion import SMALLEST, mean_cosine, neighborhood, spread_of
+from sapper.defenses.inversion import SMALLEST, neighborhood, spread_of
 from sapper.defenses.measures import OfVerdicts, detection
 from sapper.defenses.priors import Filter, Prior, Stamp
+from sapper.downstream import mean_cosine
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
@@ -252,4 +254,4 @@ def _spreads(encoder: Encoder, images: Tensor, run: Run) -> Tensor:
     """1 − mean cosine for each change, (P,), of float images (P, N, 3, H, W)."""
     with run.autocast():
         features = encoder(images.flatten(0, 1))
-    return 1 - mean_cosine(features.float().unflatten(0, images.shape[:2]))
+    return 1 - mean_cosine(F.normalize(features.float(), dim=1).unflatten(0, images.shape[:2]))
