@@ -11,12 +11,13 @@ from torch import nn
 from sapper import attacks, encoders
 from sapper.attacks.contracts import Attacked, Hits, Poisoned
 from sapper.attacks.target import Target
+from sapper.cli.experiments import print_results
 from sapper.downstream import Classifier, Head
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError
-from sapper.experiment.results import Results, read_results, write_results
+from sapper.experiment.results import Record, Results, read_results, write_results
 from sapper.methods import Checked
-from sapper.report import render
+from sapper.report import markdown, render, tables, targeted
 from sapper.running import Run
 from sapper.samples import ImageSet, read_samples, to_float
 from sapper.scenario.reading import Scenario
@@ -249,7 +250,9 @@ def test_the_training_of_classifiers_is_attacked_head_by_head(
     assert len({model.id for model in results.subjects}) == 5
 
 
-def test_single_inputs_are_attacked_without_targets(data: Path, tmp_path: Path) -> None:
+def test_single_inputs_are_attacked_without_targets(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = perform(scenario(data, "single", targets=""), tmp_path)
     assert len(of(results, "CA")) == 4
     assert of(results, "hits") == [0.75] * 4
@@ -257,7 +260,42 @@ def test_single_inputs_are_attacked_without_targets(data: Path, tmp_path: Path) 
     assert of(results, "accuracy_change") == [-0.25] * 4
     write_results(results, tmp_path)
     assert read_results(tmp_path).to_json() == results.to_json()
-    assert "hits" in render(results)
+    page = render(results)
+    assert page.count("Chosen test images</h2>") == 1
+    assert "Other measurements" not in page
+    table = targeted.table(results)
+    assert table is not None
+    assert table.columns[-3:] == ("hits, %", "without the attack, %", "change of accuracy, points")
+    cells = [[cell.text for cell in row] for row in table.rows]
+    assert [row[:3] for row in cells] == [["single", t, h] for t in ("balls", "boxes") for h in ("mlp", "linear")]
+    assert {tuple(row[3:]) for row in cells} == {("75.0  (30.1…95.4)", "25.0  (4.6…69.9)", "−25.0")}
+    assert "| single | balls | mlp | 75.0  (30.1…95.4) |" in markdown.render(results)
+    print_results(results)
+    told_lines = " ".join(capsys.readouterr().out.split())
+    assert "single on balls, mlp head: 75.0 % (30.1…95.4) of the chosen test images are taken for" in told_lines
+    assert "25.0 % without the attack. Accuracy changes by −25.0 points." in told_lines
+
+
+def test_a_change_of_accuracy_may_be_a_loss_over_all_seeds() -> None:
+    """Its interval over seeds is one of a difference, not cut at nothing."""
+    common = {"stage": "targeted", "task": "balls", "attack": "single", "head": "mlp"}
+    change = [
+        Record(seed=seed, metric="accuracy_change", value=value, **common)  # type: ignore[arg-type]
+        for seed, value in enumerate((-0.02, -0.04))
+    ]
+    found = tables.estimate(change)
+    assert found.value == pytest.approx(-0.03)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
+    assert found.number == "−3.0"
+
+
+def test_without_targeted_attacks_there_is_no_such_section(data: Path, tmp_path: Path) -> None:
+    results = perform(experiment(data, "head.0.epochs=1", text=PLAIN), tmp_path)
+    assert targeted.table(results) is None
+    assert targeted.sentences(results) == []
+    assert "Chosen test images" not in render(results)
 
 
 UNFIT = {

@@ -690,7 +690,8 @@ def test_the_commands_of_a_zoo(sapper: Sapper, data: Path, tmp_path: Path) -> No
     subject = next(folder.glob("**/encoder.safetensors"))
     end = sapper("audit", subject, "--images", "objects", "--learned", learned, "--out", tmp_path / "audit", *on[:2])
     assert end.code in (0, 1, 3), end.err
-    assert "mntd_encoder" in json.loads((tmp_path / "audit" / "audit.json").read_text())["more"]
+    left = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert "mntd_encoder" in [each["method"] for each in left["detectors"]]
     few = told(sapper("zoo", "score", folder, "--bag", tmp_path / "bags" / "micro-squares-quick.json", *on))
     assert "squares cannot be judged: the bag that fits is too small: 'micro-squares-quick' has 1 of the 19" in few
     end = sapper("zoo", "score", folder, "--part", "judgement", *on)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from sapper.experiment.results import Artifact, FeatureMap, Results
-from sapper.report import audited, defenses, figures, tables, text
+from sapper.report import audited, defenses, figures, tables, targeted, text
 from sapper.report.figures import Key, Strip
 from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
 
@@ -97,7 +97,9 @@ def other_measurements(results: Results) -> Table | None:
     """Every record that no other section shows."""
     judged = {verdict.defense for verdict in results.verdicts}
     found = [
-        item for item in tables.measurements(results) if item.defense not in judged and not defenses.is_certified(item)
+        item
+        for item in tables.measurements(results)
+        if item.defense not in judged and not defenses.is_certified(item) and not targeted.is_targeted(item)
     ]
     rows = [
         {
@@ -277,6 +279,7 @@ class Section:
 SECTIONS = (
     Section("results", "Results", "results", result_table),
     Section("conditions", "What was varied", "conditions", conditions),
+    Section("chosen", "Chosen test images", "table", targeted.table),
     Section("audits", "Audit", "audits", audited.section),
     Section("detection", "Detection", "detection", defenses.detections),
     Section("certified", "Certified predictions", "certified", defenses.certifications),
