@@ -15,9 +15,7 @@ from sapper.experiment.results import Record, Results
 from sapper.report import text
 
 METRICS = ("CA", "BA", "ASR", "ASR_strict", "ASR_B", "ASR_B_strict", "lift")
-SIGNED = ("lift", "accuracy_change")
-"""Metrics that are differences of two rates."""
-
+SIGNED = ("lift", "accuracy_change")  # differences of two rates
 LABELS = {"ASR_strict": "ASR strict", "ASR_B": "ASR-B", "ASR_B_strict": "ASR-B strict"}
 """How a metric is called in headings, where its key is not its name."""
 
