@@ -276,7 +276,7 @@ def test_calibrate_looks_at_all_encoders_before_it_measures_one(
         (("--std", "0.2,0.2,0"), "three numbers"),
         (("--arch", "resnet11"), "resnet"),
         (("--bag", "absent.json"), "no bag can be read"),
-        (("--mntd", "absent.safetensors"), "no meta-classifiers can be read"),
+        (("--learned", "absent.safetensors"), "nothing that was learned can be read"),
         (("--base", "timm:resnet5O"), "resnet50"),
         (("--split", "tset"), "tset"),
         (("--device", "tpu"), "use cpu or auto"),

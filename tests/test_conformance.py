@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sapper import attacks, defenses, pretraining, verdicts
 from sapper.attacks.target import Target
 from sapper.defenses.defender import Defender
-from sapper.downstream import MLP, Classifier, build
+from sapper.downstream import MLP, build, files
 from sapper.encoders import Encoder, Trained
 from sapper.encoders import build as build_encoder
 from sapper.methods import HEADS, find
@@ -268,5 +268,19 @@ def test_there_is_a_row_for_every_method_and_no_other() -> None:
     assert set(ROWS) == {name for _, name in METHODS}
 
 
-def test_a_classifier_is_what_a_head_is_built_into() -> None:
-    assert isinstance(build(HEAD, encoder(), TRAIN, Run()), Classifier)
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_built_into_a_classifier_that_a_file_holds(name: str, tmp_path: Path) -> None:
+    method = find("heads", HEADS, name, "here")(**ROWS[name])
+    subject = with_text() if method.kind == "zero_shot" else encoder()
+    before = state(subject)
+    classifier = build(method, subject, TRAIN, Run(seed=7))
+    assert equal(before, state(subject))
+    assert not any(module.training for module in classifier.modules())
+    files.save(classifier, files.About(classes=TRAIN.classes), tmp_path / "it.safetensors")
+    again, _ = files.load(tmp_path / "it.safetensors", Run())
+    with torch.no_grad():
+        logits = classifier(TEST.batch())
+        assert torch.equal(again(TEST.batch()), logits)
+    assert logits.shape == (len(TEST), len(TRAIN.classes))
+    assert bool(logits.isfinite().all())
+    assert len(logits.unique(dim=0)) > 1

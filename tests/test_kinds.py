@@ -6,17 +6,18 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sapper import attacks, encoders
 from sapper.attacks.contracts import Attacked, Hits, Poisoned
 from sapper.attacks.target import Target
+from sapper.cli.experiments import print_results
 from sapper.downstream import Classifier, Head
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError
-from sapper.experiment.results import Results, read_results, write_results
+from sapper.experiment.results import Record, Results, read_results, write_results
 from sapper.methods import Checked
-from sapper.report import render
+from sapper.report import markdown, render, tables, targeted
 from sapper.running import Run
 from sapper.samples import ImageSet, read_samples, to_float
 from sapper.scenario.reading import Scenario
@@ -104,15 +105,13 @@ class Silent(Tiny):
     __call__ = Blinding.__call__
 
 
-class Always(nn.Module):
+def always(label: int, classes: int, features: int) -> nn.Linear:
     """A head that always answers the same."""
-
-    def __init__(self, label: int, classes: int):
-        super().__init__()
-        self.register_buffer("answer", torch.eye(classes)[label])
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.answer.expand(len(features), -1)  # type: ignore[operator]
+    head = nn.Linear(features, classes)
+    nn.init.zeros_(head.weight)
+    with torch.no_grad():
+        head.bias.copy_(torch.eye(classes)[label])
+    return head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +129,7 @@ class Stubborn(Tiny):
         run: Run,
         checkpoint: Checkpoint | None = None,
     ) -> Attacked:
-        classifier = Classifier(encoder, Always(targets[0].label, len(train.classes))).eval()
+        classifier = Classifier(encoder, always(targets[0].label, len(train.classes), encoder.feature_size)).eval()
         return Attacked(classifier=classifier, curves={"loss": [1.0, 0.5]})
 
 
@@ -251,7 +250,9 @@ def test_the_training_of_classifiers_is_attacked_head_by_head(
     assert len({model.id for model in results.subjects}) == 5
 
 
-def test_single_inputs_are_attacked_without_targets(data: Path, tmp_path: Path) -> None:
+def test_single_inputs_are_attacked_without_targets(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = perform(scenario(data, "single", targets=""), tmp_path)
     assert len(of(results, "CA")) == 4
     assert of(results, "hits") == [0.75] * 4
@@ -259,7 +260,42 @@ def test_single_inputs_are_attacked_without_targets(data: Path, tmp_path: Path) 
     assert of(results, "accuracy_change") == [-0.25] * 4
     write_results(results, tmp_path)
     assert read_results(tmp_path).to_json() == results.to_json()
-    assert "hits" in render(results)
+    page = render(results)
+    assert page.count("Chosen test images</h2>") == 1
+    assert "Other measurements" not in page
+    table = targeted.table(results)
+    assert table is not None
+    assert table.columns[-3:] == ("hits, %", "without the attack, %", "change of accuracy, points")
+    cells = [[cell.text for cell in row] for row in table.rows]
+    assert [row[:3] for row in cells] == [["single", t, h] for t in ("balls", "boxes") for h in ("mlp", "linear")]
+    assert {tuple(row[3:]) for row in cells} == {("75.0  (30.1…95.4)", "25.0  (4.6…69.9)", "−25.0")}
+    assert "| single | balls | mlp | 75.0  (30.1…95.4) |" in markdown.render(results)
+    print_results(results)
+    told_lines = " ".join(capsys.readouterr().out.split())
+    assert "single on balls, mlp head: 75.0 % (30.1…95.4) of the chosen test images are taken for" in told_lines
+    assert "25.0 % without the attack. Accuracy changes by −25.0 points." in told_lines
+
+
+def test_a_change_of_accuracy_may_be_a_loss_over_all_seeds() -> None:
+    """Its interval over seeds is one of a difference, not cut at nothing."""
+    common = {"stage": "targeted", "task": "balls", "attack": "single", "head": "mlp"}
+    change = [
+        Record(seed=seed, metric="accuracy_change", value=value, **common)  # type: ignore[arg-type]
+        for seed, value in enumerate((-0.02, -0.04))
+    ]
+    found = tables.estimate(change)
+    assert found.value == pytest.approx(-0.03)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
+    assert found.number == "−3.0"
+
+
+def test_without_targeted_attacks_there_is_no_such_section(data: Path, tmp_path: Path) -> None:
+    results = perform(experiment(data, "head.0.epochs=1", text=PLAIN), tmp_path)
+    assert targeted.table(results) is None
+    assert targeted.sentences(results) == []
+    assert "Chosen test images" not in render(results)
 
 
 UNFIT = {
@@ -268,7 +304,7 @@ UNFIT = {
     "targets of a targeted attack": ("single", "", TARGETS, "", "attack.method"),
     "no targets": ("stubborn", "", "", "", "[[target]] is missing"),
     "encoders judged that nobody attacked": ("relabel", "", TARGETS, "decree", "defense[0].method"),
-    "classifiers that are not kept": ("stubborn", "", TARGETS, "neural_cleanse", "defense[0].method"),
+    "classifiers that are not kept": ("single", "", "", "neural_cleanse", "defense[0].method"),
     "a fleet of no encoders": ("relabel", "", TARGETS, "mntd_encoder", "defense[0].method"),
 }
 

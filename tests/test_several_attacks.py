@@ -10,7 +10,7 @@ import pytest
 from sapper.cli.experiments import print_results
 from sapper.errors import SapperError
 from sapper.experiment.results import Results, read_results, write_results
-from sapper.report import markdown, render
+from sapper.report import audited, markdown, render
 from sapper.report.tables import summary_sentences
 from sapper.scenario.outline import outline, read_content
 from sapper.scenario.reading import Scenario, read
@@ -250,6 +250,25 @@ steps = 2
         assert f"{name}: neural_cleanse on balls, target.trigger.size = {size}" in page
     shown = Counter((m.attack, m.state) for m in results.maps)
     assert set(shown.values()) == {1}, "maps of the first variant only"
+
+
+def test_every_encoder_is_audited_once_and_attacks_on_tasks_make_none(data: Path, tmp_path: Path) -> None:
+    short = ("pretraining.epochs=1", "head.0.epochs=1", "head.1.iterations=2")
+    table = f'\n[audit]\nimages = "{data.as_posix()}/balls"\n'
+    results = perform(experiment(data, *short, text=ONE_TASK, extra=ATTACKS + table), tmp_path)
+    ids = ["clean-seed0", "attacked-balls-badencoder-seed0", "attacked-balls-strong-seed0"]
+    assert [(each.subject, each.attack) for each in results.audits] == list(zip(ids, (None, "badencoder", "strong")))
+    files = {artifact.subject: artifact.sha256 for artifact in results.artifacts}
+    assert {each.subject: each.sha256 for each in results.audits} == files
+    assert len({each.sha256 for each in results.audits}) == 3
+    titles = Counter(item["stage"] for item in results.timings if item["stage"].startswith("audit"))
+    whose = ("clean encoder", "backdoored encoder (badencoder)", "backdoored encoder (strong)")
+    assert titles == {f"audit of the {each}": 1 for each in whose}
+    planted = {each.attack: [some.target for some in each.stamped if some.by == "attacker"] for each in results.audits}
+    assert planted == {None: [], "badencoder": ["balls/red"], "strong": ["balls/red"]}
+    told = audited.sentences(results)
+    assert len(told) == len(set(told)) == 3
+    assert render(results).count("audit of the") >= 3
 
 
 # What is told

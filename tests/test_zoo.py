@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from sapper.audits import stored
 from sapper.audits.auditing import effect, scores
 from sapper.audits.budgets import Budget
 from sapper.audits.calibration import Power, p_value, read_bag, write_bag
-from sapper.defenses.judge.mntd_encoder import MNTDEncoder
+from sapper.defenses import METHODS
+from sapper.defenses.judge.mntd_encoder import Judge, MNTDEncoder
 from sapper.downstream import mean_cosine
 from sapper.encoders import load
 from sapper.engine.executors import Workers
@@ -590,26 +592,52 @@ def test_shares_have_clopper_and_pearsons_interval(n: int, data: st.DataObject) 
 # Stored meta-classifiers
 
 
-def test_meta_classifiers_survive_their_file_and_judge_their_kind_only(
-    built: Path, images: dict[str, ImageSet], tmp_path: Path
+class Second(MNTDEncoder):
+    """Another method that learns; what it restores says so."""
+
+    state = "second thoughts"
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> Judge:
+        return replace(super().restore(state), learned={"second": [0.5]})
+
+
+def test_what_was_learned_survives_its_file_and_judges_its_kind_only(
+    built: Path, images: dict[str, ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = [member for member in members_of(built) if member.part == "development"]
     method = MNTDEncoder(shadows=1, validation=1, meta_classifiers=2, queries=2, hidden=3, epochs=2)
-    judge, kind = for_audits.learn(members, built, images["squares"], method, RUN)
-    path = tmp_path / "meta.safetensors"
-    stored.save(judge, kind, method, path)
-    loaded = stored.load(path, MNTDEncoder())
+    judge, kind = for_audits.learn(members, built, images["squares"], "mntd_encoder", method, RUN)
+    path = tmp_path / "learned.safetensors"
+    stored.save(judge, kind, path)
+    loaded = stored.load(path)
+    assert loaded.kind == kind
+    assert (kind.method, kind.pairs) == ("mntd_encoder", 2)
     subject = load(built / members[0].file, RUN)
     ours = loaded.examine(subject, images["squares"], RUN)
     assert ours.score == pytest.approx(judge.judge([subject], RUN)[0].score)
     with pytest.raises(SapperError, match="they judge resnet10 of width 5"):
         replace(loaded, kind=replace(kind, width=5)).examine(subject, images["squares"], RUN)
     with pytest.raises(SapperError, match="2 pairs are there, 9 are needed"):
-        for_audits.learn(members, built, images["squares"], replace(method, shadows=8), RUN)
+        for_audits.learn(members, built, images["squares"], "mntd_encoder", replace(method, shadows=8), RUN)
+    for name, what in (("neural_cleanse", "does not learn from encoders"), ("nothing", "unknown method 'nothing'")):
+        stored.save(judge, replace(kind, method=name), path)
+        with pytest.raises(SapperError, match=what):
+            stored.load(path)
+    monkeypatch.setitem(METHODS, "second", "tests.test_zoo:Second")
+    stored.save(judge, replace(kind, method="second"), path)
+    again = stored.load(path)
+    assert again.judge.learned == {"second": [0.5]}
+    assert again.examine(subject, images["squares"], RUN).score == ours.score
     for other in (b"", b"{}", (built / members[0].file).read_bytes()):
         path.write_bytes(other)
-        with pytest.raises(SapperError, match="no meta-classifiers can be read"):
-            stored.load(path, MNTDEncoder())
+        with pytest.raises(SapperError, match="nothing that was learned can be read"):
+            stored.load(path)
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 15])
+def test_mntd_learns_from_as_many_pairs_as_there_are(count: int) -> None:
+    method = MNTDEncoder(epochs=3).with_pairs(count)
+    assert (method.pairs, method.validation, method.epochs) == (count, count // 5, 3)
 
 
 # Commands
@@ -648,6 +676,24 @@ def test_the_commands_of_a_zoo(sapper: Sapper, data: Path, tmp_path: Path) -> No
         "Beside micro-squares-quick. Encoders: calibration: 1 clean; judgement: 1 clean; judgement: 1 back" in end.out
     )
     assert "micro-squares-quick" in (folder / "scores-quick.html").read_text()
+    learned = tmp_path / "learned.safetensors"
+    learn = ("zoo", "learn", folder, "--family", "squares", "--out", learned, "--device", "cpu")
+    assert "unknown key 'epoch'" in told(sapper(*learn, "--set", "epoch=2"))
+    assert "does not learn from encoders" in told(sapper(*learn, "--method", "decree"))
+    end = sapper(*learn, "--set", "epochs=2", "--set", "meta_classifiers=2")
+    assert end.code == 0, end.err
+    assert "mntd_encoder: meta-classifiers from 1 pairs" in end.out
+    end = sapper("zoo", "score", folder, "--learned", learned, *on)
+    assert end.code == 0, end.err
+    assert "mntd_encoder" in (folder / "scores-quick.html").read_text()
+    assert "another mntd_encoder has learned" in told(
+        sapper("zoo", "score", folder, "--learned", learned, "--learned", learned, *on)
+    )
+    subject = next(folder.glob("**/encoder.safetensors"))
+    end = sapper("audit", subject, "--images", "objects", "--learned", learned, "--out", tmp_path / "audit", *on[:2])
+    assert end.code in (0, 1, 3), end.err
+    left = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert "mntd_encoder" in [each["method"] for each in left["detectors"]]
     few = told(sapper("zoo", "score", folder, "--bag", tmp_path / "bags" / "micro-squares-quick.json", *on))
     assert "squares cannot be judged: the bag that fits is too small: 'micro-squares-quick' has 1 of the 19" in few
     end = sapper("zoo", "score", folder, "--part", "judgement", *on)

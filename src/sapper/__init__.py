@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sapper.api import audit, calibrate, load, load_data, load_images, open, run
+    from sapper.api import audit, calibrate, load, load_classifier, load_data, load_images, open, run
     from sapper.attacks.target import Target
     from sapper.audits.auditing import AuditReport
     from sapper.audits.calibration import Bag, read_bag, write_bag
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    "sapper.api": ("audit", "calibrate", "load", "load_data", "load_images", "open", "run"),
+    "sapper.api": ("audit", "calibrate", "load", "load_classifier", "load_data", "load_images", "open", "run"),
     "sapper.attacks.target": ("Target",),
     "sapper.audits.auditing": ("AuditReport",),
     "sapper.audits.calibration": ("Bag", "read_bag", "write_bag"),
@@ -70,6 +70,7 @@ __all__ = [
     "build",
     "calibrate",
     "load",
+    "load_classifier",
     "load_data",
     "load_images",
     "open",

@@ -18,6 +18,8 @@ from sapper.audits.budgets import Budget
 from sapper.audits.budgets import budget as budget_of
 from sapper.audits.calibration import BOUND, Bag
 from sapper.defenses.contracts import Examiner
+from sapper.downstream import Classifier
+from sapper.downstream import files as classifiers
 from sapper.encoders import Encoder
 from sapper.encoders.names import Stem
 from sapper.encoders.options import Opening
@@ -66,19 +68,29 @@ def open(
     and gives features (N, D); it is in ``eval`` mode. Raises ``SapperError`` for what cannot be opened as a whole, and
     for an encoder that says that an attack of ours made it, unless ``allow_backdoored``.
     """
-    return _admitted(encoders.open(str(name), surroundings or Run(), Opening(**how)), str(name), allow_backdoored)
+    encoder = encoders.open(str(name), surroundings or Run(), Opening(**how))
+    _admit("encoder", str(name), allowed=allow_backdoored or not encoder.card.backdoored)
+    return encoder
 
 
 def load(path: Path, *, allow_backdoored: bool = False, surroundings: Run | None = None) -> Encoder:
     """The encoder that ``save`` wrote. Raises ``SapperError`` for a backdoored one, unless ``allow_backdoored``."""
-    return _admitted(encoders.load(path, surroundings or Run()), str(path), allow_backdoored)
-
-
-def _admitted(encoder: Encoder, where: str, allow_backdoored: bool) -> Encoder:
-    if encoder.card.backdoored and not allow_backdoored:
-        what, remedy = "this encoder was backdoored on purpose", "say allow_backdoored=True if you mean to use it"
-        raise SapperError(what, where=where, remedy=remedy)
+    encoder = encoders.load(path, surroundings or Run())
+    _admit("encoder", str(path), allowed=allow_backdoored or not encoder.card.backdoored)
     return encoder
+
+
+def load_classifier(path: Path, *, allow_backdoored: bool = False, surroundings: Run | None = None) -> Classifier:
+    """The classifier that a scenario kept. Raises ``SapperError`` for a backdoored one, unless ``allow_backdoored``."""
+    classifier, about = classifiers.load(path, surroundings or Run())
+    _admit("classifier", str(path), allowed=allow_backdoored or not about.backdoored)
+    return classifier
+
+
+def _admit(what: str, where: str, *, allowed: bool) -> None:
+    if not allowed:
+        said, remedy = f"this {what} was backdoored on purpose", "say allow_backdoored=True if you mean to use it"
+        raise SapperError(said, where=where, remedy=remedy)
 
 
 def load_images(

@@ -22,7 +22,6 @@ from sapper.cli.opening import (
     with_opening,
 )
 from sapper.cli.shared import (
-    LEARNER,
     BudgetOption,
     DataRoot,
     Device,
@@ -32,7 +31,6 @@ from sapper.cli.shared import (
     check_learned,
     check_writable,
     err,
-    learned,
     say,
     say_verdict,
     telling_interrupts,
@@ -74,8 +72,8 @@ def audit(
     base: Annotated[
         str | None, typer.Option("--base", help="The encoder that this one is said to be, or to be made from.")
     ] = None,
-    mntd: Annotated[
-        Path | None, typer.Option("--mntd", help="Meta-classifiers of sapper zoo learn, as a further opinion.")
+    learned: Annotated[
+        Path | None, typer.Option("--learned", help="What sapper zoo learn wrote, as a further opinion.")
     ] = None,
     fail_on: Annotated[
         str, typer.Option("--fail-on", help="What fails: undecided (exit 3 if no bag fits), or backdoor (exit 0 then).")
@@ -106,16 +104,17 @@ def audit(
     chosen = budget_of(budget)
     named = [encoder, *([base] if base is not None else [])]
     opening = check_first(named, images, data_root, device, said, download=download)
-    if mntd:
-        check_learned(mntd)
+    if learned:
+        check_learned(learned)
     known = [calibration.read_bag(path) for path in bags] if bags else calibration.shipped_bags()
     run, bars = begin(device, threads, seed)
     from sapper import api
+    from sapper.audits import stored
     from sapper.engine.environment import environment
     from sapper.report import audit as page
     from sapper.report.audit_files import write_audit
 
-    more = {LEARNER: learned(mntd)} if mntd else {}
+    more = {each.kind.method: each for each in [stored.load(learned)]} if learned else {}
     with telling_interrupts("interrupted; nothing was written"), bars as progress:
         run = replace(run, progress=progress)
         subject = open_encoder(encoder, run, opening)

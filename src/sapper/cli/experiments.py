@@ -179,10 +179,10 @@ def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, 
 
 def print_results(results: Any) -> None:
     """The summary, then for each task and target a table: metrics by heads, the primary one first."""
-    from sapper.report import audited, defenses, effects
+    from sapper.report import audited, defenses, effects, targeted
     from sapper.report.tables import aim, interval_note, of_attack, summary_rows, summary_sentences
 
-    for sentence in summary_sentences(results) + audited.sentences(results):
+    for sentence in summary_sentences(results) + targeted.sentences(results) + audited.sentences(results):
         out.print(sentence, markup=False)
     rows = summary_rows(results)
     note = interval_note(estimate for row in rows for estimate in row.estimates.values())

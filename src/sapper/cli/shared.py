@@ -9,15 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from sapper.errors import SapperError, printable
-
-if TYPE_CHECKING:
-    from sapper.audits.stored import StoredJudge
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """How a program ends whose output nobody reads on."""
@@ -155,25 +152,13 @@ def check_file(path: Path) -> None:
 
 
 def check_learned(path: Path) -> None:
-    """Find out whether a file of meta-classifiers can be opened; what is in it is for others to check."""
+    """Find out whether a file of ``sapper zoo learn`` can be opened; what is in it is for others to check."""
     try:
         path.open("rb").close()
     except OSError as error:
-        what, remedy = f"no meta-classifiers can be read: {error.strerror}", "name a file that sapper zoo learn wrote"
+        what = f"nothing that was learned can be read: {error.strerror}"
+        remedy = "name a file that sapper zoo learn wrote"
         raise SapperError(what, where=str(path), remedy=remedy) from error
-
-
-LEARNER = "mntd_encoder"
-"""Whose learned state ``sapper zoo learn`` writes and ``--mntd`` names."""
-
-
-def learned(path: Path) -> "StoredJudge":
-    """The detector in a file that ``sapper zoo learn`` wrote. Raises ``SapperError`` for another."""
-    from sapper import defenses
-    from sapper.audits import stored
-    from sapper.methods import find
-
-    return stored.load(path, find("defenses", defenses.METHODS, LEARNER, "--mntd")())
 
 
 def check_device(name: str) -> None:

@@ -10,7 +10,6 @@ import typer
 from sapper import process
 from sapper.cli.shared import (
     GOES_ON,
-    LEARNER,
     BudgetOption,
     DataRoot,
     Device,
@@ -21,7 +20,6 @@ from sapper.cli.shared import (
     check_writable,
     device_of,
     err,
-    learned,
     say,
     telling_interrupts,
 )
@@ -85,9 +83,9 @@ def score(
     parts: Annotated[
         list[str] | None, typer.Option("--part", help="Only this part, by default all but development. Repeatable.")
     ] = None,
-    mntd: Annotated[
+    learned: Annotated[
         list[Path] | None,
-        typer.Option("--mntd", help="Meta-classifiers of sapper zoo learn, for one family. Repeatable."),
+        typer.Option("--learned", help="What sapper zoo learn wrote, for one family. Repeatable."),
     ] = None,
     beside: Annotated[
         list[Path] | None,
@@ -115,7 +113,7 @@ def score(
     if bags is not None:
         check_writable(bags, "--bags")
     given = calibration.distinct([calibration.read_bag(path) for path in beside or []])
-    for file in mntd or []:
+    for file in learned or []:
         check_learned(file)
     process.settle()  # before torch is loaded
     with err.status("loading"):
@@ -148,7 +146,7 @@ def score(
             family: ordinary_images(plan, family, run, data_root=data_root, download=download)
             for family in dict.fromkeys(member.family for member in members)
         }
-        more = _by_family(mntd or [], list(images))
+        more = _by_family(learned or [], list(images))
         if not calibrates:
             given, asked = given or calibration.shipped_bags(), bool(given) or bags is not None
             for family, why in for_audits.unfit(members, folder, images, given, chosen, run).items():
@@ -183,37 +181,45 @@ def score(
 def learn(
     folder: Annotated[Path, typer.Argument(help="A zoo's folder.")],
     family: Annotated[str, typer.Option("--family", help="Whose development part to learn from.")],
-    out_file: Annotated[Path, typer.Option("--out", help="The file of meta-classifiers, .safetensors.")],
-    meta_classifiers: Annotated[
-        int, typer.Option("--meta-classifiers", min=1, help="Number of meta-classifiers.")
-    ] = 10,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Training epochs.")] = 30,
+    out_file: Annotated[Path, typer.Option("--out", help="The file for what it learns, .safetensors.")],
+    method: Annotated[str, typer.Option("--method", help="A defense of the kind learn.")] = "mntd_encoder",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a parameter of it, e.g. epochs=30. Repeatable.")
+    ] = None,
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",
 ) -> None:
-    """Train MNTD's meta-classifiers on a zoo's development part, to be asked in audits."""
+    """Let a detector learn from a zoo's development part, to be asked in audits (--learned)."""
+    from sapper import defenses
+    from sapper.methods import place_of
+    from sapper.scenario.overrides import apply
     from sapper.zoo.outline import outline_of
 
     families = [each.name for each in outline_of(folder).families]
     if family not in families:
         remedy = closest(family, families)
         raise SapperError(f"the zoo has no family {family!r}", where="--family", remedy=remedy)
+    place_of("defenses", defenses.METHODS, method, "--method")
+    changes: dict[str, Any] = {}
+    for change in overrides or []:
+        apply(changes, change)
     check_device(device)
     check_file(out_file)
     process.settle()  # before torch is loaded
     with err.status("loading"):
         from sapper import encoders
         from sapper.audits import stored
-        from sapper.defenses.judge.mntd_encoder import MNTDEncoder
         from sapper.engine.store import Store
         from sapper.experiment.precision import of_searching
         from sapper.progress import progress
         from sapper.running import Run
+        from sapper.scenario.checking import read_instance
         from sapper.zoo import building, for_audits
         from sapper.zoo.examining import DEVELOPMENT
         from sapper.zoo.images import ordinary_images
 
+    chosen = read_instance(stored.learner(method, "--method"), changes, method, "--set")
     plan, place = building.plan_of(folder), device_of(device)
     members = [
         member
@@ -226,27 +232,29 @@ def learn(
         images = ordinary_images(plan, family, run, data_root=data_root, download=download)
         if members:
             run = of_searching(encoders.load(folder / members[0].file, run), run, Store(folder))
-        apart = pairs // 5
-        method = MNTDEncoder(
-            shadows=max(1, pairs - apart), validation=apart, meta_classifiers=meta_classifiers, epochs=epochs
-        )
-        judge, kind = for_audits.learn(members, folder, images, method, run.child("mntd"))
-    stored.save(judge, kind, method, out_file)
+        chosen = chosen.with_pairs(max(1, pairs))
+        judge, kind = for_audits.learn(members, folder, images, method, chosen, run.child(method))
+    stored.save(judge, kind, out_file)
     areas = "; ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in judge.learned.items())
-    say(f"{meta_classifiers} meta-classifiers from {pairs} pairs, {areas}: {out_file}")
+    say(f"{method}: {chosen.state} from {pairs} pairs, {areas}: {out_file}")
 
 
 def _by_family(files: list[Path], families: list[str]) -> Any:
-    """Meta-classifiers of the families that they learned from, with whose names their source begins."""
+    """Detectors by the families that they learned from, with whose names their source begins, and their methods."""
+    from sapper.audits import stored
+
     found: dict[str, Any] = {}
     for path in files:
-        judge = learned(path)
+        judge = stored.load(path)
         family = judge.kind.source.partition(",")[0]
         if family not in families:
             remedy = closest(family, families)
-            raise SapperError(f"they learned from the family {family!r}", where=str(path), remedy=remedy)
-        if family in found:
-            remedy = "name one file for each family"
-            raise SapperError(f"others have learned from the family {family!r}, too", where=str(path), remedy=remedy)
-        found[family] = {LEARNER: judge}
+            raise SapperError(f"it has learned from the family {family!r}", where=str(path), remedy=remedy)
+        ours, name = found.setdefault(family, {}), judge.kind.method
+        if name in ours:
+            remedy = "name one file of each method for each family"
+            raise SapperError(
+                f"another {name} has learned from the family {family!r}, too", where=str(path), remedy=remedy
+            )
+        ours[name] = judge
     return found

@@ -12,7 +12,7 @@ All are frozen dataclasses of their parameters. Equal seeds give equal results.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, Self
 
 from torch import Tensor
 
@@ -101,8 +101,8 @@ class EncoderLearner(Defense, Protocol):
     """Answers for bare encoders whether they hold a backdoor, having learned from a fleet of the defender's own.
 
     The fleet has ``pairs`` pairs of a clean encoder and its backdoored twin, trained on the share ``share`` of as many
-    images as the encoders in doubt have seen. How they are trained is not the detector's business. ``state``: what a
-    file of what it learned is called, in words for people and for the file.
+    images as the encoders in doubt have seen. How they are trained is not the detector's business. ``state``: what it
+    has learned is called, in words for people.
     """
 
     kind: ClassVar[Literal["learn"]]
@@ -114,6 +114,10 @@ class EncoderLearner(Defense, Protocol):
 
     @property
     def pairs(self) -> int: ...
+
+    def with_pairs(self, count: int) -> Self:
+        """The same, to learn from ``count`` ≥ 1 pairs, of which it may set some apart."""
+        ...
 
     def check(self, images: int, size: tuple[int, int]) -> None:
         """Raises ``SapperError`` when so many images, of that height and width, are too few for a fleet."""

@@ -226,10 +226,12 @@ class KNN(Checked):
     def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
         """Keep the rows and their labels."""
         neighbors = min(self.neighbors, len(features))
-        return _Neighbors(features, labels.to(features.device), classes, neighbors, self.temperature)
+        return Neighbors(features, labels.to(features.device), classes, neighbors, self.temperature)
 
 
-class _Neighbors(nn.Module):
+class Neighbors(nn.Module):
+    """Rows (N, D) of a ``bank`` with their ``labels`` int64 (N,), of which the nearest vote; see ``KNN``."""
+
     bank: Tensor
     labels: Tensor
 

@@ -18,8 +18,8 @@ from sapper.files import write_atomically
 from sapper.running import Run
 
 MARK = "BACKDOORED"
-CARD = "sapper.card"
-"""The key of the card in a file's metadata."""
+CARD, CLASSIFIER = "sapper.card", "sapper.classifier"
+"""Keys in a file's metadata: of an encoder's card, and of what a classifier is made of (``downstream/files.py``)."""
 _CARD = TypeAdapter(Card)
 
 
@@ -34,17 +34,27 @@ def save(encoder: Encoder, path: Path) -> None:
     Raises ``SapperError`` when a backdoored encoder is to be written under a name that does not say so, or when
     the disk refuses.
     """
-    if encoder.card.backdoored and MARK not in path.name:
-        remedy = f"put {MARK} into the file name"
-        raise SapperError("a backdoored encoder must say so in its file name", where=str(path), remedy=remedy)
+    check_name(path, "encoder", backdoored=encoder.card.backdoored)
     # One entry only: safetensors writes several in a random order, and equal encoders must be equal files.
-    card = asdict(encoder.card)
-    for name in ("arguments", "text"):  # as in files from before there were any
-        if not card[name]:
-            del card[name]
-    metadata = {CARD: json.dumps(card)}
+    metadata = {CARD: card_text(encoder.card)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def check_name(path: Path, what: str, *, backdoored: bool) -> None:
+    """Raises ``SapperError`` when something backdoored is to be written under a name that does not say so."""
+    if backdoored and MARK not in path.name:
+        remedy = f"put {MARK} into the file name"
+        raise SapperError(f"a backdoored {what} must say so in its file name", where=str(path), remedy=remedy)
+
+
+def card_text(card: Card) -> str:
+    """The card as files hold it, JSON."""
+    written = asdict(card)
+    for name in ("arguments", "text"):  # as in files from before there were any
+        if not written[name]:
+            del written[name]
+    return json.dumps(written)
 
 
 def load(path: Path, run: Run) -> Encoder:

@@ -104,6 +104,9 @@ def _try(encoder: Encoder, native: int, where: str) -> None:
 def _open_file(path: Path, run: Run, opening: Opening) -> Found:
     """Weights on disk: one of ours, or of others, whose backbone is recognized or said."""
     weights = sources.read(path, allow_weak_sandbox=opening.allow_weak_sandbox)
+    if files.CLASSIFIER in weights.metadata:
+        what, remedy = "this is a classifier that sapper saved, no encoder", "open it with sapper.load_classifier"
+        raise SapperError(what, where=str(path), remedy=remedy)
     if files.CARD in weights.metadata and opening.architecture is None:
         said = [name for name in ("stem", "heads", "patch", "pool", "activation", "prefix") if getattr(opening, name)]
         if said or opening.leave_out:

@@ -1,7 +1,8 @@
 """The works of those who defend: classifiers that a victim built, and encoders, looked at by detectors.
 
 Inputs of what looks at classifiers: the encoder, the choices of the task's references, and, where ``poisoned``, what
-holds the poisoned training set; of what shows them triggers, where ``made_triggers``, what holds those.
+holds the poisoned training set, or, where ``kept``, what holds the classifier that an attacked training made; of what
+shows them triggers, where ``made_triggers``, what holds those.
 """
 
 import json
@@ -16,10 +17,12 @@ from sapper import encoders, tensors
 from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner
 from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
+from sapper.downstream.files import load
 from sapper.encoders import Encoder
 from sapper.experiment.fleets import LEARNED
 from sapper.experiment.tasks import Part, Task, TaskData, method_key, packages
 from sapper.experiment.works import (
+    CLASSIFIER,
     TRIGGERS,
     encoder_file,
     own_triggers,
@@ -43,11 +46,12 @@ FORM = 2
 class Victim:
     """Who built classifiers for a task on an encoder.
 
-    Classifier 0 is the one whose CA or BA the scenario measures; the others differ from it in their head's seed.
+    Classifier 0 is the one whose CA or BA the scenario measures; the others differ from it in their head's seed. Of an
+    attacked training there is none but the one that it made, ``kept`` in a file.
     """
 
-    def __init__(self, task: TaskData, encoder: Encoder, head: Named, run: Run):
-        self.task, self.head, self.run = task, head, run
+    def __init__(self, task: TaskData, encoder: Encoder, head: Named, run: Run, kept: Path | None = None):
+        self.task, self.head, self.run, self.kept = task, head, run, kept
         self.holdings = Defender.of(encoder, head.parameters, task.train, run)
 
     def defender(self, count: int | None) -> Defender:
@@ -62,6 +66,8 @@ class Victim:
 
     def classifier(self, number: int) -> Classifier:
         """The victim's classifier with that number."""
+        if self.kept is not None:
+            return load(self.kept, self.run)[0].requires_grad_(False)
         name = f"head {self.head.name}{f' {number}' if number else ''}"
         return self.holdings.build(self.run.child(name))
 
@@ -73,17 +79,20 @@ class Classifiers:
     task: Task
     head: Named
     poisoned: bool = False
+    kept: bool = False
 
     def key(self) -> dict[str, Any]:
         head = {"name": self.head.name} | method_key(self.head)
-        return {"task": self.task.key, "head": head, "poisoned": self.poisoned}
+        kept = {"kept": True} if self.kept else {}
+        return {"task": self.task.key, "head": head, "poisoned": self.poisoned} | kept
 
     def victim(self, inputs: tuple[Path, ...], run: Run) -> Victim:
         """Their owner."""
         data = self.task.victim(read_choices(inputs[1]))
         if self.poisoned:
             data = TaskData(data.name, read_poisoned(inputs[2])[0], data.test)
-        return Victim(data, victims_encoder(self.task, inputs[0], run), self.head, run)
+        kept = inputs[2] / CLASSIFIER if self.kept else None
+        return Victim(data, victims_encoder(self.task, inputs[0], run), self.head, run, kept)
 
 
 @dataclass(frozen=True, kw_only=True)

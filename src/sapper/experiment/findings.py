@@ -17,7 +17,7 @@ from sapper.experiment.pictures import feature_maps
 from sapper.experiment.results import Artifact, Audited, Curve, FeatureMap, Judged, Model, Picture, Record
 from sapper.experiment.subjects import Subject
 from sapper.experiment.tasks import Choices, Task, identity
-from sapper.experiment.works import HITS, MAP, encoder_file, read_curves, read_predictions
+from sapper.experiment.works import CLASSIFIER, HITS, MAP, encoder_file, read_curves, read_predictions
 from sapper.files import link_atomically, sha256
 from sapper.metrics import Rate, attack_metrics, is_constant, share
 from sapper.samples import ImageSet
@@ -53,27 +53,26 @@ class Findings:
         """How long a stage took, and whether it was in the Store already."""
         self.timings.append({"seed": seed, "stage": title, "seconds": finished.seconds, "cached": finished.cached})
 
-    def add_subject(self, subject: Subject, folder: Path, curves: Path | None, stage: str, label: str) -> None:
-        """A model that was made, with the losses of its training; an encoder's file gets a readable name.
+    def add_subject(self, subject: Subject, folder: Path, stage: str, label: str) -> None:
+        """A model that was made, with the losses of its training; the file of a network gets a readable name.
 
-        ``stage`` and ``label``: what its training and its file are called.
+        ``folder``: where they are; ``stage`` and ``label``: what its training and its file are called.
         """
         keys = ("id", "state", "seed", "of", "parent", "tasks", "targets", "attack")
         self.subjects.append(Model(**{key: getattr(subject, key) for key in keys}))
-        if curves is not None:
-            self.curves.append(Curve(seed=subject.seed, stage=stage, series=read_curves(curves)))
-        if subject.of != "encoder":
+        if subject.of == "task":
             return
-        source = encoder_file(folder)
+        self.curves.append(Curve(seed=subject.seed, stage=stage, series=read_curves(folder)))
+        source = encoder_file(folder) if subject.of == "encoder" else folder / CLASSIFIER
         digest = sha256(source)
         mark = f"-{MARK}" if MARK in source.name else ""
-        path = f"encoders/{self._free_name(f'{label}-seed{subject.seed}', digest)}{mark}.safetensors"
+        path = f"{subject.of}s/{self._free_name(f'{label}-seed{subject.seed}', digest)}{mark}.safetensors"
         self._files[path] = source
         made = Artifact(subject=subject.id, state=subject.state, seed=subject.seed, path=path, sha256=digest)
         self.artifacts.append(made)
 
     def place_files(self) -> None:
-        """Put the encoders where the artifacts say. Last of all: a run that fails leaves an earlier one's alone."""
+        """Put the networks where the artifacts say. Last of all: a run that fails leaves an earlier one's alone."""
         for path, source in self._files.items():
             link_atomically(source, self.out / path)
 

@@ -221,7 +221,7 @@ def _attacked(
                 training = AttackTraining(method=method, task=task, head=head)
                 trained = graph.add(f"{title}, {head.name} head{attack.title}", training, clean.stage, *chosen)
                 own_id = f"attacked-{task.name}-{head.name}{late}"
-                yield replace(made, id=own_id, source=trained, of="classifier"), [head]
+                yield replace(made, id=own_id, source=trained, of="classifier", head=head.name), [head]
 
 
 def _measured(

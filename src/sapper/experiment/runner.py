@@ -179,12 +179,11 @@ class Planned:
             session.findings.add_references(trial.run.seed, task, choices)
         for subject in trial.pipeline.subjects:
             stage, label = f"pre-training{variant.early}", f"clean{variant.early}"
-            trained = {"encoder": subject.stage, "classifier": subject.source}.get(subject.of)
             if subject.state != CLEAN:
                 stage = f"attack on {subject.task}{variant.attacked}"
-                label = f"{'+'.join(subject.tasks)}{variant.attacked}"
-            curves = None if trained is None else session.done[trained].folder
-            session.findings.add_subject(subject, session.done[subject.stage].folder, curves, stage, label)
+                label = "-".join(filter(None, ["+".join(subject.tasks), subject.head])) + variant.attacked
+            trained = (subject.source if subject.of == "classifier" else None) or subject.stage
+            session.findings.add_subject(subject, session.done[trained].folder, stage, label)
 
     def _record_pictures(self, session: Session) -> None:
         """What triggers look like: those that the attack left."""

@@ -46,7 +46,7 @@ def defended(trial: Trial, measured: Measured) -> list[Defended]:
     """Every defense of an attacked task, on the classifiers of both sides."""
     task, scenario, sides = measured.task, trial.scenario, (measured.baseline, measured.subject)
     subjects = [subject for subject in sides if subject is not None]
-    if measured.subject is None or measured.subject.of == "classifier":
+    if measured.subject is None or measured.subject.head not in (None, scenario.primary_head):
         return []
     defenses = []
     for plan in (plan for plan in scenario.defenses if plan.on(task.name)):
@@ -58,13 +58,17 @@ def defended(trial: Trial, measured: Measured) -> list[Defended]:
 
 def _on_classifiers(trial: Trial, plan: DefensePlan, measured: Measured, subject: Subject) -> Stage:
     task, section = measured.task, plan.section
-    poisoned = subject.source if subject.of == "task" else None
-    classifiers = Classifiers(task=task, head=trial.scenario.primary, poisoned=poisoned is not None)
     stood_on, made = subject.stage, None
+    poisoned = subject.source if subject.of == "task" else None
+    kept = subject.source if subject.of == "classifier" else None
     if isinstance(section, CertifySection):
         certifier: Certifier = plan.method.parameters
         if not certifier.uses_encoder:  # a network of its own takes the place of all that was built
-            stood_on = measured.baseline.stage
+            stood_on, kept = measured.baseline.stage, None
+    classifiers = Classifiers(
+        task=task, head=trial.scenario.primary, poisoned=poisoned is not None, kept=kept is not None
+    )
+    if isinstance(section, CertifySection):
         images = task.test.sample(section.test_images, trial.run.child(defended_part(task.name)))
         made = subjects_triggers(trial, measured)
         work: Certify | Detect = Certify(
@@ -73,7 +77,7 @@ def _on_classifiers(trial: Trial, plan: DefensePlan, measured: Measured, subject
     else:
         assert isinstance(section, DetectSection)
         work = Detect(plan=plan, section=section, classifiers=classifiers)
-    inputs = [stood_on, trial.pipeline.choices[task.name], poisoned, made]
+    inputs = [stood_on, trial.pipeline.choices[task.name], poisoned, kept, made]
     there = tuple(each for each in inputs if each is not None)
     return Stage(work, trial.run, there, title=f"{plan.name} on the {subject.words}, {task.name}")
 

@@ -17,8 +17,8 @@ class Subject:
 
     ``stage`` leaves the encoder that its classifiers stand on. ``of`` says what was made: an encoder, a task's training
     set, or a classifier; ``source`` is what the attack left: all targets' triggers, and that set or classifier.
-    ``parent``: the id of the subject that it was made from. ``tasks`` and ``targets``: what it was attacked for;
-    ``attack``: by which attack, where there are several.
+    ``head`` of a classifier: its name. ``parent``: the id of the subject that it was made from. ``tasks`` and
+    ``targets``: what it was attacked for; ``attack``: by which attack, where there are several.
     """
 
     id: str
@@ -27,6 +27,7 @@ class Subject:
     stage: Stage
     of: Literal["encoder", "task", "classifier"] = "encoder"
     source: Stage | None = None
+    head: str | None = None
     parent: str | None = None
     tasks: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
@@ -43,4 +44,6 @@ class Subject:
         words = {CLEAN: "clean", ATTACKED: "backdoored", REPAIRED: "repaired"}[self.state] + " encoder"
         if self.of == "task":
             words = "clean encoder with a poisoned training set"
+        if self.of == "classifier":
+            words = "clean encoder with an attacked training"
         return f"{words} ({self.attack})" if self.attack else words

@@ -18,8 +18,9 @@ from sapper import encoders, tensors
 from sapper.attacks.contracts import MakesTriggers
 from sapper.attacks.target import Target
 from sapper.downstream import Classifier, build, extract, predict
+from sapper.downstream import files as classifiers
 from sapper.encoders import Encoder, Trained
-from sapper.encoders.files import file_name
+from sapper.encoders.files import MARK, file_name
 from sapper.encoders.names import packages_of
 from sapper.errors import SapperError
 from sapper.experiment.tasks import (
@@ -46,6 +47,7 @@ MAP_IMAGES = 500
 """How many test images the feature maps show."""
 
 ENCODER, CURVES, CHOICES, TRIGGERS = "encoder", "curves.json", "choices.json", "triggers.safetensors"
+CLASSIFIER = f"classifier-{MARK}.safetensors"
 PREDICTIONS, MAP, HITS = "predictions.safetensors", "map.safetensors", "hits.safetensors"
 POISONED = "poisoned.safetensors"
 """What works call their files."""
@@ -215,7 +217,7 @@ class BuildHeads:
 class AttackTraining:
     """Have a hand in the training of a classifier; inputs: the encoder, and the task's choices.
 
-    Leaves what ``BuildHeads`` does for the one head, curves, and triggers.
+    Leaves what ``BuildHeads`` does for the one head, the classifier (``downstream.files``), curves, and triggers.
     """
 
     method: Named
@@ -230,7 +232,8 @@ class AttackTraining:
 
     def key(self) -> dict[str, Any]:
         head = {"name": self.head.name} | method_key(self.head)
-        return method_key(self.method) | {"task": self.task.key, "head": head, "map images": MAP_IMAGES}
+        more = {"map images": MAP_IMAGES, "classifier": "kept"}
+        return method_key(self.method) | {"task": self.task.key, "head": head} | more
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         choices = read_choices(inputs[1])
@@ -239,6 +242,7 @@ class AttackTraining:
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         attacked = self.method.parameters(encoder, data.train, targets, self.head.parameters, child, checkpoint)
         check_training(attacked.classifier, attacked.curves, self.method, run)
+        self._leave_classifier(folder / CLASSIFIER, attacked.classifier, data, targets, inputs[0], run)
         _leave_triggers(folder, self.method, targets, attacked.triggers)
         triggers = read_triggers(folder / TRIGGERS)
         answers = _answers(attacked.classifier, data.test, triggers, run)
@@ -247,6 +251,16 @@ class AttackTraining:
         tensors.save(folder / MAP, _map_features(own, data, targets, _views(own, data.test, triggers, run), run))
         write_atomically(folder / CURVES, json.dumps(attacked.curves))
         checkpoint.remove()
+
+    def _leave_classifier(
+        self, file: Path, own: Classifier, data: TaskData, targets: tuple[Target, ...], clean: Path, run: Run
+    ) -> None:
+        origin: dict[str, Any] = {"method": self.method.name, "parameters": asdict(self.method.parameters)}
+        origin |= {"head": {"name": self.head.name} | method_key(self.head), "clean": sha256(encoder_file(clean))}
+        origin |= {"train": identity(data.train), "targets": [describe(each) for each in targets], "seed": run.seed}
+        if self.head.parameters.kind == "tuned":  # else it is the clean one
+            own.encoder.marked(backdoored=True, origin=origin)
+        classifiers.save(own, classifiers.About(classes=data.train.classes, backdoored=True, origin=origin), file)
 
 
 @dataclass(frozen=True, kw_only=True)

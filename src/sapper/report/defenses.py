@@ -1,6 +1,6 @@
 """What defenses found, for the page and for the terminal: verdicts on classifiers, certified predictions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,22 +63,37 @@ def _is_encoder(verdict: Judged) -> bool:
 
 
 def _detection(results: Results, group: list[Judged], title: str, name: str) -> Detection:
-    threshold, measured = group[0].threshold, _about(results, group[0])
+    threshold, measured, names = group[0].threshold, _about(results, group[0]), _names(results, group)
     first = [verdict for verdict in group if verdict.seed == group[0].seed and verdict.classifier in (0, None)]
     return Detection(
         title=title,
-        sentence=_detected(group, measured),
+        sentence=_detected(group, measured, names),
         drawing=figures.scores({state: _scores(group, state) for state in STATES}, STATES, threshold, name),
-        keys=_keys("dot", are_encoders=_is_encoder(group[0]))
-        + ([] if threshold is None else [_flagged_above(threshold)]),
+        keys=_keys("dot", names) + ([] if threshold is None else [_flagged_above(threshold)]),
         scorers=_scorers(measured),
-        strips=[_strip(verdict) for verdict in first if verdict.triggers],
+        strips=[_strip(verdict, names) for verdict in first if verdict.triggers],
     )
 
 
-def _keys(mark: str, *, are_encoders: bool = False) -> list[Key]:
-    name = "{} encoders" if are_encoders else "on the {} encoder"
-    return [Key(color, mark, name.format(text.STATES[state])) for state, color in STATES.items()]
+ATTACKED = {
+    "encoder": "classifiers on the backdoored encoder",
+    "task": "classifiers trained on poisoned images",
+    "classifier": "classifiers whose training was attacked",
+}
+"""What attacked classifiers are called, by what the attacker made (``Model.of``)."""
+
+
+def _names(results: Results, group: Sequence[Judged]) -> dict[str, str]:
+    """What the judged models of each state are called."""
+    if _is_encoder(group[0]):
+        return {state: f"{text.STATES[state]} encoders" for state in STATES}
+    made = {model.id: model.of for model in results.subjects}
+    of = next((made[each.subject] for each in group if each.state == "attacked" and each.subject in made), "encoder")
+    return {"clean": "classifiers on the clean encoder", "attacked": ATTACKED[of]}
+
+
+def _keys(mark: str, names: dict[str, str]) -> list[Key]:
+    return [Key(color, mark, names[state]) for state, color in STATES.items()]
 
 
 def _flagged_above(threshold: float) -> Key:
@@ -109,7 +124,7 @@ def _scores(group: Iterable[Judged], state: str) -> list[float]:
     return [verdict.score for verdict in group if verdict.state == state and verdict.score is not None]
 
 
-def _strip(verdict: Judged) -> Strip:
+def _strip(verdict: Judged, names: dict[str, str]) -> Strip:
     shown = [
         Picture(
             task=verdict.task or "",
@@ -122,7 +137,7 @@ def _strip(verdict: Judged) -> Strip:
     ]
     index = verdict.evidence.get("anomaly_index")
     told = "" if index is None else f", anomaly index {text.number(index, unit='')}"
-    return Strip(f"{text.STATES[verdict.state]} encoder{told}", "recovered trigger", shown)
+    return Strip(f"{names[verdict.state]}{told}", "recovered trigger", shown)
 
 
 def _unreached(group: list[Judged]) -> str:
@@ -144,13 +159,12 @@ def _caption(trigger: dict[str, Any]) -> str:
     return f"{trigger['class']}: {', '.join(filter(None, [size, share]))}"
 
 
-def _detected(group: list[Judged], measured: list[Measurement]) -> str:
+def _detected(group: list[Judged], measured: list[Measurement], names: dict[str, str]) -> str:
     """How many models are flagged of either kind, and how well the scores tell them apart."""
-    name = "{} encoders" if _is_encoder(group[0]) else "classifiers on the {} encoder"
     counts = []
     for state in STATES:
         flags = [verdict.flagged for verdict in group if verdict.state == state]
-        counts.append(f"{sum(flag is True for flag in flags)} of {len(flags)} {name.format(text.STATES[state])}")
+        counts.append(f"{sum(flag is True for flag in flags)} of {len(flags)} {names[state]}")
     undecided = sum(verdict.flagged is None for verdict in group)
     doubt = f", {undecided} undecided" if undecided else ""
     area = _find(measured, "AUC")
@@ -223,12 +237,12 @@ def _certification(group: list[Measurement], title: str, name: str) -> Certifica
                 "ASR strict": _find(group, "defended_ASR_strict", state=state, target=target),
             }
             cells = {key: f"{value.number}  ({value.span})" for key, value in found.items() if value is not None}
-            rows.append({"encoder": text.STATES[state], "target": target} | cells)
+            rows.append({"classifier": text.STATES[state], "target": target} | cells)
     note = tables.interval_note(item.estimate for item in group)
     return Certification(
         title,
         figures.certified(lines, STATES, name),
-        _keys("line"),
+        _keys("line", {state: f"{text.STATES[state]} classifier" for state in STATES}),
         tables.table(rows, f"Under the defense for its own patch size, in %; in brackets the 95 % interval, {note}."),
     )
 
@@ -260,7 +274,7 @@ def sentences(results: Results) -> list[str]:
             ]
             if accuracy is not None:
                 words = ", ".join([f"accuracy {accuracy.number} %", *rates])
-                told.append(f"{title}, {text.STATES[state]} encoder: {words}; certified {', '.join(sizes)}.")
+                told.append(f"{title}, {text.STATES[state]} classifier: {words}; certified {', '.join(sizes)}.")
     return told
 
 
@@ -289,11 +303,11 @@ def detection_table(results: Results) -> Table | None:
 
 
 def certification_table(results: Results) -> Table | None:
-    """A row for each certified defense on each task and encoder: what is left of accuracy and attack, and certified."""
+    """A row for each certified defense on each task and classifier: accuracy, what the attack still does, certified."""
     rows = []
     for title, group in _certified_groups(results).items():
         for state in STATES:
-            row = {"defense": title, "encoder": text.STATES[state]}
+            row = {"defense": title, "classifier": text.STATES[state]}
             row["accuracy"] = shown(_find(group, "defended_accuracy", state=state))
             for target in _targets(group):
                 name = "ASR strict" if len(_targets(group)) == 1 else f"ASR strict, {target}"

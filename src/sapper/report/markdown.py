@@ -1,7 +1,7 @@
 """The result table as Markdown, for pages that quote results."""
 
 from sapper.experiment.results import Results
-from sapper.report import audited, defenses, effects, tables, text
+from sapper.report import audited, defenses, effects, tables, targeted, text
 from sapper.report.tables import LABELS, METRICS, SummaryRow, Table
 
 DETECTION_NOTE = (
@@ -34,6 +34,7 @@ def render(results: Results) -> str:
         f"In %; 95 % intervals: {tables.interval_note(estimates)}. Seeds {text.listing(results.scenario['seeds'])}; "
         f"{f'{text.duration(seconds)} of computation; ' if seconds else ''}{environment}.",
         *_plain_table(effects.table(results), effects.NOTE),
+        *_plain_table(targeted.table(results)),
         *(_plain_table(audited.table(results), audited.NOTE) if results.audits else []),
         *_plain_table(defenses.detection_table(results), DETECTION_NOTE),
         *_plain_table(
@@ -56,10 +57,10 @@ def _cell(row: SummaryRow, metric: str) -> str:
     return defenses.shown(row.estimates.get(metric)) or text.NOTHING
 
 
-def _plain_table(table: Table | None, note: str) -> list[str]:
-    """Any table, with an empty line above and a note below; nothing for none."""
+def _plain_table(table: Table | None, note: str = "") -> list[str]:
+    """Any table, with an empty line above and a note below, its own by default; nothing for none."""
     if table is None:
         return []
     rows = [[cell.text for cell in row] for row in table.rows]
     lines = [f"| {' | '.join(cells)} |" for cells in (table.columns, ["---"] * len(table.columns), *rows)]
-    return ["", *lines, "", note]
+    return ["", *lines, "", note or table.note]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from sapper.experiment.results import Artifact, FeatureMap, Results
-from sapper.report import audited, defenses, effects, figures, tables, text
+from sapper.report import audited, defenses, effects, figures, tables, targeted, text
 from sapper.report.figures import Key, Strip
 from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
 
@@ -99,7 +99,10 @@ def other_measurements(results: Results) -> Table | None:
     found = [
         item
         for item in tables.measurements(results)
-        if item.defense not in judged and not defenses.is_certified(item) and item.metric not in effects.METRICS
+        if item.defense not in judged
+        and not defenses.is_certified(item)
+        and not targeted.is_targeted(item)
+        and item.metric not in effects.METRICS
     ]
     rows = [
         {
@@ -291,6 +294,7 @@ SECTIONS = (
     Section("results", "Results", "results", result_table),
     Section("conditions", "What was varied", "conditions", conditions),
     Section("effects", "What the trigger does", "table", effects.table),
+    Section("chosen", "Chosen test images", "table", targeted.table),
     Section("audits", "Audit", "audits", audited.section),
     Section("detection", "Detection", "detection", defenses.detections),
     Section("certified", "Certified predictions", "certified", defenses.certifications),

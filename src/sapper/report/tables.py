@@ -15,6 +15,7 @@ from sapper.experiment.results import Record, Results
 from sapper.report import text
 
 METRICS = ("CA", "BA", "ASR", "ASR_strict", "ASR_B", "ASR_B_strict", "lift")
+SIGNED = ("lift", "accuracy_change")  # differences of two rates
 LABELS = {"ASR_strict": "ASR strict", "ASR_B": "ASR-B", "ASR_B_strict": "ASR-B strict"}
 """How a metric is called in headings, where its key is not its name."""
 
@@ -40,7 +41,7 @@ class Estimate:
 
     @property
     def number(self) -> str:
-        """``98.3``: percent for rates, points for the lift (signed)."""
+        """``98.3``: percent for rates, points for differences (signed)."""
         return text.number(self.value, self.unit, signed=self.signed)
 
     @property
@@ -100,7 +101,7 @@ def estimate(records: Sequence[Record]) -> Estimate:
     of_seed = {record.seed: record for record in records}
     first = next(iter(of_seed.values()))
     values = [record.value for record in of_seed.values()]
-    shown = partial(Estimate, unit=first.unit, signed=first.metric == "lift")
+    shown = partial(Estimate, unit=first.unit, signed=first.metric in SIGNED)
     if len(values) == 1:
         has_interval = first.low is not None and first.high is not None
         return shown(values[0], first.low, first.high, 1, "images" if has_interval else "none")

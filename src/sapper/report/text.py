@@ -118,6 +118,7 @@ def _is_table_array(value: Any) -> bool:
 
 LIMITS = {
     "lift": (-1.0, 1.0),
+    "accuracy_change": (-1.0, 1.0),
     "fraction": (0.0, 1.0),
     "cosine": (-1.0, 1.0),
     "SSIM": (-1.0, 1.0),

@@ -62,7 +62,7 @@ def check_defense(defense: Kind, name: str, attack: Attack, where: str) -> None:
     if defense in OF_ENCODERS and not makes_encoders(attack):
         what, remedy = f"{name} attacks no encoder, so there is none to judge", "use a defense of classifiers"
         raise SapperError(what, where=where, remedy=remedy)
-    if defense not in OF_ENCODERS and kind in ("training", "targeted"):
+    if defense not in OF_ENCODERS and kind == "targeted":
         what, remedy = f"classifiers of {name} are not kept, so no defense can look at them", "leave the defense out"
         raise SapperError(what, where=where, remedy=remedy)
 
@@ -75,6 +75,13 @@ def check_gray(name: str, defense: Any, gray: Sequence[str], where: str) -> None
     if gray and defense.kind == "certify" and not defense.uses_encoder:
         what = f"{name} has a network of its own, which would see the colors of the gray task {gray[0]!r}"
         raise SapperError(what, where=f"{where}.tasks", remedy="name the tasks that are not gray")
+
+
+def check_subjects(subjects: int, name: str, attack: Attack, where: str) -> None:
+    """Raises ``SapperError`` where several classifiers of each seed are to be judged, and an attack makes one only."""
+    if subjects > 1 and kind_of(attack) == "training":
+        what, remedy = f"{name} makes one classifier with each seed", "judge one, and name more seeds"
+        raise SapperError(what, where=where, remedy=remedy)
 
 
 def check_makes_encoders(name: str, attack: Attack, where: str) -> None:

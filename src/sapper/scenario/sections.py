@@ -102,8 +102,9 @@ class DefenseSection(Section):
 class DetectSection(DefenseSection):
     """A detector of backdoored classifiers.
 
-    ``subjects``: how many classifiers of each encoder are judged, with heads of the primary kind. ``train_images``: how
-    many clean images of the task's training split the defender has (all by default).
+    ``subjects``: how many classifiers of each encoder are judged, with heads of the primary kind; one, where the attack
+    is on their training. ``train_images``: how many clean images of the task's training split the defender has (all by
+    default).
     """
 
     subjects: PositiveInt = 1

@@ -94,9 +94,9 @@ def _origin(member: Member) -> str:
 
 
 def learn(
-    members: Sequence[Member], folder: Path, images: ImageSet, method: EncoderLearner, run: Run
+    members: Sequence[Member], folder: Path, images: ImageSet, name: str, method: EncoderLearner, run: Run
 ) -> tuple[EncoderJudge, Kind]:
-    """What a detector learns from a family's development part.
+    """What a detector, the method of that name, learns from a family's development part.
 
     ``images``: the family's ordinary ones. Raises ``SapperError`` when there are too few pairs.
     """
@@ -109,6 +109,7 @@ def learn(
     judge = method.fit([(a, b) for a, b in pairs[: method.pairs]], images, run)
     card = pairs[0][0].card
     kind = Kind(
+        method=name,
         architecture=card.network,
         width=card.width,
         feature_size=pairs[0][0].feature_size,

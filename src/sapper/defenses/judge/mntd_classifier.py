@@ -89,7 +89,6 @@ class MNTDClassifier(Checked, ClassifierJudge):
         """
         started = time.perf_counter()
         defender.check(classifiers, run)
-        trunk, subjects = self._parts(classifiers, defender, run)
         sample = self._sample(defender, run)
         shadows, validation = self.fleets(defender, sample, run.child("shadows"))
         runs = [run.child(f"meta-classifier {i}") for i in range(self.meta_classifiers)]
@@ -101,35 +100,37 @@ class MNTDClassifier(Checked, ClassifierJudge):
             tune_queries=self.tune_queries,
             one_class=self.one_class,
         )
+        trunk, _ = self._parts(Classifier(defender.encoder, nn.Identity()), run)
         learned = meta.train(metas, trunk, shadows, validation, settings, runs)
-        scores = meta.ask(metas, trunk, subjects, one_class=self.one_class).cpu()
+        scores = [self._ask(metas, classifier, run) for classifier in classifiers]
         return [
             Verdict(
                 score=float(each.mean()),
                 threshold=0.0,
                 flagged=bool(each.mean() > 0),
                 evidence={"scores": each.tolist(), "shadows": len(shadows.models), "learned": learned},
-                seconds=(time.perf_counter() - started) / len(subjects),
+                seconds=(time.perf_counter() - started) / len(classifiers),
             )
             for each in scores
         ]
 
-    def _parts(
-        self, classifiers: Sequence[Classifier], defender: Defender, run: Run
-    ) -> tuple[meta.Model, list[meta.Model]]:
-        """What subjects and shadows have in common, and what is the subjects' own; none of it with dropout."""
-        defender.encoder.eval()
-        for classifier in classifiers:
-            classifier.eval()
+    def _ask(self, metas: meta.MetaClassifiers, classifier: Classifier, run: Run) -> Tensor:
+        """A classifier's scores, float (M,) on the CPU: on the encoder that it stands on, whatever became of that."""
+        trunk, own = self._parts(classifier, run)
+        return meta.ask(metas, trunk, [own], one_class=self.one_class)[0].cpu()
+
+    def _parts(self, classifier: Classifier, run: Run) -> tuple[meta.Model, meta.Model]:
+        """What a classifier may have in common with others, and what is its own; none of it with dropout."""
+        classifier.eval()
         if self.shadows_of == "cnn":
-            return nn.Identity(), list(classifiers)
+            return nn.Identity(), classifier
 
         def trunk(images: Tensor) -> Tensor:
             with run.autocast():
-                features = defender.encoder(images)
+                features = classifier.encoder(images)
             return F.normalize(features.float(), dim=1)
 
-        return trunk, [each.head for each in classifiers]
+        return trunk, classifier.head
 
     def fleets(self, defender: Defender, sample: ImageSet, run: Run) -> tuple[meta.Fleet, meta.Fleet | None]:
         """Shadows to learn from, and others to choose the epoch by. Each has its own seed, whatever their number."""

@@ -19,7 +19,7 @@ attacks are white, and the defender is given that.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -79,6 +79,11 @@ class MNTDEncoder(Checked, EncoderLearner):
     def pairs(self) -> int:
         """How many pairs of a shadow encoder and its twin are needed."""
         return self.shadows + self.validation
+
+    def with_pairs(self, count: int) -> "MNTDEncoder":
+        """The same on ``count`` pairs; every fifth is set apart for validation."""
+        apart = count // 5
+        return replace(self, shadows=count - apart, validation=apart)
 
     def check(self, images: int, size: tuple[int, int]) -> None:
         """Raises ``SapperError`` when the share is too small to pre-train on, or a trigger does not fit ``size``."""
