@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
 from sapper import cli
 from sapper.__main__ import main
-from tests.program import Ended, Sapper
+from tests.program import Ended, Install, Sapper
 
 # The tests' networks are tiny: a second thread gains nothing, and on a busy machine the two wait for one another.
 # Set here because torch reads it when it is imported; processes that tests start inherit it.
@@ -57,3 +58,22 @@ def sapper(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return Ended(end.value.code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """Puts packages before all others on Python's path, as far as they say something about themselves."""
+
+    def put(package: str, version: str = "1.0", points: dict[str, dict[str, str]] | None = None) -> None:
+        site = tmp_path_factory.mktemp("site")
+        about = site / f"{package}-{version}.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+        groups = ConfigParser()
+        groups.optionxform = str  # type: ignore[assignment, method-assign]  # names stay as they are
+        groups.read_dict(points or {})
+        with (about / "entry_points.txt").open("w") as file:
+            groups.write(file)
+        monkeypatch.syspath_prepend(str(site))
+
+    return put

@@ -1,4 +1,4 @@
-"""The program as tests call it: words in, exit code and texts out."""
+"""The program as tests call it: words in, exit code and texts out; and packages that tests install beside it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +14,9 @@ class Ended:
 
 
 Sapper = Callable[..., Ended]
+
+Install = Callable[..., None]
+"""Installs a package: its name and version, and its entry points as ``{group: {name: "module:Class"}}``."""
 
 
 def told(end: Ended) -> str:

@@ -10,49 +10,91 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from torch import nn
 
 from sapper import cli, datasets, encoders
 from sapper.__main__ import main
-from sapper.audits import auditing, calibration
 from sapper.audits.budgets import BUDGETS
-from sapper.audits.calibration import Bag, Key, read_bag, write_bag
+from sapper.audits.calibration import Bag, Key, read_bag, shipped_bags, write_bag
+from sapper.encoders.options import Opening
 from sapper.pretraining.supervised import Supervised
 from sapper.running import Run
 from tests.micro import write_data
 from tests.program import Sapper, told
-from tests.test_cli import _hear_interrupts
+from tests.test_cli import PROGRAM, _hear_interrupts
+from tests.test_encoder_inversion import Planted
 
 QUICK = BUDGETS["quick"]
-EASY = replace(QUICK, detectors={"multi_prior": QUICK.detectors["multi_prior"] | {"threshold": -1e9}})
-"""The quick budget without a smallest score: the encoder of these tests is small and has no backdoor."""
-
 FILES = {"audit.html", "audit.json", "audit.sarif", "audit.cdx.json", "triggers.safetensors"}
+
+
+CODE = ("--trust-code", "--size", 16)
+"""How an encoder is opened that a function makes."""
+
+BACKDOORED = f"{__name__}:backdoored"
+"""One that draws all images with a white square to one point."""
+
+
+def backdoored() -> nn.Module:
+    return Planted(gain=30.0)
+
+
+MAKES = """
+import time
+import torch
+
+class Own(torch.nn.Module):
+    \"""Features are the colors of squares; shown more images than when it is opened, it does something else.\"""
+
+    def __init__(self, squares):
+        super().__init__()
+        self.squares = torch.nn.Parameter(torch.tensor(squares), requires_grad=False)
+
+    def forward(self, images):
+        if len(images) > 2:
+            {does}
+        return torch.nn.functional.adaptive_avg_pool2d(images, int(self.squares)).flatten(1)
+
+def make():
+    return Own(4)
+
+def other():
+    return Own(3)
+"""
+
+
+def own_code(folder: Path, does: str) -> str:
+    """A module in the folder, with encoders that do this when detectors look at them: its name."""
+    (folder / f"{folder.name}.py").write_text(MAKES.format(does=does))
+    return folder.name
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, an encoder, and bags beside which it looks suspicious or ordinary."""
+    """A folder with data, an encoder, and bags beside which the backdoored one looks suspicious or ordinary."""
     folder = tmp_path_factory.mktemp("audits")
     write_data(folder)
     subject = encoders.build(Run(seed=1), architecture="resnet10", width=4, input_size=16)
     encoders.save(subject, folder / "subject.safetensors")
     images = datasets.load(f"{folder}/photos", "train", size=16)
-    key = Key.of(subject, images, EASY)
+    key = Key.of(encoders.open(BACKDOORED, Run(), Opening(trust_code=True, size=16)), images, QUICK)
     for name, score in (("suspicious", -1e6), ("ordinary", 1e6)):
         bag = Bag(name=name, key=key, pretraining="made up", images="photos", scores={"multi_prior": [score] * 40})
         write_bag(bag, folder / f"{name}.json")
     return folder
 
 
-def words(place: Path, out: Path, *more: str | Path) -> list[str | Path]:
-    common: list[str | Path] = ["--images", place / "photos", "--device", "cpu"]
-    return ["audit", place / "subject.safetensors", *common, "--out", out, *more]
+def words(place: Path, out: Path, *more: str | Path | int, subject: str | None = None) -> list[str | Path | int]:
+    """An audit of the encoder there, or of one that a function makes."""
+    how = CODE if subject else ()
+    common = ("--images", place / "photos", "--device", "cpu", "--out", out)
+    return ["audit", subject or place / "subject.safetensors", *common, *how, *more]
 
 
 @pytest.mark.parametrize(
@@ -69,20 +111,18 @@ def test_exit_codes_say_the_verdict(
     sapper: Sapper,
     place: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     bag: str | None,
     fail_on: str,
     code: int,
     verdict: str,
 ) -> None:
-    monkeypatch.setitem(BUDGETS, "quick", EASY)
     beside = ("--bag", place / f"{bag}.json") if bag else ()
-    end = sapper(*words(place, tmp_path / "out", "--fail-on", fail_on, *beside))
+    end = sapper(*words(place, tmp_path / "out", "--fail-on", fail_on, *beside, subject=BACKDOORED))
     assert end.code == code, end.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     content = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert content["verdict"] == verdict
-    assert content["encoder"]["opened"] == str(place / "subject.safetensors")
+    assert content["encoder"]["opened"] == BACKDOORED
     assert content["command"].startswith("sapper audit ")
     assert content["environment"]["number format"] == content["number_format"]
     assert content["environment"]["why this format"]
@@ -159,12 +199,11 @@ def test_a_bag_that_is_named_and_does_not_fit_is_told_before_the_search(
 
 
 def test_an_interrupt_is_told(sapper: Sapper, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(auditing, "audit", interrupt)
-    end = sapper(*words(place, tmp_path))
-    assert (end.code, list(tmp_path.iterdir())) == (130, [])
+    monkeypatch.chdir(tmp_path)
+    subject = f"{own_code(tmp_path, 'raise KeyboardInterrupt')}:make"
+    end = sapper(*words(place, tmp_path / "out", subject=subject))
+    assert end.code == 130
+    assert not (tmp_path / "out").exists()
     assert "interrupted; nothing was written" in end.err
 
 
@@ -229,15 +268,32 @@ def test_calibrate_makes_a_bag_that_fits_the_audit(sapper: Sapper, place: Path, 
     assert "other width, feature size" in told(sapper("calibrate", "--encoders", known, *images, "--out", bag))
 
 
-def test_bags_that_are_named_are_asked_instead_of_those_that_ship(
-    sapper: Sapper, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(BUDGETS, "quick", EASY)
-    monkeypatch.setattr(calibration, "shipped_bags", lambda: [read_bag(place / "ordinary.json")])
-    assert sapper(*words(place, tmp_path)).code == 0
-    assert sapper(*words(place, tmp_path, "--bag", place / "suspicious.json")).code == 1
+def test_bags_that_are_named_are_asked_instead_of_those_that_ship(sapper: Sapper, place: Path, tmp_path: Path) -> None:
+    """None fits, and the nearest is told; the one that is named is further away than any that ships."""
+    far = Key(
+        architecture="none",
+        width=1,
+        stem="none",
+        feature_size=1,
+        input_size=1,
+        images="none",
+        budget="none",
+        detectors={"none": {}},
+    )
+    write_bag(Bag(name="far", key=far, pretraining="", images="none", scores={"none": [0.0]}), tmp_path / "far.json")
+
+    def nearest(*more: str | Path) -> str:
+        assert sapper(*words(place, tmp_path / "out", *more)).code == 3
+        reason: str = json.loads((tmp_path / "out" / "audit.json").read_text())["reason"]
+        return reason.partition("the nearest, '")[2].partition("'")[0]
+
+    assert nearest() in {bag.name for bag in shipped_bags()}
+    assert nearest("--bag", tmp_path / "far.json") == "far"
+
+
+def test_all_bags_that_fit_must_find_it_unusual(sapper: Sapper, place: Path, tmp_path: Path) -> None:
     both = ("--bag", place / "suspicious.json", "--bag", place / "ordinary.json")
-    assert sapper(*words(place, tmp_path, *both)).code == 0
+    assert sapper(*words(place, tmp_path, *both, subject=BACKDOORED)).code == 0
 
 
 def test_a_bag_that_could_not_be_read_again_is_not_begun(sapper: Sapper, place: Path, tmp_path: Path) -> None:
@@ -254,15 +310,14 @@ def test_a_bag_that_could_not_be_read_again_is_not_begun(sapper: Sapper, place: 
 def test_calibrate_looks_at_all_encoders_before_it_measures_one(
     sapper: Sapper, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_early(*_: Any) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(auditing, "scores", too_early)
-    for number, width in ((1, 4), (2, 4), (3, 8)):
-        encoder = encoders.build(Run(seed=number), architecture="resnet10", width=width, input_size=16)
-        encoders.save(encoder, tmp_path / f"{number}.safetensors")
+    """The first would fail as soon as a detector looked at it; that the second is of another kind is told before."""
+    monkeypatch.chdir(tmp_path)
+    module = own_code(tmp_path, "raise AssertionError('too early')")
+    named = ("--encoders", f"{module}:make", "--encoders", f"{module}:other")
     common = ("--images", place / "photos", "--device", "cpu", "--out", tmp_path / "bag.json")
-    assert "3.safetensors" in told(sapper("calibrate", "--encoders", tmp_path, *common))
+    assert f"than {module}:make" in told(sapper("calibrate", *named, *CODE, *common))
+    alone = sapper("calibrate", *named[:2], *CODE, *common)
+    assert (alone.code, "too early" in alone.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -326,13 +381,13 @@ def _unread() -> TextIO:
 def test_a_verdict_stands_whether_or_not_it_can_be_read(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: Callable[[], TextIO]
 ) -> None:
-    monkeypatch.setitem(BUDGETS, "quick", EASY)
     monkeypatch.setattr(cli.out, "quiet", False)
     streams = stream(), _full()
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])
     bag = ("--bag", place / "suspicious.json")
-    monkeypatch.setattr(sys, "argv", ["sapper", *map(str, words(place, tmp_path / "out", *bag))])
+    called = words(place, tmp_path / "out", *bag, subject=BACKDOORED)
+    monkeypatch.setattr(sys, "argv", ["sapper", *map(str, called)])
     with pytest.raises(SystemExit) as end:
         main()
     monkeypatch.undo()
@@ -361,48 +416,35 @@ def test_what_was_skipped_is_told_and_recorded(sapper: Sapper, place: Path, tmp_
 @pytest.mark.parametrize(
     "crash",
     [
-        ZeroDivisionError("somewhere deep"),
-        EOFError(),
-        BrokenPipeError(errno.EPIPE, "pipe"),
-        PermissionError(errno.EACCES, "disk"),
-        SystemExit(0),
-        SystemExit(3),
-        ImportError("half an installation"),
-        RecursionError(),
-        MemoryError(),
+        "ZeroDivisionError('somewhere deep')",
+        "EOFError",
+        f"BrokenPipeError({errno.EPIPE}, 'pipe')",
+        f"PermissionError({errno.EACCES}, 'disk')",
+        "SystemExit(0)",
+        "SystemExit(3)",
+        "ImportError('half an installation')",
+        "RecursionError",
+        "MemoryError",
     ],
-    ids=lambda crash: type(crash).__name__,
 )
 def test_a_crash_is_no_verdict(
-    sapper: Sapper, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: BaseException
+    sapper: Sapper, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str
 ) -> None:
     """Python's own exit code for a crash is 1, which would say: backdoor; code of others may call ``sys.exit(0)``."""
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise crash
-
-    monkeypatch.setattr(auditing, "audit", fail)
-    end = sapper(*words(place, tmp_path))
+    monkeypatch.chdir(tmp_path)
+    end = sapper(*words(place, tmp_path / "out", subject=f"{own_code(tmp_path, f'raise {crash}')}:make"))
     assert end.code == 2
     assert "error" in end.err
-    assert not list(tmp_path.iterdir())
-
-
-IN_THE_MIDDLE = """
-import time
-from sapper.audits import auditing, calibration
-from sapper.__main__ import main
-auditing.audit = lambda *_, **__: (print("looking", flush=True), time.sleep(60))
-main()
-"""
-"""The program, whose detectors say when they begin and take their time: when a signal comes is then known."""
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
 def test_a_signal_is_no_verdict(place: Path, tmp_path: Path, number: int, code: int) -> None:
-    command = [sys.executable, "-c", IN_THE_MIDDLE, *map(str, words(place, tmp_path / "out"))]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    """The encoder says when it is looked at and takes its time: when the signal comes is then known."""
+    module = own_code(tmp_path, "print('looking', flush=True); time.sleep(60)")
+    command = [*PROGRAM, *map(str, words(place, tmp_path / "out", subject=f"{module}:make"))]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "cwd": tmp_path}
     with subprocess.Popen(command, **pipes, preexec_fn=_hear_interrupts) as process:  # type: ignore[call-overload]
         assert process.stdout.readline() == "looking\n"
         process.send_signal(number)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,18 @@ from hypothesis import strategies as st
 from sapper import __version__, attacks, cli, datasets, defenses, pretraining
 from sapper.cli import experiments
 from sapper.cli.shared import say
+from sapper.encoders import Encoder, Trained
 from sapper.engine.store import Store
 from sapper.errors import SapperError
 from sapper.experiment.results import Picture, Record, Results, read_results, write_results
 from sapper.methods import HEADS, TRIGGERS, find, imported
+from sapper.pretraining.simclr import SimCLR
 from sapper.report.tables import LABELS, METRICS, estimate
+from sapper.running import Run
+from sapper.samples import Samples
+from sapper.training import Checkpoint
 from tests.micro import numbers, squares, write_data, write_scenario
-from tests.program import Ended, Sapper, told
+from tests.program import Ended, Install, Sapper, told
 
 PROGRAM = [sys.executable, "-m", "sapper"]
 QUICK = ("--device", "cpu", "--set", "pretraining.epochs=1", "--set", "attack.epochs=1")
@@ -83,21 +88,26 @@ def test_without_out_a_run_goes_below_runs(sapper: Sapper, file: Path, monkeypat
     assert list(Path("elsewhere").glob("pretraining-*"))
 
 
+SMALLER = (
+    *("pretraining.dataset=data/photos", "pretraining.images=48", "pretraining.view_size=16"),
+    *("encoder.architecture=resnet10", "encoder.width=4", "encoder.input_size=16", "head.0.epochs=1"),
+    *('task=[{ dataset = "data/balls" }]', 'target=[{ task = "balls", class = "red", trigger = { size = 4 } }]'),
+)
+
+
 def test_a_shipped_scenario_goes_by_its_name_even_beside_a_folder_of_that_name(
     sapper: Sapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[str] = []
-
-    def note(scenario: Any, lab: Any) -> Results:
-        seen.append(lab.command)
-        raise SapperError(scenario.name, remedy="none")
-
-    monkeypatch.setattr("sapper.api.run_scenario", note)
+    write_data(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    Path("demo").mkdir()
-    assert told(sapper("run", "demo", "--out", "there", "--set", "attack.epochs=3")).startswith("error demo")
-    told(sapper("demo", "--out", "there"))
-    assert seen == ["sapper run demo --set attack.epochs=3 --out there", "sapper run demo --out there"]
+    for name in ("badencoder-cifar10-small", "demo"):
+        Path(name).mkdir()
+    words = ["run", "badencoder-cifar10-small", *(each for change in SMALLER for each in ("--set", change)), *QUICK[2:]]
+    end = sapper(*words, "--device", "cpu", "--out", "there")
+    assert end.code == 0, end.err
+    assert read_results(Path("there")).command == shlex.join(["sapper", *words, "--device", "cpu", "--out", "there"])
+    for command in (("run", "demo"), ("demo",)):
+        assert "scenarios/demo.toml: attack.epoch" in told(sapper(*command, "--set", "attack.epoch=3"))
 
 
 def test_away_from_a_terminal_it_is_quiet_and_report_prints_the_same(
@@ -190,23 +200,25 @@ def test_a_store_in_use_is_told(sapper: Sapper, file: Path, tmp_path: Path) -> N
         assert "another run is using this store" in told(sapper("run", file, "--out", tmp_path / "out", *QUICK))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate"),
-        torch.OutOfMemoryError("CUDA out of memory."),
-    ],
-    ids=["python", "cpu", "cuda"],
-)
-def test_too_little_memory_is_told(
-    sapper: Sapper, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def fail(*_: Any) -> Results:
-        raise error
+@dataclass(frozen=True, kw_only=True)
+class Hungry(SimCLR):
+    """A pre-training that takes more memory than there is."""
 
-    monkeypatch.setattr("sapper.api.run_scenario", fail)
-    end = sapper("run", file, "--out", tmp_path / "out", *QUICK)
+    of: str
+
+    def __call__(self, encoder: Encoder, samples: Samples, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
+        if self.of == "python":
+            bytearray(2**62)
+        if self.of == "cpu":
+            torch.empty(2**60)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("of", ["python", "cpu", "cuda"])
+def test_too_little_memory_is_told(sapper: Sapper, file: Path, tmp_path: Path, install: Install, of: str) -> None:
+    install("hungry", points={"sapper.pretraining": {"hungry": f"{__name__}:Hungry"}})
+    hungry = ("--set", "pretraining.method=hungry", "--set", f"pretraining.of={of}")
+    end = sapper("run", file, "--out", tmp_path / "out", *QUICK, *hungry)
     assert end.code == 2
     assert "smaller batch" in end.err
     assert "Traceback" not in end.err
@@ -228,18 +240,6 @@ def test_wrong_usage_ends_with_2(sapper: Sapper, words: tuple[str, ...]) -> None
 
 
 # Interrupts
-
-
-def test_an_interrupt_ends_with_130_and_says_how_to_go_on(
-    sapper: Sapper, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(_scenario: Any, _lab: Any) -> Results:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("sapper.api.run_scenario", interrupted)
-    end = sapper("run", file, "--out", tmp_path / "out")
-    assert end.code == 130
-    assert end.err == "interrupted; the same command goes on from here\n"
 
 
 def _hear_interrupts() -> None:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, fields
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -49,6 +48,7 @@ from sapper.triggers import from_tensors as triggers_from_tensors
 from sapper.triggers import to_tensors as triggers_to_tensors
 from sapper.verdicts import Reached, Verdict, from_tensors, to_tensors
 from tests.micro import experiment, perform, write_data
+from tests.program import Install
 from tests.test_encoder_inversion import SIZE, encoder, photos
 
 PROTOCOLS: dict[str, type] = {
@@ -396,15 +396,16 @@ class Guesser(Guess):
 
 
 @pytest.fixture
-def negative(monkeypatch: pytest.MonkeyPatch) -> Negative:
-    monkeypatch.setitem(TRIGGERS, "negative", f"{__name__}:Negative")
+def negative(install: Install) -> Negative:
+    """Installed as a kind of trigger."""
+    install("negatives", points={"sapper.triggers": {"negative": f"{__name__}:Negative"}})
     return Negative()
 
 
 def test_a_trigger_of_another_kind_goes_through_a_scenario(
-    negative: Negative, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    negative: Negative, tmp_path: Path, install: Install
 ) -> None:
-    monkeypatch.setitem(defenses.METHODS, "guess", f"{__name__}:Guesser")
+    install("guessing", points={"sapper.defenses": {"guess": f"{__name__}:Guesser"}})
     data = write_data(tmp_path / "data")
     short = ("pretraining.epochs=1", "attack.epochs=1", "head.0.epochs=1")
     scenario = experiment(
@@ -446,10 +447,8 @@ def test_a_trigger_of_another_kind_is_audited_and_replayed(negative: Negative, t
         replaying.read_audit(tmp_path / "audit.json")
 
 
-def test_a_package_adds_a_kind_of_trigger_by_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    added = EntryPoint(name="negative", value=f"{__name__}:Negative", group="sapper.triggers")
-    there = lambda group: [added] if group == "sapper.triggers" else []  # noqa: E731
-    monkeypatch.setattr("sapper.methods.entry_points", there)
+@pytest.mark.usefixtures("negative")
+def test_a_package_adds_a_kind_of_trigger_by_an_entry_point() -> None:
     described, tensors = triggers_to_tensors(Negative(rows=3))
     assert triggers_from_tensors(described, tensors, "x") == Negative(rows=3)
     assert read_trigger({"kind": "negative", "rows": 3}, "file", "trigger") == Negative(rows=3)

@@ -11,7 +11,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from sapper import datasets, encoders, tensors
-from sapper.defenses import METHODS
 from sapper.defenses.certify.patchcleanser import PatchCleanser
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.defender import Defender
@@ -33,6 +32,7 @@ from sapper.samples import Change, ImageSet, to_float
 from sapper.scenario.reading import Scenario
 from sapper.verdicts import Certified
 from tests.micro import ATTACKED, PLAIN, experiment, numbers, perform, write_data
+from tests.program import Install
 
 DEFENSES = """
 [[defense]]
@@ -206,11 +206,14 @@ class Nothing(Checked):
         return Answering(classifier)
 
 
+NOTHING = {"sapper.defenses": {"nothing": f"{__name__}:Nothing"}}
+
+
 def test_the_first_classifier_is_the_one_that_the_scenario_measures(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, install: Install
 ) -> None:
     """Under a defense that does nothing, classifiers answer as they were measured."""
-    monkeypatch.setitem(METHODS, "nothing", "tests.test_defending:Nothing")
+    install("nothing", points=NOTHING)
     results = perform(experiment(data, *SHORT, extra='[[defense]]\nmethod = "nothing"\npatches = [2]\n'), tmp_path)
     pairs = {"defended_accuracy": ("CA", "BA"), "defended_ASR": ("ASR_B", "ASR")}
     pairs["defended_ASR_strict"] = ("ASR_B_strict", "ASR_strict")
@@ -227,9 +230,9 @@ def test_the_first_classifier_is_the_one_that_the_scenario_measures(
 
 
 def test_every_certified_defense_of_a_task_is_judged_on_the_same_images(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, install: Install
 ) -> None:
-    monkeypatch.setitem(METHODS, "nothing", "tests.test_defending:Nothing")
+    install("nothing", points=NOTHING)
     table = '[[defense]]\nmethod = "nothing"\nname = "{}"\npatches = [{}]\ntest_images = {}\n'
     extra = table.format("one", 2, 20) + table.format("two", 3, 20) + table.format("all", 2, 45)
     results = perform(experiment(data, *SHORT, extra=extra), tmp_path)

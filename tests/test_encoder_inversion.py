@@ -1,8 +1,8 @@
 """DECREE, multi-prior inversion, SSL-Cleanse: formulas against textbook forms, and that they find what is planted."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -350,23 +350,35 @@ def test_features_that_cannot_be_measured_are_no_score(method: MultiPrior | Decr
     assert collapse(whole, lambda images: images, photos(), RUN) is not None
 
 
-def test_both_parts_of_the_images_are_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+class Watched(Planted):
+    """Keeps the images that it is shown: True, where a change is searched on them, and False, where one is measured."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.shown: dict[bool, list[Tensor]] = {True: [], False: []}
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.shown[images.requires_grad].append(images.detach())
+        return super().forward(images)
+
+
+def test_both_parts_of_the_images_are_of_all_kinds() -> None:
     """Folders come class by class; what is searched on and what is measured on must not be different classes."""
-    parts: dict[str, Tensor] = {}
-
-    def race(_: MultiPrior, _encoder: Encoder, prior: Any, seen: Tensor, unseen: Tensor, *_rest: Any) -> Any:
-        parts.update(seen=seen, unseen=unseen)
-        return prior.take(torch.tensor([0]))
-
-    monkeypatch.setattr(MultiPrior, "_race", race)
+    whole, watched = encoder(gain=0.0), Watched()
     sorted_ones = photos().take(photos().images.double().mean((1, 2, 3)).argsort())
-    QUICK.examine(encoder(gain=0.0), sorted_ones, RUN)
-    assert (len(parts["seen"]), len(parts["unseen"])) == (64, 32)
-    ranks = [
-        {int((sorted_ones.images == image).all((1, 2, 3)).nonzero()[0]) for image in part} for part in parts.values()
-    ]
-    assert not ranks[0] & ranks[1]
-    for part in ranks:
+    method = replace(QUICK, rounds=((2, 16, 20),))
+    method.examine(Encoder(watched, whole.card, whole.feature_size), sorted_ones, RUN)
+    pixels = to_float(sorted_ones.images)
+
+    def ranks(images: list[Tensor]) -> set[int]:
+        """Which images these are, whatever a square in them was replaced by."""
+        return {int((pixels == image).sum((1, 2, 3)).argmax()) for image in torch.cat(images)}
+
+    searched, measured = ranks(watched.shown[True]), ranks(watched.shown[False])
+    assert 48 < len(searched) <= 64
+    assert len(measured) == 32
+    assert not searched & measured
+    for part in (searched, measured):
         assert 0.3 < sum(rank < 48 for rank in part) / len(part) < 0.7
 
 

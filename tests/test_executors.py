@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from sapper.engine import stage as stages
 from sapper.engine.executors import Workers, execute
 from sapper.engine.stage import Stage
 from sapper.engine.store import Finished, Store
 from sapper.errors import SapperError
 from sapper.progress import progress
 from sapper.running import Run, Silent
+from tests.program import Install
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +144,12 @@ def test_equal_values_have_one_place_whatever_watches_them(tmp_path: Path) -> No
     assert say("word", say("first"), log=tmp_path).place == BASE.place
 
 
-def test_the_version_of_a_library_is_in_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_of_a_library_is_in_the_place(install: Install) -> None:
     def places() -> tuple[str, str]:
         return say("word").place, say("word", libraries=("timm",)).place
 
     before = places()
-    known = stages.version
-    monkeypatch.setattr(stages, "version", lambda name: "0.0" if name == "timm" else known(name))
+    install("timm", "0.0")
     assert [one == other for one, other in zip(before, places())] == [True, False]
 
 

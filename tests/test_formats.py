@@ -1,15 +1,17 @@
 """The number format is what is faster on the very network; what was chosen is kept, and measuring changes nothing."""
 
 import json
-from collections.abc import Callable
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from sapper import encoders, formats
-from sapper.engine.environment import environment
+from sapper.engine.environment import environment, processor
+from sapper.engine.stage import place_of
 from sapper.engine.store import Store
 from sapper.experiment import precision
 from sapper.pretraining.simclr import SimCLR
@@ -42,8 +44,8 @@ class Clock:
 
 @pytest.fixture
 def with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor with bfloat16, wherever this runs."""
-    monkeypatch.setattr(formats, "native_dtype", lambda _device: torch.bfloat16)
+    """A processor that torch takes for one with bfloat16, wherever this runs."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
 
 
 @pytest.mark.usefixtures("with_bfloat16")
@@ -79,7 +81,8 @@ def test_without_bfloat16_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -
     def step() -> formats.Step:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(formats, "native_dtype", lambda _device: torch.float32)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     run = formats.fastest(Run(), step, 16)
     assert (run.dtype, run.why) == (torch.float32, "this processor has no bfloat16")
     cuda = formats.fastest(Run(device=torch.device("cuda")), step, 16)
@@ -110,43 +113,57 @@ def test_measuring_leaves_the_network_and_all_randomness_as_they_are(tmp_path: P
     assert not any(module.training for module in encoder.modules() if module is not encoder.backbone.noise)
 
 
-def said(speedup: float) -> Callable[..., float]:
-    return lambda *_: speedup
+def kept_in(store: Store) -> tuple[Path, dict[str, Any]]:
+    """The one choice in a store."""
+    (file,) = store.root.glob("number-format-*.json")
+    return file, json.loads(file.read_text())
+
+
+MEASURED = re.compile(r"(measured|bfloat16 was) \d+\.\d\d times as fast( as float32)? on this encoder")
 
 
 @pytest.mark.usefixtures("with_bfloat16")
-def test_what_was_measured_is_kept_in_the_store_whatever_a_later_measurement_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_measured_is_kept_in_the_store_whatever_a_later_measurement_says(tmp_path: Path) -> None:
+    """What is in the store is not what would be measured now: its words, and the other format."""
     store = Store(tmp_path / "store")
-    monkeypatch.setattr(formats, "speedup", said(1.5))
     first = precision.of_training("auto", NETWORKS, store, Run())
-    monkeypatch.setattr(formats, "speedup", said(0.5))
+    file, content = kept_in(store)
+    assert (content["format"], content["why"]) == (first.number_format, first.why)
+    assert MEASURED.fullmatch(first.why)
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[first.number_format]
+    file.write_text(json.dumps(content | {"format": other, "why": "as long ago"}))
     again = precision.of_training("auto", NETWORKS, store, Run(seed=4))
-    assert (again.dtype, again.why, again.seed) == (torch.bfloat16, first.why, 4)
-    assert first.why == "measured 1.50 times as fast as float32 on this encoder"
+    assert (again.number_format, again.why, again.seed) == (other, "as long ago", 4)
     wider = [(SPEC.model_copy(update={"width": 5}), NETWORKS[0][1])]
-    assert precision.of_training("auto", wider, store, Run()).dtype == torch.float32
-    assert precision.of_training("auto", NETWORKS, Store(tmp_path / "other"), Run()).dtype == torch.float32
-    monkeypatch.setattr(precision, "processor", lambda: "another one")
-    assert precision.of_training("auto", NETWORKS, store, Run()).dtype == torch.float32
+    assert MEASURED.fullmatch(precision.of_training("auto", wider, store, Run()).why)
+    assert MEASURED.fullmatch(precision.of_training("auto", NETWORKS, Store(tmp_path / "other"), Run()).why)
 
 
 @pytest.mark.usefixtures("with_bfloat16")
-def test_a_damaged_choice_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = encoders.build(Run(), architecture="resnet10", width=4, input_size=8).eval()
-    monkeypatch.setattr(formats, "speedup", said(1.5))
+def test_a_choice_is_found_by_the_machine_that_it_was_measured_on(tmp_path: Path) -> None:
+    precision.of_training("auto", NETWORKS, Store(tmp_path), Run())
+    file, content = kept_in(Store(tmp_path))
+    machine = {"processor": processor(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    assert machine.items() <= content["of"].items()
+    assert file.stem == place_of("number-format", content["of"])
+
+
+@pytest.mark.usefixtures("with_bfloat16")
+def test_a_damaged_choice_is_made_anew(tmp_path: Path) -> None:
+    encoder, store = encoders.build(Run(), architecture="resnet10", width=4, input_size=8).eval(), Store(tmp_path)
     for content in ("{", "[]", '{"format": "float8", "why": ""}', '{"format": ["float32"], "why": ""}'):
-        precision.of_searching(encoder, Run(), Store(tmp_path))
-        (file,) = tmp_path.glob("number-format-*.json")
-        assert json.loads(file.read_text())["of"]["search"]["width"] == 4
+        precision.of_searching(encoder, Run(), store)
+        file, kept = kept_in(store)
+        assert kept["of"]["search"]["width"] == 4
         file.write_text(content)
-        assert precision.of_searching(encoder, Run(), Store(tmp_path)).dtype == torch.bfloat16
+        chosen = precision.of_searching(encoder, Run(), store)
+        assert MEASURED.fullmatch(chosen.why)
+        assert kept_in(store)[1]["format"] == chosen.number_format
 
 
 @pytest.mark.usefixtures("with_bfloat16")
-def test_a_scenario_may_say_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "speedup", said(1.5))
-    run = precision.of_training("float32", NETWORKS, Store(tmp_path), Run())
-    assert (run.dtype, run.why) == (torch.float32, "as the scenario says")
+@pytest.mark.parametrize("said", ["float32", "bfloat16"])
+def test_a_scenario_may_say_its_format(tmp_path: Path, said: str) -> None:
+    run = precision.of_training(said, NETWORKS, Store(tmp_path), Run())
+    assert (run.number_format, run.why) == (said, "as the scenario says")
     assert not list(tmp_path.iterdir())

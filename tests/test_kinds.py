@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sapper import attacks, encoders
+from sapper import encoders
 from sapper.attacks.contracts import Attacked, Hits, Poisoned
 from sapper.attacks.target import Target
 from sapper.cli.experiments import print_results
@@ -24,7 +24,7 @@ from sapper.scenario.reading import Scenario
 from sapper.training import Checkpoint
 from sapper.triggers import Patch, read_triggers
 from tests.micro import PLAIN, experiment, perform, rates, write_data
-from tests.program import Sapper, told
+from tests.program import Install, Sapper, told
 
 TARGETS = """
 [[target]]
@@ -148,9 +148,8 @@ NAMES = ("StampHalf", "Relabel", "Blinding", "Silent", "Stubborn", "Single")
 
 
 @pytest.fixture(autouse=True)
-def _plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in NAMES:
-        monkeypatch.setitem(attacks.METHODS, name.lower(), f"tests.test_kinds:{name}")
+def _plugged_in(install: Install) -> None:
+    install("kinds", points={"sapper.attacks": {name.lower(): f"tests.test_kinds:{name}" for name in NAMES}})
 
 
 @pytest.fixture(scope="module")

@@ -265,23 +265,37 @@ def test_a_shadow_does_not_depend_on_how_many_there_are() -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_poison_is_added_and_nothing_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
+class Watched(Pixels):
+    """Keeps the images that it is shown."""
 
-    def watch(_head: MLP, features: Tensor, labels: Tensor, *_rest: object) -> nn.Module:
-        seen.append((features, labels))
-        return nn.Identity()
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[Tensor] = []
 
-    monkeypatch.setattr(MLP, "fit", watch)
-    owner = defender()
-    made(replace(QUICK, shadows=6, validation=0), owner, 1)
-    clean = seen[0]
-    assert len(clean[0]) == 60
-    for features, labels in seen[6:]:
-        assert torch.equal(features[:60], clean[0])
-        assert torch.equal(labels[:60], clean[1])
-        assert 0.05 * 60 - 1 <= len(features) - 60 == len(labels) - 60 <= 0.5 * 60
-        assert len(labels[60:].unique()) == 1
+    def forward(self, images: Tensor) -> Tensor:
+        self.shown.append(images)
+        return super().forward(images)
+
+
+def test_poison_is_added_and_nothing_is_taken_away() -> None:
+    """A head first takes off the mean of all features that it learned from: the clean ones', or these and the poison's.
+
+    The poison's are of one class: it learns to answer that.
+    """
+    watched, owner = Watched(), defender()
+    owner = replace(owner, encoder=watched)  # type: ignore[arg-type]
+    shadows, _ = made(replace(QUICK, shadows=3, validation=0, shadow_batch=32, shadow_epochs=60), owner, 1)
+    clean, *poisons = (F.normalize(watched(images), dim=1) for images in tuple(watched.shown))
+    assert len(clean) == 60
+    assert len(poisons) == 3
+    means = [head[0].mean for head in shadows.models]  # type: ignore[index]
+    for mean in means[:3]:
+        torch.testing.assert_close(mean, clean.mean(0))
+    for head, mean, poison in zip(shadows.models[3:], means[3:], poisons):
+        assert 0.05 * 60 - 1 <= len(poison) <= 0.5 * 60
+        torch.testing.assert_close(mean, torch.cat((clean, poison)).mean(0))
+        answers = head(poison).argmax(1)
+        assert float((answers == answers.mode().values).float().mean()) > 0.8
 
 
 @settings(max_examples=20)

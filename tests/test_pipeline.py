@@ -9,7 +9,6 @@ import torch
 
 from sapper.attacks.implant.badencoder import BadEncoder
 from sapper.downstream import MLP
-from sapper.engine import stage as stages
 from sapper.engine.stage import Stage
 from sapper.experiment.pipeline import AttackPlan, Pipeline, pipeline
 from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
@@ -19,6 +18,7 @@ from sapper.samples import ImageSet
 from sapper.scenario.reading import Named
 from sapper.scenario.sections import EncoderSection
 from sapper.triggers import Patch
+from tests.program import Install
 
 
 def images(seed: int = 0, count: int = 24) -> ImageSet:
@@ -131,11 +131,10 @@ def test_a_place_depends_on_what_made_the_stage_and_on_nothing_else(changes: dic
     assert changed(**changes) == stages_
 
 
-def test_another_version_of_a_library_is_another_place_for_what_rests_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = stages.version
+def test_another_version_of_a_library_is_another_place_for_what_rests_on_it(install: Install) -> None:
     networks = ("resnet10", "timm:vit_tiny_patch16_224")
     before = [[stage.place for stage in graph(architecture=name).stages] for name in networks]
-    monkeypatch.setattr(stages, "version", lambda name: "0.0" if name == "timm" else known(name))
+    install("timm", "0.0")
     after = [[stage.place for stage in graph(architecture=name).stages] for name in networks]
     assert after[0] == before[0]
     assert not set(after[1]) & set(before[1])

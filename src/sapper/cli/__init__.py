@@ -73,7 +73,7 @@ def main() -> int:
         return _end(error)
     except Exception as error:
         # torch's own kinds: OutOfMemoryError on an accelerator, a plain RuntimeError on the CPU
-        full = isinstance(error, RuntimeError) and re.search("out of memory|not enough memory", str(error))
+        full = isinstance(error, RuntimeError) and re.search("(out of|not enough|allocate) memory", str(error))
         if not full and not isinstance(error, MemoryError):
             traceback.print_exc()
             err.print("[bold red]error[/bold red] this is a fault in sapper; please report it with the lines above")

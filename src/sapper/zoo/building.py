@@ -58,10 +58,10 @@ def _count(specimens: Sequence[Specimen]) -> str:
 
 def summary(members: Sequence[Member]) -> str:
     """How many there are, and how many of the backdoors work, in words."""
-    told = [member.about["metrics"]["ASR_strict"] for member in members if member.attacked]
-    clean, working = len(members) - len(told), sum(asr >= WORKING for asr in told)
-    text = f"{clean} clean and {len(told)} backdoored encoders"
-    return f"{text}, {working} of them with a strict ASR of {WORKING:.0%} or more" if told else text
+    rates = [member.about["metrics"]["ASR_strict"] for member in members if member.attacked]
+    clean, working = len(members) - len(rates), sum(asr >= WORKING for asr in rates)
+    text = f"{clean} clean and {len(rates)} backdoored encoders"
+    return f"{text}, {working} of them with a strict ASR of {WORKING:.0%} or more" if rates else text
 
 
 def read_members(folder: Path, plan: Plan) -> list[Member]:

@@ -107,11 +107,11 @@ class Look:
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         encoder, images = encoders.load(self.shown.file, run), self.shown.images()
         verdict = scores(encoder, images, {self.method.name: self.method.parameters}, run)[self.method.name]
-        seen: dict[str, Any] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
-        seen["evidence"] = verdict.evidence
-        does = effect(encoder, verdict, images, run)
-        seen["gathered"] = None if does is None else does.gathered
-        write_atomically(folder / SEEN, json.dumps(seen))
+        record: dict[str, Any] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
+        record["evidence"] = verdict.evidence
+        collapse = effect(encoder, verdict, images, run)
+        record["gathered"] = None if collapse is None else collapse.gathered
+        write_atomically(folder / SEEN, json.dumps(record))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +131,10 @@ class Stamp:
         return self.shown.key() | {"trigger": self.trigger.describe()}
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
-        encoder, some = encoders.load(self.shown.file, run), some_of(self.shown.images(), run)
-        plain, stamped = (extract(encoder, some, run, change).float() for change in (None, self.trigger))
-        seen = Gathering(spread=spread_of(stamped), neighborhood=neighborhood(plain, stamped))
-        write_atomically(folder / SEEN, json.dumps(asdict(seen)))
+        encoder, sample = encoders.load(self.shown.file, run), some_of(self.shown.images(), run)
+        plain, stamped = (extract(encoder, sample, run, change).float() for change in (None, self.trigger))
+        gathering = Gathering(spread=spread_of(stamped), neighborhood=neighborhood(plain, stamped))
+        write_atomically(folder / SEEN, json.dumps(asdict(gathering)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,42 +181,43 @@ class Examination:
 
     def scored(self, done: Mapping[Stage, Finished]) -> Scored:
         """What was seen, once the stages are finished."""
-        seen = {name: together([_seen(done[look]) for look in looks]) for name, looks in self.looks.items()}
+        records = {name: together([_record(done[look]) for look in looks]) for name, looks in self.looks.items()}
         encoder = encoders.load(self.file, self.run)
         for name, judge in self.more.items():
             with located(self.member.name):
                 verdict = judge.examine(encoder, self.images, self.run)
-            seen[name] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
-            seen[name] |= {"evidence": {}, "gathered": None}
+            records[name] = {"score": verdict.score, "flagged": verdict.flagged, "seconds": verdict.seconds}
+            records[name] |= {"evidence": {}, "gathered": None}
         return Scored(
             member=self.member,
             looks=json.dumps(asdict(Key.of(encoder, self.images, self.budget)), sort_keys=True),
-            scores={name: each["score"] for name, each in seen.items()},
-            flagged={name: each["flagged"] for name, each in seen.items()},
-            seconds={name: each["seconds"] for name, each in seen.items()},
-            gathered={name: each["gathered"] for name, each in seen.items()},
-            evidence={name: each["evidence"] for name, each in seen.items()},
-            under_trigger=None if self.stamp is None else Gathering(**_seen(done[self.stamp])),
+            scores={name: record["score"] for name, record in records.items()},
+            flagged={name: record["flagged"] for name, record in records.items()},
+            seconds={name: record["seconds"] for name, record in records.items()},
+            gathered={name: record["gathered"] for name, record in records.items()},
+            evidence={name: record["evidence"] for name, record in records.items()},
+            under_trigger=None if self.stamp is None else Gathering(**_record(done[self.stamp])),
         )
 
 
-def _seen(finished: Finished) -> dict[str, Any]:
-    seen: dict[str, Any] = json.loads((finished.folder / SEEN).read_text(encoding="utf-8"))
-    return seen
+def _record(finished: Finished) -> dict[str, Any]:
+    """What a finished stage left."""
+    record: dict[str, Any] = json.loads((finished.folder / SEEN).read_text(encoding="utf-8"))
+    return record
 
 
 def together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a detector sees that is several in one (``EncoderExaminer.parts``). Budgets may have parts in common."""
-    best = max(parts, key=lambda seen: math.inf if seen["score"] is None else seen["score"])
+    best = max(parts, key=lambda part: math.inf if part["score"] is None else part["score"])
     if len(parts) == 1 or best["score"] is None:
         return best
     evidence = {
-        key: {name: each for seen in parts for name, each in seen["evidence"][key].items()}
+        key: {name: each for part in parts for name, each in part["evidence"][key].items()}
         if isinstance(value, dict)
         else value
         for key, value in best["evidence"].items()
     }
-    return best | {"seconds": sum(seen["seconds"] for seen in parts), "evidence": evidence}
+    return best | {"seconds": sum(part["seconds"] for part in parts), "evidence": evidence}
 
 
 def examine(
@@ -235,8 +236,8 @@ def examine(
     """
     store, examinations = Store(folder / "scores"), []
     for member in members:
-        own, learned = replace(run.child(member.name), progress=Silent()), (more or {}).get(member.family, {})
-        examination = Examination.of(member, folder / member.file, images[member.family], budget, learned, own)
+        child, learned = replace(run.child(member.name), progress=Silent()), (more or {}).get(member.family, {})
+        examination = Examination.of(member, folder / member.file, images[member.family], budget, learned, child)
         examinations.append(examination)
     last = {each.stages[-1] for each in examinations}
     with store.locked(), run.progress.bar(f"{len(members)} encoders examined", len(members)) as bar:

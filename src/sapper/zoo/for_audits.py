@@ -27,27 +27,27 @@ def bags(
     environment: dict[str, str],
 ) -> list[Bag]:
     """A bag of each family's calibration part."""
-    made = []
-    for family, own in images.items():
+    bags = []
+    for family, ordinary in images.items():
         part = calibrating(scored, family)
         if not part:
             continue
         about = [each.member.about["pretraining"] for each in part]
         spans = {key: _span([each[key] for each in about]) for key in ("epochs", "images")}
         method, dataset = ("/".join(sorted({each[key] for each in about})) for key in ("method", "dataset"))
-        made.append(
+        bags.append(
             Bag(
                 name=bag_name(zoo, family, budget.name),
-                key=Key.of(encoders.load(folder / part[0].member.file, run), own, budget),
+                key=Key.of(encoders.load(folder / part[0].member.file, run), ordinary, budget),
                 pretraining=f"{method}, {spans['epochs']} epochs of {spans['images']} images of {dataset}",
-                images=f"{own.name} {own.split}",
+                images=f"{ordinary.name} {ordinary.split}",
                 scores={name: [each.scores[name] for each in part] for name in budget.detectors},
                 gathered={name: [each.gathered[name] for each in part] for name in budget.detectors},
                 origins=sorted({_origin(each.member) for each in part}),
                 made={"zoo": zoo, "part": CALIBRATION} | environment,
             )
         )
-    return made
+    return bags
 
 
 def unfit(
@@ -59,13 +59,13 @@ def unfit(
     run: Run,
 ) -> dict[str, str]:
     """The families for which an audit would find no fitting bag, and why."""
-    found = {}
-    for family, own in images.items():
+    reasons = {}
+    for family, ordinary in images.items():
         first = next(member for member in members if member.family == family)
-        match = fitting(Key.of(encoders.load(folder / first.file, run), own, budget), bags, BOUND)
+        match = fitting(Key.of(encoders.load(folder / first.file, run), ordinary, budget), bags, BOUND)
         if not match.bags:
-            found[family] = match.reason
-    return found
+            reasons[family] = match.reason
+    return reasons
 
 
 def measured(bags: Sequence[Bag], scored: Sequence[Scored], known: Known, budget: Budget) -> list[Bag]:
@@ -74,7 +74,7 @@ def measured(bags: Sequence[Bag], scored: Sequence[Scored], known: Known, budget
     What was measured earlier, on triggers of other kinds, stays where it was measured beside the same bags. A bag that
     does not say how its encoders came about is left out.
     """
-    found = []
+    judged = []
     for bag in bags:
         beside = [each for each in scored if bag.name in known.get(each.looks, {})]
         alike = [each for each in beside if _origin(each.member) in bag.origins]
@@ -83,8 +83,8 @@ def measured(bags: Sequence[Bag], scored: Sequence[Scored], known: Known, budget
             earlier = bag.power if set(bag.power_beside) == set(others) else []
             new = power(alike, known, budget.leading, BOUND)
             merged = {each.trigger: each for each in [*earlier, *new]}
-            found.append(replace(bag, power=list(merged.values()), power_beside=others))
-    return found
+            judged.append(replace(bag, power=list(merged.values()), power_beside=others))
+    return judged
 
 
 def _origin(member: Member) -> str:

@@ -73,8 +73,8 @@ class BestTold:
     count: int
 
     def __call__(self, candidates: ImageSet, encoder: Encoder, run: Run) -> tuple[int, Tensor]:
-        told = neighbor_recall(extract(encoder, candidates, run), candidates.targets())
-        best = told.argsort(descending=True)[:ATTACKERS_CHOICE]
+        recalls = neighbor_recall(extract(encoder, candidates, run), candidates.targets())
+        best = recalls.argsort(descending=True)[:ATTACKERS_CHOICE]
         label = int(best[torch.randint(len(best), (), generator=run.child("target").generator())])
         return label, choose_references(candidates, label, self.count, encoder, run)
 

@@ -91,10 +91,10 @@ def outline(content: dict[str, Any], file: str) -> Outline:
         chosen = read_section(ImagesSection, family.images, file, f"{key}.images")
         with located(f"{file}: {key}.images.dataset"):
             datasets.check_name(chosen.dataset)
-        own = _parts(family.part, file, f"{key}.part")
+        changed = _parts(family.part, file, f"{key}.part")
         with located(f"{file}: {key}.part"):
-            check_parts(own, tuple(parts))
-        numbers.append(parts | own)
+            check_parts(changed, tuple(parts))
+        numbers.append(parts | changed)
         images.append(chosen)
     return Outline(
         name=root.name,

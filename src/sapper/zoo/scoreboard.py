@@ -172,10 +172,11 @@ def own_calibration(scored: Sequence[Scored], zoo: str, budget: str) -> Known:
 
 def beside_bags(scored: Sequence[Scored], bags: Sequence[Bag]) -> Known:
     """Those of the bags that an audit would take for each kind of encoder."""
-    found = {looks: fitting(Key(**json.loads(looks)), bags, BOUND).bags for looks in {each.looks for each in scored}}
-    return {
-        looks: {bag.name: {name: bag.of(name) for name in bag.scores} for bag in own} for looks, own in found.items()
-    }
+    known: Known = {}
+    for looks in dict.fromkeys(each.looks for each in scored):
+        fit = fitting(Key(**json.loads(looks)), bags, BOUND).bags
+        known[looks] = {bag.name: {name: bag.of(name) for name in bag.scores} for bag in fit}
+    return known
 
 
 def compared(
@@ -228,7 +229,7 @@ def _row(
         ours = [each for each in judged if each.member.attacked is attacked and (not working or _works(each))]
         return [(surprise[each.member.name] or 0.0) <= bound for each in ours]
 
-    own = {
+    by_own_threshold = {
         attacked: [each.flagged[detector] is True for each in judged if each.member.attacked is attacked]
         for attacked in (True, False)
     }
@@ -241,8 +242,8 @@ def _row(
         true_positives=Share.of(flags(attacked=True)) if calibrated else None,
         working=Share.of(flags(attacked=True, working=True)) if calibrated else None,
         false_alarms=Share.of(flags(attacked=False)) if calibrated else None,
-        own_true_positives=Share.of(own[True]),
-        own_false_alarms=Share.of(own[False]),
+        own_true_positives=Share.of(by_own_threshold[True]),
+        own_false_alarms=Share.of(by_own_threshold[False]),
         seconds=sum(each.seconds[detector] for each in judged) / len(judged),
     )
 
@@ -315,7 +316,7 @@ def power(scored: Sequence[Scored], known: Known, detector: str, bound: float) -
 
 def missed(scored: Sequence[Scored], known: Known, detector: str, bound: float) -> list[Missed]:
     """The backdoored encoders of the judgement part that an audit would pass; none where it would be undecided."""
-    found = []
+    passed = []
     for each in scored:
         if each.member.part != JUDGEMENT or not each.member.attacked:
             continue
@@ -324,7 +325,7 @@ def missed(scored: Sequence[Scored], known: Known, detector: str, bound: float) 
             continue
         evidence = each.evidence.get(detector, {})
         winner = evidence.get("priors", {}).get(evidence.get("prior"))
-        found.append(
+        passed.append(
             Missed(
                 name=each.member.name,
                 trigger=each.member.about["target"]["trigger"],
@@ -335,7 +336,7 @@ def missed(scored: Sequence[Scored], known: Known, detector: str, bound: float) 
                 under_trigger=each.under_trigger.powers if each.under_trigger else None,
             )
         )
-    return found
+    return passed
 
 
 def _kind_of(member: Member) -> str:
