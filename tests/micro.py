@@ -155,13 +155,13 @@ def perform(scenario: Scenario, folder: Path, **lab: Any) -> Results:
 
 
 def rates(results: Results) -> list[Record]:
-    """What classifiers were measured by, without what triggers do to features and pixels."""
-    return [record for record in results.records if record.stage not in ("features", "trigger")]
+    """What classifiers were measured by, without what triggers do to features and pixels, and times."""
+    return [record for record in results.records if record.stage not in ("features", "trigger", "attack")]
 
 
 def numbers(results: Results) -> list[Any]:
-    """The records without the time they took."""
-    return [replace(record, seconds=None) for record in results.records]
+    """The records without times."""
+    return [replace(record, seconds=None) for record in results.records if record.metric != "attack_seconds"]
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -165,7 +165,11 @@ def test_every_attack_has_records_of_features_and_pixels(finished: tuple[Results
             (record,) = of(results, metric, attack=attack)
             assert (record.stage, record.unit, record.condition) == ("trigger", unit, {})
             assert models[record.subject or ""].state == "attacked"
-        ours = [record for record in results.records if record.metric in effects.METRICS and record.attack == attack]
+        (took,) = of(results, "attack_seconds", attack=attack)
+        assert (took.stage, took.unit, took.head, took.target) == ("attack", "s", head, "balls/red")
+        assert 0 < took.value < sum(timing["seconds"] for timing in results.timings)
+        shown = set(effects.METRICS) - {"attack_seconds"}
+        ours = [record for record in results.records if record.metric in shown and record.attack == attack]
         assert {(r.task, r.target, r.head, r.n) for r in ours} == {("balls", "balls/red", head, 45)}
         assert all(r.low is not None and r.high is not None and r.low <= r.value <= r.high for r in ours)
     assert len(of(results, "cosine_clean")) == 8
@@ -301,13 +305,14 @@ def test_the_table_tells_both_encoders_and_the_trigger(
     table = effects.table(results)
     assert table is not None
     assert table.columns == (
-        *("attack", "head", "task → target", "cosine, with trigger", "cosine, without", "change", "SSIM"),
+        *("attack", "head", "task → target", "cosine, with trigger", "cosine, without", "change", "SSIM", "time"),
     )
     assert [row[0].text for row in table.rows] == ["badencoder", "inactive", "badnets", "blind"]
     before, after = of(results, "cosine_triggered", attack="badencoder")
     cell = table.rows[0][3]
     assert cell.text == f"{before.value:.3f} → {after.value:.3f}".replace("-", "−")
     assert f"({before.low:.3f}…{before.high:.3f})".replace("-", "−") in cell.title
+    assert all(row[-1].text.endswith(" s") and row[-1].text != "0.00 s" for row in table.rows)
     assert table.rows[0][5].text == f"{of(results, 'trigger_change', attack='badencoder')[0].value:.3f}"
     page = render(results)
     assert page.count("<h2>What the trigger does</h2>") == 1

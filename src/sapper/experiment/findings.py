@@ -153,8 +153,9 @@ class Findings:
         clean: tuple[Subject, Finished],
         attacked: tuple[Subject, Finished],
         triggers: Mapping[str, Trigger],
+        seconds: float,
     ) -> None:
-        """What the triggers of a task do to features and to pixels.
+        """What the triggers of a task do to features and to pixels, and how many ``seconds`` the attack took.
 
         Where the training of a classifier was attacked, the features are those of its own encoder, so its head is told.
         """
@@ -163,6 +164,8 @@ class Findings:
         place = common | {"task": task.name} | ({"head": heads[0]} if subject.of == "classifier" else {})
         self.records += feature_records(place, task, clean, attacked)
         self.records += trigger_records(place, task, attacked, triggers)
+        took: dict[str, Any] = {"metric": "attack_seconds", "stage": "attack", "unit": "s", "value": seconds}
+        self.records += [Record(**place, **took, subject=subject.id, target=aim.name) for aim in task.aims]
 
     def add_hits(self, common: dict[str, Any], head: str, subject: Subject, finished: Finished) -> None:
         """How targeted poisoning went: hits with and without it, and the change of the accuracy."""

@@ -1,12 +1,13 @@
 """From a Scenario to Results: the graph of every variant and seed, then its stages, then the numbers that they left."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sapper.engine.environment import environment
 from sapper.engine.stage import Stage
+from sapper.engine.store import Finished
 from sapper.experiment.audits import audits, check_audit, record_audit
 from sapper.experiment.data import Data, load_data, uses
 from sapper.experiment.findings import Findings, describe_images, unique
@@ -161,7 +162,7 @@ class Planned:
             findings.add_attack(trial.place, task, choices, *sides, primary_head=trial.scenario.primary_head)
             assert measured.subject.source is not None
             triggers = read_triggers(done[measured.subject.source].folder / TRIGGERS)
-            findings.add_effects(trial.place, task, *sides, triggers)
+            findings.add_effects(trial.place, task, *sides, triggers, _seconds(measured, done))
             for defense in defenses:
                 record(trial, defense, session)
             if trial.variant.shown:
@@ -205,6 +206,13 @@ def planned_trial(trial: Trial) -> Planned:
         defended=tuple((measured, tuple(defended(trial, measured))) for measured in trial.pipeline.measured),
         audits=tuple(audits(trial)),
     )
+
+
+def _seconds(measured: Measured, done: Mapping[Stage, Finished]) -> float:
+    """How long an attack and the classifiers that measure it took, without the clean encoder."""
+    assert measured.subject is not None
+    stages = {measured.subject.source, measured.subject.stage, measured.after} - {measured.baseline.stage, None}
+    return round(sum(done[stage].seconds for stage in stages if stage is not None), 2)
 
 
 def _first_trials(planned: Iterable[Planned]) -> dict[Stage, Trial]:
