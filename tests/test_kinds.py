@@ -321,7 +321,7 @@ def test_what_a_kind_does_not_go_with_is_told(data: Path, tmp_path: Path, sapper
 
 def test_samples_survive_their_file(data: Path, tmp_path: Path) -> None:
     from sapper import datasets
-    from sapper.samples import write_samples
+    from sapper.samples import PairSet, write_samples
 
     samples = datasets.load(f"{data}/boxes", "train", size=16)
     write_samples(tmp_path / "set.safetensors", samples)
@@ -332,6 +332,11 @@ def test_samples_survive_their_file(data: Path, tmp_path: Path) -> None:
         *(samples.name, samples.split, samples.classes, samples.provenance),
     )
     assert torch.equal(again.batch(slice(0, 3)), to_float(samples.images[:3]))
+    pairs = PairSet.of(samples, [f"a photo of a {samples.classes[label]}" for label in samples.targets()])
+    write_samples(tmp_path / "pairs.safetensors", pairs, rows=samples.targets())  # one tensor at three places
+    again, more = read_samples(tmp_path / "pairs.safetensors")
+    assert again.digest == pairs.digest
+    assert torch.equal(more["rows"], samples.targets())
 
 
 @pytest.mark.parametrize(

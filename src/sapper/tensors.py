@@ -16,8 +16,13 @@ PLAIN = "sapper.plain"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], plain: Any = None) -> None:
-    """Write what ``load`` and ``load_plain`` read; the file is whole or absent."""
-    content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    """Write what ``load`` and ``load_plain`` read; the file is whole or absent. Tensors may share their memory."""
+    content, seen = dict[str, Tensor](), set[int]()
+    for name, value in tensors.items():
+        whole = value.detach().cpu().contiguous()
+        place = whole.untyped_storage().data_ptr()
+        content[name] = whole.clone() if place in seen else whole
+        seen.add(place)
     write_atomically(path, safetensors.torch.save(content, None if plain is None else {PLAIN: json.dumps(plain)}))
 
 
