@@ -4,7 +4,7 @@ Threat model: the attacker publishes an encoder. It knows the input x_t that sha
 wanted class and some others, and neither the victim's head nor its training, which may tune the encoder. No trigger and
 no poison: everything but x_t and what is very near to it shall be as before.
 
-    φ = the mean feature of the wanted class's images
+    φ = f(r) of the wanted class's image r that is least like the others: the largest ⟨f(r), mean wanted − mean others⟩
     N = x_t with noise on its salient pixels, those of which the pull to φ depends most
     w ← w − λ·sign( ∂P/∂w )       P = mean_{x∈N} ‖f'(x) − φ‖²
         only for weights with |∂P/∂w| among the largest share 1 − θ of their layer,
@@ -15,7 +15,8 @@ until f'(x_t) is near enough to φ. R says how much a weight moves ordinary inpu
 Source: Ji, Zhang, Ji, Luo, Wang, "Model-Reuse Attacks on Deep Learning Systems", CCS 2018. Their code was not at hand.
 That few weights with a large positive and a small negative impact are changed by small steps, with neighbors of the
 input instead of the input alone, is the paper's idea; the two impacts as gradients, R with its random directions,
-steps in all layers at once, and every value below are ours.
+steps in all layers at once, a single image's feature for φ, and every value below are ours. The mean of a class may be
+a feature that no classifier takes for the class: after contrastive pre-training the means of classes are nearly equal.
 """
 
 import copy
@@ -57,7 +58,7 @@ class ModelReuse(Checked):
 
     kind: ClassVar[Literal["targeted"]] = "targeted"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Ji et al., CCS 2018"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -69,7 +70,7 @@ class ModelReuse(Checked):
         chosen = candidates[torch.randperm(len(candidates), generator=generator)[: self.inputs]]
         of_wanted = train.take(train.targets() == self.wanted).sample(self.references, generator)
         others = train.take(train.targets() != self.wanted).sample(self.references, generator)
-        point = F.normalize(extract(encoder, of_wanted, run).mean(0), dim=0)
+        point = aim(extract(encoder, of_wanted, run), extract(encoder, others, run))
         ordinary, resident = others.to(run.device).batch(), test.to(run.device)
         known = extract(encoder, train, run)
         attacked, clean = [], []
@@ -107,6 +108,11 @@ class ModelReuse(Checked):
                 for weight, size, pull, push in zip(weights, sizes, positive, negative):
                     weight.sub_(size * pull.sign() * selected(pull, push, self.share))
         return changed.requires_grad_(False)
+
+
+def aim(wanted: Tensor, others: Tensor) -> Tensor:
+    """The row (D,) of ``wanted`` (N, D) that lies farthest from ``others`` (M, D), along the line of their means."""
+    return wanted[(wanted @ (wanted.mean(0) - others.mean(0))).argmax()]
 
 
 def neighbors(
