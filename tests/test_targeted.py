@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapper.attacks.targeted.feature_collision import FeatureCollision, split_forward_backward
-from sapper.attacks.targeted.model_reuse import ModelReuse, hits, neighbors, selected
+from sapper.attacks.targeted.model_reuse import ModelReuse, aim, hits, neighbors, selected
 from sapper.downstream import KNN, MLP, Finetune, Linear, extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -119,6 +119,13 @@ def test_weights_that_help_and_do_no_harm_are_selected() -> None:
     harms = sorted((abs(float(v)) for v in negative.flatten()), reverse=True)[:10]
     for chosen, pull, push in zip(ours.flatten(), positive.flatten(), negative.flatten()):
         assert bool(chosen) == (abs(float(pull)) in helps and abs(float(push)) not in harms)
+
+
+def test_the_aim_is_the_wanted_feature_that_is_least_like_the_others() -> None:
+    wanted, others = F.normalize(torch.randn(9, 5), dim=1), F.normalize(torch.randn(7, 5), dim=1)
+    line = [sum(float(row[d]) for row in wanted) / 9 - sum(float(row[d]) for row in others) / 7 for d in range(5)]
+    along = [sum(float(row[d]) * line[d] for d in range(5)) for row in wanted]
+    assert torch.equal(aim(wanted, others), wanted[along.index(max(along))])
 
 
 def test_neighbors_differ_in_salient_pixels_only() -> None:
