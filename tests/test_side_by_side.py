@@ -1,5 +1,6 @@
 """Stages of a scenario in several processes: the same numbers, and each stage is told of once."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from sapper.engine.executors import Workers
 from sapper.experiment.results import Results
+from sapper.running import Run, Silent
 from sapper.scenario.reading import Scenario
 from tests.micro import experiment, numbers, perform, write_data
 
@@ -22,10 +24,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+class Drawn(Silent):
+    """Like bars on a terminal, it cannot travel to another process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+
 def run(scenario: Scenario, folder: Path, side_by_side: bool) -> tuple[Results, list[str]]:
     lines: list[str] = []
-    workers = Workers(2)
-    return perform(scenario, folder, workers=workers, side_by_side=side_by_side, tell=lines.append), lines
+    lab = {"workers": Workers(2), "run": Run(progress=Drawn())}
+    return perform(scenario, folder, **lab, side_by_side=side_by_side, tell=lines.append), lines
 
 
 def test_two_processes_give_the_same_numbers(tmp_path: Path) -> None:

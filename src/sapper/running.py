@@ -42,7 +42,8 @@ class Run:
     """Device, dtype, seed and progress of a computation.
 
     ``dtype`` is the format of the matrix work (autocast); parameters stay float32. ``why`` it was chosen, in words.
-    ``child(name)`` gives a part its own seed, which depends on the name and never on the order of parts.
+    ``child(name)`` gives a part its own seed, which depends on the name and never on the order of parts. To another
+    process a run travels without its progress, which is drawn in this one.
     """
 
     seed: int = 0
@@ -50,6 +51,9 @@ class Run:
     dtype: torch.dtype = torch.float32
     why: str = field(default="", compare=False)
     progress: Progress = field(default_factory=Silent, compare=False)
+
+    def __reduce__(self) -> tuple[type["Run"], tuple[object, ...]]:
+        return Run, (self.seed, self.device, self.dtype, self.why)
 
     @property
     def number_format(self) -> str:

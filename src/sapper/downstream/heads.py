@@ -64,6 +64,10 @@ class Stepwise(ABC):
     def mode(self, classifier: Classifier) -> None:
         """Put a classifier into its training mode, and let those of its parameters have gradients that are trained."""
 
+    def view(self, images: Any, _generator: torch.Generator) -> Any:
+        """A batch as it is trained on: as it is, or augmented."""
+        return images
+
     @abstractmethod
     def optimizer(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """For the parameters that are trained."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sapper.engine.store import Finished, Store
@@ -167,9 +167,7 @@ def _side_by_side(
 
 def _packed(stage: "Stage", store: Store, done: Mapping["Stage", Finished]) -> bytes:
     """As bytes: torch would put a job's tensors into shared memory, of which containers have little."""
-    from sapper.running import Silent
-
-    return pickle.dumps((_Job.of(stage, store, done), replace(stage.run, progress=Silent())))
+    return pickle.dumps((_Job.of(stage, store, done), stage.run))
 
 
 def _call(packed: bytes) -> Finished:

@@ -238,7 +238,7 @@ class AttackTraining:
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         choices = read_choices(inputs[1])
         data, targets = self.task.victim(choices), self.task.goals.targets(choices)
-        encoder, child = victims_encoder(self.task, inputs[0], run), run.child(f"attack on head {self.head.name}")
+        encoder, child = victims_encoder(self.task, inputs[0], run), run.child(f"head {self.head.name}")
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         attacked = self.method.parameters(encoder, data.train, targets, self.head.parameters, child, checkpoint)
         check_training(attacked.classifier, attacked.curves, self.method, run)

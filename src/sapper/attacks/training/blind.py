@@ -64,7 +64,7 @@ class Blind(Checked):
 
     kind: ClassVar[Literal["training"]] = "training"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Bagdasaryan, Shmatikov, USENIX Security 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"window": 1000}}
 
@@ -118,7 +118,7 @@ class Blind(Checked):
                 with run.child(f"dropout {step.index}").seeded():
                     answers: Tensor = classifier.head(features)
             else:
-                images = resident.batch(step.rows)
+                images = head.view(resident.batch(step.rows), step.generator)
                 answers = logits(torch.cat([images, *(trigger(images) for trigger in triggers)]), step)
             return answers.unflatten(0, (1 + len(targets), -1))
 
@@ -128,7 +128,7 @@ class Blind(Checked):
             plain, *stamped = both(step)
             losses = {NORMAL: F.cross_entropy(plain, truth), BACKDOOR: F.cross_entropy(torch.cat(stamped), goals)}
             if self.evade:
-                images = resident.batch(step.rows)
+                images = head.view(resident.batch(step.rows), step.generator)
                 found = F.cross_entropy(logits(cleanse(images).flatten(0, 1), step), goals)
                 cleanse.move(0.999 * found, 0.001, self.mask_rate)
                 masked = cleanse(images).detach().flatten(0, 1)

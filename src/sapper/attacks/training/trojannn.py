@@ -73,7 +73,7 @@ class TrojanNN(Checked):
     kind: ClassVar[Literal["training"]] = "training"
     makes_triggers: ClassVar[Literal[True]] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"labels", "one target"})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Liu et al., NDSS 2018"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -90,7 +90,7 @@ class TrojanNN(Checked):
         check_targets(targets, train, encoder.card.input)
         target = targets[0]
         mask = covered(target.trigger, encoder.card.input_size)
-        classifier = build(head, encoder, train, run.child("victim"))
+        classifier = build(head, encoder, train, run)
         return self.trojan(classifier, target, mask.to(run.device), len(train.classes), run, checkpoint)
 
     def trojan(
