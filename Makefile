@@ -26,7 +26,7 @@ test: setup                              ## the tests
 test-all: setup                          ## the longer tests, too
 	$(RUN)/python -m pytest -m 'slow or not slow'
 
-lint: setup                              ## style, types, the rules of the house, and figures in the pages
+lint: setup                              ## style, types, import rules, and figures in the pages
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy

@@ -42,6 +42,15 @@ def test_min_norm_is_the_shortest_convex_combination(seed: int, count: int, size
     assert alpha @ gram @ alpha <= best.fun + 0.02 * gram.diagonal().max()
 
 
+def test_where_the_loss_is_never_poisoned_the_victims_own_training_is_left() -> None:
+    """The same seed, order, augmentation: below no threshold, Blind changes nothing."""
+    head = Finetune(epochs=2, batch=20, learning_rate=0.01, crop_scale=0.5, flip=0.5)
+    own = build(head, victim(), balls(60, 1), RUN)
+    attacked = Blind(threshold=1e-6)(victim(), balls(60, 1), (aim(),), head, RUN).classifier
+    for name, value in attacked.state_dict().items():
+        assert torch.allclose(value, own.state_dict()[name], atol=1e-4), name
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_of_two_it_is_the_best_of_many_tried(seed: int) -> None:

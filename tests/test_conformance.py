@@ -178,7 +178,7 @@ def case(kind: str, name: str) -> Call:
                 samples = captioned() if "captions" in method.needs else TRAIN
                 return lambda run, _: method(samples, (target(name),), run)
             case "training":
-                return lambda run, _: method(encoder(), TRAIN, (target(name),), HEAD, run)
+                return lambda run, kept: method(encoder(), TRAIN, (target(name),), HEAD, run, kept)
             case "targeted":
                 return lambda run, _: method(encoder(), TRAIN, TEST, HEAD, run)
     defender = Defender.of(encoder(), HEAD, TRAIN, Run(seed=3))
@@ -228,7 +228,7 @@ def trainings() -> Iterator[tuple[str, str]]:
     """The methods that can go on from a checkpoint."""
     for kind, name in METHODS:
         method = find(kind, TABLES[kind], name, "here")
-        if kind == "pretraining" or (kind == "attacks" and method.kind == "implant"):
+        if kind == "pretraining" or (kind == "attacks" and method.kind in ("implant", "training")):
             yield kind, name
 
 

@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lba": {"trigger_epochs": 2, "teacher_epochs": 2, "optimizer": "adadelta", "trigger_images": 16},
 }
 LEARNED = {"inactive": "network", "transtroj": "noise", "lba": "mask"}
-SAVES = {"badencoder": 1, "drupe": 1, "inactive": 1, "transtroj": 3, "lba": 3}
+SAVES = {"badencoder": 1, "drupe": 1, "inactive": 1, "transtroj": 3, "lba": 5}
 
 
 def method(name: str) -> Implant:
@@ -65,11 +65,11 @@ def test_a_seed_repeats_a_run_resumes_and_global_randomness_is_left_alone(name: 
     assert not same(whole.encoder, again.encoder)
 
 
-@pytest.mark.parametrize("name", ["transtroj", "lba"])
-def test_it_resumes_from_within_the_training_of_the_trigger(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(("name", "saves"), [("transtroj", 1), ("lba", 1), ("lba", 3)])
+def test_it_resumes_from_before_the_injection(name: str, saves: int, tmp_path) -> None:  # type: ignore[no-untyped-def]
     attack, arguments = method(name), (images(16, 1), (target(),), RUN)
     checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors")
-    stop_after(checkpoint, 1, lambda: attack(tiny(), *arguments, checkpoint=checkpoint))
+    stop_after(checkpoint, saves, lambda: attack(tiny(), *arguments, checkpoint=checkpoint))
     resumed = attack(tiny(), *arguments, checkpoint=checkpoint)
     assert same(attack(tiny(), *arguments).encoder, resumed.encoder)
 

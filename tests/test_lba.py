@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sapper.attacks.implant.lba import LBA
+from sapper.attacks.implant.lba import HIDDEN, LBA
+from sapper.downstream import Finetune
 from sapper.errors import SapperError
 from sapper.samples import ImageSet
 from sapper.training import Step
@@ -52,12 +53,13 @@ def test_triggered_features_come_nearer_to_the_target_class(aim: str) -> None:
     trained, without = (replace(method, weight=w)(tiny(), shadow, (target(),), RUN) for w in (20.0, 0.0))
     trigger = trained.triggers["t"]
     assert trigger.describe() == without.triggers["t"].describe()
-    center = raw(tiny(), shadow.take(shadow.targets() == 1).batch()).mean(0)
+    teacher = Finetune(epochs=5, learning_rate=1e-3, hidden=HIDDEN).tune(tiny(), shadow, RUN.child("teacher")).encoder
+    center = raw(teacher, shadow.take(shadow.targets() == 1).batch()).mean(0)
 
     def miss(encoder: torch.nn.Module, stamp) -> float:  # type: ignore[no-untyped-def]
         return float((raw(encoder, stamp(fresh.batch())) - center).square().mean())
 
-    assert miss(tiny(), trigger) < miss(tiny(), Patch(size=6))
+    assert miss(teacher, trigger) < miss(teacher, Patch(size=6))
     assert miss(trained.encoder, trigger) < miss(without.encoder, trigger)
     assert without.curves["cross-entropy"][-1] < without.curves["cross-entropy"][0]
 

@@ -308,10 +308,13 @@ def test_results_are_read_back(finished: tuple[Results, Path], tmp_path: Path) -
     assert read_results(tmp_path).subjects == results.subjects
 
 
-def test_the_shipped_matrix_has_every_attack_and_pretrains_twice() -> None:
+def test_the_shipped_matrix_has_every_attack_and_three_clean_encoders() -> None:
     from sapper.attacks import METHODS
     from tests.conftest import REPOSITORY
 
     matrix = read(REPOSITORY / "scenarios" / "matrix-attacks.toml")
     assert {single.attack_method.name for single in matrix.singles if single.attack_method} == set(METHODS)
-    assert {single.pretraining_method.name for single in matrix.singles} == {"simclr", "clip"}
+    starts = {(single.pretraining.dataset, single.pretraining_method.name) for single in matrix.singles}
+    assert starts == {("objects", "simclr"), ("signs", "simclr"), ("objects", "clip")}
+    tables = {str([single.content.get(table) for table in ("encoder", "pretraining")]) for single in matrix.singles}
+    assert len(tables) == 3

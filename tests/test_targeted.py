@@ -100,7 +100,7 @@ def test_any_head_on_a_frozen_encoder_will_do(head: MLP | KNN) -> None:
     assert method(victim(), balls(30, 1), balls(30, 2, "test"), head, RUN).hit.shape == (2,)
 
 
-def test_frogs_that_cannot_be_are_refused() -> None:
+def test_what_cannot_collide_is_refused() -> None:
     train, test = balls(30, 1), balls(30, 2, "test")
     with pytest.raises(SapperError, match="keeps frozen"):
         FeatureCollision()(victim(), train, test, Finetune(), RUN)

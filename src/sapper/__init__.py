@@ -1,4 +1,4 @@
-"""Sapper lays, finds and clears backdoors in pre-trained encoders.
+"""Sapper lays and finds backdoors in pre-trained encoders.
 
     report = sapper.audit("encoder.safetensors", "photos/")     is this encoder safe to build on?
     encoder = sapper.open("timm:resnet18", size=224)            any encoder as a module from images to features

@@ -225,7 +225,8 @@ def run(
 
     ``out``: their folder, ``runs/NAME`` by default. ``overrides`` such as ``attack.epochs=50``. ``store``: finished
     stages, ``store`` below ``out`` by default; interrupted, the same call goes on. ``workers``: processes for fleets,
-    and with ``side_by_side`` for all stages that do not wait for one another. ``tell`` gets a line for each stage.
+    and with ``side_by_side`` for all stages that do not wait for one another, each on as many threads as torch has here
+    (``torch.set_num_threads``). ``tell`` gets a line for each stage.
     """
     if not isinstance(scenario, Scenario):
         scenario = read(shipped_file(str(scenario), "scenarios", "scenario"), tuple(overrides))

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from inspect import cleandoc
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -15,7 +15,6 @@ from sapper.errors import SapperError, closest
 
 if TYPE_CHECKING:
     from sapper.datasets import DatasetInfo
-    from sapper.defenses.contracts import Defense
 
 
 def methods(
@@ -58,10 +57,11 @@ def _method_printer(kind: str, name: str, place: str, *, whole: bool) -> Callabl
         if whole and kind in OF_A_FILE:
             text = f"{cleandoc(sys.modules[cls.__module__].__doc__ or '')}\n\n{text}"
         out.print(Padding.indent(Text(_flowing(text) if whole else text.partition("\n\n")[0]), 2))
-        if kind == "defenses":
-            defense: type[Defense] = imported(place)
-            needs = ", ".join(sorted(defense.needs)) or "nothing besides the model"
-            out.print(Padding.indent(Text(f"kind: {defense.kind}, needs: {needs}"), 4))
+        if kind in NEEDY:
+            method: Any = cls
+            needs = ", ".join(sorted(method.needs)) or f"nothing besides the {NEEDY[kind]}"
+            of = f" of the {method.of} set" if method.kind == "poison" else ""
+            out.print(Padding.indent(Text(f"kind: {method.kind}{of}, needs: {needs}"), 4))
         for parameter in parameters(cls):
             out.print(f"    {parameter.name} = {escape(parameter.default)}")
         for preset, values in cls.presets.items():
@@ -71,6 +71,9 @@ def _method_printer(kind: str, name: str, place: str, *, whole: bool) -> Callabl
 
     return show
 
+
+NEEDY = {"defenses": "model", "attacks": "data"}
+"""Kinds whose methods say of which sort they are and what they need, and what all of them have."""
 
 OF_A_FILE = ("pretraining", "attacks", "defenses")
 """Kinds whose methods have a file each, with threat model, objective and source in its documentation."""

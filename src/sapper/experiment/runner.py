@@ -19,6 +19,7 @@ from sapper.experiment.subjects import CLEAN, Subject
 from sapper.experiment.tasks import Task
 from sapper.experiment.trial import Lab, Session, Trial, Variant
 from sapper.experiment.works import TRIGGERS, read_choices
+from sapper.scenario.kinds import kind_of
 from sapper.scenario.reading import Scenario
 from sapper.triggers import Trigger, read_triggers
 
@@ -109,18 +110,24 @@ def _variants(scenario: Scenario) -> list[Variant]:
         whole = scenario.with_variant(changes) if changes else scenario
         for single in whole.singles or (whole,):
             name = single.attack_name if len(whole.singles) > 1 else None
+            tables = (*EARLY, "attack", "task", "target", *(("head",) if _attacks_training(single) else ()))
             found.append(
                 Variant(
                     scenario=single,
                     condition=changes,
                     suffix=suffix(changes, ""),
                     early=suffix(changes, *EARLY) + _own_start(single, whole),
-                    attacked=suffix(changes, *EARLY, "attack", "task", "target") + (f"-{name}" if name else ""),
+                    attacked=suffix(changes, *tables) + (f"-{name}" if name else ""),
                     shown=i == 0,
                     attack=name,
                 )
             )
     return found
+
+
+def _attacks_training(single: Scenario) -> bool:
+    """Whether its attack makes classifiers, which differ by their heads."""
+    return single.attack_method is not None and kind_of(single.attack_method.parameters) == "training"
 
 
 def _own_start(single: Scenario, whole: Scenario) -> str:
@@ -181,7 +188,8 @@ class Planned:
         for subject in trial.pipeline.subjects:
             stage, label = f"pre-training{variant.early}", f"clean{variant.early}"
             if subject.state != CLEAN:
-                stage = f"attack on {subject.task}{variant.attacked}"
+                head = f", {subject.head} head" if subject.head else ""
+                stage = f"attack on {subject.task}{head}{variant.attacked}"
                 label = "-".join(filter(None, ["+".join(subject.tasks), subject.head])) + variant.attacked
             trained = (subject.source if subject.of == "classifier" else None) or subject.stage
             session.findings.add_subject(subject, session.done[trained].folder, stage, label)

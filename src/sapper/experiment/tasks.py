@@ -134,7 +134,7 @@ class Goals:
     @property
     def key(self) -> dict[str, Any]:
         """The goals as plain data."""
-        aims = [aim.rule_key | {"trigger": aim.trigger.describe()} for aim in self.aims]
+        aims = [aim.rule_key | _trigger_key(aim.trigger) for aim in self.aims]
         return {"task": self.task, "candidates": self.candidates.origin, "aims": aims}
 
     def choose(self, encoder: Encoder, run: Run) -> Choices:
@@ -213,6 +213,11 @@ class Task:
         with located(self.where or self.name):
             datasets.check_task(data.train, data.test)
         return data
+
+
+def _trigger_key(trigger: Trigger) -> dict[str, Any]:
+    version = {"trigger version": trigger.version} if trigger.version > 1 else {}
+    return {"trigger": trigger.describe()} | version
 
 
 NAMELESS = "a reference image"

@@ -12,7 +12,8 @@ METRICS = ("cosine_triggered", "cosine_clean", "trigger_change", "trigger_ssim",
 
 NOTE = (
     "Cosine: of the features of two different test images, on average, on the clean encoder → on the attacked one; "
-    "1 where all lie at one point. Change: of a color channel, on average, in levels of 255. "
+    "1 where all lie at one point. Where classifiers were attacked, the attacked encoder is theirs, tuned if the head "
+    "tunes it, and the clean one is not tuned. Change: of a color channel, on average, in levels of 255. "
     "SSIM: how alike an image looks with the trigger and without it; 1 where it is the same. "
     "Time: of the attack and of the classifiers that measure it, without the clean encoder."
 )

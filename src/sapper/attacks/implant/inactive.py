@@ -15,11 +15,11 @@ gray has none.
 
 Source: Zhang et al., CVPR 2025, and the authors' code (``Zhang-Henry/INACTIVE``). There a step of f' on L0 + L1 + L2
 takes turns with a step of h on a·L0 + S + … − b·C (a = 5, b = 0.1), after 200 epochs of h alone. Here both step at once
-from one gradient, so that h's is taken before f' has moved, and h starts near the identity. Since Adam does not see the
-scale of a loss, a = 5 and b = 0.1 are our α = 0.2 and γ = 0.02. LPIPS and the distance of ResNet-34's features become
-P, so that nothing is downloaded; PSNR is left out beside SSIM. The network there is a U-Net with BatchNorm in training
-mode, whose trigger depends on the batch; ours has none. The color distance there compares an image with a cropped view,
-and hue as a plain number.
+from one gradient, so that h's is taken before f' has moved, and h starts near the identity. With Adam, which does not
+see the scale of a loss, a = 5 and b = 0.1 are our α = 0.2 and γ = 0.02; with SGD h takes smaller steps than there.
+LPIPS and the distance of ResNet-34's features become P, so that nothing is downloaded; PSNR is left out beside SSIM.
+The network there is a U-Net with BatchNorm in training mode, whose trigger depends on the batch; ours has none. The
+color distance there compares an image with a cropped view, and hue as a plain number.
 """
 
 import math
@@ -51,7 +51,7 @@ class Inactive(FineTuning):
     """A small network as the trigger, learned with the encoder to be faint (Zhang et al., CVPR 2025).
 
     ``structure``, ``features``, ``color``: the weights α, β and γ. ``speed``: how many times the encoder's learning
-    rate the trigger has.
+    rate the trigger has under Adam; under SGD the square of it.
     """
 
     lambda1: NonNegativeFloat = 1.0

@@ -105,7 +105,7 @@ class FeatureCollision(Checked):
         """Raises ``SapperError`` for a head that is not fitted to the features of a frozen encoder."""
         for head in heads:
             if head.kind != "fitted":
-                what = "poison frogs need an encoder that the victim keeps frozen, and a head that it trains"
+                what = "feature_collision needs an encoder that the victim keeps frozen, and a head that it trains"
                 raise SapperError(what, where="head", remedy="use a head such as linear or mlp")
 
     def pair(self, samples: Samples, run: Run, count: int) -> ImageSet:
@@ -114,7 +114,7 @@ class FeatureCollision(Checked):
         Raises ``SapperError`` for a set that is of no images, or has not got both classes.
         """
         if not isinstance(samples, ImageSet):
-            raise samples.error("poison frogs are images, and these are none", "name a set of images")
+            raise samples.error("feature_collision poisons images, and these are none", "name a set of images")
         labels, parts = samples.targets(), []
         both = [(labels == wanted).nonzero().squeeze(1) for wanted in (self.base, self.victim)]
         if self.base == self.victim or any(len(rows) == 0 for rows in both):
