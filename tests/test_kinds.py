@@ -13,6 +13,7 @@ from sapper.attacks.contracts import Attacked, Hits, Poisoned
 from sapper.attacks.target import Target
 from sapper.cli.experiments import print_results
 from sapper.downstream import Classifier, Head
+from sapper.downstream import files as classifiers
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError
 from sapper.experiment.results import Record, Results, read_results, write_results
@@ -37,6 +38,7 @@ task = "boxes"
 class = "blue"
 trigger = { size = 4 }
 """
+WHITE = Patch(size=16, margin=0)
 METRICS = {"CA", "BA", "ASR", "ASR_strict", "ASR_B", "ASR_B_strict", "lift"}
 
 
@@ -93,8 +95,7 @@ class Blinding(Tiny):
         run: Run,
         checkpoint: Checkpoint | None = None,
     ) -> Trained:
-        made = {target.name: Patch(size=16, margin=0) for target in targets}
-        return Trained(encoder.eval(), {"loss": [0.0]}, made)
+        return Trained(encoder.eval(), {"loss": [0.0]}, {target.name: WHITE for target in targets})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,25 @@ class Stubborn(Tiny):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retrained(Stubborn):
+    """The same with triggers of its own: all white."""
+
+    makes_triggers: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        encoder: Encoder,
+        train: ImageSet,
+        targets: tuple[Target, ...],
+        head: Head,
+        run: Run,
+        checkpoint: Checkpoint | None = None,
+    ) -> Attacked:
+        attacked = super().__call__(encoder, train, targets, head, run)
+        return replace(attacked, triggers={target.name: WHITE for target in targets})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Single(Tiny):
     """A targeted attack with results made up."""
 
@@ -144,7 +164,7 @@ class Single(Tiny):
         return Hits(hit=hit, before=before, accuracy=torch.full((4,), 0.5), accuracy_before=torch.full((4,), 0.75))
 
 
-NAMES = ("StampHalf", "Relabel", "Blinding", "Silent", "Stubborn", "Single")
+NAMES = ("StampHalf", "Relabel", "Blinding", "Silent", "Stubborn", "Retrained", "Single")
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +247,23 @@ def test_triggers_that_an_attack_makes_are_shown_to_the_baseline_too(
     assert {*of(results, "ASR_B")} <= {0, 1}, "all images are white"
     assert of(results, "ASR_B") == of(results, "ASR"), "the encoder is the same"
     assert of(results, "CA") == of(results, "BA")
+    attacked = [tmp_path / each.path for each in results.artifacts if each.state == "attacked"]
+    assert len(attacked) == 2
+    for file in attacked:
+        assert planted(encoders.load(file, Run()).card.origin) == [WHITE.describe()]
+
+
+def planted(origin: dict[str, Any]) -> list[dict[str, Any]]:
+    """The triggers of the targets that a card names."""
+    return [target["trigger"] for target in origin["targets"]]
+
+
+def test_a_classifiers_card_names_the_trigger_that_the_attack_made(data: Path, tmp_path: Path) -> None:
+    perform(scenario(data, "retrained"), tmp_path)
+    kept = list((tmp_path / "store").glob("*/classifier-*.safetensors"))
+    assert len(kept) == 4
+    for file in kept:
+        assert planted(classifiers.load(file, Run())[1].origin) == [WHITE.describe()]
 
 
 def test_an_attack_that_says_nothing_of_its_triggers_is_refused(data: Path, tmp_path: Path) -> None:

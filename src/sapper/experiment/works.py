@@ -6,7 +6,7 @@ Each is a value (``engine.stage.Work``) that leaves files in its folder; the fun
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -124,7 +124,7 @@ class Poison:
         clean = self.data.victim(read_choices(inputs[0])).train if isinstance(self.data, Task) else self.data()
         poisoned = self.method.parameters(clean, targets, run.child("attack"))
         write_samples(folder / POISONED, poisoned.samples, rows=poisoned.rows)
-        _leave_triggers(folder, self.method, targets, poisoned.triggers)
+        _leave_triggers(folder, _obeyed(self.method, targets, poisoned.triggers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +152,11 @@ class Implant:
         targets = _targets(self.goals, inputs[1:])
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         trained = self.method.parameters(encoders.load(clean, run), shadow, targets, run.child("attack"), checkpoint)
+        targets = _obeyed(self.method, targets, trained.triggers)
         made_from: dict[str, Any] = {"clean": sha256(clean), "shadow": identity(shadow)}
         made_from["targets"] = [describe(target) for target in targets]
         _leave(folder, trained, self.method, run, made_from, attacked=True)
-        _leave_triggers(folder, self.method, targets, trained.triggers)
+        _leave_triggers(folder, targets)
         checkpoint.remove()
 
 
@@ -242,8 +243,9 @@ class AttackTraining:
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         attacked = self.method.parameters(encoder, data.train, targets, self.head.parameters, child, checkpoint)
         check_training(attacked.classifier, attacked.curves, self.method, run)
+        targets = _obeyed(self.method, targets, attacked.triggers)
         self._leave_classifier(folder / CLASSIFIER, attacked.classifier, data, targets, inputs[0], run)
-        _leave_triggers(folder, self.method, targets, attacked.triggers)
+        _leave_triggers(folder, targets)
         triggers = read_triggers(folder / TRIGGERS)
         answers = _answers(attacked.classifier, data.test, triggers, run)
         tensors.save(folder / PREDICTIONS, {f"{self.head.name}/{view}": classes for view, classes in answers.items()})
@@ -334,12 +336,16 @@ def check_training(module: torch.nn.Module, curves: dict[str, list[float]], meth
         raise SapperError("the training diverged: losses are not finite", where=where, remedy="lower its learning_rate")
 
 
-def _leave_triggers(folder: Path, method: Named, targets: tuple[Target, ...], made: Mapping[str, Trigger]) -> None:
-    """All targets' triggers: those that the attack made, and of the others those that they had."""
+def _obeyed(method: Named, targets: tuple[Target, ...], made: Mapping[str, Trigger]) -> tuple[Target, ...]:
+    """The targets with the triggers that the attack made, of the others with those that they had."""
     if made and not isinstance(method.parameters, MakesTriggers):
         what, remedy = f"{method.name} made triggers without saying so", "give its class makes_triggers = True"
         raise SapperError(what, where=method.name, remedy=remedy)
-    write_triggers(folder / TRIGGERS, {target.name: made.get(target.name, target.trigger) for target in targets})
+    return tuple(replace(target, trigger=made.get(target.name, target.trigger)) for target in targets)
+
+
+def _leave_triggers(folder: Path, targets: tuple[Target, ...]) -> None:
+    write_triggers(folder / TRIGGERS, {target.name: target.trigger for target in targets})
 
 
 def _map_features(
