@@ -22,6 +22,7 @@ import torch
 from pydantic import PositiveInt
 
 from sapper import attacks, datasets, pretraining
+from sapper.attacks.contracts import MakesTriggers
 from sapper.errors import SapperError, located
 from sapper.methods import HEADS
 from sapper.pretraining.contracts import Pretraining
@@ -139,6 +140,10 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
         what, remedy = "an attack of a family has neither a name nor tables of its own", "leave name and instead out"
         raise SapperError(what, where=f"{file}: {key}.attack", remedy=remedy)
     check_makes_encoders(attack_method.name, attack_method.parameters, f"{file}: {key}.attack.method")
+    if isinstance(attack_method.parameters, MakesTriggers):
+        what = f"{attack_method.name} makes its own triggers, and a zoo writes down those of its plan"
+        remedy = "choose an attack that takes the trigger as it is, such as badencoder"
+        raise SapperError(what, where=f"{file}: {key}.attack.method", remedy=remedy)
     with located(f"{file}: {key}", "."):
         check_encoder(encoder, encoder.input_size, "encoder.input_size")
         check_views(encoder, first_method, "pretraining.view_size")
