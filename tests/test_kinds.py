@@ -57,11 +57,13 @@ class Tiny(Checked):
 class StampHalf(Tiny):
     """Stamps every other image of the pre-training set with the first target's trigger."""
 
+    every: int = 2
+
     kind: ClassVar[str] = "poison"
     of: ClassVar[str] = "pretraining"
 
     def __call__(self, samples: ImageSet, targets: tuple[Target, ...], run: Run) -> Poisoned:
-        rows = torch.arange(0, len(samples), 2)
+        rows = torch.arange(0, len(samples), self.every)
         images = samples.images.clone()
         images[rows] = (targets[0].trigger(samples.batch(rows)) * 255).round().to(torch.uint8)
         return Poisoned(samples=replace(samples, images=images), rows=rows)
@@ -221,6 +223,13 @@ def test_a_pre_training_set_is_poisoned_and_both_encoders_are_measured(
     clean, attacked = (encoders.load(tmp_path / each.path, Run()).card for each in results.artifacts)
     assert (clean.backdoored, attacked.backdoored) == (False, True)
     assert clean.origin["images"]["sha256"] != attacked.origin["images"]["sha256"]
+    assert "poison" not in clean.origin
+    said = attacked.origin["poison"]
+    assert (said["method"], said["parameters"]) == ("stamphalf", {"every": 2})
+    assert {each["name"]: each["trigger"]["position"] for each in said["targets"]} == {
+        "balls/red": "top-left",
+        "boxes/blue": "bottom-right",
+    }
     (poison,) = (tmp_path / "store").glob("poison-*")
     samples, more = read_samples(poison / "poisoned.safetensors")
     assert samples.digest == attacked.origin["images"]["sha256"]
