@@ -166,6 +166,10 @@ def test_draws_have_the_shares_that_they_say() -> None:
             {"family": [{"attack": {"method": "transtroj"}}]},
             "family[0].attack.method: transtroj makes its own triggers",
         ),
+        (
+            {"family": [{"attack": {"method": "drupe"}}]},
+            "family[0].attack: target.references: DRUPE needs at least two",
+        ),
         ({"family": [{"head": {"method": "linear", "iteration": 3}}]}, "iterations"),
     ],
 )

@@ -23,13 +23,14 @@ from pydantic import PositiveInt
 
 from sapper import attacks, datasets, pretraining
 from sapper.attacks.contracts import MakesTriggers
+from sapper.attacks.target import Wish
 from sapper.errors import SapperError, located
 from sapper.methods import HEADS
 from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, read_section
-from sapper.scenario.kinds import check_makes_encoders
+from sapper.scenario.kinds import check_choosy, check_makes_encoders
 from sapper.scenario.reading import Named, check_encoder, check_views, read_trigger, with_method
 from sapper.scenario.sections import AttackSection, EncoderSection, HeadSection, PretrainingSection
 from sapper.triggers import Trigger
@@ -152,6 +153,9 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
         with located(f"{file}: {key}.{table}.dataset"):
             datasets.check_name(dataset)
     _, head = with_method(HeadSection, drawn("head"), "heads", HEADS, file, f"{key}.head")
+    trigger = _trigger(drawn("trigger"), encoder.input_size, run.child("place").generator(), file, f"{key}.trigger")
+    wish = Wish(name=family.name, trigger=trigger, references=victim.references)
+    check_choosy(attack_method.parameters, [wish], [head.parameters], f"{file}: {key}.attack")
     return Specimen(
         family=family.name,
         part=part,
@@ -162,7 +166,7 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
         attack=attack,
         attack_method=attack_method,
         victim=victim,
-        trigger=_trigger(drawn("trigger"), encoder.input_size, run.child("place").generator(), file, f"{key}.trigger"),
+        trigger=trigger,
         head=head,
         twin=twin,
         seed=run.seed,
