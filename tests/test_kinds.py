@@ -411,6 +411,32 @@ def test_what_an_attack_does_not_go_with_is_told_before_anything_runs(
     assert "attack" in str(caught.value.where)
 
 
+@pytest.mark.parametrize(
+    ("method", "more", "message"),
+    [
+        ("lba", "", "lba needs labels, and mntd_encoder trains its fleet on images alone"),
+        ("ctrl", "", "ctrl needs labels"),
+        ("carlini_terzis", "", "clip needs captions"),
+        ("drupe", "", "one reference image, and drupe cannot: DRUPE needs at least two"),
+        ("corruptencoder", "support = 1", "corruptencoder cannot: target 'twin' has 1 references, 1 of them support"),
+        ("inactive", "", None),
+    ],
+)
+def test_a_fleet_whose_twins_cannot_be_attacked_is_refused(
+    method: str, more: str, message: str | None, tmp_path: Path
+) -> None:
+    text = PLAIN.replace("epochs = 2\n", "epochs = 2\nmethod = 'clip'\n", 1) if method == "carlini_terzis" else PLAIN
+    trigger = 'kind = "frequency", coefficients = [[3, 3]]' if method == "ctrl" else "size = 4"
+    target = f'[[target]]\ntask = "balls"\nclass = "red"\nreferences = 3\ntrigger = {{ {trigger} }}\n'
+    extra = f'\n[attack]\nmethod = "{method}"\n{more}\n{target}\n[[defense]]\nmethod = "mntd_encoder"\n'
+    if message is None:
+        assert experiment(tmp_path, text=text, extra=extra).defenses
+        return
+    with pytest.raises(SapperError, match=message) as caught:
+        experiment(tmp_path, text=text, extra=extra)
+    assert str(caught.value.where).endswith("defense[0].method")
+
+
 @pytest.mark.parametrize(("method", "task"), [("badnets", True), ("corruptencoder", False)])
 def test_a_rate_that_selects_nothing_is_told_before_the_training(method: str, task: bool, tmp_path: Path) -> None:
     data = write_data(tmp_path)
