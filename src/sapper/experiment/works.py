@@ -75,7 +75,7 @@ class Pretrain:
         encoder = encoders.build(run.child("encoder"), **self.encoder.model_dump())
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         trained = self.method.parameters(encoder, images, run.child("pretraining"), checkpoint)
-        made_from = {"images": identity(images)} | (read_poison(inputs[0]) if inputs else {})
+        made_from: dict[str, Any] = {"images": identity(images)} | (read_poison(inputs[0]) if inputs else {})
         _leave(folder, trained, self.method, run, made_from, attacked=bool(inputs))
         checkpoint.remove()
 

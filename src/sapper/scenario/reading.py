@@ -215,8 +215,8 @@ def _single(single: Single, file: str) -> Scenario:
             where = f"{file}: defense[{i}].method"
             check_defense(plan.method.parameters.kind, attack_method.name, attack_method.parameters, where)
             if plan.shadows is not None:
-                start, own = ((each.name, each.parameters) for each in plan.shadows)
-                check_fleet(plan.method.name, start, own, where)
+                start, own = plan.shadows
+                check_fleet(plan.method.name, (start.name, start.parameters), (own.name, own.parameters), where)
             if isinstance(plan.section, DetectSection):
                 where = f"{file}: defense[{i}].subjects"
                 check_subjects(plan.section.subjects, attack_method.name, attack_method.parameters, where)
