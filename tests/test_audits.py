@@ -21,6 +21,7 @@ from sapper.experiment.results import Audited, Results, read_results, write_resu
 from sapper.report import audited, markdown, render
 from sapper.running import Run
 from tests.micro import PLAIN, SIZE, experiment, numbers, perform, write_data, write_npz
+from tests.program import Install
 
 QUICK = BUDGETS["quick"]
 
@@ -100,6 +101,16 @@ def test_the_recovered_trigger_is_shown_beside_the_true_ones(finished: tuple[Res
     stamped = (first != plain).any(-1)
     assert stamped.sum() == 16
     assert not stamped[SIZE // 2 :].any()
+
+
+def test_a_trigger_that_an_attack_makes_is_the_true_one(data: Path, tmp_path: Path, install: Install) -> None:
+    """The target has a small patch, the attack makes everything white."""
+    install("audits", points={"sapper.attacks": {"blinding": "tests.test_kinds:Blinding"}})
+    attack = '\n[attack]\nmethod = "blinding"\n\n[[target]]\ntask = "balls"\nclass = "red"\ntrigger = { size = 4 }\n'
+    short = ("pretraining.epochs=1", "head.0.epochs=1")
+    results = perform(experiment(data, *short, text=PLAIN, extra=attack + audit(data)), tmp_path)
+    (shown,) = (each for each in results.audits[1].stamped if each.by == "attacker")
+    assert all((pixels(image) == 255).all() for image in shown.images)
 
 
 def test_audits_are_read_back_and_repeat_from_the_store(

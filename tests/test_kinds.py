@@ -13,6 +13,7 @@ from sapper.attacks.contracts import Attacked, Hits, Poisoned
 from sapper.attacks.target import Target
 from sapper.cli.experiments import print_results
 from sapper.downstream import Classifier, Head
+from sapper.downstream import files as classifiers
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError
 from sapper.experiment.results import Record, Results, read_results, write_results
@@ -37,6 +38,7 @@ task = "boxes"
 class = "blue"
 trigger = { size = 4 }
 """
+WHITE = Patch(size=16, margin=0)
 METRICS = {"CA", "BA", "ASR", "ASR_strict", "ASR_B", "ASR_B_strict", "lift"}
 
 
@@ -55,11 +57,13 @@ class Tiny(Checked):
 class StampHalf(Tiny):
     """Stamps every other image of the pre-training set with the first target's trigger."""
 
+    every: int = 2
+
     kind: ClassVar[str] = "poison"
     of: ClassVar[str] = "pretraining"
 
     def __call__(self, samples: ImageSet, targets: tuple[Target, ...], run: Run) -> Poisoned:
-        rows = torch.arange(0, len(samples), 2)
+        rows = torch.arange(0, len(samples), self.every)
         images = samples.images.clone()
         images[rows] = (targets[0].trigger(samples.batch(rows)) * 255).round().to(torch.uint8)
         return Poisoned(samples=replace(samples, images=images), rows=rows)
@@ -93,8 +97,7 @@ class Blinding(Tiny):
         run: Run,
         checkpoint: Checkpoint | None = None,
     ) -> Trained:
-        made = {target.name: Patch(size=16, margin=0) for target in targets}
-        return Trained(encoder.eval(), {"loss": [0.0]}, made)
+        return Trained(encoder.eval(), {"loss": [0.0]}, {target.name: WHITE for target in targets})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,25 @@ class Stubborn(Tiny):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retrained(Stubborn):
+    """The same with triggers of its own: all white."""
+
+    makes_triggers: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        encoder: Encoder,
+        train: ImageSet,
+        targets: tuple[Target, ...],
+        head: Head,
+        run: Run,
+        checkpoint: Checkpoint | None = None,
+    ) -> Attacked:
+        attacked = super().__call__(encoder, train, targets, head, run)
+        return replace(attacked, triggers={target.name: WHITE for target in targets})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Single(Tiny):
     """A targeted attack with results made up."""
 
@@ -144,7 +166,7 @@ class Single(Tiny):
         return Hits(hit=hit, before=before, accuracy=torch.full((4,), 0.5), accuracy_before=torch.full((4,), 0.75))
 
 
-NAMES = ("StampHalf", "Relabel", "Blinding", "Silent", "Stubborn", "Single")
+NAMES = ("StampHalf", "Relabel", "Blinding", "Silent", "Stubborn", "Retrained", "Single")
 
 
 @pytest.fixture(autouse=True)
@@ -201,6 +223,13 @@ def test_a_pre_training_set_is_poisoned_and_both_encoders_are_measured(
     clean, attacked = (encoders.load(tmp_path / each.path, Run()).card for each in results.artifacts)
     assert (clean.backdoored, attacked.backdoored) == (False, True)
     assert clean.origin["images"]["sha256"] != attacked.origin["images"]["sha256"]
+    assert "poison" not in clean.origin
+    said = attacked.origin["poison"]
+    assert (said["method"], said["parameters"]) == ("stamphalf", {"every": 2})
+    assert {each["name"]: each["trigger"]["position"] for each in said["targets"]} == {
+        "balls/red": "top-left",
+        "boxes/blue": "bottom-right",
+    }
     (poison,) = (tmp_path / "store").glob("poison-*")
     samples, more = read_samples(poison / "poisoned.safetensors")
     assert samples.digest == attacked.origin["images"]["sha256"]
@@ -227,6 +256,23 @@ def test_triggers_that_an_attack_makes_are_shown_to_the_baseline_too(
     assert {*of(results, "ASR_B")} <= {0, 1}, "all images are white"
     assert of(results, "ASR_B") == of(results, "ASR"), "the encoder is the same"
     assert of(results, "CA") == of(results, "BA")
+    attacked = [tmp_path / each.path for each in results.artifacts if each.state == "attacked"]
+    assert len(attacked) == 2
+    for file in attacked:
+        assert planted(encoders.load(file, Run()).card.origin) == [WHITE.describe()]
+
+
+def planted(origin: dict[str, Any]) -> list[dict[str, Any]]:
+    """The triggers of the targets that a card names."""
+    return [target["trigger"] for target in origin["targets"]]
+
+
+def test_a_classifiers_card_names_the_trigger_that_the_attack_made(data: Path, tmp_path: Path) -> None:
+    perform(scenario(data, "retrained"), tmp_path)
+    kept = list((tmp_path / "store").glob("*/classifier-*.safetensors"))
+    assert len(kept) == 4
+    for file in kept:
+        assert planted(classifiers.load(file, Run())[1].origin) == [WHITE.describe()]
 
 
 def test_an_attack_that_says_nothing_of_its_triggers_is_refused(data: Path, tmp_path: Path) -> None:
@@ -363,6 +409,32 @@ def test_what_an_attack_does_not_go_with_is_told_before_anything_runs(
     with pytest.raises(SapperError, match=message) as caught:
         experiment(tmp_path, extra=more + ("" if method == "feature_collision" else target), text=text)
     assert "attack" in str(caught.value.where)
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "message"),
+    [
+        ("lba", "", "lba needs labels, and mntd_encoder trains its fleet on images alone"),
+        ("ctrl", "", "ctrl needs labels"),
+        ("carlini_terzis", "", "clip needs captions"),
+        ("drupe", "", "one reference image, and drupe cannot: DRUPE needs at least two"),
+        ("corruptencoder", "support = 1", "corruptencoder cannot: target 'twin' has 1 references, 1 of them support"),
+        ("inactive", "", None),
+    ],
+)
+def test_a_fleet_whose_twins_cannot_be_attacked_is_refused(
+    method: str, more: str, message: str | None, tmp_path: Path
+) -> None:
+    text = PLAIN.replace("epochs = 2\n", "epochs = 2\nmethod = 'clip'\n", 1) if method == "carlini_terzis" else PLAIN
+    trigger = 'kind = "frequency", coefficients = [[3, 3]]' if method == "ctrl" else "size = 4"
+    target = f'[[target]]\ntask = "balls"\nclass = "red"\nreferences = 3\ntrigger = {{ {trigger} }}\n'
+    extra = f'\n[attack]\nmethod = "{method}"\n{more}\n{target}\n[[defense]]\nmethod = "mntd_encoder"\n'
+    if message is None:
+        assert experiment(tmp_path, text=text, extra=extra).defenses
+        return
+    with pytest.raises(SapperError, match=message) as caught:
+        experiment(tmp_path, text=text, extra=extra)
+    assert str(caught.value.where).endswith("defense[0].method")
 
 
 @pytest.mark.parametrize(("method", "task"), [("badnets", True), ("corruptencoder", False)])

@@ -162,6 +162,14 @@ def test_draws_have_the_shares_that_they_say() -> None:
         ({"family": [{"encoder": {"architecture": "timm:vit_tiny_patch16_224", "input_size": 16}}]}, "input_size"),
         ({"family": [{"pretraining": {"dataset": "objcts"}}]}, "objects"),
         ({"family": [{"attack": {"method": "badencoda"}}]}, "badencoder"),
+        (
+            {"family": [{"attack": {"method": "transtroj"}}]},
+            "family[0].attack.method: transtroj makes its own triggers",
+        ),
+        (
+            {"family": [{"attack": {"method": "drupe"}}]},
+            "family[0].attack: target.references: DRUPE needs at least two",
+        ),
         ({"family": [{"head": {"method": "linear", "iteration": 3}}]}, "iterations"),
     ],
 )

@@ -51,6 +51,18 @@ class Choosy(Protocol):
         ...
 
 
+@runtime_checkable
+class Selective(Protocol):
+    """An attack that does not go with every set that it is given: one to poison, or an implant's shadow samples."""
+
+    def check_samples(self, samples: Samples, classes: Sequence[str]) -> None:
+        """Raises ``SapperError`` for samples that it cannot work with; asked before anything runs.
+
+        ``classes``: the name of each target's class.
+        """
+        ...
+
+
 class Implant(Protocol):
     """Puts a backdoor into a finished encoder."""
 

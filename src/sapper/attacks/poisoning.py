@@ -37,10 +37,15 @@ def selected(rate: float, size: int) -> int:
 
 def draw(candidates: Tensor, count: int, what: str, run: Run) -> Tensor:
     """``count`` of the rows ``candidates`` at random, ascending. Raises ``SapperError`` if there are fewer ``what``."""
-    if count > len(candidates):
-        said = f"the rate asks for {count} {what}, and there are {len(candidates)}"
-        raise SapperError(said, where="rate", remedy="choose a smaller rate")
+    check_enough(count, len(candidates), what)
     return candidates[torch.randperm(len(candidates), generator=run.generator())[:count]].sort().values
+
+
+def check_enough(count: int, there: int, what: str) -> None:
+    """Raises ``SapperError`` if there are fewer than ``count`` of ``what``."""
+    if count > there:
+        said = f"the rate asks for {count} {what}, and there are {there}"
+        raise SapperError(said, where="rate", remedy="choose a smaller rate")
 
 
 def images_of(samples: Samples) -> ImageSet:
@@ -52,15 +57,15 @@ def images_of(samples: Samples) -> ImageSet:
     return samples
 
 
-def rows_of_class(samples: Samples, target: Target) -> Tensor:
-    """The rows of the target's class in the pre-training set, whose labels the attacker alone looks at.
+def rows_of_class(samples: Samples, class_name: str) -> Tensor:
+    """The rows of a target's class in the pre-training set, whose labels the attacker alone looks at.
 
     The class is found by its name, since a task may number its classes otherwise.
     """
-    if target.class_name not in samples.classes:
-        what = f"there is no class {target.class_name!r} in it, whose samples the attacker poisons"
+    if class_name not in samples.classes:
+        what = f"there is no class {class_name!r} in it, whose samples the attacker poisons"
         raise samples.error(what, "choose a target whose class is in the pre-training set")
-    return (samples.targets() == samples.classes.index(target.class_name)).nonzero().squeeze(1)
+    return (samples.targets() == samples.classes.index(class_name)).nonzero().squeeze(1)
 
 
 def stamp_class(
@@ -76,11 +81,25 @@ def stamp_class(
     pixels, taken = images.images.clone(), torch.zeros(len(images), dtype=torch.bool)
     for target in targets:
         part = run.child(f"target {target.name}")
-        candidates = rows_of_class(images, target)
-        rows = draw(candidates[~taken[candidates]], count, f"unpoisoned images of class {target.class_name!r}", part)
+        candidates = rows_of_class(images, target.class_name)
+        rows = draw(candidates[~taken[candidates]], count, unpoisoned(target.class_name), part)
         pixels[rows] = stamped(images.images[rows], trigger_of(target, part))
         taken[rows] = True
     return marked(images, taken.nonzero().squeeze(1), by, images=pixels)
+
+
+def check_stamp_class(samples: Samples, classes: Sequence[str], rate: float) -> None:
+    """Raises ``SapperError`` for what ``stamp_class`` cannot do. ``classes``: the name of each target's class."""
+    images, left = images_of(samples), dict[str, int]()
+    for name in classes:
+        count, there = selected(rate, len(images)), left.get(name, len(rows_of_class(images, name)))
+        check_enough(count, there, unpoisoned(name))
+        left[name] = there - count
+
+
+def unpoisoned(class_name: str) -> str:
+    """What is drawn from, in words."""
+    return f"unpoisoned images of class {class_name!r}"
 
 
 def stamped(images: Tensor, trigger: Change) -> Tensor:

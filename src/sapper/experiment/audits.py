@@ -6,7 +6,7 @@ same file.
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,8 +18,9 @@ from sapper import encoders, tensors
 from sapper.audits import auditing, calibration
 from sapper.audits.budgets import BUDGETS
 from sapper.audits.calibration import Bag
-from sapper.audits.recorded import SCHEMA, TRIGGERS
-from sapper.audits.replaying import read_triggers
+from sapper.audits.recorded import SCHEMA
+from sapper.audits.recorded import TRIGGERS as RECOVERED
+from sapper.audits.replaying import read_triggers as recovered_triggers
 from sapper.engine.stage import Stage
 from sapper.errors import SapperError, located
 from sapper.experiment.data import Data
@@ -28,15 +29,16 @@ from sapper.experiment.results import Audited, Stamped
 from sapper.experiment.subjects import Subject
 from sapper.experiment.tasks import Part, packages
 from sapper.experiment.trial import Session, Trial
-from sapper.experiment.works import encoder_file
+from sapper.experiment.works import TRIGGERS, encoder_file
 from sapper.files import as_text, sha256, write_atomically
 from sapper.running import Run
 from sapper.samples import Change, to_float
-from sapper.scenario.reading import Named, Scenario, TargetPlan
+from sapper.scenario.reading import Named, Scenario
 from sapper.scenario.sections import AuditSection
+from sapper.triggers import Trigger, read_triggers
 
 AUDIT, SHOWN = "audit.json", "shown.safetensors"
-"""What the stage leaves beside every recovered trigger (``TRIGGERS``): the report, and images for pictures."""
+"""What the stage leaves beside every recovered trigger (``RECOVERED``): the report, and images for pictures."""
 
 
 def check_audit(scenario: Scenario, data: Data) -> None:
@@ -83,7 +85,7 @@ class AuditEncoder:
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         encoder, budget, bound = encoders.load(encoder_file(inputs[0]), run), BUDGETS[self.section.budget], self.section
         made = auditing.audit(encoder, self.images(), budget, self.bags, run, bound=bound.false_alarms)
-        tensors.save(folder / TRIGGERS, auditing.trigger_tensors(made))
+        tensors.save(folder / RECOVERED, auditing.trigger_tensors(made))
         tensors.save(folder / SHOWN, {"images": made.shown})
         write_atomically(folder / AUDIT, as_text(auditing.as_json(made)))
 
@@ -117,6 +119,8 @@ def record_audit(trial: Trial, subject: Subject, audit: Stage, session: Session)
     bags = () if scenario.audit is None else _bags(scenario.audit)
     content = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
     pictured = trial.variant.shown and subject.seed == scenario.seeds[0]
+    left = {} if subject.source is None else read_triggers(session.done[subject.source].folder / TRIGGERS)
+    planted = {name: left[name] for name in subject.targets}
     session.findings.audits.append(
         Audited(
             seed=subject.seed,
@@ -128,7 +132,7 @@ def record_audit(trial: Trial, subject: Subject, audit: Stage, session: Session)
             condition=trial.variant.condition,
             report=content,
             beside=_beside(content, bags),
-            stamped=tuple(_stamped(folder, content, _planted(scenario, subject))) if pictured else (),
+            stamped=tuple(_stamped(folder, content, planted)) if pictured else (),
         )
     )
 
@@ -147,21 +151,16 @@ def _beside(content: dict[str, Any], bags: Iterable[Bag]) -> dict[str, list[floa
     return {name: [score for score in each if math.isfinite(score)] for name, each in scores.items()}
 
 
-def _planted(scenario: Scenario, subject: Subject) -> list[TargetPlan]:
-    """What was put into an encoder."""
-    return [plan for plan in scenario.targets if plan.name in subject.targets]
-
-
-def _stamped(folder: Path, content: dict[str, Any], planted: Iterable[TargetPlan]) -> Iterable[Stamped]:
-    """The audit's images: plain, with what its leading detector recovered, with each true trigger."""
+def _stamped(folder: Path, content: dict[str, Any], planted: Mapping[str, Trigger]) -> Iterable[Stamped]:
+    """The audit's images: plain, with what its leading detector recovered, with each true trigger by its target."""
     images = tensors.load(folder / SHOWN)["images"]
     leading = next(finding["method"] for finding in content["detectors"] if finding["leads"])
-    triggers = read_triggers(content["detectors"], tensors.load(folder / TRIGGERS))
+    recovered = recovered_triggers(content["detectors"], tensors.load(folder / RECOVERED))
     yield Stamped(by="nothing", images=_pngs(images))
-    if leading in triggers:
-        yield Stamped(by="audit", images=_pngs(images, triggers[leading]))
-    for plan in planted:
-        yield Stamped(by="attacker", target=plan.name, images=_pngs(images, plan.trigger))
+    if leading in recovered:
+        yield Stamped(by="audit", images=_pngs(images, recovered[leading]))
+    for name, trigger in planted.items():
+        yield Stamped(by="attacker", target=name, images=_pngs(images, trigger))
 
 
 def _pngs(images: Tensor, change: Change | None = None) -> tuple[str, ...]:

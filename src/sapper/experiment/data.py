@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sapper import datasets
-from sapper.attacks.contracts import Rated
+from sapper.attacks.contracts import Rated, Selective
 from sapper.attacks.poisoning import selected
 from sapper.defenses.contracts import ClassifierJudge, EncoderLearner
 from sapper.errors import SapperError, closest, located
@@ -166,7 +167,7 @@ def _check(scenario: Scenario, data: Data, run: Run) -> None:
     """Raises ``SapperError`` where what was loaded does not fit."""
     _check_fleets(scenario, data.sets[_of_pretraining(scenario)])
     _check_poison(scenario, data)
-    _check_labels(scenario, data.sets[_of_pretraining(scenario)])
+    _check_labels(scenario, data)
     for use in uses(scenario):
         images, (name, split, _) = data.sets[use.place], use.place
         _check_enough(use.count, images, f"{name} {split}", f"{scenario.file}: {use.count_key}")
@@ -184,6 +185,8 @@ def _check(scenario: Scenario, data: Data, run: Run) -> None:
             for plan in scenario.targets_of(task):
                 _check_references(plan, train, scenario.file)
             _check_defenders(scenario, task, train, judged, seeded)
+    for seed in scenario.seeds:
+        _check_attacked(scenario, data, replace(run, seed=seed))
 
 
 def part(images: ImageSet, count: int | None, run: Run, name: str) -> ImageSet:
@@ -303,8 +306,9 @@ def _check_fleets(scenario: Scenario, images: ImageSet) -> None:
                 learner.check(scenario.pretraining.images or len(images), images.size)
 
 
-def _check_labels(scenario: Scenario, images: ImageSet) -> None:
-    """Raises ``SapperError`` where labels of the pre-training's images are needed, and there are none."""
+def _check_labels(scenario: Scenario, data: Data) -> None:
+    """Raises ``SapperError`` where labels of the pre-training's or the shadow images are needed, and there are none."""
+    images = data.sets[_of_pretraining(scenario)]
     needing = [scenario.pretraining_method.name] if "labels" in scenario.pretraining_method.parameters.needs else []
     attack = scenario.attack_method
     if attack is not None and kind_of(attack.parameters) == "poison pretraining":
@@ -315,6 +319,33 @@ def _check_labels(scenario: Scenario, images: ImageSet) -> None:
     if needing and images.labels is None:
         what, remedy = f"{needing[0]} needs labels, and {images.name} has none", "pre-train on a set with labels"
         raise SapperError(what, where=f"{scenario.file}: pretraining.dataset", remedy=remedy)
+    if scenario.attack is not None and attack is not None and kind_of(attack.parameters) == "implant":
+        shadow = data.sets[_of_shadow(scenario, scenario.attack) or _of_pretraining(scenario)]
+        if "labels" in attack.parameters.needs and shadow.labels is None:
+            what, remedy = f"{attack.name} needs labels, and {shadow.name} has none", "name a set with labels"
+            raise SapperError(what, where=f"{scenario.file}: attack.shadow", remedy=remedy)
+
+
+def _check_attacked(scenario: Scenario, data: Data, run: Run) -> None:
+    """Raises ``SapperError`` where an attack cannot work with the samples that it would be given."""
+    section, method = scenario.attack, scenario.attack_method
+    if section is None or method is None or not isinstance(method.parameters, Selective):
+        return
+    kind = kind_of(method.parameters)
+    if kind not in ("implant", "poison pretraining"):  # others work on what the attacker's references leave
+        return
+    given: Part[Any] = data.of_pretraining(scenario, run)
+    if kind == "implant":
+        given = data.of_shadow(scenario, section, run)
+    groups: dict[str, list[str]] = {}
+    for task in scenario.tasks:
+        train = data.sets[_of_task(scenario, task)[0]]
+        for plan in scenario.targets_of(task):
+            wanted = train.classes[target_label(plan, train, scenario.file)]
+            groups.setdefault("all" if section.encoders == "one-for-all" else task.name, []).append(wanted)
+    for classes in groups.values():
+        with located(f"{scenario.file}: attack"):
+            method.parameters.check_samples(given(), classes)
 
 
 def _check_poison(scenario: Scenario, data: Data) -> None:

@@ -6,7 +6,7 @@ Each is a value (``engine.stage.Work``) that leaves files in its folder; the fun
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,22 +34,20 @@ from sapper.experiment.tasks import (
     method_key,
     packages,
 )
+from sapper.experiment.views import MAP_IMAGES, all_answers, all_features, map_features
 from sapper.files import sha256, write_atomically
 from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
-from sapper.samples import Change, ImageSet, Samples, read_samples, write_samples
+from sapper.samples import Samples, read_samples, write_samples
 from sapper.scenario.reading import Named
 from sapper.scenario.sections import EncoderSection
 from sapper.training import Checkpoint, check_finite
 from sapper.triggers import Trigger, read_triggers, write_triggers
 
-MAP_IMAGES = 500
-"""How many test images the feature maps show."""
-
 ENCODER, CURVES, CHOICES, TRIGGERS = "encoder", "curves.json", "choices.json", "triggers.safetensors"
 CLASSIFIER = f"classifier-{MARK}.safetensors"
 PREDICTIONS, MAP, HITS = "predictions.safetensors", "map.safetensors", "hits.safetensors"
-POISONED = "poisoned.safetensors"
+POISONED, POISON = "poisoned.safetensors", "poison.json"
 """What works call their files."""
 
 _CHOICES = TypeAdapter(Choices)
@@ -77,7 +75,8 @@ class Pretrain:
         encoder = encoders.build(run.child("encoder"), **self.encoder.model_dump())
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         trained = self.method.parameters(encoder, images, run.child("pretraining"), checkpoint)
-        _leave(folder, trained, self.method, run, {"images": identity(images)}, attacked=bool(inputs))
+        made_from: dict[str, Any] = {"images": identity(images)} | (read_poison(inputs[0]) if inputs else {})
+        _leave(folder, trained, self.method, run, made_from, attacked=bool(inputs))
         checkpoint.remove()
 
 
@@ -102,7 +101,8 @@ class ChooseReferences:
 class Poison:
     """Poison a data set; the inputs are the choices for each of the goals.
 
-    The set is the one to pre-train on, or the training set of a task. Leaves it, its poisoned rows, and the triggers.
+    The set is the one to pre-train on, or the training set of a task. Leaves it, its poisoned rows, the triggers, and
+    what it was poisoned by and for.
     """
 
     method: Named
@@ -124,7 +124,11 @@ class Poison:
         clean = self.data.victim(read_choices(inputs[0])).train if isinstance(self.data, Task) else self.data()
         poisoned = self.method.parameters(clean, targets, run.child("attack"))
         write_samples(folder / POISONED, poisoned.samples, rows=poisoned.rows)
-        _leave_triggers(folder, self.method, targets, poisoned.triggers)
+        targets = _obeyed(self.method, targets, poisoned.triggers)
+        by: dict[str, Any] = {"method": self.method.name, "parameters": asdict(self.method.parameters)}
+        by["targets"] = [describe(target) for target in targets]
+        write_atomically(folder / POISON, json.dumps({"poison": by}))
+        _leave_triggers(folder, targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +156,11 @@ class Implant:
         targets = _targets(self.goals, inputs[1:])
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         trained = self.method.parameters(encoders.load(clean, run), shadow, targets, run.child("attack"), checkpoint)
+        targets = _obeyed(self.method, targets, trained.triggers)
         made_from: dict[str, Any] = {"clean": sha256(clean), "shadow": identity(shadow)}
         made_from["targets"] = [describe(target) for target in targets]
         _leave(folder, trained, self.method, run, made_from, attacked=True)
-        _leave_triggers(folder, self.method, targets, trained.triggers)
+        _leave_triggers(folder, targets)
         checkpoint.remove()
 
 
@@ -198,7 +203,7 @@ class BuildHeads:
         if self.poisoned:
             data = TaskData(data.name, read_poisoned(rest.pop(0))[0], data.test)
         encoder = victims_encoder(self.task, inputs[0], run)
-        train, views = extract(encoder, data.train, run), _views(encoder, data.test, triggers, run)
+        train, views = extract(encoder, data.train, run), all_features(encoder, data.test, triggers, run)
         predictions: dict[str, Tensor] = {}
         for head in self.heads:
             child = run.child(f"head {head.name}")
@@ -206,11 +211,11 @@ class BuildHeads:
             if classifier.encoder is encoder:
                 answers = {view: predict(classifier.head, features) for view, features in views.items()}
             else:  # it has trained an encoder of its own
-                answers = _answers(classifier, data.test, triggers, run)
+                answers = all_answers(classifier, data.test, triggers, run)
             predictions |= {f"{head.name}/{view}": classes for view, classes in answers.items()}
         tensors.save(folder / PREDICTIONS, predictions)
         targets = self.task.goals.targets(choices) if choices is not None else ()
-        tensors.save(folder / MAP, _map_features(encoder, data, targets, views, run))
+        tensors.save(folder / MAP, map_features(encoder, data, targets, views, run))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,13 +247,14 @@ class AttackTraining:
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         attacked = self.method.parameters(encoder, data.train, targets, self.head.parameters, child, checkpoint)
         check_training(attacked.classifier, attacked.curves, self.method, run)
+        targets = _obeyed(self.method, targets, attacked.triggers)
         self._leave_classifier(folder / CLASSIFIER, attacked.classifier, data, targets, inputs[0], run)
-        _leave_triggers(folder, self.method, targets, attacked.triggers)
+        _leave_triggers(folder, targets)
         triggers = read_triggers(folder / TRIGGERS)
-        answers = _answers(attacked.classifier, data.test, triggers, run)
+        answers = all_answers(attacked.classifier, data.test, triggers, run)
         tensors.save(folder / PREDICTIONS, {f"{self.head.name}/{view}": classes for view, classes in answers.items()})
         own = attacked.classifier.encoder
-        tensors.save(folder / MAP, _map_features(own, data, targets, _views(own, data.test, triggers, run), run))
+        tensors.save(folder / MAP, map_features(own, data, targets, all_features(own, data.test, triggers, run), run))
         write_atomically(folder / CURVES, json.dumps(attacked.curves))
         checkpoint.remove()
 
@@ -288,25 +294,6 @@ class AttackSingleInputs:
         tensors.save(folder / HITS, vars(hits))
 
 
-def _answers(classifier: Classifier, test: ImageSet, triggers: dict[str, Trigger], run: Run) -> dict[str, Tensor]:
-    """What a classifier says of the test images as they are, and with each trigger, int64 (N,) each on the CPU."""
-    changes: dict[str, Change | None] = {"clean": None} | {f"triggered/{name}": each for name, each in triggers.items()}
-    size = min(500, test.at_once(gradients=False))
-    answers = {}
-    with torch.no_grad(), run.autocast():
-        for view, change in changes.items():
-            batches = (batch.to(run.device) for batch in test.batches(size))
-            parts = [classifier(batch if change is None else change(batch)).argmax(1).cpu() for batch in batches]
-            answers[view] = torch.cat(parts)
-    return answers
-
-
-def _views(encoder: Encoder, test: ImageSet, triggers: dict[str, Trigger], run: Run) -> dict[str, Tensor]:
-    """Features of the test images as they are, and with each trigger."""
-    changes: dict[str, Change | None] = {"clean": None} | {f"triggered/{name}": each for name, each in triggers.items()}
-    return {view: extract(encoder, test, run, change) for view, change in changes.items()}
-
-
 def own_triggers(task: Task) -> dict[str, Trigger]:
     """The triggers that the aims of a task name."""
     return {aim.name: aim.trigger for aim in task.aims}
@@ -334,22 +321,16 @@ def check_training(module: torch.nn.Module, curves: dict[str, list[float]], meth
         raise SapperError("the training diverged: losses are not finite", where=where, remedy="lower its learning_rate")
 
 
-def _leave_triggers(folder: Path, method: Named, targets: tuple[Target, ...], made: Mapping[str, Trigger]) -> None:
-    """All targets' triggers: those that the attack made, and of the others those that they had."""
+def _obeyed(method: Named, targets: tuple[Target, ...], made: Mapping[str, Trigger]) -> tuple[Target, ...]:
+    """The targets with the triggers that the attack made, of the others with those that they had."""
     if made and not isinstance(method.parameters, MakesTriggers):
         what, remedy = f"{method.name} made triggers without saying so", "give its class makes_triggers = True"
         raise SapperError(what, where=method.name, remedy=remedy)
-    write_triggers(folder / TRIGGERS, {target.name: made.get(target.name, target.trigger) for target in targets})
+    return tuple(replace(target, trigger=made.get(target.name, target.trigger)) for target in targets)
 
 
-def _map_features(
-    encoder: Encoder, data: TaskData, targets: tuple[Target, ...], views: dict[str, Tensor], run: Run
-) -> dict[str, Tensor]:
-    """Features for the maps; the same test images for every encoder of a seed."""
-    rows = torch.randperm(len(data.test), generator=run.child("map").generator())[:MAP_IMAGES]
-    features = {view: values[rows.to(values.device)] for view, values in views.items()}
-    features |= {f"references/{target.name}": extract(encoder, target.references, run) for target in targets}
-    return features | {"rows": rows}
+def _leave_triggers(folder: Path, targets: tuple[Target, ...]) -> None:
+    write_triggers(folder / TRIGGERS, {target.name: target.trigger for target in targets})
 
 
 # What works left
@@ -382,6 +363,13 @@ def read_poisoned(folder: Path) -> tuple[Any, Tensor]:
     """A poisoned set, and which of its rows are poison."""
     samples, more = read_samples(folder / POISONED)
     return samples, more["rows"]
+
+
+def read_poison(folder: Path) -> dict[str, Any]:
+    """By which attack a set was poisoned, and for which targets, as ``poison``; nothing where that was not written."""
+    path = folder / POISON
+    said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return said
 
 
 def read_predictions(folder: Path) -> dict[str, Tensor]:

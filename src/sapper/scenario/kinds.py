@@ -8,6 +8,8 @@ from sapper.attacks.target import Wish
 from sapper.defenses.contracts import Kind
 from sapper.downstream import AnyHead
 from sapper.errors import SapperError, located
+from sapper.pretraining.contracts import Pretraining
+from sapper.triggers import Patch
 
 OF_ENCODERS: tuple[Kind, ...] = ("examine", "learn")
 """Kinds of defenses that look at encoders; others look at classifiers."""
@@ -65,6 +67,25 @@ def check_defense(defense: Kind, name: str, attack: Attack, where: str) -> None:
     if defense not in OF_ENCODERS and kind == "targeted":
         what, remedy = f"classifiers of {name} are not kept, so no defense can look at them", "leave the defense out"
         raise SapperError(what, where=where, remedy=remedy)
+
+
+def check_fleet(name: str, start: tuple[str, Pretraining], attack: tuple[str, Attack], where: str) -> None:
+    """Raises ``SapperError`` for a pre-training or an attack that the fleet of a defense has too little for.
+
+    A fleet has images alone, and for the attack of each twin a patch and one reference image of a class without a name.
+    Methods come with their names.
+    """
+    (start_name, first), (attack_name, method), remedy = start, attack, "leave the defense out"
+    lacking = [f"{start_name} needs captions"] if "captions" in first.needs else []
+    lacking += [f"{attack_name} needs {need}" for need in ("labels", "captions") if need in method.needs]
+    if lacking:
+        what = f"{lacking[0]}, and {name} trains its fleet on images alone"
+        raise SapperError(what, where=where, remedy=remedy)
+    try:
+        check_choosy(method, [Wish(name="twin", trigger=Patch(), references=1)], (), where)
+    except SapperError as error:
+        what = f"{name} attacks its fleet with a patch and one reference image, and {attack_name} cannot: {error.what}"
+        raise SapperError(what, where=where, remedy=remedy) from error
 
 
 def check_gray(name: str, defense: Any, gray: Sequence[str], where: str) -> None:

@@ -17,7 +17,7 @@ from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, check_unique, read_instance, read_section
-from sapper.scenario.kinds import check_attack, check_choosy, check_defense, check_gray, check_subjects
+from sapper.scenario.kinds import check_attack, check_choosy, check_defense, check_fleet, check_gray, check_subjects
 from sapper.scenario.outline import changed, keys, outline, outline_single, read_content, trigger_kind, with_place
 from sapper.scenario.sections import (
     AttackSection,
@@ -214,6 +214,9 @@ def _single(single: Single, file: str) -> Scenario:
         if attack_method is not None:
             where = f"{file}: defense[{i}].method"
             check_defense(plan.method.parameters.kind, attack_method.name, attack_method.parameters, where)
+            if plan.shadows is not None:
+                start, own = plan.shadows
+                check_fleet(plan.method.name, (start.name, start.parameters), (own.name, own.parameters), where)
             if isinstance(plan.section, DetectSection):
                 where = f"{file}: defense[{i}].subjects"
                 check_subjects(plan.section.subjects, attack_method.name, attack_method.parameters, where)

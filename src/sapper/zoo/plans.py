@@ -22,13 +22,15 @@ import torch
 from pydantic import PositiveInt
 
 from sapper import attacks, datasets, pretraining
+from sapper.attacks.contracts import MakesTriggers
+from sapper.attacks.target import Wish
 from sapper.errors import SapperError, located
 from sapper.methods import HEADS
 from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, read_section
-from sapper.scenario.kinds import check_makes_encoders
+from sapper.scenario.kinds import check_choosy, check_makes_encoders
 from sapper.scenario.reading import Named, check_encoder, check_views, read_trigger, with_method
 from sapper.scenario.sections import AttackSection, EncoderSection, HeadSection, PretrainingSection
 from sapper.triggers import Trigger
@@ -139,6 +141,10 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
         what, remedy = "an attack of a family has neither a name nor tables of its own", "leave name and instead out"
         raise SapperError(what, where=f"{file}: {key}.attack", remedy=remedy)
     check_makes_encoders(attack_method.name, attack_method.parameters, f"{file}: {key}.attack.method")
+    if isinstance(attack_method.parameters, MakesTriggers):
+        what = f"{attack_method.name} makes its own triggers, and a zoo writes down those of its plan"
+        remedy = "choose an attack that takes the trigger as it is, such as badencoder"
+        raise SapperError(what, where=f"{file}: {key}.attack.method", remedy=remedy)
     with located(f"{file}: {key}", "."):
         check_encoder(encoder, encoder.input_size, "encoder.input_size")
         check_views(encoder, first_method, "pretraining.view_size")
@@ -147,6 +153,9 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
         with located(f"{file}: {key}.{table}.dataset"):
             datasets.check_name(dataset)
     _, head = with_method(HeadSection, drawn("head"), "heads", HEADS, file, f"{key}.head")
+    trigger = _trigger(drawn("trigger"), encoder.input_size, run.child("place").generator(), file, f"{key}.trigger")
+    wish = Wish(name=family.name, trigger=trigger, references=victim.references)
+    check_choosy(attack_method.parameters, [wish], [head.parameters], f"{file}: {key}.attack")
     return Specimen(
         family=family.name,
         part=part,
@@ -157,7 +166,7 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
         attack=attack,
         attack_method=attack_method,
         victim=victim,
-        trigger=_trigger(drawn("trigger"), encoder.input_size, run.child("place").generator(), file, f"{key}.trigger"),
+        trigger=trigger,
         head=head,
         twin=twin,
         seed=run.seed,

@@ -124,6 +124,11 @@ class LBA(FineTuning):
         for wish in wishes:
             square(wish)
 
+    def check_samples(self, samples: Samples, classes: Sequence[str]) -> None:
+        """Raises ``SapperError`` for shadow samples without labels, or without any of a target's class."""
+        for name in classes:
+            of_class(samples, name)
+
     def trigger(
         self, tuned: Encoder, held: Samples, target: Target, aims: Tensor, run: Run, checkpoint: Checkpoint | None
     ) -> Mask:

@@ -24,7 +24,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from sapper.attacks.contracts import Need, Poisoned
-from sapper.attacks.poisoning import stamp_class
+from sapper.attacks.poisoning import check_stamp_class, stamp_class
 from sapper.attacks.target import Target, Wish
 from sapper.downstream import AnyHead
 from sapper.errors import SapperError
@@ -58,6 +58,10 @@ class CTRL(Checked):
         """Raises ``SapperError`` for another trigger than ``frequency``."""
         for wish in wishes:
             pattern(wish)
+
+    def check_samples(self, samples: Samples, classes: Sequence[str]) -> None:
+        """Raises ``SapperError`` where a target's class has fewer images than the rate asks for, or none."""
+        check_stamp_class(samples, classes, self.rate)
 
 
 def pattern(target: Target | Wish) -> Frequency:

@@ -17,13 +17,14 @@ images there are, and a set of some thousand images has few in 1 %. Unlike their
 seeds give equal poison, and places are a function of the image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from sapper.attacks.contracts import Need, Poisoned
-from sapper.attacks.poisoning import PlacesPatches, scattered, stamp_class
+from sapper.attacks.poisoning import PlacesPatches, check_stamp_class, scattered, stamp_class
 from sapper.attacks.target import Target
 from sapper.methods import Checked
 from sapper.running import Run
@@ -54,3 +55,7 @@ class SSLBackdoor(Checked, PlacesPatches):
         return stamp_class(
             samples, targets, self.rate, lambda target, part: scattered(target, self.within, part), run, name
         )
+
+    def check_samples(self, samples: Samples, classes: Sequence[str]) -> None:
+        """Raises ``SapperError`` where a target's class has fewer images than the rate asks for, or none."""
+        check_stamp_class(samples, classes, self.rate)
