@@ -329,9 +329,11 @@ def _check_labels(scenario: Scenario, data: Data) -> None:
 def _check_attacked(scenario: Scenario, data: Data, run: Run) -> None:
     """Raises ``SapperError`` where an attack cannot work with the samples that it would be given."""
     section, method = scenario.attack, scenario.attack_method
-    if section is None or method is None or not isinstance(method.parameters, Selective):
+    if section is None or method is None:
         return
-    kind = kind_of(method.parameters)
+    kind, selective = kind_of(method.parameters), method.parameters
+    if not isinstance(selective, Selective):
+        return
     if kind not in ("implant", "poison pretraining"):  # others work on what the attacker's references leave
         return
     given: Part[Any] = data.of_pretraining(scenario, run)
@@ -345,7 +347,7 @@ def _check_attacked(scenario: Scenario, data: Data, run: Run) -> None:
             groups.setdefault("all" if section.encoders == "one-for-all" else task.name, []).append(wanted)
     for classes in groups.values():
         with located(f"{scenario.file}: attack"):
-            method.parameters.check_samples(given(), classes)
+            selective.check_samples(given(), classes)
 
 
 def _check_poison(scenario: Scenario, data: Data) -> None:
