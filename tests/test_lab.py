@@ -90,7 +90,7 @@ def test_results_have_the_documented_keys(finished: tuple[Results, Path]) -> Non
     assert {"schema", "scenario", "environment", "records", "artifacts"} <= content.keys()
     for record in content["records"]:
         assert list(record) == [field.name for field in fields(Record)]
-        assert record["stage"] in ("downstream", "features", "trigger")
+        assert record["stage"] in ("downstream", "features", "trigger", "attack")
         assert (record["unit"] == "fraction") == (record["stage"] == "downstream")
         assert record["defense"] is None
         assert record["condition"].keys() == ({"state"} if record["stage"] == "features" else set())
