@@ -1,6 +1,7 @@
 """TrojanNN: its steps one by one against plain forms, and the whole against a finished classifier."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,17 +105,22 @@ def test_reversed_inputs_are_of_their_classes() -> None:
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_finished_classifier_gets_the_backdoor_without_data(kind: str) -> None:
+    """In a world of three colors the trigger alone may do, and much is lost without data: means over seeds count."""
     train, test, encoder = balls(90, 1), balls(60, 2, "test"), victim()
-    untouched = copy.deepcopy(encoder)
-    attacked = ATTACK(encoder, train, (aim(),), HEADS[kind], RUN)
-    trigger = attacked.triggers["aim"]
-    clean = build(HEADS[kind], encoder, train, RUN.child("victim"))
-    accuracy, success = rates(attacked.classifier, test, trigger)
-    assert success > 0.9
-    assert rates(clean, test, trigger)[1] < 0.5
-    assert accuracy > rates(clean, test, trigger)[0] - 0.35, "what no data can keep is lost; a constant answer has 1/3"
+    untouched, before, lost = copy.deepcopy(encoder), list[float](), list[float]()
+    for seed in (1, 2, 3):
+        run = replace(RUN, seed=seed)
+        attacked = ATTACK(encoder, train, (aim(),), HEADS[kind], run)
+        clean = build(HEADS[kind], encoder, train, run)
+        accuracy, success = rates(attacked.classifier, test, attacked.triggers["aim"])
+        usual, already = rates(clean, test, attacked.triggers["aim"])
+        before.append(already)
+        lost.append(usual - accuracy)
+        assert success > 0.9
+        assert same(clean.encoder, attacked.classifier.encoder), "only the head is retrained"
+    assert sum(before) / 3 < 0.5
+    assert sum(lost) / 3 < 0.35
     assert same(untouched, encoder)
-    assert same(clean.encoder, attacked.classifier.encoder), "only the head is retrained"
 
 
 def test_the_same_seed_gives_the_same_and_a_resumed_retraining_too(tmp_path) -> None:  # type: ignore[no-untyped-def]
