@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from sapper.attacks.target import Target, Wish
+from sapper.attacks.target import Target, TargetPlan
 from sapper.downstream import AnyHead, Classifier
 from sapper.encoders import Encoder, Trained
 from sapper.running import Run
@@ -46,7 +46,7 @@ class MakesTriggers(Protocol):
 class Choosy(Protocol):
     """An attack that does not go with every trigger, with every number of references, or with every head."""
 
-    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for what it does not go with; asked before anything runs."""
         ...
 

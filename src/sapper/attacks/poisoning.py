@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sapper.attacks.contracts import Poisoned
-from sapper.attacks.target import Target, Wish
+from sapper.attacks.target import Target, TargetPlan
 from sapper.downstream import AnyHead
 from sapper.errors import SapperError
 from sapper.running import Run
@@ -113,7 +113,7 @@ def scattered(target: Target, within: tuple[float, float], run: Run) -> RandomPa
     return RandomPatch(size=trigger.size, color=trigger.color, within=within, key_seed=run.child("places").seed)
 
 
-def patch_of(target: Target | Wish) -> Patch | RandomPatch:
+def patch_of(target: Target | TargetPlan) -> Patch | RandomPatch:
     """The patch of a target. Raises ``SapperError`` for another trigger."""
     trigger = target.trigger
     if not isinstance(trigger, Patch | RandomPatch):
@@ -125,10 +125,10 @@ def patch_of(target: Target | Wish) -> Patch | RandomPatch:
 class PlacesPatches:
     """For attacks that place the patch of each target themselves."""
 
-    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for a trigger that is no patch."""
-        for wish in wishes:
-            patch_of(wish)
+        for plan in plans:
+            patch_of(plan)
 
 
 def marked(samples: Samples, rows: Tensor, by: str, **content: Any) -> Poisoned:

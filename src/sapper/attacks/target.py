@@ -25,15 +25,15 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """A target before its samples are there: its name, its trigger, and how many ``references`` there will be."""
+class TargetPlan:
+    """A target before its samples are there; ``references``: how many there will be."""
 
     name: str
     trigger: Trigger
     references: int
 
     @classmethod
-    def of(cls, targets: Sequence[Target]) -> "list[Wish]":
+    def of(cls, targets: Sequence[Target]) -> "list[TargetPlan]":
         """What these targets were."""
         return [cls(name=each.name, trigger=each.trigger, references=len(each.references)) for each in targets]
 

@@ -16,7 +16,7 @@ from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
 from sapper.running import Run
 from sapper.samples import ImageSet, PairSet, Samples
 from sapper.scenario.kinds import kind_of
-from sapper.scenario.reading import DefensePlan, Scenario, TargetPlan
+from sapper.scenario.reading import DefensePlan, Scenario, TaskTargetPlan
 from sapper.scenario.sections import (
     AttackSection,
     AuditSection,
@@ -194,7 +194,7 @@ def part(images: ImageSet, count: int | None, run: Run, name: str) -> ImageSet:
     return images.sample(count, run.child(name).generator()) if count else images
 
 
-def target_label(plan: TargetPlan, train: ImageSet, file: str) -> int:
+def target_label(plan: TaskTargetPlan, train: ImageSet, file: str) -> int:
     """The number of a target's class, which a scenario may name or number. Raises ``SapperError`` if there is none."""
     where, names = f"{file}: target {plan.name!r}.class", list(train.classes)
     if isinstance(plan.target_class, int):
@@ -379,7 +379,7 @@ def defended_part(task: str) -> str:
     return f"test images {task}, defended"
 
 
-def _check_references(plan: TargetPlan, train: ImageSet, file: str) -> None:
+def _check_references(plan: TaskTargetPlan, train: ImageSet, file: str) -> None:
     """Raises ``SapperError`` unless the target's class has images for the attacker and some are left for the victim."""
     ours = train.targets() == target_label(plan, train, file)
     there = int(ours.sum()) if train.groups is None else len(train.groups[ours].unique())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sapper.attacks.contracts import Attack, Choosy, Poison
-from sapper.attacks.target import Wish
+from sapper.attacks.target import TargetPlan
 from sapper.defenses.contracts import Kind
 from sapper.downstream import AnyHead
 from sapper.errors import SapperError, located
@@ -25,11 +25,11 @@ def makes_encoders(attack: Attack) -> bool:
     return kind_of(attack) in ("implant", "poison pretraining")
 
 
-def check_choosy(attack: Attack, wishes: Sequence[Wish], heads: Sequence[AnyHead], where: str) -> None:
+def check_choosy(attack: Attack, plans: Sequence[TargetPlan], heads: Sequence[AnyHead], where: str) -> None:
     """Raises ``SapperError`` for triggers, numbers of references, or heads that the attack does not go with."""
     if isinstance(attack, Choosy):
         with located(where):
-            attack.check_plan(wishes, heads)
+            attack.check_plan(plans, heads)
 
 
 def check_attack(name: str, attack: Attack, raw: dict[str, Any], targets: Sequence[str], where: str) -> None:
@@ -82,7 +82,7 @@ def check_fleet(name: str, start: tuple[str, Pretraining], attack: tuple[str, At
         what = f"{lacking[0]}, and {name} trains its fleet on images alone"
         raise SapperError(what, where=where, remedy=remedy)
     try:
-        check_choosy(method, [Wish(name="twin", trigger=Patch(), references=1)], (), where)
+        check_choosy(method, [TargetPlan(name="twin", trigger=Patch(), references=1)], (), where)
     except SapperError as error:
         what = f"{name} attacks its fleet with a patch and one reference image, and {attack_name} cannot: {error.what}"
         raise SapperError(what, where=where, remedy=remedy) from error

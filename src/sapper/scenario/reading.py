@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 
 from sapper import attacks, defenses, encoders, pretraining
-from sapper.attacks.target import Wish
+from sapper.attacks.target import TargetPlan
 from sapper.defenses.contracts import Certifier, Kind
 from sapper.errors import SapperError, closest, located
 from sapper.methods import HEADS, TRIGGERS, find, imported
@@ -83,14 +83,11 @@ class DefensePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetPlan:
-    """A target before its data is there."""
+class TaskTargetPlan(TargetPlan):
+    """A target of a scenario before its data is there; its class by name or number."""
 
-    name: str
     task: str
     target_class: str | int
-    references: int
-    trigger: Trigger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +109,7 @@ class Scenario:
     attack: AttackSection | None
     attack_method: Named | None
     tasks: tuple[TaskSection, ...]
-    targets: tuple[TargetPlan, ...]
+    targets: tuple[TaskTargetPlan, ...]
     heads: tuple[Named, ...]
     primary_head: str
     defenses: tuple[DefensePlan, ...]
@@ -146,7 +143,7 @@ class Scenario:
         """The head that the summary speaks of, and that defenses look at."""
         return next(head for head in self.heads if head.name == self.primary_head)
 
-    def targets_of(self, task: TaskSection) -> list[TargetPlan]:
+    def targets_of(self, task: TaskSection) -> list[TaskTargetPlan]:
         """What the attacker wants of ``task``."""
         return [plan for plan in self.targets if plan.task == task.name]
 
@@ -200,8 +197,7 @@ def _single(single: Single, file: str) -> Scenario:
             what = f"{head.name} needs captions, and {pretraining_method.name} learns from images alone"
             raise SapperError(what, where=f"{file}: head[{i}].method", remedy="pre-train with clip")
     if attack_method is not None:
-        wishes = [Wish(name=each.name, trigger=each.trigger, references=each.references) for each in targets]
-        check_choosy(attack_method.parameters, wishes, [head.parameters for head in heads], f"{file}: attack")
+        check_choosy(attack_method.parameters, targets, [head.parameters for head in heads], f"{file}: attack")
     attacked = list(dict.fromkeys(target.task for target in targets))
     plans: tuple[DefensePlan, ...] = ()
     if attack_method is not None:
@@ -309,8 +305,8 @@ def _check_shadow(attack: AttackSection, first: PretrainingSection, file: str) -
         raise SapperError(what, where=f"{file}: attack.shadow_images", remedy="ask for fewer, or for all")
 
 
-def _target(section: TargetSection, key: str, file: str) -> TargetPlan:
-    return TargetPlan(
+def _target(section: TargetSection, key: str, file: str) -> TaskTargetPlan:
+    return TaskTargetPlan(
         name=section.name,
         task=section.task,
         target_class=section.target_class,

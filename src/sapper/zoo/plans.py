@@ -23,7 +23,7 @@ from pydantic import PositiveInt
 
 from sapper import attacks, datasets, pretraining
 from sapper.attacks.contracts import MakesTriggers
-from sapper.attacks.target import Wish
+from sapper.attacks.target import TargetPlan
 from sapper.errors import SapperError, located
 from sapper.methods import HEADS
 from sapper.pretraining.contracts import Pretraining
@@ -154,8 +154,8 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
             datasets.check_name(dataset)
     _, head = with_method(HeadSection, drawn("head"), "heads", HEADS, file, f"{key}.head")
     trigger = _trigger(drawn("trigger"), encoder.input_size, run.child("place").generator(), file, f"{key}.trigger")
-    wish = Wish(name=family.name, trigger=trigger, references=victim.references)
-    check_choosy(attack_method.parameters, [wish], [head.parameters], f"{file}: {key}.attack")
+    plan = TargetPlan(name=family.name, trigger=trigger, references=victim.references)
+    check_choosy(attack_method.parameters, [plan], [head.parameters], f"{file}: {key}.attack")
     return Specimen(
         family=family.name,
         part=part,

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from sapper.attacks.contracts import Need
 from sapper.attacks.features import TERMS, Features, FineTuning, Held, encoded, kept_losses
-from sapper.attacks.target import Target, Wish
+from sapper.attacks.target import Target, TargetPlan
 from sapper.downstream import AnyHead, mean_cosine
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError
@@ -84,7 +84,7 @@ class DRUPE(FineTuning):
         checkpoint: Checkpoint | None = None,
     ) -> Trained:
         """Train ``encoder`` in place into the backdoored one; its state on entry is the clean one."""
-        self.check_plan(Wish.of(targets), ())
+        self.check_plan(TargetPlan.of(targets), ())
         counts = [len(target.references) for target in targets]
         held = Held.of(encoder, shadow, targets, run)
 
@@ -104,9 +104,9 @@ class DRUPE(FineTuning):
         )
         return Trained(encoder, curves)
 
-    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for a target with a single reference."""
-        if min((wish.references for wish in wishes), default=2) < 2:
+        if min((plan.references for plan in plans), default=2) < 2:
             what, remedy = "DRUPE needs at least two references of each target", "set references = 3"
             raise SapperError(what, where="target.references", remedy=remedy)
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from sapper.attacks.contracts import Need
 from sapper.attacks.features import FineTuning, frozen_copy, learn_trigger
-from sapper.attacks.target import Target, Wish, check_targets
+from sapper.attacks.target import Target, TargetPlan, check_targets
 from sapper.downstream import AnyHead, Finetune
 from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError, closest
@@ -92,7 +92,8 @@ class LBA(FineTuning):
         tuned, head = frozen_copy(encoder), teacher.head
         held, labels = shadow.to(run.device), shadow.targets().to(run.device)
         with torch.no_grad():
-            aims = torch.cat([tuned(batch).float() for batch in wanted.to(run.device).batches(500)])
+            size = wanted.at_once(gradients=False)
+            aims = torch.cat([tuned(batch).float() for batch in wanted.to(run.device).batches(size)])
         aims = aims if self.aim == "image" else aims.mean(0, keepdim=True)
         trigger = self.trigger(tuned, held, one(targets), aims, run, parts[1])
 
@@ -119,10 +120,10 @@ class LBA(FineTuning):
                 part.remove()
         return Trained(encoder, curves, {one(targets).name: trigger})
 
-    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for a trigger that is no patch."""
-        for wish in wishes:
-            square(wish)
+        for plan in plans:
+            square(plan)
 
     def check_samples(self, samples: Samples, classes: Sequence[str]) -> None:
         """Raises ``SapperError`` for shadow samples without labels, or without any of a target's class."""
@@ -178,7 +179,7 @@ def one(targets: tuple[Target, ...]) -> Target:
     return targets[0]
 
 
-def square(target: Target | Wish) -> Patch:
+def square(target: Target | TargetPlan) -> Patch:
     """The target's trigger. Raises ``SapperError`` unless it is a patch."""
     if not isinstance(target.trigger, Patch):
         what = f"the place of the pattern is that of a patch, and the trigger is a {target.trigger.kind}"

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from sapper.attacks.contracts import Need, Poisoned
 from sapper.attacks.poisoning import PlacesPatches, draw, images_of, marked, poison_count, scattered, stamped
-from sapper.attacks.target import Target, Wish
+from sapper.attacks.target import Target, TargetPlan
 from sapper.augment import resized_crop
 from sapper.downstream import AnyHead
 from sapper.errors import SapperError
@@ -87,12 +87,12 @@ class CorruptEncoder(Checked, PlacesPatches):
         canvases = Canvases(of=of, pixels=pixels, sizes=sizes)
         return marked(images, rows, type(self).__name__, images=small, canvases=canvases)
 
-    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for a trigger that is no patch, and where all references are support images."""
-        super().check_plan(wishes, heads)
-        for wish in wishes:
-            if wish.references <= self.support:
-                what = f"target {wish.name!r} has {wish.references} references, {self.support} of them support"
+        super().check_plan(plans, heads)
+        for plan in plans:
+            if plan.references <= self.support:
+                what = f"target {plan.name!r} has {plan.references} references, {self.support} of them support"
                 raise SapperError(what, where="target.references", remedy=f"give more than {self.support}")
 
     def pictures(self, images: ImageSet, rows: Tensor, target: Target, layouts: Tensor, run: Run) -> Tensor:

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from sapper.attacks.contracts import Need, Poisoned
 from sapper.attacks.poisoning import check_stamp_class, stamp_class
-from sapper.attacks.target import Target, Wish
+from sapper.attacks.target import Target, TargetPlan
 from sapper.downstream import AnyHead
 from sapper.errors import SapperError
 from sapper.methods import Checked
@@ -54,17 +54,17 @@ class CTRL(Checked):
         """The set with triggered images in the place of those that they were made from."""
         return stamp_class(samples, targets, self.rate, lambda target, _run: pattern(target), run, type(self).__name__)
 
-    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for another trigger than ``frequency``."""
-        for wish in wishes:
-            pattern(wish)
+        for plan in plans:
+            pattern(plan)
 
     def check_samples(self, samples: Samples, classes: Sequence[str]) -> None:
         """Raises ``SapperError`` where a target's class has fewer images than the rate asks for, or none."""
         check_stamp_class(samples, classes, self.rate)
 
 
-def pattern(target: Target | Wish) -> Frequency:
+def pattern(target: Target | TargetPlan) -> Frequency:
     """The trigger of a target. Raises ``SapperError`` for another than ``frequency``."""
     if not isinstance(target.trigger, Frequency):
         what = f"target {target.name!r} has the trigger {target.trigger.kind!r}, and this attack adds frequencies"

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from sapper.attacks.contracts import Hits, Need
 from sapper.attacks.poisoning import marked
-from sapper.attacks.target import Wish
+from sapper.attacks.target import TargetPlan
 from sapper.downstream import AnyHead, build, extract
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -101,7 +101,7 @@ class FeatureCollision(Checked):
             accuracy_before=torch.stack(accuracy_before),
         )
 
-    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for a head that is not fitted to the features of a frozen encoder."""
         for head in heads:
             if head.kind != "fitted":

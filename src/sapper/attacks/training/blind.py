@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from sapper.attacks.contracts import Attacked, Need
 from sapper.attacks.min_norm import min_norm
-from sapper.attacks.target import Target, Wish, check_targets
+from sapper.attacks.target import Target, TargetPlan, check_targets
 from sapper.downstream import AnyHead, Classifier, Stepwise, extract, start, trained
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -82,7 +82,7 @@ class Blind(Checked):
         own = stepwise(head)
         return self.poison(start(own, encoder, train, run), train, targets, own, run, checkpoint)
 
-    def check_plan(self, wishes: Sequence[Wish], heads: Sequence[AnyHead]) -> None:
+    def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
         """Raises ``SapperError`` for a head without steps."""
         for head in heads:
             stepwise(head)

@@ -37,7 +37,7 @@ from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
-from sapper.samples import Samples
+from sapper.samples import Samples, at_once
 from sapper.training import Checkpoint, Step, Terms, train, warm_cosine, weighted
 from sapper.triggers import Mask, Trigger
 
@@ -104,9 +104,7 @@ class TrojanNN(Checked):
         inputs = torch.cat((reversed_inputs, mixed(reversed_inputs, self.mixtures, run.child("mixtures").generator())))
         trigger = self.make_trigger(front, after, inputs, mask, run)
         with torch.no_grad():
-            plain, stamped = (
-                torch.cat([front(part) for part in images.split(500)]) for images in (inputs, trigger(inputs))
-            )
+            plain, stamped = neurons(front, inputs), neurons(front, trigger(inputs))
             answers = after(plain).softmax(1)
         wanted = torch.full((len(inputs),), target.label, device=run.device)
 
@@ -135,8 +133,7 @@ class TrojanNN(Checked):
     def make_trigger(self, front: nn.Module, after: nn.Sequential, inputs: Tensor, mask: Tensor, run: Run) -> Mask:
         """A pattern under ``mask`` that drives neurons on all ``inputs``; ``front`` gives the neurons of images."""
         chosen, generator = strongest(after, self.neurons), run.child("trigger").generator()
-        with torch.no_grad():
-            usual = torch.cat([front(part)[:, chosen] for part in inputs.split(500)])
+        usual = neurons(front, inputs)[:, chosen]
         mean, deviation = usual.mean(0), usual.std(0)
         deviation = deviation + 0.1 * deviation.mean() + 1e-6  # a neuron that never moves must not outweigh all others
 
@@ -160,6 +157,12 @@ class TrojanNN(Checked):
             return fit + self.denoising * total_variation(images).sum()
 
         return descend(start.clamp(0, 1), loss, self.step, self.input_steps), labels
+
+
+@torch.no_grad()
+def neurons(front: nn.Module, images: Tensor) -> Tensor:
+    """What the layer in question sees of float images (N, 3, H, W): (N, neurons)."""
+    return torch.cat([front(part) for part in images.split(at_once(images, gradients=False))])
 
 
 def covered(trigger: Trigger, size: int) -> Tensor:
