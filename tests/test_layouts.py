@@ -12,7 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from sapper import encoders
-from sapper.encoders import Opening, choosing, families, filling, wrappers
+from sapper.encoders import Opening
+from sapper.encoders.recognition import choosing, families, filling, wrappers
 from sapper.errors import SapperError
 from sapper.running import Run
 from tests import layouts

@@ -15,7 +15,8 @@ from torchvision import models
 
 from sapper import encoders
 from sapper.audits import auditing
-from sapper.encoders import Encoder, Opening, families, schemes, sources
+from sapper.encoders import Encoder, Opening, schemes, sources
+from sapper.encoders.recognition import families
 from sapper.errors import SapperError
 from sapper.files import sha256
 from sapper.running import Run

@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sapper.encoders import choosing, families, filling, layouts, sources, timms, wrappers
+from sapper.encoders import sources
 from sapper.encoders.backbones import Pixels, blueprint, build, last_linear, own_pixels, sketch
 from sapper.encoders.encoder import Encoder
-from sapper.encoders.layouts import Layout, UnknownNetworkError
 from sapper.encoders.names import OWN
 from sapper.encoders.options import ACTIVATIONS, Opening
-from sapper.encoders.programs import program_of
+from sapper.encoders.recognition import choosing, families, filling, layouts, timms, wrappers
+from sapper.encoders.recognition.layouts import Layout, UnknownNetworkError
+from sapper.encoders.recognition.programs import program_of
 from sapper.errors import SapperError
 from sapper.files import sha256
 from sapper.running import Run

@@ -9,11 +9,19 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from sapper.encoders import resnets, transformers
-from sapper.encoders.choosing import Candidate, Choice, Shapes, behind, candidates, choose, others
-from sapper.encoders.layouts import BY_CODE, OTHERWISE, Backbone, Layout, UnknownNetworkError, Weights, shortened
 from sapper.encoders.options import Opening
-from sapper.encoders.programs import Notes, program_of
+from sapper.encoders.recognition import resnets, transformers
+from sapper.encoders.recognition.choosing import Candidate, Choice, Shapes, behind, candidates, choose, others
+from sapper.encoders.recognition.layouts import (
+    BY_CODE,
+    OTHERWISE,
+    Backbone,
+    Layout,
+    UnknownNetworkError,
+    Weights,
+    shortened,
+)
+from sapper.encoders.recognition.programs import Notes, program_of
 from sapper.errors import SapperError
 
 

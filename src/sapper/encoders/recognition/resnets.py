@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from sapper.encoders.backbones import CIFAR_MEAN, CIFAR_STD, Pixels, own_pixels
-from sapper.encoders.layouts import BY_CODE, Backbone, Layout, Weights, pixels_of, shape, shortened
 from sapper.encoders.names import ARCHITECTURES, PREACT, Stem
+from sapper.encoders.recognition.layouts import BY_CODE, Backbone, Layout, Weights, pixels_of, shape, shortened
 from sapper.errors import SapperError
 
 CLIP_RESNETS = {(3, 4, 6, 3): "RN50", (3, 4, 23, 3): "RN101"}

@@ -14,7 +14,7 @@ from torch import Tensor
 from sapper.encoders.backbones import Pixels
 from sapper.encoders.names import Stem
 from sapper.encoders.options import Opening
-from sapper.encoders.programs import Program
+from sapper.encoders.recognition.programs import Program
 from sapper.errors import SapperError
 
 Weights = dict[str, Tensor]

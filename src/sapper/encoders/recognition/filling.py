@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from sapper.encoders.layouts import OTHERWISE, shape, shortened
+from sapper.encoders.recognition.layouts import OTHERWISE, shape, shortened
 from sapper.encoders.sources import check_finite
 from sapper.errors import SapperError
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sapper.encoders.backbones import Pixels, import_open_clip, own_pixels
-from sapper.encoders.layouts import Backbone, Layout, Weights, pixels_of
 from sapper.encoders.options import ACTIVATIONS
+from sapper.encoders.recognition.layouts import Backbone, Layout, Weights, pixels_of
 from sapper.errors import SapperError
 
 SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
