@@ -23,7 +23,7 @@ from sapper.running import Run
 from sapper.samples import ImageSet, read_samples, to_float
 from sapper.scenario.reading import Scenario
 from sapper.training import Checkpoint
-from sapper.triggers import Patch, read_triggers
+from sapper.triggers import Patch, Trigger, read_triggers
 from tests.micro import PLAIN, experiment, perform, rates, write_data
 from tests.program import Install, Sapper, told
 
@@ -122,6 +122,7 @@ class Stubborn(Tiny):
     """A training whose classifier always answers the target's class."""
 
     kind: ClassVar[str] = "training"
+    own: ClassVar[Trigger | None] = None
 
     def __call__(
         self,
@@ -133,7 +134,8 @@ class Stubborn(Tiny):
         checkpoint: Checkpoint | None = None,
     ) -> Attacked:
         classifier = Classifier(encoder, always(targets[0].label, len(train.classes), encoder.feature_size)).eval()
-        return Attacked(classifier=classifier, curves={"loss": [1.0, 0.5]})
+        made = {target.name: self.own for target in targets if self.own}
+        return Attacked(classifier=classifier, curves={"loss": [1.0, 0.5]}, triggers=made)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,18 +143,7 @@ class Retrained(Stubborn):
     """The same with triggers of its own: all white."""
 
     makes_triggers: ClassVar[bool] = True
-
-    def __call__(
-        self,
-        encoder: Encoder,
-        train: ImageSet,
-        targets: tuple[Target, ...],
-        head: Head,
-        run: Run,
-        checkpoint: Checkpoint | None = None,
-    ) -> Attacked:
-        attacked = super().__call__(encoder, train, targets, head, run)
-        return replace(attacked, triggers={target.name: WHITE for target in targets})
+    own: ClassVar[Trigger | None] = WHITE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +299,7 @@ def test_single_inputs_are_attacked_without_targets(
     page = render(results)
     assert page.count("Chosen test images</h2>") == 1
     assert "Other measurements" not in page
+    assert page.count("of the chosen test images are taken for") == 4
     table = targeted.table(results)
     assert table is not None
     assert table.columns[-3:] == ("hits, %", "without the attack, %", "change of accuracy, points")

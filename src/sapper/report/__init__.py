@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sapper.experiment.results import Results
 from sapper.files import write_atomically
-from sapper.report import audited, tables, text
+from sapper.report import audited, tables, targeted, text
 from sapper.report.pages import environment
 from sapper.report.sections import SECTIONS
 from sapper.report.tables import Estimate, aim
@@ -78,7 +78,7 @@ def _surely(estimate: Estimate | None, *, above: float) -> bool:
 def lead(results: Results) -> list[str]:
     """What stands above the verdicts, or in their place."""
     told = [tables.headline(results)] if tables.headline_rows(results) else tables.summary_sentences(results)
-    return [words for words in [*told, audited.headline(results)] if words]
+    return [words for words in [*told, *targeted.sentences(results), audited.headline(results)] if words]
 
 
 def facts(results: Results) -> list[str]:
