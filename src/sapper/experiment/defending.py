@@ -21,11 +21,11 @@ from sapper.downstream.files import load
 from sapper.encoders import Encoder
 from sapper.experiment.fleets import LEARNED
 from sapper.experiment.tasks import Part, Task, TaskData, method_key, packages
+from sapper.experiment.victims import own_triggers
 from sapper.experiment.works import (
     CLASSIFIER,
     TRIGGERS,
     encoder_file,
-    own_triggers,
     read_choices,
     read_poisoned,
     victims_encoder,

@@ -14,15 +14,8 @@ from sapper.attacks.contracts import MakesTriggers
 from sapper.engine.stage import Stage, Work
 from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
 from sapper.experiment.tasks import Part, Task
-from sapper.experiment.works import (
-    AttackSingleInputs,
-    AttackTraining,
-    BuildHeads,
-    ChooseReferences,
-    Implant,
-    Poison,
-    Pretrain,
-)
+from sapper.experiment.victims import AttackSingleInputs, AttackTraining, BuildHeads, TuneHead
+from sapper.experiment.works import ChooseReferences, Implant, Poison, Pretrain
 from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
 from sapper.scenario.kinds import kind_of, makes_encoders
@@ -128,7 +121,7 @@ def pipeline(
     targeted: list[tuple[Task, Named, Stage]] = []
     for task in tasks if heads else ():
         if not (task.aims and attack is not None and attack.makes_triggers):  # else its baseline waits for the attack
-            before[task.name] = graph.heads(f"heads on the clean encoder, {task.name}", task, heads, clean)
+            before[task.name] = graph.heads(f"on the clean encoder, {task.name}", task, heads, clean)
         if not task.aims:
             measured.append(Measured(task=task, baseline=clean, before=before[task.name]))
     if attack is not None and attack.kind == "targeted":
@@ -174,9 +167,18 @@ class _Graph:
         self, title: str, task: Task, heads: Sequence[Named], subject: Subject, made: Stage | None = None
     ) -> Stage:
         """Heads on a subject; ``made`` leaves the triggers that an attack made."""
-        poisoned = subject.source if subject.of == "task" else None
+        poisoned, chosen = subject.source if subject.of == "task" else None, self.choices.get(task.name)
         work = BuildHeads(task=task, heads=tuple(heads), made_triggers=made is not None, poisoned=poisoned is not None)
-        return self.add(title, work, subject.stage, self.choices.get(task.name), made, poisoned)
+        tuned = [
+            self.add(
+                f"{head.name} {title}",
+                TuneHead(task=task, head=head, poisoned=poisoned is not None),
+                *(subject.stage, chosen, poisoned),
+            )
+            for head in heads
+            if head.parameters.kind == "tuned"
+        ]
+        return self.add(f"heads {title}", work, subject.stage, chosen, made, poisoned, *tuned)
 
 
 def _attacked(
@@ -236,8 +238,8 @@ def _measured(
     """Classifiers of a task on an attacked subject beside those on the clean one."""
     made = subject.source if attack.makes_triggers else None
     if before is None:
-        before = graph.heads(f"heads on the clean encoder, {task.name}{attack.title}", task, heads, clean, made)
+        before = graph.heads(f"on the clean encoder, {task.name}{attack.title}", task, heads, clean, made)
     after = subject.source
     if subject.of != "classifier":
-        after = graph.heads(f"heads on the {subject.words}, {task.name}", task, heads, subject, made)
+        after = graph.heads(f"on the {subject.words}, {task.name}", task, heads, subject, made)
     return Measured(task=task, baseline=clean, before=before, subject=subject, after=after)

@@ -200,9 +200,13 @@ class Task:
     @property
     def key(self) -> dict[str, Any]:
         """Goals and data as plain data, but for what is chosen."""
+        return {"goals": self.goals.key} | self.data_key
+
+    @property
+    def data_key(self) -> dict[str, Any]:
+        """The same without the goals."""
         parts = {"train": self.train.origin, "test": self.test.origin}
-        own = {"count": self.count, "draw": self.draw.seed} | ({"gray": True} if self.gray else {})
-        return {"goals": self.goals.key} | parts | own
+        return parts | {"count": self.count, "draw": self.draw.seed} | ({"gray": True} if self.gray else {})
 
     def victim(self, choices: Choices | None) -> TaskData:
         """The task as its victim has it."""

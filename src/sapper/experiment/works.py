@@ -1,4 +1,4 @@
-"""The works of attackers and of those whom they attack: pre-train, choose references, poison, implant, build heads.
+"""The works that end in an encoder or in a data set: pre-train, choose references, poison, implant.
 
 Each is a value (``engine.stage.Work``) that leaves files in its folder; the functions below read them again.
 """
@@ -17,8 +17,6 @@ from torch import Tensor
 from sapper import encoders, tensors
 from sapper.attacks.contracts import MakesTriggers
 from sapper.attacks.target import Target
-from sapper.downstream import Classifier, build, extract, predict
-from sapper.downstream import files as classifiers
 from sapper.encoders import Encoder, Trained
 from sapper.encoders.files import MARK, file_name
 from sapper.encoders.names import packages_of
@@ -28,13 +26,11 @@ from sapper.experiment.tasks import (
     Goals,
     Part,
     Task,
-    TaskData,
     describe,
     identity,
     method_key,
     packages,
 )
-from sapper.experiment.views import MAP_IMAGES, all_answers, all_features, map_features
 from sapper.files import sha256, write_atomically
 from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
@@ -42,10 +38,10 @@ from sapper.samples import Samples, read_samples, write_samples
 from sapper.scenario.reading import Named
 from sapper.scenario.sections import EncoderSection
 from sapper.training import Checkpoint, check_finite
-from sapper.triggers import Trigger, read_triggers, write_triggers
+from sapper.triggers import Trigger, write_triggers
 
 ENCODER, CURVES, CHOICES, TRIGGERS = "encoder", "curves.json", "choices.json", "triggers.safetensors"
-CLASSIFIER = f"classifier-{MARK}.safetensors"
+CLASSIFIER, CLEAN_CLASSIFIER = f"classifier-{MARK}.safetensors", "classifier.safetensors"
 PREDICTIONS, MAP, HITS = "predictions.safetensors", "map.safetensors", "hits.safetensors"
 POISONED, POISON = "poisoned.safetensors", "poison.json"
 """What works call their files."""
@@ -124,11 +120,11 @@ class Poison:
         clean = self.data.victim(read_choices(inputs[0])).train if isinstance(self.data, Task) else self.data()
         poisoned = self.method.parameters(clean, targets, run.child("attack"))
         write_samples(folder / POISONED, poisoned.samples, rows=poisoned.rows)
-        targets = _obeyed(self.method, targets, poisoned.triggers)
+        targets = obeyed(self.method, targets, poisoned.triggers)
         by: dict[str, Any] = {"method": self.method.name, "parameters": asdict(self.method.parameters)}
         by["targets"] = [describe(target) for target in targets]
         write_atomically(folder / POISON, json.dumps({"poison": by}))
-        _leave_triggers(folder, targets)
+        leave_triggers(folder, targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,147 +152,12 @@ class Implant:
         targets = _targets(self.goals, inputs[1:])
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         trained = self.method.parameters(encoders.load(clean, run), shadow, targets, run.child("attack"), checkpoint)
-        targets = _obeyed(self.method, targets, trained.triggers)
+        targets = obeyed(self.method, targets, trained.triggers)
         made_from: dict[str, Any] = {"clean": sha256(clean), "shadow": identity(shadow)}
         made_from["targets"] = [describe(target) for target in targets]
         _leave(folder, trained, self.method, run, made_from, attacked=True)
-        _leave_triggers(folder, targets)
+        leave_triggers(folder, targets)
         checkpoint.remove()
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildHeads:
-    """Build every head on an encoder and let it predict the test images, plain and with each target's trigger.
-
-    Inputs: the encoder; where the task has aims, their choices; where ``made_triggers``, what holds the triggers that
-    the attack made, else they are the aims'; where ``poisoned``, what holds the training set.
-
-    Leaves ``predictions.safetensors`` (``<head>/clean`` and ``<head>/triggered/<target>``, int64 (N,)) and
-    ``map.safetensors`` (features of ``MAP_IMAGES`` test images, plain and with each target's trigger, and of the
-    references).
-    """
-
-    task: Task
-    heads: tuple[Named, ...]
-    made_triggers: bool = False
-    poisoned: bool = False
-
-    name: ClassVar[str] = "downstream"
-
-    @property
-    def libraries(self) -> tuple[str, ...]:
-        return packages(*self.heads)
-
-    def key(self) -> dict[str, Any]:
-        heads = [{"name": head.name} | method_key(head) for head in self.heads]
-        more = {"made triggers": self.made_triggers, "poisoned": self.poisoned, "map images": MAP_IMAGES}
-        return {"task": self.task.key, "heads": heads} | more
-
-    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
-        rest = list(inputs[1:])
-        choices = read_choices(rest.pop(0)) if self.task.aims else None
-        triggers = own_triggers(self.task)
-        if self.made_triggers:
-            made = read_triggers(rest.pop(0) / TRIGGERS)
-            triggers = {name: made[name] for name in triggers}
-        data = self.task.victim(choices)
-        if self.poisoned:
-            data = TaskData(data.name, read_poisoned(rest.pop(0))[0], data.test)
-        encoder = victims_encoder(self.task, inputs[0], run)
-        train, views = extract(encoder, data.train, run), all_features(encoder, data.test, triggers, run)
-        predictions: dict[str, Tensor] = {}
-        for head in self.heads:
-            child = run.child(f"head {head.name}")
-            classifier = build(head.parameters, encoder, data.train, child, features=train)
-            if classifier.encoder is encoder:
-                answers = {view: predict(classifier.head, features) for view, features in views.items()}
-            else:  # it has trained an encoder of its own
-                answers = all_answers(classifier, data.test, triggers, run)
-            predictions |= {f"{head.name}/{view}": classes for view, classes in answers.items()}
-        tensors.save(folder / PREDICTIONS, predictions)
-        targets = self.task.goals.targets(choices) if choices is not None else ()
-        tensors.save(folder / MAP, map_features(encoder, data, targets, views, run))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackTraining:
-    """Have a hand in the training of a classifier; inputs: the encoder, and the task's choices.
-
-    Leaves what ``BuildHeads`` does for the one head, the classifier (``downstream.files``), curves, and triggers.
-    """
-
-    method: Named
-    task: Task
-    head: Named
-
-    name: ClassVar[str] = "attacked-training"
-
-    @property
-    def libraries(self) -> tuple[str, ...]:
-        return packages(self.method, self.head)
-
-    def key(self) -> dict[str, Any]:
-        head = {"name": self.head.name} | method_key(self.head)
-        more = {"map images": MAP_IMAGES, "classifier": "kept"}
-        return method_key(self.method) | {"task": self.task.key, "head": head} | more
-
-    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
-        choices = read_choices(inputs[1])
-        data, targets = self.task.victim(choices), self.task.goals.targets(choices)
-        encoder, child = victims_encoder(self.task, inputs[0], run), run.child(f"head {self.head.name}")
-        checkpoint = Checkpoint(folder / "checkpoint.safetensors")
-        attacked = self.method.parameters(encoder, data.train, targets, self.head.parameters, child, checkpoint)
-        check_training(attacked.classifier, attacked.curves, self.method, run)
-        targets = _obeyed(self.method, targets, attacked.triggers)
-        self._leave_classifier(folder / CLASSIFIER, attacked.classifier, data, targets, inputs[0], run)
-        _leave_triggers(folder, targets)
-        triggers = read_triggers(folder / TRIGGERS)
-        answers = all_answers(attacked.classifier, data.test, triggers, run)
-        tensors.save(folder / PREDICTIONS, {f"{self.head.name}/{view}": classes for view, classes in answers.items()})
-        own = attacked.classifier.encoder
-        tensors.save(folder / MAP, map_features(own, data, targets, all_features(own, data.test, triggers, run), run))
-        write_atomically(folder / CURVES, json.dumps(attacked.curves))
-        checkpoint.remove()
-
-    def _leave_classifier(
-        self, file: Path, own: Classifier, data: TaskData, targets: tuple[Target, ...], clean: Path, run: Run
-    ) -> None:
-        origin: dict[str, Any] = {"method": self.method.name, "parameters": asdict(self.method.parameters)}
-        origin |= {"head": {"name": self.head.name} | method_key(self.head), "clean": sha256(encoder_file(clean))}
-        origin |= {"train": identity(data.train), "targets": [describe(each) for each in targets], "seed": run.seed}
-        if self.head.parameters.kind == "tuned":  # else it is the clean one
-            own.encoder.marked(backdoored=True, origin=origin)
-        classifiers.save(own, classifiers.About(classes=data.train.classes, backdoored=True, origin=origin), file)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackSingleInputs:
-    """Make classifiers take single clean inputs for another class; inputs: the encoder. Leaves ``Hits``."""
-
-    method: Named
-    task: Task
-    head: Named
-
-    name: ClassVar[str] = "targeted"
-
-    @property
-    def libraries(self) -> tuple[str, ...]:
-        return packages(self.method, self.head)
-
-    def key(self) -> dict[str, Any]:
-        head = {"name": self.head.name} | method_key(self.head)
-        return method_key(self.method) | {"task": self.task.key, "head": head}
-
-    def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
-        data, encoder = self.task.victim(None), victims_encoder(self.task, inputs[0], run)
-        child = run.child(f"attack on head {self.head.name}")
-        hits = self.method.parameters(encoder, data.train, data.test, self.head.parameters, child)
-        tensors.save(folder / HITS, vars(hits))
-
-
-def own_triggers(task: Task) -> dict[str, Trigger]:
-    """The triggers that the aims of a task name."""
-    return {aim.name: aim.trigger for aim in task.aims}
 
 
 def _targets(goals: tuple[Goals, ...], inputs: tuple[Path, ...]) -> tuple[Target, ...]:
@@ -321,7 +182,7 @@ def check_training(module: torch.nn.Module, curves: dict[str, list[float]], meth
         raise SapperError("the training diverged: losses are not finite", where=where, remedy="lower its learning_rate")
 
 
-def _obeyed(method: Named, targets: tuple[Target, ...], made: Mapping[str, Trigger]) -> tuple[Target, ...]:
+def obeyed(method: Named, targets: tuple[Target, ...], made: Mapping[str, Trigger]) -> tuple[Target, ...]:
     """The targets with the triggers that the attack made, of the others with those that they had."""
     if made and not isinstance(method.parameters, MakesTriggers):
         what, remedy = f"{method.name} made triggers without saying so", "give its class makes_triggers = True"
@@ -329,7 +190,8 @@ def _obeyed(method: Named, targets: tuple[Target, ...], made: Mapping[str, Trigg
     return tuple(replace(target, trigger=made.get(target.name, target.trigger)) for target in targets)
 
 
-def _leave_triggers(folder: Path, targets: tuple[Target, ...]) -> None:
+def leave_triggers(folder: Path, targets: tuple[Target, ...]) -> None:
+    """Write the triggers of all targets."""
     write_triggers(folder / TRIGGERS, {target.name: target.trigger for target in targets})
 
 
