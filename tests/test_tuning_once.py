@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from sapper import datasets, encoders
 from sapper.downstream import Finetune
 from sapper.downstream import files as classifiers
@@ -51,6 +53,11 @@ def test_a_clean_classifier_is_tuned_once_for_all_triggers(tmp_path: Path) -> No
 
     assert of(results, "CA")["patch"] == of(results, "CA")["noise"]
     assert of(results, "ASR_B")["patch"] != of(results, "ASR_B")["noise"]
+    spent = {timing["stage"]: timing["seconds"] for timing in results.timings}
+    on, poison = "on the clean encoder with a poisoned training set (patch), balls", "attack on balls (patch)"
+    expected = spent[f"finetune {on}"] + spent[f"heads {on}"] + spent[poison]
+    assert of(results, "attack_seconds")["patch"] == pytest.approx(expected, abs=0.02)
+
     kept = sorted(path.name for path in (tmp_path / "out" / "store").glob("tuning-*/*.safetensors"))
     assert kept == 2 * ["classifier-BACKDOORED.safetensors"] + 2 * ["classifier.safetensors"]
 

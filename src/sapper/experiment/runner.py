@@ -18,6 +18,7 @@ from sapper.experiment.running_defenses import Defended, check_fleets, defended,
 from sapper.experiment.subjects import CLEAN, Subject
 from sapper.experiment.tasks import Task
 from sapper.experiment.trial import Lab, Session, Trial, Variant
+from sapper.experiment.victims import TuneHead
 from sapper.experiment.works import TRIGGERS, read_choices
 from sapper.scenario.kinds import kind_of
 from sapper.scenario.reading import Scenario
@@ -219,7 +220,9 @@ def planned_trial(trial: Trial) -> Planned:
 def _seconds(measured: Measured, done: Mapping[Stage, Finished]) -> float:
     """How long an attack and the classifiers that measure it took, without the clean encoder."""
     assert measured.subject is not None
-    stages = {measured.subject.source, measured.subject.stage, measured.after} - {measured.baseline.stage, None}
+    assert measured.after is not None
+    tuned = {stage for stage in measured.after.inputs if stage.work.name == TuneHead.name}
+    stages = {measured.subject.source, measured.subject.stage, measured.after, *tuned} - {measured.baseline.stage, None}
     return round(sum(done[stage].seconds for stage in stages if stage is not None), 2)
 
 
