@@ -439,3 +439,15 @@ def test_a_rate_that_selects_nothing_is_told_before_the_training(method: str, ta
         perform(experiment(data, extra=extra, text=PLAIN), tmp_path / "out", tell=told_lines.append)
     assert str(caught.value.where).endswith("attack.rate")
     assert told_lines == []
+
+
+@pytest.mark.parametrize("method", ["badnets", "corruptencoder"])
+def test_a_rate_that_is_too_much_for_all_targets_is_told_before_the_training(method: str, tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    target = '[[target]]\ntask = "balls"\nclass = "{}"\n'
+    extra = f'[attack]\nmethod = "{method}"\nrate = 0.6\n{target.format("red")}{target.format("blue")}'
+    told_lines: list[str] = []
+    with pytest.raises(SapperError, match="samples for all targets together, and there are") as caught:
+        perform(experiment(data, extra=extra, text=PLAIN), tmp_path / "out", tell=told_lines.append)
+    assert str(caught.value.where).endswith("attack.rate")
+    assert told_lines == []

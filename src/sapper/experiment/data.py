@@ -9,7 +9,7 @@ import torch
 
 from sapper import datasets
 from sapper.attacks.contracts import Rated, Selective
-from sapper.attacks.poisoning import selected
+from sapper.attacks.poisoning import check_enough, selected
 from sapper.defenses.contracts import ClassifierJudge, EncoderLearner
 from sapper.errors import SapperError, closest, located
 from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
@@ -351,17 +351,20 @@ def _check_attacked(scenario: Scenario, data: Data, run: Run) -> None:
 
 
 def _check_poison(scenario: Scenario, data: Data) -> None:
-    """Raises ``SapperError`` for a poison whose rate selects nothing of the set that it works on."""
-    attack = None if scenario.attack_method is None else scenario.attack_method.parameters
-    if not isinstance(attack, Rated):
+    """Raises ``SapperError`` for a poison whose rate selects nothing, or more than all, of the set that it works on."""
+    section, attack = scenario.attack, None if scenario.attack_method is None else scenario.attack_method.parameters
+    if section is None or not isinstance(attack, Rated):
         return
-    sizes = [scenario.pretraining.images or len(data.sets[_of_pretraining(scenario)])]
+    targets = {task.name: len(scenario.targets_of(task)) for task in scenario.tasks if scenario.targets_of(task)}
     if attack.of == "task":
-        tasks = [task for task in scenario.tasks if scenario.targets_of(task)]
-        sizes = [task.train_images or len(data.sets[_of_task(scenario, task)[0]]) for task in tasks]
-    for size in sizes:
+        tasks = [task for task in scenario.tasks if task.name in targets]
+        sizes = {task.name: task.train_images or len(data.sets[_of_task(scenario, task)[0]]) for task in tasks}
+    else:
+        targets = {"all": sum(targets.values())} if section.encoders == "one-for-all" else targets
+        sizes = dict.fromkeys(targets, scenario.pretraining.images or len(data.sets[_of_pretraining(scenario)]))
+    for name, size in sizes.items():
         with located(f"{scenario.file}: attack", "."):
-            selected(attack.rate, size)
+            check_enough(targets[name] * selected(attack.rate, size), size, "samples for all targets together")
 
 
 def _check_enough(count: int | None, images: ImageSet, owner: str, where: str) -> None:
