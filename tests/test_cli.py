@@ -398,8 +398,21 @@ def test_methods_shows_one_with_its_description(sapper: Sapper) -> None:
     assert "simclr" not in end.out
 
 
+def test_methods_shows_an_attack_and_a_trigger_of_the_same_name(sapper: Sapper) -> None:
+    end = sapper("methods", "blend")
+    assert re.findall(r"^blend +(\w+)", end.out, flags=re.MULTILINE) == ["attacks", "triggers"]
+    assert "kind: poison of the task set, needs: " in end.out
+
+
+def test_methods_tells_needs_and_shared_parameters_of_a_pretraining(sapper: Sapper) -> None:
+    assert "needs: captions" in sapper("methods", "clip").out
+    assert "``view_size``" in sapper("methods", "simclr").out
+
+
 def test_an_unknown_method_is_told_with_the_closest(sapper: Sapper) -> None:
-    assert "did you mean badencoder" in told(sapper("methods", "badencodr"))
+    words = told(sapper("methods", "badencodr"))
+    assert "did you mean badencoder" in words
+    assert "sapper methods lists all" in " ".join(words.split())
 
 
 # The table

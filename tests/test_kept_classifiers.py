@@ -73,7 +73,7 @@ def test_a_backdoored_one_says_so_and_is_opened_with_leave_only(tmp_path: Path) 
         sapper.load_classifier(file)
     assert isinstance(sapper.load_classifier(file, allow_backdoored=True), Classifier)
     save(made("linear"), ABOUT, tmp_path / "clean.safetensors")
-    assert isinstance(sapper.load_classifier(tmp_path / "clean.safetensors"), Classifier)
+    assert isinstance(sapper.load_classifier(str(tmp_path / "clean.safetensors")), Classifier)
 
 
 def test_a_classifier_is_not_opened_as_an_encoder(tmp_path: Path) -> None:

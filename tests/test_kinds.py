@@ -222,7 +222,7 @@ def test_a_pre_training_set_is_poisoned_and_both_encoders_are_measured(
         "boxes/blue": "bottom-right",
     }
     (poison,) = (tmp_path / "store").glob("poison-*")
-    samples, more = read_samples(poison / "poisoned.safetensors")
+    samples, more = read_samples(poison / "data-POISONED.safetensors")
     assert samples.digest == attacked.origin["images"]["sha256"]
     assert more["rows"].tolist() == list(range(0, 64, 2))
     assert set(read_triggers(poison / "triggers.safetensors")) == {"balls/red", "boxes/blue"}
@@ -295,7 +295,7 @@ def test_single_inputs_are_attacked_without_targets(
     assert of(results, "hits_before") == [0.25] * 4
     assert of(results, "accuracy_change") == [-0.25] * 4
     write_results(results, tmp_path)
-    assert read_results(tmp_path).to_json() == results.to_json()
+    assert read_results(str(tmp_path)).to_json() == results.to_json()
     page = render(results)
     assert page.count("Chosen test images</h2>") == 1
     assert "Other measurements" not in page
@@ -451,3 +451,21 @@ def test_a_rate_that_is_too_much_for_all_targets_is_told_before_the_training(met
         perform(experiment(data, extra=extra, text=PLAIN), tmp_path / "out", tell=told_lines.append)
     assert str(caught.value.where).endswith("attack.rate")
     assert told_lines == []
+
+
+EARLY = {
+    "a queue longer than the data": ("", "pretraining.method=moco", "pretraining.queue"),
+    "a class that does not exist": ('method = "feature_collision"\nvictim = 25', "seeds=[1]", "attack"),
+    "a wanted class that does not exist": ('method = "model_reuse"\nwanted = 25', "seeds=[1]", "attack"),
+}
+
+
+@pytest.mark.parametrize("mistake", EARLY)
+def test_parameters_that_the_data_do_not_go_with_are_told_before_the_training(mistake: str, tmp_path: Path) -> None:
+    attack, change, where = EARLY[mistake]
+    data, lines = write_data(tmp_path), list[str]()
+    scenario = experiment(data, change, extra=f"[attack]\n{attack}\n" if attack else "", text=PLAIN)
+    with pytest.raises(SapperError) as caught:
+        perform(scenario, tmp_path / "out", tell=lines.append)
+    assert str(caught.value.where).startswith(f"{data / 'micro.toml'}: {where}")
+    assert lines == []

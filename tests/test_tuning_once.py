@@ -60,6 +60,10 @@ def test_a_clean_classifier_is_tuned_once_for_all_triggers(tmp_path: Path) -> No
 
     kept = sorted(path.name for path in (tmp_path / "out" / "store").glob("tuning-*/*.safetensors"))
     assert kept == 2 * ["classifier-BACKDOORED.safetensors"] + 2 * ["classifier.safetensors"]
+    for file in (tmp_path / "out" / "store").glob("tuning-*/*.safetensors"):
+        classifier, about = classifiers.load(file, Run())
+        assert classifier.encoder.card.backdoored == about.backdoored == ("BACKDOORED" in file.name)
+        assert not about.backdoored or about.origin["poison"]["method"] == "badnets"
 
 
 def test_it_is_the_classifier_that_its_head_makes(tmp_path: Path) -> None:

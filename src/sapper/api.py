@@ -73,16 +73,16 @@ def open(
     return encoder
 
 
-def load(path: Path, *, allow_backdoored: bool = False, surroundings: Run | None = None) -> Encoder:
+def load(path: str | Path, *, allow_backdoored: bool = False, surroundings: Run | None = None) -> Encoder:
     """The encoder that ``save`` wrote. Raises ``SapperError`` for a backdoored one, unless ``allow_backdoored``."""
-    encoder = encoders.load(path, surroundings or Run())
+    encoder = encoders.load(Path(path), surroundings or Run())
     _admit("encoder", str(path), allowed=allow_backdoored or not encoder.card.backdoored)
     return encoder
 
 
-def load_classifier(path: Path, *, allow_backdoored: bool = False, surroundings: Run | None = None) -> Classifier:
+def load_classifier(path: str | Path, *, allow_backdoored: bool = False, surroundings: Run | None = None) -> Classifier:
     """The classifier that a scenario kept. Raises ``SapperError`` for a backdoored one, unless ``allow_backdoored``."""
-    classifier, about = classifiers.load(path, surroundings or Run())
+    classifier, about = classifiers.load(Path(path), surroundings or Run())
     _admit("classifier", str(path), allowed=allow_backdoored or not about.backdoored)
     return classifier
 

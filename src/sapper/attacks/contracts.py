@@ -53,12 +53,15 @@ class Choosy(Protocol):
 
 @runtime_checkable
 class Selective(Protocol):
-    """An attack that does not go with every set that it is given: one to poison, or an implant's shadow samples."""
+    """An attack that does not go with every set that it is given.
+
+    That is the set to poison, an implant's shadow samples, or either split of the task of a targeted attack.
+    """
 
     def check_samples(self, samples: Samples, classes: Sequence[str]) -> None:
         """Raises ``SapperError`` for samples that it cannot work with; asked before anything runs.
 
-        ``classes``: the name of each target's class.
+        ``classes``: the name of each target's class, none of a targeted attack.
         """
         ...
 

@@ -45,7 +45,7 @@ def check_enough(count: int, there: int, what: str) -> None:
     """Raises ``SapperError`` if there are fewer than ``count`` of ``what``."""
     if count > there:
         said = f"the rate asks for {count} {what}, and there are {there}"
-        raise SapperError(said, where="rate", remedy="choose a smaller rate")
+        raise SapperError(said, where="rate", remedy=f"choose at most {there / count:.2g} times as much")
 
 
 def images_of(samples: Samples) -> ImageSet:

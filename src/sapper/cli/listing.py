@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,15 +32,19 @@ def methods(
         "defenses": known("defenses", defenses.METHODS),
         "triggers": known("triggers", TRIGGERS),
     }
-    found: dict[str, Callable[[], None]] = {}
-    for kind, table in kinds.items():
-        for method, place in table.items():
-            found[method] = _method_printer(kind, method, place, whole=name is not None)
-    for info in datasets.describe():
-        found[info.name] = _dataset_printer(info)
-    if name is not None and name not in found:
-        raise SapperError(f"there is no {name!r}", where="sapper methods", remedy=closest(name, list(found)))
-    for show in [found[name]] if name is not None else found.values():
+    found = [
+        (method, _method_printer(kind, method, place, whole=name is not None))
+        for kind, table in kinds.items()
+        for method, place in table.items()
+    ]
+    found += [(info.name, _dataset_printer(info)) for info in datasets.describe()]
+    chosen = [
+        show for known_as, show in found if name in (None, known_as)
+    ]  # an attack and its trigger may share a name
+    if not chosen:
+        remedy = f"{closest(name or '', [known_as for known_as, _ in found])}; sapper methods lists all"
+        raise SapperError(f"there is no {name!r}", where="sapper methods", remedy=remedy)
+    for show in chosen:
         show()
 
 
@@ -55,13 +60,16 @@ def _method_printer(kind: str, name: str, place: str, *, whole: bool) -> Callabl
         out.print(f"[bold]{name}[/bold]  [dim]{kind}{' · ' + escape(cls.source) if cls.source else ''}[/dim]")
         text = cleandoc(cls.__doc__ or "")
         if whole and kind in OF_A_FILE:
-            text = f"{cleandoc(sys.modules[cls.__module__].__doc__ or '')}\n\n{text}"
+            shared = [cleandoc(base.__doc__ or "") for base in cls.__mro__[1:] if parameters_of(base)]
+            text = "\n\n".join([cleandoc(sys.modules[cls.__module__].__doc__ or ""), text, *shared])
         out.print(Padding.indent(Text(_flowing(text) if whole else text.partition("\n\n")[0]), 2))
         if kind in NEEDY:
             method: Any = cls
             needs = ", ".join(sorted(method.needs)) or f"nothing besides the {NEEDY[kind]}"
-            of = f" of the {method.of} set" if method.kind == "poison" else ""
-            out.print(Padding.indent(Text(f"kind: {method.kind}{of}, needs: {needs}"), 4))
+            sort = f"kind: {method.kind}, " if kind in KINDS else ""
+            if sort and method.kind == "poison":
+                sort = f"kind: poison of the {method.of} set, "
+            out.print(Padding.indent(Text(f"{sort}needs: {needs}"), 4))
         for parameter in parameters(cls):
             out.print(f"    {parameter.name} = {escape(parameter.default)}")
         for preset, values in cls.presets.items():
@@ -72,8 +80,17 @@ def _method_printer(kind: str, name: str, place: str, *, whole: bool) -> Callabl
     return show
 
 
-NEEDY = {"defenses": "model", "attacks": "data"}
-"""Kinds whose methods say of which sort they are and what they need, and what all of them have."""
+def parameters_of(base: type) -> list[str]:
+    """The parameters that a class adds to those of its own bases."""
+    inherited = {each.name for parent in base.__mro__[1:] if is_dataclass(parent) for each in fields(parent)}
+    return [each.name for each in fields(base) if each.name not in inherited] if is_dataclass(base) else []
+
+
+NEEDY = {"defenses": "model", "attacks": "data", "pretraining": "data"}
+"""Kinds whose methods say what they need, and what all of them have."""
+
+KINDS = ("defenses", "attacks")
+"""Kinds whose methods say of which sort they are."""
 
 OF_A_FILE = ("pretraining", "attacks", "defenses")
 """Kinds whose methods have a file each, with threat model, objective and source in its documentation."""

@@ -1,16 +1,13 @@
-"""A scenario's images: loaded once, checked before any training starts, divided among attacker, victim and judge."""
+"""A scenario's images: loaded once, divided among attacker, victim and judge."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sapper import datasets
-from sapper.attacks.contracts import Rated, Selective
-from sapper.attacks.poisoning import check_enough, selected
-from sapper.defenses.contracts import ClassifierJudge, EncoderLearner
+from sapper.defenses.contracts import EncoderLearner
 from sapper.errors import SapperError, closest, located
 from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
 from sapper.running import Run
@@ -68,8 +65,8 @@ class Data:
 
     def of_pretraining(self, scenario: Scenario, run: Run) -> Part[Samples]:
         """What is pre-trained on: images, or images with captions where the method needs them."""
-        place = _of_pretraining(scenario)
-        whole: Part[Samples] = Part.whole(self.pairs[place] if _needs_captions(scenario) else self.sets[place])
+        place = place_of_pretraining(scenario)
+        whole: Part[Samples] = Part.whole(self.pairs[place] if needs_captions(scenario) else self.sets[place])
         return whole.sample(scenario.pretraining.images, run.child("pretraining images"))
 
     def images_of_pretraining(self, scenario: Scenario, run: Run) -> Part[ImageSet]:
@@ -78,7 +75,7 @@ class Data:
 
     def of_shadow(self, scenario: Scenario, attack: AttackSection, run: Run) -> Part[ImageSet]:
         """The attacker's shadow images: from those of the pre-training, unless the scenario says more."""
-        place = _of_shadow(scenario, attack)
+        place = place_of_shadow(scenario, attack)
         whole = self.images_of_pretraining(scenario, run) if place is None else Part.whole(self.sets[place])
         return whole.sample(attack.shadow_images, run.child("shadow images"))
 
@@ -87,13 +84,15 @@ class Data:
 
         As many images as the defender's share of those that the encoders see, from all of the same split.
         """
-        split = self.sets[_of_pretraining(scenario)]
+        split = self.sets[place_of_pretraining(scenario)]
         learner: EncoderLearner = plan.method.parameters
         count = round(learner.share * (scenario.pretraining.images or len(split)))
         own = split.sample(count, run.child("images of a fleet").generator())
         tasks = [task for task in scenario.tasks if scenario.targets_of(task) and plan.on(task.name)]
         some = [
-            self.sets[_of_task(scenario, task)[0]].sample(REFERENCES, run.child(f"references {task.name}").generator())
+            self.sets[places_of_task(scenario, task)[0]].sample(
+                REFERENCES, run.child(f"references {task.name}").generator()
+            )
             for task in tasks
         ]
         together = torch.cat([images.images for images in some])
@@ -124,7 +123,7 @@ class Data:
 
     def splits_of_task(self, scenario: Scenario, task: TaskSection, run: Run) -> tuple[Part[ImageSet], Part[ImageSet]]:
         """All training images of a task, and those that its classifiers are judged on."""
-        train, judged = _of_task(scenario, task)
+        train, judged = places_of_task(scenario, task)
         if train != judged:
             return Part.whole(self.sets[train]), Part.whole(self.sets[judged])
         whole = Part.whole(self.sets[train])
@@ -133,9 +132,9 @@ class Data:
 
 
 def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, download: bool) -> Data:
-    """Every split that the scenarios name, checked against their tasks and targets.
+    """Every split that the scenarios name.
 
-    Raises ``SapperError`` naming file and key for data that is missing or does not fit.
+    Raises ``SapperError`` naming file and key for data that is missing.
     """
     wanted: dict[Place, str] = {}
     labeled: set[Place] = set()
@@ -155,38 +154,11 @@ def load_data(scenarios: list[Scenario], run: Run, *, data_root: Path | None, do
             bar.advance()
     for scenario in scenarios:
         with scenario.placed():
-            if _needs_captions(scenario) and (place := _of_pretraining(scenario)) not in data.pairs:
+            if needs_captions(scenario) and (place := place_of_pretraining(scenario)) not in data.pairs:
                 name, split, size = place
                 with located(f"{scenario.file}: pretraining.dataset"):
                     data.pairs[place] = datasets.load_pairs(name, split, size=size)
-            _check(scenario, data, run)
     return data
-
-
-def _check(scenario: Scenario, data: Data, run: Run) -> None:
-    """Raises ``SapperError`` where what was loaded does not fit."""
-    _check_fleets(scenario, data.sets[_of_pretraining(scenario)])
-    _check_poison(scenario, data)
-    _check_labels(scenario, data)
-    for use in uses(scenario):
-        images, (name, split, _) = data.sets[use.place], use.place
-        _check_enough(use.count, images, f"{name} {split}", f"{scenario.file}: {use.count_key}")
-    for i, task in enumerate(scenario.tasks):
-        with located(f"{scenario.file}: task[{i}].dataset"):
-            datasets.check_task(*(data.sets[place] for place in _of_task(scenario, task)))
-        for seed in scenario.seeds:
-            seeded = replace(run, seed=seed)
-            train, judged = (part() for part in data.splits_of_task(scenario, task, seeded))
-            with located(f"{scenario.file}: task {task.name!r}, its part for seed {seed}"):
-                datasets.check_task(
-                    part(train, task.train_images, seeded, f"train images {task.name}"),
-                    part(judged, task.test_images, seeded, f"test images {task.name}"),
-                )
-            for plan in scenario.targets_of(task):
-                _check_references(plan, train, scenario.file)
-            _check_defenders(scenario, task, train, judged, seeded)
-    for seed in scenario.seeds:
-        _check_attacked(scenario, data, replace(run, seed=seed))
 
 
 def part(images: ImageSet, count: int | None, run: Run, name: str) -> ImageSet:
@@ -211,14 +183,14 @@ def uses(scenario: Scenario) -> Iterator[Use]:
     """The splits that a scenario uses, and what for."""
     first = scenario.pretraining
     key = f"pretraining.{'dataset' if first.split == 'train' else 'split'}"
-    yield Use(_of_pretraining(scenario), "pre-training", first.images, key, "pretraining.images")
+    yield Use(place_of_pretraining(scenario), "pre-training", first.images, key, "pretraining.images")
     for i, task in enumerate(scenario.tasks):
-        train, judged = _of_task(scenario, task)
+        train, judged = places_of_task(scenario, task)
         yield Use(train, f"training on {task.name}", task.train_images, f"task[{i}].dataset", f"task[{i}].train_images")
         yield Use(judged, f"judging {task.name}", task.test_images, f"task[{i}].dataset", f"task[{i}].test_images")
         for j, plan in enumerate(scenario.defenses):
             section = plan.section
-            if isinstance(section, DetectSection | CertifySection) and _defended(scenario, plan, task):
+            if isinstance(section, DetectSection | CertifySection) and defended(scenario, plan, task):
                 purpose, own = f"{plan.name} on {task.name}", f"task[{i}].dataset"
                 count = section.train_images or task.train_images
                 yield Use(train, f"{purpose}, at hand", count, own, f"defense[{j}].train_images")
@@ -230,27 +202,29 @@ def uses(scenario: Scenario) -> Iterator[Use]:
             learner: EncoderLearner = plan.method.parameters
             share, whole, count_key = learner.share, first.images, f"defense[{j}].share"
             count = None if whole is None else round(share * whole)
-            yield Use(_of_pretraining(scenario), f"{plan.name}, its fleet", count, key, count_key, share)
+            yield Use(place_of_pretraining(scenario), f"{plan.name}, its fleet", count, key, count_key, share)
         elif isinstance(plan.section, ExamineSection):
             yield Use(
-                _of_pretraining(scenario), f"{plan.name}, ordinary images", first.images, key, "pretraining.images"
+                place_of_pretraining(scenario), f"{plan.name}, ordinary images", first.images, key, "pretraining.images"
             )
     if scenario.audit is not None:
         key = f"audit.{'images' if scenario.audit.split is None else 'split'}"
         yield Use(_of_audit(scenario, scenario.audit), "audits", None, key, "audit.images", labels=False)
-    if scenario.attack is not None:
+    if scenario.attack is not None and scenario.attack_method is not None:
+        if kind_of(scenario.attack_method.parameters) != "implant":
+            return
         key = f"attack.{'shadow' if scenario.attack.shadow_split is None else 'shadow_split'}"
-        place, count = _of_shadow(scenario, scenario.attack), scenario.attack.shadow_images
+        place, count = place_of_shadow(scenario, scenario.attack), scenario.attack.shadow_images
         if place is None:
-            place, count = _of_pretraining(scenario), count or first.images
+            place, count = place_of_pretraining(scenario), count or first.images
         yield Use(place, "shadow", count, key, "attack.shadow_images")
 
 
-def _of_pretraining(scenario: Scenario) -> Place:
+def place_of_pretraining(scenario: Scenario) -> Place:
     return scenario.pretraining.dataset, scenario.pretraining.split, scenario.encoder.input_size
 
 
-def _needs_captions(scenario: Scenario) -> bool:
+def needs_captions(scenario: Scenario) -> bool:
     """Whether what the encoder learns from are images with captions."""
     return "captions" in scenario.pretraining_method.parameters.needs
 
@@ -260,7 +234,7 @@ def _images_of(samples: Samples) -> ImageSet:
     return samples.images if isinstance(samples, PairSet) else samples
 
 
-def _of_shadow(scenario: Scenario, attack: AttackSection) -> Place | None:
+def place_of_shadow(scenario: Scenario, attack: AttackSection) -> Place | None:
     """None: the very images of the pre-training."""
     if attack.shadow is None and attack.shadow_split is None:
         return None
@@ -272,122 +246,17 @@ def _of_audit(scenario: Scenario, section: AuditSection) -> Place:
     return section.images, section.split or datasets.usual_split(section.images), scenario.encoder.input_size
 
 
-def _of_task(scenario: Scenario, task: TaskSection) -> tuple[Place, Place]:
+def places_of_task(scenario: Scenario, task: TaskSection) -> tuple[Place, Place]:
     """The split to train on and the one to judge on; the same one where a part of it is held out for that."""
     train = task.dataset, "train", scenario.encoder.input_size
     return train, train if scenario.judge_on == "validation" else (task.dataset, "test", scenario.encoder.input_size)
 
 
-def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, judged: ImageSet, run: Run) -> None:
-    """Raises ``SapperError`` unless every defense that is tried on the task has the images that it asks for."""
-    victims = part(train, task.train_images, run, f"train images {task.name}")
-    test = part(judged, task.test_images, run, f"test images {task.name}")
-    for i, plan in enumerate(scenario.defenses):
-        section, where = plan.section, f"{scenario.file}: defense[{i}]"
-        if isinstance(section, FleetSection | ExamineSection) or not _defended(scenario, plan, task):
-            continue
-        _check_enough(section.train_images, victims, "the task", f"{where}.train_images")
-        if isinstance(section, CertifySection):
-            _check_enough(section.test_images, test, "the task", f"{where}.test_images")
-            with located(f"{where}.test_images"):
-                datasets.check_task(victims, part(test, section.test_images, run, defended_part(task.name)))
-        else:
-            detector: ClassifierJudge = plan.method.parameters
-            with located(where, "."):
-                detector.check(section.train_images or len(victims), len(train.classes))
-
-
-def _check_fleets(scenario: Scenario, images: ImageSet) -> None:
-    """Raises ``SapperError`` unless a defender's share of the images is enough for its fleet."""
-    for i, plan in enumerate(scenario.defenses):
-        if isinstance(plan.section, FleetSection):
-            learner: EncoderLearner = plan.method.parameters
-            with located(f"{scenario.file}: defense[{i}]", "."):
-                learner.check(scenario.pretraining.images or len(images), images.size)
-
-
-def _check_labels(scenario: Scenario, data: Data) -> None:
-    """Raises ``SapperError`` where labels of the pre-training's or the shadow images are needed, and there are none."""
-    images = data.sets[_of_pretraining(scenario)]
-    needing = [scenario.pretraining_method.name] if "labels" in scenario.pretraining_method.parameters.needs else []
-    attack = scenario.attack_method
-    if attack is not None and kind_of(attack.parameters) == "poison pretraining":
-        needing += [attack.name] if "labels" in attack.parameters.needs else []
-        if "captions" in attack.parameters.needs and not _needs_captions(scenario):
-            what = f"{attack.name} poisons captions, and {scenario.pretraining_method.name} learns from images alone"
-            raise SapperError(what, where=f"{scenario.file}: pretraining.method", remedy="pre-train with clip")
-    if needing and images.labels is None:
-        what, remedy = f"{needing[0]} needs labels, and {images.name} has none", "pre-train on a set with labels"
-        raise SapperError(what, where=f"{scenario.file}: pretraining.dataset", remedy=remedy)
-    if scenario.attack is not None and attack is not None and kind_of(attack.parameters) == "implant":
-        shadow = data.sets[_of_shadow(scenario, scenario.attack) or _of_pretraining(scenario)]
-        if "labels" in attack.parameters.needs and shadow.labels is None:
-            what, remedy = f"{attack.name} needs labels, and {shadow.name} has none", "name a set with labels"
-            raise SapperError(what, where=f"{scenario.file}: attack.shadow", remedy=remedy)
-
-
-def _check_attacked(scenario: Scenario, data: Data, run: Run) -> None:
-    """Raises ``SapperError`` where an attack cannot work with the samples that it would be given."""
-    section, method = scenario.attack, scenario.attack_method
-    if section is None or method is None:
-        return
-    kind, selective = kind_of(method.parameters), method.parameters
-    if not isinstance(selective, Selective):
-        return
-    if kind not in ("implant", "poison pretraining"):  # others work on what the attacker's references leave
-        return
-    given: Part[Any] = data.of_pretraining(scenario, run)
-    if kind == "implant":
-        given = data.of_shadow(scenario, section, run)
-    groups: dict[str, list[str]] = {}
-    for task in scenario.tasks:
-        train = data.sets[_of_task(scenario, task)[0]]
-        for plan in scenario.targets_of(task):
-            wanted = train.classes[target_label(plan, train, scenario.file)]
-            groups.setdefault("all" if section.encoders == "one-for-all" else task.name, []).append(wanted)
-    for classes in groups.values():
-        with located(f"{scenario.file}: attack"):
-            selective.check_samples(given(), classes)
-
-
-def _check_poison(scenario: Scenario, data: Data) -> None:
-    """Raises ``SapperError`` for a poison whose rate selects nothing, or more than all, of the set that it works on."""
-    section, attack = scenario.attack, None if scenario.attack_method is None else scenario.attack_method.parameters
-    if section is None or not isinstance(attack, Rated):
-        return
-    targets = {task.name: len(scenario.targets_of(task)) for task in scenario.tasks if scenario.targets_of(task)}
-    if attack.of == "task":
-        tasks = [task for task in scenario.tasks if task.name in targets]
-        sizes = {task.name: task.train_images or len(data.sets[_of_task(scenario, task)[0]]) for task in tasks}
-    else:
-        targets = {"all": sum(targets.values())} if section.encoders == "one-for-all" else targets
-        sizes = dict.fromkeys(targets, scenario.pretraining.images or len(data.sets[_of_pretraining(scenario)]))
-    for name, size in sizes.items():
-        with located(f"{scenario.file}: attack", "."):
-            check_enough(targets[name] * selected(attack.rate, size), size, "samples for all targets together")
-
-
-def _check_enough(count: int | None, images: ImageSet, owner: str, where: str) -> None:
-    if count is not None and count > len(images):
-        what = f"{count} images are wanted, but {owner} has {len(images)}"
-        raise SapperError(what, where=where, remedy="ask for fewer, or for all")
-
-
-def _defended(scenario: Scenario, plan: DefensePlan, task: TaskSection) -> bool:
+def defended(scenario: Scenario, plan: DefensePlan, task: TaskSection) -> bool:
+    """Whether a defense is tried on the classifiers of a task that is attacked."""
     return plan.on(task.name) and bool(scenario.targets_of(task))
 
 
 def defended_part(task: str) -> str:
     """What the part of a task's test images is called that certified defenses are judged on."""
     return f"test images {task}, defended"
-
-
-def _check_references(plan: TaskTargetPlan, train: ImageSet, file: str) -> None:
-    """Raises ``SapperError`` unless the target's class has images for the attacker and some are left for the victim."""
-    ours = train.targets() == target_label(plan, train, file)
-    there = int(ours.sum()) if train.groups is None else len(train.groups[ours].unique())
-    if there <= plan.references:
-        kind = "training images" if train.groups is None else "groups of near-duplicate training images"
-        what = f"{plan.references} references are wanted, but {train.name} has {there} {kind} of the class"
-        remedy = "ask for fewer; at least one must be left for the victim"
-        raise SapperError(what, where=f"{file}: target {plan.name!r}.references", remedy=remedy)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sapper import tensors
@@ -76,12 +77,13 @@ class Findings:
         for path, source in self._files.items():
             link_atomically(source, self.out / path)
 
-    def add_references(self, seed: int, task: Task, choices: Choices) -> None:
+    def add_references(self, seed: int, task: Task, choices: Choices, attack: str | None) -> None:
         """Which training images an attacker took."""
         origin = task.goals.candidates.origin
         for aim, choice in zip(task.aims, choices.of):
             self.references.append(
-                {
+                ({"attack": attack} if attack else {})
+                | {
                     "seed": seed,
                     "target": aim.name,
                     "task": task.name,
@@ -180,8 +182,12 @@ class Findings:
         self, seed: int, attack: str | None, task: Task, choices: Choices, sides: Iterable[tuple[Subject, Finished]]
     ) -> None:
         """The features of each subject's encoder, in two dimensions."""
+        seen: list[Tensor] = []
         for subject, finished in sides:
             features = tensors.load(finished.folder / MAP)
+            if any(torch.equal(features["clean"], each) for each in seen):  # the attack left the encoder alone
+                continue
+            seen.append(features["clean"])
             self.maps += feature_maps(seed, attack, task, choices, subject, features)
 
     def _free_name(self, name: str, digest: str) -> str:

@@ -207,12 +207,13 @@ class Results:
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
 
 
-def read_results(path: Path) -> Results:
+def read_results(path: str | Path) -> Results:
     """The results in ``path``, a ``results.json`` or the folder that holds one.
 
     Files of schema 1 are read as well (``_renewed``). Raises ``SapperError`` when it is missing, is not JSON, or was
     written with another schema.
     """
+    path = Path(path)
     path = path / "results.json" if path.is_dir() else path
     again = "run the scenario again: what its store holds is not computed anew"
     try:

@@ -11,6 +11,7 @@ from sapper.engine.store import Finished
 from sapper.experiment.audits import audits, check_audit, record_audit
 from sapper.experiment.data import Data, load_data, uses
 from sapper.experiment.findings import Findings, describe_images, unique
+from sapper.experiment.fitting import check_fit
 from sapper.experiment.pictures import trigger_pictures
 from sapper.experiment.pipeline import Measured
 from sapper.experiment.results import Results
@@ -36,6 +37,7 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
     )
     for variant in variants:
         with variant.scenario.placed():
+            check_fit(variant.scenario, data, lab.run)
             check_fleets(variant.scenario, data, lab)
             check_audit(variant.scenario, data)
     findings = Findings(out=lab.out)
@@ -185,7 +187,7 @@ class Planned:
         trial, variant = self.trial, self.trial.variant
         for task in _attacked(trial):
             choices = read_choices(session.done[trial.pipeline.choices[task.name]].folder)
-            session.findings.add_references(trial.run.seed, task, choices)
+            session.findings.add_references(trial.run.seed, task, choices, trial.scenario.attack_name)
         for subject in trial.pipeline.subjects:
             stage, label = f"pre-training{variant.early}", f"clean{variant.early}"
             if subject.state != CLEAN:

@@ -26,6 +26,7 @@ from sapper.experiment.works import (
     leave_triggers,
     obeyed,
     read_choices,
+    read_poison,
     read_poisoned,
     victims_encoder,
 )
@@ -67,7 +68,12 @@ class TuneHead:
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         tuned = self.head.parameters.tune(encoder, train, child, checkpoint)
         backdoored = self.poisoned or encoder.card.backdoored
-        about = classifiers.About(classes=train.classes, backdoored=backdoored)
+        origin: dict[str, Any] = {"head": {"name": self.head.name} | method_key(self.head), "train": identity(train)}
+        origin |= {"encoder": sha256(encoder_file(inputs[0])), "seed": run.seed}
+        if self.poisoned:
+            origin |= read_poison(inputs[-1])
+            tuned.encoder.marked(backdoored=True, origin=origin)
+        about = classifiers.About(classes=train.classes, backdoored=backdoored, origin=origin)
         classifiers.save(tuned, about, folder / (CLASSIFIER if backdoored else CLEAN_CLASSIFIER))
         checkpoint.remove()
 

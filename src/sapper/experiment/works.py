@@ -43,7 +43,7 @@ from sapper.triggers import Trigger, write_triggers
 ENCODER, CURVES, CHOICES, TRIGGERS = "encoder", "curves.json", "choices.json", "triggers.safetensors"
 CLASSIFIER, CLEAN_CLASSIFIER = f"classifier-{MARK}.safetensors", "classifier.safetensors"
 PREDICTIONS, MAP, HITS = "predictions.safetensors", "map.safetensors", "hits.safetensors"
-POISONED, POISON = "poisoned.safetensors", "poison.json"
+POISONED, POISON = "data-POISONED.safetensors", "poison.json"
 """What works call their files."""
 
 _CHOICES = TypeAdapter(Choices)
@@ -113,7 +113,8 @@ class Poison:
 
     def key(self) -> dict[str, Any]:
         data = self.data.key if isinstance(self.data, Task) else self.data.origin
-        return method_key(self.method) | {"data": data, "goals": [goals.key for goals in self.goals]}
+        goals = [each.key for each in self.goals]
+        return method_key(self.method) | {"data": data, "goals": goals, "file": POISONED}
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         targets = _targets(self.goals, inputs)

@@ -1,7 +1,7 @@
 """What a pre-training is, for all that choose, check and call one."""
 
 from dataclasses import Field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from sapper.encoders import Encoder, Trained
 from sapper.running import Run
@@ -31,4 +31,13 @@ class Pretraining(Protocol):
 
     def __call__(self, encoder: Encoder, samples: Samples, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
         """Train ``encoder`` in place on ``samples``; with ``checkpoint``, resumably."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A pre-training that does not go with every number of samples."""
+
+    def check(self, count: int) -> None:
+        """Raises ``SapperError`` for parameters that ``count`` samples are too few for; asked before anything runs."""
         ...

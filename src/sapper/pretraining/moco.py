@@ -98,10 +98,10 @@ class MoCo(TwoViews):
         """Raises ``SapperError`` for a queue longer than the ``count`` samples, and for groups of a single view."""
         if self.queue > count:
             what = f"a queue of {self.queue} keys is longer than the {count} samples: they would be their own negatives"
-            raise SapperError(what, where="MoCo.queue", remedy=f"choose it at most {count}")
+            raise SapperError(what, where="queue", remedy=f"choose it at most {count}")
         if self.groups > (most := min(self.batch, count)):
             what = f"the views of {most} samples make no {self.groups} groups of two"
-            raise SapperError(what, where="MoCo.groups", remedy=f"choose it at most {most}")
+            raise SapperError(what, where="groups", remedy=f"choose it at most {most}")
 
 
 class Queue(nn.Module):

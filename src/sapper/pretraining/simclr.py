@@ -31,7 +31,10 @@ from sapper.training import Checkpoint, Step
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLR(TwoViews):
-    """Contrastive pre-training with NT-Xent (Chen et al., ICML 2020). Other parameters: see ``TwoViews``."""
+    """Contrastive pre-training with NT-Xent (Chen et al., ICML 2020).
+
+    Other parameters: see ``TwoViews``.
+    """
 
     temperature: PositiveFloat = 0.5
     projection: PositiveInt = 128

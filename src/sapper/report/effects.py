@@ -12,8 +12,9 @@ METRICS = ("cosine_triggered", "cosine_clean", "trigger_change", "trigger_ssim",
 
 NOTE = (
     "Cosine: of the features of two different test images, on average, on the clean encoder → on the attacked one; "
-    "1 where all lie at one point. Where classifiers were attacked, the attacked encoder is theirs, tuned if the head "
-    "tunes it, and the clean one is not tuned. Change: of a color channel, on average, in levels of 255. "
+    "1 where all lie at one point. Where the training of a classifier was attacked, the attacked encoder is its own, "
+    "tuned if the head tunes it, and the clean one is not tuned. Where a task’s training set was poisoned, nobody "
+    "attacked the encoder, and both are the same. Change: of a color channel, on average, in levels of 255. "
     "SSIM: how alike an image looks with the trigger and without it; 1 where it is the same. "
     "Time: of the attack and of the classifiers that measure it, without the clean encoder."
 )

@@ -51,6 +51,7 @@ class LBA(FineTuning):
 
     ``dimensions``: of the features, from the first on; 0: all. ``aim``: a random image of the target class, or the
     mean of all. ``weight``: w. ``teacher_epochs``, ``teacher_rate``: of encoder and head before anything else.
+    ``trigger_epochs``, ``trigger_rate``: of the trigger's own training, on ``trigger_images`` of the shadow set.
     """
 
     epochs: PositiveInt = 5

@@ -108,6 +108,13 @@ class FeatureCollision(Checked):
                 what = "feature_collision needs an encoder that the victim keeps frozen, and a head that it trains"
                 raise SapperError(what, where="head", remedy="use a head such as linear or mlp")
 
+    def check_samples(self, samples: Samples, classes: Sequence[str]) -> None:
+        """Raises ``SapperError`` unless base and victim are two classes of ``samples``."""
+        there = set(samples.targets().unique().tolist())
+        if self.base == self.victim or not {self.base, self.victim} <= there:
+            what = f"base {self.base} and victim {self.victim} must be two classes with samples"
+            raise samples.error(what, f"choose two of the {len(samples.classes)} classes, numbered from 0")
+
     def pair(self, samples: Samples, run: Run, count: int) -> ImageSet:
         """Up to ``count`` images of each of the two classes: 0 is the base class, 1 the other.
 
@@ -115,11 +122,9 @@ class FeatureCollision(Checked):
         """
         if not isinstance(samples, ImageSet):
             raise samples.error("feature_collision poisons images, and these are none", "name a set of images")
+        self.check_samples(samples, ())
         labels, parts = samples.targets(), []
         both = [(labels == wanted).nonzero().squeeze(1) for wanted in (self.base, self.victim)]
-        if self.base == self.victim or any(len(rows) == 0 for rows in both):
-            what = f"base {self.base} and victim {self.victim} must be two classes with samples"
-            raise samples.error(what, f"choose two of the {len(samples.classes)} classes")
         names = (samples.classes[self.base], samples.classes[self.victim])
         for label, rows in enumerate(both):
             order = torch.randperm(len(rows), generator=run.child(f"{samples.split} {label}").generator())[:count]

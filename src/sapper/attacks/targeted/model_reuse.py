@@ -20,6 +20,7 @@ a feature that no classifier takes for the class: after contrastive pre-training
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -64,7 +65,8 @@ class ModelReuse(Checked):
 
     def __call__(self, encoder: Encoder, train: Samples, test: Samples, head: AnyHead, run: Run) -> Hits:
         """An encoder and a classifier for each of ``inputs`` samples, beside one on the encoder as it is."""
-        self.check(train, test)
+        for samples in (train, test):
+            self.check_samples(samples, ())
         generator = run.child("inputs").generator()
         candidates = (test.targets() != self.wanted).nonzero().squeeze(1)
         chosen = candidates[torch.randperm(len(candidates), generator=generator)[: self.inputs]]
@@ -81,13 +83,12 @@ class ModelReuse(Checked):
             clean.append(answers(build(head, encoder, train, part, known), test, run))
         return hits(torch.stack(attacked), torch.stack(clean), chosen, test.targets(), self.wanted)
 
-    def check(self, train: Samples, test: Samples) -> None:
+    def check_samples(self, samples: Samples, classes: Sequence[str]) -> None:
         """Raises ``SapperError`` where the wanted class, or another, has no samples."""
-        for samples in (train, test):
-            of_wanted = samples.targets() == self.wanted
-            if not bool(of_wanted.any()) or bool(of_wanted.all()):
-                what = f"samples of class {self.wanted} and of others are needed"
-                raise samples.error(what, f"choose one of the {len(samples.classes)} classes")
+        of_wanted = samples.targets() == self.wanted
+        if not bool(of_wanted.any()) or bool(of_wanted.all()):
+            what = f"samples of class {self.wanted} and of others are needed"
+            raise samples.error(what, f"choose one of the {len(samples.classes)} classes, numbered from 0")
 
     def change(self, encoder: Encoder, chosen: Tensor, point: Tensor, ordinary: Tensor, run: Run) -> Encoder:
         """A copy of ``encoder`` that sends ``chosen`` (1, 3, H, W) near to ``point`` (D,)."""
