@@ -111,6 +111,7 @@ SMALL = [
     *(path.stem for path in SHIPPED if re.fullmatch("ablation-.*(?<!-small)|paper-.*-small", path.stem)),
 ]
 SMALL.remove("paper-mntd-encoders-small")  # needs ten encoders, smaller ones
+SMALL.remove("paper-lba-small")  # has three seeds, and the demo's budget
 EMBEDDED = [path.stem for path in SHIPPED if re.fullmatch("(ablation-.*|badencoder-multi)-small", path.stem)]
 
 

@@ -215,9 +215,9 @@ def test_each_attack_gives_what_it_gives_alone(finished: tuple[Results, Path], d
     alone = experiment(
         data, "pretraining.epochs=1", text=ONE_TASK, extra=_some("strong").replace("[[attack]]", "[attack]")
     )
-    expected = {(r.head, r.metric): r.value for r in perform(alone, tmp_path).records}
-    found = {(r.head, r.metric): r.value for r in finished[0].records if r.attack == "strong"}
-    assert found == expected
+    expected = {(r.head, r.metric): r.value for r in perform(alone, tmp_path).records if r.metric != "attack_seconds"}
+    ours = [r for r in finished[0].records if r.attack == "strong" and r.metric != "attack_seconds"]
+    assert {(r.head, r.metric): r.value for r in ours} == expected
 
 
 def _some(*words: str) -> str:

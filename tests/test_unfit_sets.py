@@ -7,6 +7,7 @@ import pytest
 
 from sapper.errors import SapperError
 from sapper.experiment.data import load_data
+from sapper.experiment.fitting import check_fit
 from sapper.running import Run
 from tests.micro import PLAIN, experiment, write_data, write_npz
 
@@ -28,7 +29,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(data: Path, dataset: str, attack: str, target: str) -> None:
     text = PLAIN.replace("{data}/photos", f"{{data}}/{dataset}")
     extra = f"\n[attack]\n{attack}\n{target}\n".replace("DATA", data.as_posix())
-    load_data([experiment(data, text=text, extra=extra)], Run(), data_root=None, download=False)
+    scenario = experiment(data, text=text, extra=extra)
+    check_fit(scenario, load_data([scenario], Run(), data_root=None, download=False), Run())
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def _check_attacked(scenario: Scenario, data: Data, run: Run) -> None:
             wanted = train.classes[target_label(plan, train, scenario.file)]
             groups.setdefault("all" if section.encoders == "one-for-all" else task.name, []).append(wanted)
     for classes in groups.values():
-        with located(f"{scenario.file}: attack", "."):
+        with located(f"{scenario.file}: attack"):
             selective.check_samples(given(), classes)
 
 
