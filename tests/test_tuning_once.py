@@ -53,6 +53,9 @@ def test_a_clean_classifier_is_tuned_once_for_all_triggers(tmp_path: Path) -> No
 
     assert of(results, "CA")["patch"] == of(results, "CA")["noise"]
     assert of(results, "ASR_B")["patch"] != of(results, "ASR_B")["noise"]
+    assert {shown.state for shown in results.maps} == {"clean"}  # nobody attacked the encoder
+    assert {reference["attack"] for reference in results.references} == {"patch", "noise"}
+
     spent = {timing["stage"]: timing["seconds"] for timing in results.timings}
     on, poison = "on the clean encoder with a poisoned training set (patch), balls", "attack on balls (patch)"
     expected = spent[f"finetune {on}"] + spent[f"heads {on}"] + spent[poison]

@@ -60,7 +60,7 @@ def _method_printer(kind: str, name: str, place: str, *, whole: bool) -> Callabl
         out.print(f"[bold]{name}[/bold]  [dim]{kind}{' · ' + escape(cls.source) if cls.source else ''}[/dim]")
         text = cleandoc(cls.__doc__ or "")
         if whole and kind in OF_A_FILE:
-            shared = [cleandoc(base.__doc__ or "") for base in cls.__mro__[1:] if parameters_of(base)]
+            shared = [cleandoc(base.__doc__ or "") for base in cls.__mro__[1:] if _own_parameters(base)]
             text = "\n\n".join([cleandoc(sys.modules[cls.__module__].__doc__ or ""), text, *shared])
         out.print(Padding.indent(Text(_flowing(text) if whole else text.partition("\n\n")[0]), 2))
         if kind in NEEDY:
@@ -80,7 +80,7 @@ def _method_printer(kind: str, name: str, place: str, *, whole: bool) -> Callabl
     return show
 
 
-def parameters_of(base: type) -> list[str]:
+def _own_parameters(base: type) -> list[str]:
     """The parameters that a class adds to those of its own bases."""
     inherited = {each.name for parent in base.__mro__[1:] if is_dataclass(parent) for each in fields(parent)}
     return [each.name for each in fields(base) if each.name not in inherited] if is_dataclass(base) else []

@@ -28,12 +28,13 @@ def file_name(stem: str, card: Card) -> str:
     return f"{stem}-{MARK}.safetensors" if card.backdoored else f"{stem}.safetensors"
 
 
-def save(encoder: Encoder, path: Path) -> None:
+def save(encoder: Encoder, path: str | Path) -> None:
     """Write the encoder; the file is whole or absent.
 
     Raises ``SapperError`` when a backdoored encoder is to be written under a name that does not say so, or when
     the disk refuses.
     """
+    path = Path(path)
     check_name(path, "encoder", backdoored=encoder.card.backdoored)
     # One entry only: safetensors writes several in a random order, and equal encoders must be equal files.
     metadata = {CARD: card_text(encoder.card)}

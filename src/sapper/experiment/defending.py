@@ -20,7 +20,7 @@ from sapper.downstream import Classifier
 from sapper.downstream.files import load
 from sapper.encoders import Encoder
 from sapper.experiment.fleets import LEARNED
-from sapper.experiment.tasks import Part, Task, TaskData, method_key, packages
+from sapper.experiment.tasks import Part, Task, TaskData, head_key, method_key, packages
 from sapper.experiment.victims import own_triggers
 from sapper.experiment.works import (
     CLASSIFIER,
@@ -82,7 +82,7 @@ class Classifiers:
     kept: bool = False
 
     def key(self) -> dict[str, Any]:
-        head = {"name": self.head.name} | method_key(self.head)
+        head = head_key(self.head)
         kept = {"kept": True} if self.kept else {}
         return {"task": self.task.key, "head": head, "poisoned": self.poisoned} | kept
 

@@ -233,6 +233,11 @@ def method_key(method: Named) -> dict[str, Any]:
     return {"method": method.name, "version": method.parameters.version, "parameters": asdict(method.parameters)}
 
 
+def head_key(head: Named) -> dict[str, Any]:
+    """The same for a head, under whose name predictions lie."""
+    return {"name": head.name} | method_key(head)
+
+
 def packages(*methods: Named) -> tuple[str, ...]:
     """The installed packages that can change what these methods give."""
     return tuple(package for method in methods for package in libraries_of(method.parameters))

@@ -11,16 +11,17 @@ from sapper import tensors
 from sapper.attacks.target import Target
 from sapper.downstream import Classifier, build, extract, predict
 from sapper.downstream import files as classifiers
-from sapper.experiment.tasks import Task, TaskData, describe, identity, method_key, packages
+from sapper.encoders.files import file_name
+from sapper.experiment.tasks import Task, TaskData, describe, head_key, identity, method_key, packages
 from sapper.experiment.views import MAP_IMAGES, all_answers, all_features, map_features
 from sapper.experiment.works import (
     CLASSIFIER,
-    CLEAN_CLASSIFIER,
     CURVES,
     HITS,
     MAP,
     PREDICTIONS,
     TRIGGERS,
+    TUNED,
     check_training,
     encoder_file,
     leave_triggers,
@@ -56,7 +57,7 @@ class TuneHead:
         return packages(self.head)
 
     def key(self) -> dict[str, Any]:
-        head = {"name": self.head.name} | method_key(self.head)
+        head = head_key(self.head)
         return {"task": self.task.data_key, "head": head, "poisoned": self.poisoned}
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
@@ -67,14 +68,14 @@ class TuneHead:
         encoder, child = victims_encoder(self.task, inputs[0], run), run.child(f"head {self.head.name}")
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         tuned = self.head.parameters.tune(encoder, train, child, checkpoint)
-        backdoored = self.poisoned or encoder.card.backdoored
-        origin: dict[str, Any] = {"head": {"name": self.head.name} | method_key(self.head), "train": identity(train)}
+        origin: dict[str, Any] = {"head": head_key(self.head), "train": identity(train)}
         origin |= {"encoder": sha256(encoder_file(inputs[0])), "seed": run.seed}
         if self.poisoned:
             origin |= read_poison(inputs[-1])
             tuned.encoder.marked(backdoored=True, origin=origin)
-        about = classifiers.About(classes=train.classes, backdoored=backdoored, origin=origin)
-        classifiers.save(tuned, about, folder / (CLASSIFIER if backdoored else CLEAN_CLASSIFIER))
+        card = tuned.encoder.card
+        about = classifiers.About(classes=train.classes, backdoored=card.backdoored, origin=origin)
+        classifiers.save(tuned, about, folder / file_name(TUNED, card))
         checkpoint.remove()
 
 
@@ -103,7 +104,7 @@ class BuildHeads:
         return packages(*self.heads)
 
     def key(self) -> dict[str, Any]:
-        heads = [{"name": head.name} | method_key(head) for head in self.heads]
+        heads = [head_key(head) for head in self.heads]
         more = {"made triggers": self.made_triggers, "poisoned": self.poisoned, "map images": MAP_IMAGES}
         return {"task": self.task.key, "heads": heads} | more
 
@@ -118,11 +119,13 @@ class BuildHeads:
         if self.poisoned:
             data = TaskData(data.name, read_poisoned(rest.pop(0))[0], data.test)
         encoder = victims_encoder(self.task, inputs[0], run)
-        train, views = extract(encoder, data.train, run), all_features(encoder, data.test, triggers, run)
+        fitted = any(head.parameters.kind == "fitted" for head in self.heads)
+        train = extract(encoder, data.train, run) if fitted else None
+        views = all_features(encoder, data.test, triggers, run)
         predictions: dict[str, Tensor] = {}
         for head in self.heads:
             if head.parameters.kind == "tuned":
-                classifier, _ = classifiers.load(tuned_file(rest.pop(0)), run)
+                classifier, _ = classifiers.load(next(rest.pop(0).glob(f"{TUNED}*.safetensors")), run)
                 answers = all_answers(classifier, data.test, triggers, run)
             else:
                 child = run.child(f"head {head.name}")
@@ -152,7 +155,7 @@ class AttackTraining:
         return packages(self.method, self.head)
 
     def key(self) -> dict[str, Any]:
-        head = {"name": self.head.name} | method_key(self.head)
+        head = head_key(self.head)
         more = {"map images": MAP_IMAGES, "classifier": "kept"}
         return method_key(self.method) | {"task": self.task.key, "head": head} | more
 
@@ -178,7 +181,7 @@ class AttackTraining:
         self, file: Path, own: Classifier, data: TaskData, targets: tuple[Target, ...], clean: Path, run: Run
     ) -> None:
         origin: dict[str, Any] = {"method": self.method.name, "parameters": asdict(self.method.parameters)}
-        origin |= {"head": {"name": self.head.name} | method_key(self.head), "clean": sha256(encoder_file(clean))}
+        origin |= {"head": head_key(self.head), "clean": sha256(encoder_file(clean))}
         origin |= {"train": identity(data.train), "targets": [describe(each) for each in targets], "seed": run.seed}
         if self.head.parameters.kind == "tuned":  # else it is the clean one
             own.encoder.marked(backdoored=True, origin=origin)
@@ -200,7 +203,7 @@ class AttackSingleInputs:
         return packages(self.method, self.head)
 
     def key(self) -> dict[str, Any]:
-        head = {"name": self.head.name} | method_key(self.head)
+        head = head_key(self.head)
         return method_key(self.method) | {"task": self.task.key, "head": head}
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
@@ -213,8 +216,3 @@ class AttackSingleInputs:
 def own_triggers(task: Task) -> dict[str, Trigger]:
     """The triggers that the aims of a task name."""
     return {aim.name: aim.trigger for aim in task.aims}
-
-
-def tuned_file(folder: Path) -> Path:
-    """The classifier in a stage's folder."""
-    return folder / (CLASSIFIER if (folder / CLASSIFIER).exists() else CLEAN_CLASSIFIER)

@@ -41,7 +41,7 @@ from sapper.training import Checkpoint, check_finite
 from sapper.triggers import Trigger, write_triggers
 
 ENCODER, CURVES, CHOICES, TRIGGERS = "encoder", "curves.json", "choices.json", "triggers.safetensors"
-CLASSIFIER, CLEAN_CLASSIFIER = f"classifier-{MARK}.safetensors", "classifier.safetensors"
+TUNED, CLASSIFIER = "classifier", f"classifier-{MARK}.safetensors"
 PREDICTIONS, MAP, HITS = "predictions.safetensors", "map.safetensors", "hits.safetensors"
 POISONED, POISON = "data-POISONED.safetensors", "poison.json"
 """What works call their files."""
