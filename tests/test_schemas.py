@@ -20,7 +20,6 @@ from sapper.experiment.results import (
     read_results,
 )
 from sapper.report import markdown, render
-from tests.conftest import REPOSITORY
 
 OLD = {"clean": "clean", "attacked": "backdoored"}
 
@@ -86,7 +85,7 @@ def test_schema_1_is_read_as_what_it_means(tmp_path: Path) -> None:
 
 
 def test_kept_results_of_schema_1_tell_both_encoders_apart() -> None:
-    kept = REPOSITORY / "docs" / "results" / "data" / "demo.json"
+    kept = Path(__file__).with_name("results_of_schema_1.json")  # the demo's, as they were written once
     assert json.loads(kept.read_text())["schema"] == 1
     read = read_results(kept)
     assert {audit.state for audit in read.audits} == {"clean", "attacked"}
