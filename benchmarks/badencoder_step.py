@@ -12,12 +12,13 @@ from torchvision.transforms.functional import to_tensor
 
 from benchmarks.textbook import BATCH, REFERENCE, PerSample, forward, loader, noise
 from benchmarks.timing import Row, paired
-from sapper.attacks.features import freeze_batch_norm, step_losses
+from sapper.attacks.features import step_losses
 from sapper.attacks.implant.badencoder import BadEncoder
 from sapper.attacks.target import Target
 from sapper.augment import Augmentation
 from sapper.downstream import extract
 from sapper.encoders import Encoder, build
+from sapper.encoders.freezing import freeze_batch_norm
 from sapper.running import Run
 from sapper.samples import ImageSet, to_float
 from sapper.training import shuffled

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sapper.attacks.features import freeze_batch_norm, step_losses
+from sapper.attacks.features import step_losses
 from sapper.attacks.implant.badencoder import BadEncoder
 from sapper.attacks.references import choose_references, near_duplicates
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, build
+from sapper.encoders.freezing import freeze_batch_norm
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet

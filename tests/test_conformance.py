@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sapper import attacks, defenses, pretraining, verdicts
+from sapper.attacks.contracts import Attacked
 from sapper.attacks.target import Target
 from sapper.defenses.defender import Defender
-from sapper.downstream import MLP, build, files
+from sapper.downstream import MLP, Finetune, build, files
+from sapper.downstream.heads import TunedHead
 from sapper.encoders import Encoder, Trained
 from sapper.encoders import build as build_encoder
 from sapper.methods import HEADS, find
@@ -161,7 +163,7 @@ def equal(one: Any, other: Any) -> bool:
 Call = Callable[[Run, Checkpoint | None], Any]
 
 
-def case(kind: str, name: str) -> Call:
+def case(kind: str, name: str, encoder: Callable[[], Encoder] = encoder, head: TunedHead | MLP = HEAD) -> Call:
     """A method's work on tiny data, yet to be done."""
     method = find(kind, TABLES[kind], name, "here")(**ROWS[name])
     if kind == "pretraining":
@@ -178,9 +180,9 @@ def case(kind: str, name: str) -> Call:
                 samples = captioned() if "captions" in method.needs else TRAIN
                 return lambda run, _: method(samples, (target(name),), run)
             case "training":
-                return lambda run, kept: method(encoder(), TRAIN, (target(name),), HEAD, run, kept)
+                return lambda run, kept: method(encoder(), TRAIN, (target(name),), head, run, kept)
             case "targeted":
-                return lambda run, _: method(encoder(), TRAIN, TEST, HEAD, run)
+                return lambda run, _: method(encoder(), TRAIN, TEST, head, run)
     defender = Defender.of(encoder(), HEAD, TRAIN, Run(seed=3))
     match method.kind:
         case "judge":
@@ -212,6 +214,27 @@ def test_a_method_repeats_itself_and_leaves_global_randomness_alone(kind: str, n
     one = plain(call(Run(seed=7), None))
     assert randomness() == before
     assert equal(one, plain(case(kind, name)(Run(seed=7), None)))
+
+
+def on_encoders() -> Iterator[tuple[str, TunedHead | MLP]]:
+    """The attacks that are given a finished encoder, those on the training of classifiers with heads of either kind."""
+    for name in attacks.METHODS:
+        kind = find("attacks", attacks.METHODS, name, "here").kind
+        if kind != "poison":
+            yield name, HEAD
+        if kind == "training":
+            yield name, Finetune(epochs=1)
+
+
+@pytest.mark.parametrize(("name", "head"), list(on_encoders()))
+def test_an_attack_works_beside_a_text_tower_and_leaves_it_alone(name: str, head: TunedHead | MLP) -> None:
+    before = with_text()
+    made = case("attacks", name, with_text, head)(Run(seed=7), None)
+    if isinstance(made, Trained | Attacked):
+        after = made.encoder if isinstance(made, Trained) else made.classifier.encoder
+        assert before.text is not None
+        assert after.text is not None
+        assert equal(state(before.text), state(after.text))
 
 
 def interrupting(save: Callable[..., None]) -> Callable[..., None]:

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from torch import Tensor, nn
 
 from sapper.downstream import KNN, MLP, Classifier, Linear, Standardize, extract, mean_cosine, predict
 from sapper.encoders import build
 from sapper.running import Run
-from sapper.triggers import Patch
+from sapper.samples import ImageSet
+from sapper.triggers import Blend, Filter, Patch, Trigger
 from tests.test_badencoder import images
 
 RUN = Run(seed=2)
@@ -52,6 +54,22 @@ def test_features_are_normalized_and_the_trigger_is_stamped_first() -> None:
     assert torch.allclose(extract(encoder, data, RUN, batch=3), plain, atol=1e-6)
     assert torch.allclose(extract(encoder, data, RUN, patch, batch=4), stamped, atol=1e-6)
     assert not torch.allclose(plain, stamped, atol=1e-3)
+
+
+class Recorder(nn.Module):
+    """In the place of an encoder: keeps what it is shown."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen = images
+        return images.flatten(1)
+
+
+@pytest.mark.parametrize("trigger", [Patch(size=4), Filter(), Blend(alpha=0.2)])
+def test_a_number_format_rounds_no_pixels_of_what_a_trigger_makes(trigger: Trigger) -> None:
+    images = ImageSet(images=torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8), name="noise")
+    recorder = Recorder()
+    extract(recorder, images, Run(dtype=torch.bfloat16), trigger)  # type: ignore[arg-type]
+    assert torch.equal(recorder.seen, trigger(images.batch()))
 
 
 def test_a_linear_probe_is_logistic_regression() -> None:

@@ -113,12 +113,19 @@ def test_the_weights_follow_from_finished_epochs_and_start_where_they_say() -> N
     good, bad = (-0.97, -0.95, -0.95), (-0.9, -0.95, -0.95)
     epochs = [(*bad, 0.9), (*bad, 0.9)]
     history = [(0.1, 0.001)] * 3  # nothing changes before the third epoch has ended
-    fall = 1.25**1.25
-    for spread, ours, factors in ((0.9, good, (1.25, 1.0)), (0.55, good, (1.25, 1.25)), (0.4, good, (1.0, 1.25))):
+    fall = 1 / 1.25**1.25
+    after = (
+        (0.9, good, (1.25, fall)),
+        (0.55, good, (1.25, 1.25)),
+        (0.4, good, (1.25, 1.25)),
+        (0.9, good, (1.0, fall)),  # held back by the epoch before
+        (0.9, good, (1.25, fall)),
+        (0.4, bad, (fall, fall)),
+        (0.4, good, (1.25, 1.25)),  # a bad epoch holds nothing back
+    )
+    for spread, ours, factors in after:
         epochs.append((*ours, spread))
         history.append((history[-1][0] * factors[0], history[-1][1] * factors[1]))
-    epochs.append((*bad, 0.9))
-    history.append((history[-1][0] / fall, history[-1][1] / fall))
     for done, expected in enumerate(history):
         names = (*NAMES[:3], "Sb triggered")
         curves = {name: [epoch[i] for epoch in epochs[:done]] for i, name in enumerate(names)} if done else {}

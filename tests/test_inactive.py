@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from sapper.attacks.features import Held, frozen_copy, step_losses
+from sapper.attacks.features import Held, step_losses
 from sapper.attacks.implant.inactive import Inactive, color_distance, hue_circle
 from sapper.augment import adjust_hue
 from sapper.encoders import Encoder
+from sapper.encoders.freezing import frozen_copy
 from sapper.training import Step
 from sapper.triggers import Network, ssim
 from tests.implants import RUN, greens, images, squares, target, tiny, unit

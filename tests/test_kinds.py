@@ -396,7 +396,8 @@ def test_what_an_attack_does_not_go_with_is_told_before_anything_runs(
     text = PLAIN.partition("[[head]]")[0]
     head = {"blind": "linear", "feature_collision": "finetune"}.get(method, "mlp")
     trigger = {"lba": "blend", "ssl_backdoor": "blend"}.get(method, "patch")
-    target = f'[[target]]\ntask = "balls"\nclass = "red"\ntrigger = {{ kind = "{trigger}" }}\n'
+    size = ", size = 4" if trigger == "patch" else ""
+    target = f'[[target]]\ntask = "balls"\nclass = "red"\ntrigger = {{ kind = "{trigger}"{size} }}\n'
     more = f'[[head]]\nmethod = "{head}"\nprimary = true\n\n[attack]\nmethod = "{method}"\n{extra}\n'
     with pytest.raises(SapperError, match=message) as caught:
         experiment(tmp_path, extra=more + ("" if method == "feature_collision" else target), text=text)
@@ -432,7 +433,7 @@ def test_a_fleet_whose_twins_cannot_be_attacked_is_refused(
 @pytest.mark.parametrize(("method", "task"), [("badnets", True), ("corruptencoder", False)])
 def test_a_rate_that_selects_nothing_is_told_before_the_training(method: str, task: bool, tmp_path: Path) -> None:
     data = write_data(tmp_path)
-    target = '[[target]]\ntask = "balls"\nclass = "red"\n'
+    target = '[[target]]\ntask = "balls"\nclass = "red"\ntrigger = { size = 4 }\n'
     extra = f'[attack]\nmethod = "{method}"\nrate = 0.001\n{target}'
     told_lines: list[str] = []
     with pytest.raises(SapperError, match=f"selects none of {60 if task else 64} samples") as caught:
@@ -444,7 +445,7 @@ def test_a_rate_that_selects_nothing_is_told_before_the_training(method: str, ta
 @pytest.mark.parametrize("method", ["badnets", "corruptencoder"])
 def test_a_rate_that_is_too_much_for_all_targets_is_told_before_the_training(method: str, tmp_path: Path) -> None:
     data = write_data(tmp_path)
-    target = '[[target]]\ntask = "balls"\nclass = "{}"\n'
+    target = '[[target]]\ntask = "balls"\nclass = "{}"\ntrigger = {{ size = 4 }}\n'
     extra = f'[attack]\nmethod = "{method}"\nrate = 0.6\n{target.format("red")}{target.format("blue")}'
     told_lines: list[str] = []
     with pytest.raises(SapperError, match="samples for all targets together, and there are") as caught:

@@ -254,6 +254,13 @@ def test_one_seed_keeps_its_own_interval() -> None:
     assert estimate([Record(seed=0, stage="s", metric="BA", value=0.5)]).source == "none"
 
 
+def test_two_values_for_one_seed_are_refused() -> None:
+    one = Record(seed=0, stage="s", metric="CA", value=0.5, subject="a")
+    assert estimate([one, replace(one, subject="b")]).value == 0.5, "said twice is said once"
+    with pytest.raises(SapperError, match="CA has two values for seed 0"):
+        estimate([one, replace(one, value=0.6)])
+
+
 def test_t_interval_stays_in_range() -> None:
     found = estimate([Record(seed=seed, stage="s", metric="ASR", value=value) for seed, value in ((0, 1.0), (1, 0.9))])
     assert found.high == 1.0

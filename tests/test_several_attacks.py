@@ -211,6 +211,21 @@ def test_records_say_whose_they_are(finished: tuple[Results, Path]) -> None:
     assert len(set(paths)) == len(paths) == 5, "two clean encoders, three backdoored ones"
 
 
+def test_the_accuracy_on_a_task_that_nobody_attacks_says_whose_heads_and_whose_start_it_has(
+    data: Path, tmp_path: Path
+) -> None:
+    extra = _some("strong", "badnets") + OTHER_START.replace("DATA", data.as_posix())
+    two = experiment(data, "pretraining.epochs=1", text=PLAIN, extra=extra)
+    records = [record for record in perform(two, tmp_path).records if record.task == "boxes"]
+    assert {record.metric for record in records} == {"CA"}
+    keys = Counter((record.attack, record.head) for record in records)
+    assert set(keys.values()) == {1}
+    own = {"badnets": ["knn"], "elsewhere": ["linear", "mlp"], "elsewhere too": ["linear", "mlp"]}
+    assert sorted(keys, key=str) == sorted(
+        [(None, head) for head in ("linear", "mlp")] + [(name, head) for name in own for head in own[name]], key=str
+    )
+
+
 def test_each_attack_gives_what_it_gives_alone(finished: tuple[Results, Path], data: Path, tmp_path: Path) -> None:
     alone = experiment(
         data, "pretraining.epochs=1", text=ONE_TASK, extra=_some("strong").replace("[[attack]]", "[attack]")

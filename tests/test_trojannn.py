@@ -11,7 +11,7 @@ from sapper.attacks.training.trojannn import TrojanNN, covered, divided, mixed, 
 from sapper.downstream import KNN, MLP, Classifier, Finetune, Linear, build
 from sapper.errors import SapperError
 from sapper.training import Checkpoint
-from sapper.triggers import Blend, Mask, Patch
+from sapper.triggers import Blend, Frequency, Mask, Patch
 from tests.test_badencoder import stop_after
 from tests.test_finetune import same
 from tests.victims import PATCH, RUN, aim, balls, rates, victim
@@ -143,5 +143,7 @@ def test_bad_input_is_refused() -> None:
     nothing = Mask(mask=torch.zeros(16, 16), pattern=torch.zeros(3, 16, 16))
     with pytest.raises(SapperError, match="covers no pixel"):
         ATTACK(victim(), balls(30, 1), (aim(nothing),), HEADS["fitted"], RUN)
+    with pytest.raises(SapperError, match="a frequency covers no place"):
+        ATTACK(victim(), balls(30, 1), (aim(Frequency(window=16, coefficients=((3, 3),))),), HEADS["fitted"], RUN)
     with pytest.raises(SapperError, match="does not fit"):
         ATTACK(victim(), balls(30, 1), (aim(Patch(size=17)),), HEADS["fitted"], RUN)

@@ -39,7 +39,12 @@ class Attack(Protocol):
 class MakesTriggers(Protocol):
     """An attack that makes triggers of its own, and says so: what is measured without it depends on it, too."""
 
-    makes_triggers: ClassVar[Literal[True]]
+    makes_triggers: ClassVar[bool]
+
+
+def makes_triggers(attack: object) -> bool:
+    """Whether an attack makes triggers of its own."""
+    return isinstance(attack, MakesTriggers) and attack.makes_triggers
 
 
 @runtime_checkable

@@ -3,7 +3,6 @@
 All of them move an encoder f to another, f', by losses on its features. s is the cosine similarity.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
@@ -17,6 +16,7 @@ from sapper.attacks.target import Target, check_targets
 from sapper.augment import Augmentation
 from sapper.downstream import extract
 from sapper.encoders import Encoder
+from sapper.encoders.freezing import freeze_batch_norm
 from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import Samples, joined
@@ -190,19 +190,6 @@ def kept_losses(unit: Features, clean: Tensor, clean_references: Tensor) -> tupl
     reference = -(unit.augmented.mean(1) * clean_references).sum(1).mean()
     utility = -(unit.plain * clean).sum(1).mean()
     return reference, utility
-
-
-def freeze_batch_norm(encoder: Encoder) -> None:
-    """``train`` mode, except that BatchNorm keeps and uses its statistics and is not trained itself."""
-    encoder.train()
-    for module in encoder.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.eval().requires_grad_(False)
-
-
-def frozen_copy(encoder: Encoder) -> Encoder:
-    """The clean encoder as it is now, in ``eval`` mode, with weights that never change."""
-    return copy.deepcopy(encoder).eval().requires_grad_(False)
 
 
 def learn_trigger(

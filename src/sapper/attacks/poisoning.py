@@ -107,7 +107,7 @@ def stamped(images: Tensor, trigger: Change) -> Tensor:
     return torch.cat([(trigger(to_float(part)) * 255).round().to(torch.uint8) for part in images.split(500)])
 
 
-def scattered(target: Target, within: tuple[float, float], run: Run) -> RandomPatch:
+def scattered(target: Target | TargetPlan, within: tuple[float, float], run: Run) -> RandomPatch:
     """The patch of a target at a place of its own in each image. Raises ``SapperError`` for another trigger."""
     trigger = patch_of(target)
     return RandomPatch(size=trigger.size, color=trigger.color, within=within, key_seed=run.child("places").seed)
@@ -123,12 +123,16 @@ def patch_of(target: Target | TargetPlan) -> Patch | RandomPatch:
 
 
 class PlacesPatches:
-    """For attacks that place the patch of each target themselves."""
+    """For attacks that place the patch of each target themselves, ``within`` that part of an image's sides."""
+
+    within: tuple[float, float]
 
     def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
-        """Raises ``SapperError`` for a trigger that is no patch."""
+        """Raises ``SapperError`` for a trigger that is no patch, or does not fit."""
         for plan in plans:
-            patch_of(plan)
+            placed = scattered(plan, self.within, Run())
+            if plan.side is not None:
+                placed.ranges(plan.side, plan.side)
 
 
 def marked(samples: Samples, rows: Tensor, by: str, **content: Any) -> Poisoned:

@@ -26,11 +26,15 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetPlan:
-    """A target before its samples are there; ``references``: how many there will be."""
+    """A target before its samples are there.
+
+    ``references``: how many there will be. ``side`` of the images in pixels, where that is known.
+    """
 
     name: str
     trigger: Trigger
     references: int
+    side: int | None = None
 
     @classmethod
     def of(cls, targets: Sequence[Target]) -> "list[TargetPlan]":

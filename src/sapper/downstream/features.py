@@ -25,8 +25,9 @@ def extract(encoder: Encoder, samples: Samples, run: Run, change: Change | None 
     with run.progress.bar("features", len(samples)) as bar:
         for start in range(0, len(samples), size):
             inputs = samples.batch(slice(start, start + size)).to(run.device)
+            inputs = inputs if change is None else change(inputs)  # outside of autocast, which would round pixels
             with run.autocast():
-                output = encoder(inputs if change is None else change(inputs))
+                output = encoder(inputs)
             features.append(F.normalize(output.float(), dim=1))
             bar.advance(len(output))
     return torch.cat(features)

@@ -24,10 +24,16 @@ from sapper.training import Checkpoint, Step, Terms, train, warm_cosine
 
 
 class Head(Protocol):
-    """Parameters of a head that is fitted to features. ``seeded``: whether another seed gives another head."""
+    """Parameters of a head that is fitted to features.
+
+    ``seeded``: whether another seed gives another head. ``layers``: how many linear layers it has that are trained.
+    """
 
     kind: ClassVar[Literal["fitted"]]
     seeded: ClassVar[bool]
+
+    @property
+    def layers(self) -> int: ...
 
     def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
         """Train on normalized ``features`` float (N, D) and ``labels`` int64 (N,); the result is in ``eval`` mode."""
@@ -39,6 +45,9 @@ class TunedHead(Protocol):
 
     kind: ClassVar[Literal["tuned"]]
     seeded: ClassVar[bool]
+
+    @property
+    def layers(self) -> int: ...
 
     def tune(self, encoder: Encoder, train: Samples, run: Run, checkpoint: Checkpoint | None = None) -> Classifier:
         """Train a copy of ``encoder`` and a head on labeled samples; the result is in ``eval`` mode."""
@@ -119,6 +128,7 @@ class MLP(Checked, Stepwise):
     seeded: ClassVar[bool] = True
     source: ClassVar[str] = "Jia, Liu, Gong, IEEE S&P 2022"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
+    layers: ClassVar[int] = 3
 
     def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
         """Train for ``epochs``; the last epoch counts, none is chosen by its test accuracy."""
@@ -185,6 +195,7 @@ class Linear(Checked):
     seeded: ClassVar[bool] = False
     source: ClassVar[str] = "the usual linear evaluation of self-supervised encoders"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    layers: ClassVar[int] = 1
 
     def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
         """The optimum, to L-BFGS's tolerance; no randomness is used."""
@@ -226,6 +237,7 @@ class KNN(Checked):
     seeded: ClassVar[bool] = False
     source: ClassVar[str] = "Wu et al., CVPR 2018; BadEncoder's monitor"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    layers: ClassVar[int] = 0
 
     def fit(self, features: Tensor, labels: Tensor, classes: int, run: Run) -> nn.Module:
         """Keep the rows and their labels."""

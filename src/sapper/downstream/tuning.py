@@ -25,6 +25,7 @@ from sapper.downstream.classifier import Classifier
 from sapper.downstream.features import extract
 from sapper.downstream.heads import Standardize, Stepwise
 from sapper.encoders import Encoder
+from sapper.encoders.freezing import freeze_batch_norm
 from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import Samples
@@ -55,6 +56,11 @@ class Finetune(Checked, Stepwise):
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Kornblith, Shlens, Le, CVPR 2019"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    @property
+    def layers(self) -> int:
+        """How many linear layers the head has."""
+        return len(self.hidden) + 1
 
     def tune(self, encoder: Encoder, train: Samples, run: Run, checkpoint: Checkpoint | None = None) -> Classifier:
         """Train a copy of ``encoder`` and a head; the last epoch counts, none is chosen by its test accuracy."""
@@ -99,10 +105,10 @@ class Finetune(Checked, Stepwise):
 
     def mode(self, classifier: Classifier) -> None:
         classifier.train().requires_grad_(True)
+        if classifier.encoder.text is not None:  # no image reaches it
+            classifier.encoder.text.requires_grad_(False)
         if self.batch_norm == "frozen":
-            for module in classifier.modules():
-                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                    module.eval().requires_grad_(False)
+            freeze_batch_norm(classifier)
 
     def optimizer(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(weights, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)

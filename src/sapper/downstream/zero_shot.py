@@ -47,6 +47,7 @@ class ZeroShot(Checked):
         "paper": {},
         "signs": {"templates": ("a traffic sign photo of a {}",)},
     }
+    layers: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ from sapper.experiment.data import (
     uses,
 )
 from sapper.experiment.tasks import Part
-from sapper.pretraining.contracts import Counting
+from sapper.pretraining.contracts import check_count
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.scenario.kinds import kind_of
@@ -77,19 +77,24 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
 
 def _check_pretraining(scenario: Scenario, images: ImageSet) -> None:
     """Raises ``SapperError`` where so many images are too few for what an encoder is pre-trained by."""
-    method = scenario.pretraining_method.parameters
-    if isinstance(method, Counting):
-        with located(f"{scenario.file}: pretraining", "."):
-            method.check(scenario.pretraining.images or len(images))
+    with located(f"{scenario.file}: pretraining", "."):
+        check_count(scenario.pretraining_method.parameters, scenario.pretraining.images or len(images))
 
 
 def _check_fleets(scenario: Scenario, images: ImageSet) -> None:
     """Raises ``SapperError`` unless a defender's share of the images is enough for its fleet."""
+    whole = scenario.pretraining.images or len(images)
     for i, plan in enumerate(scenario.defenses):
-        if isinstance(plan.section, FleetSection):
+        if isinstance(plan.section, FleetSection) and plan.shadows is not None:
             learner: EncoderLearner = plan.method.parameters
+            (first, attack), own = (each.parameters for each in plan.shadows), round(learner.share * whole)
             with located(f"{scenario.file}: defense[{i}]", "."):
-                learner.check(scenario.pretraining.images or len(images), images.size)
+                learner.check(whole, images.size)
+            with located(f"{scenario.file}: defense[{i}].pretraining", "."):
+                check_count(first, own)
+            with located(f"{scenario.file}: defense[{i}].attack", "."):
+                if isinstance(attack, Rated):
+                    selected(attack.rate, own)
 
 
 def _check_labels(scenario: Scenario, data: Data) -> None:

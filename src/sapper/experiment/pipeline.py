@@ -10,7 +10,7 @@ by it, and every attacked subject is compared with it.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from sapper.attacks.contracts import MakesTriggers
+from sapper.attacks.contracts import makes_triggers
 from sapper.engine.stage import Stage, Work
 from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
 from sapper.experiment.tasks import Part, Task
@@ -48,7 +48,7 @@ class AttackPlan:
     @property
     def makes_triggers(self) -> bool:
         """Whether triggers are known only when the attack is done."""
-        return isinstance(self.method.parameters, MakesTriggers)
+        return makes_triggers(self.method.parameters)
 
     def groups(self, tasks: Sequence[Task]) -> list[list[Task]]:
         """Which tasks are attacked with one another. Who attacks a task's own data or training attacks it alone."""

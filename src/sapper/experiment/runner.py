@@ -97,6 +97,9 @@ def _primary_heads(scenario: Scenario) -> dict[str, Any]:
 EARLY = ("encoder", "pretraining")
 """Tables whose keys a pre-training depends on."""
 
+PLAIN = (*EARLY, "task", "head")
+"""Tables whose keys a classifier without any attack depends on."""
+
 
 def _variants(scenario: Scenario) -> list[Variant]:
     """The scenario's variants, or the scenario itself as the only one, each with every attack by itself."""
@@ -123,6 +126,7 @@ def _variants(scenario: Scenario) -> list[Variant]:
                     attacked=suffix(changes, *tables) + (f"-{name}" if name else ""),
                     shown=i == 0,
                     attack=name,
+                    own=any(single.content.get(table) != whole.content.get(table) for table in PLAIN),
                 )
             )
     return found
@@ -164,7 +168,7 @@ class Planned:
         for measured, defenses in self.defended:
             task, before = measured.task, done[measured.before]
             if measured.subject is None or measured.after is None:
-                place = {key: trial.place[key] for key in ("seed", "condition")}
+                place = {key: value for key, value in trial.place.items() if key != "attack" or trial.variant.own}
                 findings.add_accuracy(place, task, before, measured.baseline)
                 continue
             after, choices = done[measured.after], read_choices(done[trial.pipeline.choices[task.name]].folder)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sapper.attacks.contracts import MakesTriggers
+from sapper.attacks.contracts import makes_triggers
 from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner
 from sapper.engine.executors import execute
 from sapper.engine.stage import Stage
@@ -85,7 +85,7 @@ def _on_classifiers(trial: Trial, plan: DefensePlan, measured: Measured, subject
 def subjects_triggers(trial: Trial, measured: Measured) -> Stage | None:
     """What leaves the triggers that an attack made, if it makes any of its own."""
     attack = trial.scenario.attack_method
-    own = attack is not None and isinstance(attack.parameters, MakesTriggers)
+    own = attack is not None and makes_triggers(attack.parameters)
     return measured.subject.source if own and measured.subject is not None else None
 
 

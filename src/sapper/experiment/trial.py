@@ -45,7 +45,7 @@ class Variant:
     ``early`` and ``attacked`` are those of its pre-training and of its attacks, which it shares with variants that
     differ in later stages only.
     ``shown``: its pictures and maps are in the report; those of one variant are enough. ``attack``: its name, where the
-    scenario has several.
+    scenario has several. ``own``: without any attack, too, it is other than the scenario.
     """
 
     scenario: Scenario
@@ -55,6 +55,7 @@ class Variant:
     attacked: str
     shown: bool
     attack: str | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class Trial:
 
     @property
     def place(self) -> dict[str, Any]:
-        """What all records share, but those of a task that nobody attacks: they have no ``attack``."""
+        """What all records share. Those of a task that nobody attacks have no ``attack``, but for ``own`` variants."""
         name = self.scenario.attack_name
         attacked = {"attack": name} if name is not None else {}
         return {"seed": self.run.seed, "condition": self.variant.condition} | attacked

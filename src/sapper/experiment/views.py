@@ -20,10 +20,14 @@ def all_answers(classifier: Classifier, test: ImageSet, triggers: dict[str, Trig
     changes: dict[str, Change | None] = {"clean": None} | {f"triggered/{name}": each for name, each in triggers.items()}
     size = min(500, test.at_once(gradients=False))
     answers = {}
-    with torch.no_grad(), run.autocast():
+    with torch.no_grad():
         for view, change in changes.items():
-            batches = (batch.to(run.device) for batch in test.batches(size))
-            parts = [classifier(batch if change is None else change(batch)).argmax(1).cpu() for batch in batches]
+            parts = []
+            for batch in test.batches(size):
+                inputs = batch.to(run.device)
+                inputs = inputs if change is None else change(inputs)  # outside of autocast, which would round pixels
+                with run.autocast():
+                    parts.append(classifier(inputs).argmax(1).cpu())
             answers[view] = torch.cat(parts)
     return answers
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from sapper import encoders, tensors
-from sapper.attacks.contracts import MakesTriggers
+from sapper.attacks.contracts import makes_triggers
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, Trained
 from sapper.encoders.files import MARK, file_name
@@ -185,7 +185,7 @@ def check_training(module: torch.nn.Module, curves: dict[str, list[float]], meth
 
 def obeyed(method: Named, targets: tuple[Target, ...], made: Mapping[str, Trigger]) -> tuple[Target, ...]:
     """The targets with the triggers that the attack made, of the others with those that they had."""
-    if made and not isinstance(method.parameters, MakesTriggers):
+    if made and not makes_triggers(method.parameters):
         what, remedy = f"{method.name} made triggers without saying so", "give its class makes_triggers = True"
         raise SapperError(what, where=method.name, remedy=remedy)
     return tuple(replace(target, trigger=made.get(target.name, target.trigger)) for target in targets)

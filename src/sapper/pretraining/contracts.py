@@ -41,3 +41,9 @@ class Counting(Protocol):
     def check(self, count: int) -> None:
         """Raises ``SapperError`` for parameters that ``count`` samples are too few for; asked before anything runs."""
         ...
+
+
+def check_count(method: Pretraining, count: int) -> None:
+    """Raises ``SapperError`` where ``count`` samples are too few for a pre-training."""
+    if isinstance(method, Counting):
+        method.check(count)

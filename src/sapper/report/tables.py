@@ -11,6 +11,7 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from sapper.errors import SapperError
 from sapper.experiment.results import Record, Results
 from sapper.report import text
 
@@ -96,9 +97,14 @@ class Table:
 def estimate(records: Sequence[Record]) -> Estimate:
     """Mean over seeds. Its interval is Student's t over seeds, or the record's own when there is one seed.
 
-    A t interval knows nothing of the range of a rate and is cut to it (``text.LIMITS``).
+    A t interval knows nothing of the range of a rate and is cut to it (``text.LIMITS``). Raises ``SapperError`` for
+    records of one seed with different values.
     """
-    of_seed = {record.seed: record for record in records}
+    of_seed: dict[int | None, Record] = {}
+    for record in records:
+        if of_seed.setdefault(record.seed, record).value != record.value:
+            what = f"{record.metric} has two values for seed {record.seed}, and nothing tells them apart"
+            raise SapperError(what, where="records", remedy="run the scenario again with this version of sapper")
     first = next(iter(of_seed.values()))
     values = [record.value for record in of_seed.values()]
     shown = partial(Estimate, unit=first.unit, signed=first.metric in SIGNED)

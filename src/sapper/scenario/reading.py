@@ -190,7 +190,8 @@ def _single(single: Single, file: str) -> Scenario:
         asked = [target.task for target in outlined.targets]
         check_attack(attack_method.name, attack_method.parameters, root.attack, asked, f"{file}: attack")
         _check_shadow(attack_section, pretraining_section, file)
-    targets = tuple(_target(section, f"target[{i}]", file) for i, section in enumerate(outlined.targets))
+    size = encoder.input_size
+    targets = tuple(_target(section, size, f"target[{i}]", file) for i, section in enumerate(outlined.targets))
     heads, primary = _heads(root.head or [Scenario.PRIMARY_DEFAULT], file)
     for i, head in enumerate(heads):
         if head.parameters.kind == "zero_shot" and "captions" not in pretraining_method.parameters.needs:
@@ -305,12 +306,13 @@ def _check_shadow(attack: AttackSection, first: PretrainingSection, file: str) -
         raise SapperError(what, where=f"{file}: attack.shadow_images", remedy="ask for fewer, or for all")
 
 
-def _target(section: TargetSection, key: str, file: str) -> TaskTargetPlan:
+def _target(section: TargetSection, side: int, key: str, file: str) -> TaskTargetPlan:
     return TaskTargetPlan(
         name=section.name,
         task=section.task,
         target_class=section.target_class,
         references=section.references,
+        side=side,
         trigger=read_trigger(section.trigger, file, f"{key}.trigger"),
     )
 

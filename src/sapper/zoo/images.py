@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapper import datasets
+from sapper.errors import located
 from sapper.experiment.tasks import Aim, Goals, Part, Task
+from sapper.pretraining.contracts import check_count
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.zoo.making import BestTold, Planned, planned
@@ -25,7 +27,7 @@ class Splits:
     def load(plan: Plan, run: Run, *, parts: Sequence[str] = (), data_root: Path | None, download: bool) -> "Splits":
         """Every split that some parts of the plan need, or all, those for detectors included.
 
-        Raises ``SapperError`` for data that is missing.
+        Raises ``SapperError`` for data that is missing, or too few for a pre-training.
         """
         wanted = dict.fromkeys(place for specimen in plan.of_parts(parts) for place in _places(specimen))
         wanted |= {(section.dataset, section.split, size): None for section, size in plan.images.values()}
@@ -35,6 +37,13 @@ class Splits:
                 bar.advance(0, f"{name}, {split}")
                 sets[name, split, size] = datasets.load(name, split, data_root=data_root, size=size, download=download)
                 bar.advance()
+        for specimen in plan.of_parts(parts):
+            first = specimen.pretraining
+            with located(f"zoo {plan.name}: family {specimen.family!r}.pretraining", "."):
+                check_count(
+                    specimen.pretraining_method.parameters,
+                    first.images or len(sets[first.dataset, first.split, specimen.encoder.input_size]),
+                )
         return Splits(sets=sets)
 
     def planned(self, specimen: Specimen, run: Run) -> Planned:

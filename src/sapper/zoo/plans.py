@@ -22,7 +22,7 @@ import torch
 from pydantic import PositiveInt
 
 from sapper import attacks, datasets, pretraining
-from sapper.attacks.contracts import MakesTriggers
+from sapper.attacks.contracts import makes_triggers
 from sapper.attacks.target import TargetPlan
 from sapper.errors import SapperError, located
 from sapper.methods import HEADS
@@ -141,7 +141,7 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
         what, remedy = "an attack of a family has neither a name nor tables of its own", "leave name and instead out"
         raise SapperError(what, where=f"{file}: {key}.attack", remedy=remedy)
     check_makes_encoders(attack_method.name, attack_method.parameters, f"{file}: {key}.attack.method")
-    if isinstance(attack_method.parameters, MakesTriggers):
+    if makes_triggers(attack_method.parameters):
         what = f"{attack_method.name} makes its own triggers, and a zoo writes down those of its plan"
         remedy = "choose an attack that takes the trigger as it is, such as badencoder"
         raise SapperError(what, where=f"{file}: {key}.attack.method", remedy=remedy)
@@ -154,7 +154,7 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
             datasets.check_name(dataset)
     _, head = with_method(HeadSection, drawn("head"), "heads", HEADS, file, f"{key}.head")
     trigger = _trigger(drawn("trigger"), encoder.input_size, run.child("place").generator(), file, f"{key}.trigger")
-    plan = TargetPlan(name=family.name, trigger=trigger, references=victim.references)
+    plan = TargetPlan(name=family.name, trigger=trigger, references=victim.references, side=encoder.input_size)
     check_choosy(attack_method.parameters, [plan], [head.parameters], f"{file}: {key}.attack")
     return Specimen(
         family=family.name,

@@ -15,7 +15,8 @@ not normalized, s_j(x) = s(f'(x ⊕ e), f'(x_j)) for the references x_j of one t
     then                        L0 + λ1·L1 + λ2·L2 + v·L3 + 0.5·σ (2·σ above σ = 0.1) + c·(σ + Sb) + c1·W
 
 c and c1 start at 0.1 and 0.001. From 20/120 of the epochs on, an epoch that ends with L0 < −0.96, L1 < −0.9 and
-L2 < −0.9 lifts them to 1.25 times as much (c unless Sb < 0.5, c1 if Sb < 0.6); any other divides both by 1.25^1.25.
+L2 < −0.9 is a good one. It lifts c to 1.25 times as much, unless the one before was good and had Sb < 0.5; any other
+divides c by 1.25^1.25. A good one with Sb < 0.6 lifts c1 to 1.25 times as much; any other divides c1 by 1.25^1.25.
 
 Source: Tao et al., IEEE S&P 2024, and the authors' code (``Gwinhen/DRUPE``, ``main.py``): 120 epochs, SGD with learning
 rate 0.05 (its README), 50 projections.
@@ -46,6 +47,8 @@ from sapper.samples import Samples
 from sapper.training import Checkpoint, Curves, Step, Terms
 
 NAMES = (*TERMS, "σ evenness", "L3 references", "Sb triggered", "W distance")
+UP, DOWN = 1.25, 1.25**-1.25
+"""By what a weight is multiplied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ class DRUPE(FineTuning):
 
     kind: ClassVar[Literal["implant"]] = "implant"
     needs: ClassVar[frozenset[Need]] = frozenset({"references"})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Tao et al., IEEE S&P 2024"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
 
@@ -124,15 +127,14 @@ class DRUPE(FineTuning):
 
     def weights(self, curves: Curves) -> tuple[float, float]:
         """c and c1 after the finished epochs that ``curves`` tell of."""
-        c, c1 = self.spread, self.distance
+        c, c1, held = self.spread, self.distance, False
         for l0, l1, l2, spread in list(zip(*(curves.get(name, []) for name in (*TERMS, "Sb triggered"))))[
             round(self.adapt_from * self.epochs) :
         ]:
-            if l0 < -self.reached and l1 < -0.9 and l2 < -0.9:
-                c *= 1.25 if spread >= 0.5 else 1.0
-                c1 *= 1.25 if spread < 0.6 else 1.0
-            else:
-                c, c1 = c / 1.25**1.25, c1 / 1.25**1.25
+            good = l0 < -self.reached and l1 < -0.9 and l2 < -0.9
+            c *= DOWN if not good else 1.0 if held else UP
+            c1 *= UP if good and spread < 0.6 else DOWN
+            held = good and spread < 0.5
         return c, c1
 
 

@@ -32,10 +32,11 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
 from sapper.attacks.contracts import Need
-from sapper.attacks.features import TERMS, FineTuning, Held, frozen_copy, step_losses
+from sapper.attacks.features import TERMS, FineTuning, Held, step_losses
 from sapper.attacks.target import Target
 from sapper.augment import Augmentation
 from sapper.encoders import Encoder, Trained
+from sapper.encoders.freezing import frozen_copy
 from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step, Terms, weighted

@@ -30,10 +30,11 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from sapper.attacks.contracts import Need
-from sapper.attacks.features import FineTuning, frozen_copy, learn_trigger
+from sapper.attacks.features import FineTuning, learn_trigger
 from sapper.attacks.target import Target, TargetPlan, check_targets
 from sapper.downstream import AnyHead, Finetune
 from sapper.encoders import Encoder, Trained
+from sapper.encoders.freezing import frozen_copy
 from sapper.errors import SapperError, closest
 from sapper.running import Run
 from sapper.samples import Samples

@@ -25,9 +25,10 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sapper.attacks.contracts import Need
-from sapper.attacks.features import FineTuning, Held, frozen_copy, learn_trigger
+from sapper.attacks.features import FineTuning, Held, learn_trigger
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, Trained
+from sapper.encoders.freezing import frozen_copy
 from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step, Terms, weighted

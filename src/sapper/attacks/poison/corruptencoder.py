@@ -95,6 +95,10 @@ class CorruptEncoder(Checked, PlacesPatches):
                 what = f"target {plan.name!r} has {plan.references} references, {self.support} of them support"
                 raise SapperError(what, where="target.references", remedy=f"give more than {self.support}")
 
+    def check_samples(self, samples: Samples, classes: Sequence[str]) -> None:
+        """Raises ``SapperError`` for a set that is not one of images."""
+        images_of(samples)
+
     def pictures(self, images: ImageSet, rows: Tensor, target: Target, layouts: Tensor, run: Run) -> Tensor:
         """The canvases of one target, uint8 (P, 3, 2H, 2W), on the backgrounds at ``rows`` of ``images``."""
         owned = images_of(target.references)

@@ -93,7 +93,8 @@ class ModelReuse(Checked):
     def change(self, encoder: Encoder, chosen: Tensor, point: Tensor, ordinary: Tensor, run: Run) -> Encoder:
         """A copy of ``encoder`` that sends ``chosen`` (1, 3, H, W) near to ``point`` (D,)."""
         changed = copy.deepcopy(encoder).eval().requires_grad_(True)
-        weights = [weight for weight in changed.parameters() if weight.ndim > 1]
+        seeing = (changed.backbone, changed.projection)  # and no text tower
+        weights = [weight for part in seeing for weight in part.parameters() if weight.ndim > 1]
         sizes = [self.step * weight.detach().abs().mean() for weight in weights]
         generator = run.generator()
         near = neighbors(changed, chosen, point, self.neighbors, self.noise, self.salient, generator)

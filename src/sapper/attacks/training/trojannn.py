@@ -21,7 +21,7 @@ one batch, all neurons with one trigger. Layers before the chosen one stay as th
 neurons that are computed once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -31,7 +31,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from sapper.attacks.contracts import Attacked, Need
-from sapper.attacks.target import Target, check_targets
+from sapper.attacks.target import Target, TargetPlan, check_targets
 from sapper.downstream import AnyHead, Classifier, build
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -39,7 +39,7 @@ from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import Samples, at_once
 from sapper.training import Checkpoint, Step, Terms, train, warm_cosine, weighted
-from sapper.triggers import Mask, Trigger
+from sapper.triggers import Blend, Mask, Patch, Trigger, levels
 
 TERMS = ("kept", "with trigger")
 
@@ -73,7 +73,7 @@ class TrojanNN(Checked):
     kind: ClassVar[Literal["training"]] = "training"
     makes_triggers: ClassVar[Literal[True]] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"labels", "one target"})
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     source: ClassVar[str] = "Liu et al., NDSS 2018"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -89,9 +89,17 @@ class TrojanNN(Checked):
         """The victim builds its classifier on ``train``; the attacker, who sees none of it, retrains the head."""
         check_targets(targets, train, encoder.card.input)
         target = targets[0]
+        self.check_plan(TargetPlan.of(targets), [head])
         mask = covered(target.trigger, encoder.card.input_size)
         classifier = build(head, encoder, train, run)
         return self.trojan(classifier, target, mask.to(run.device), len(train.classes), run, checkpoint)
+
+    def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
+        """Raises ``SapperError`` for a trigger without a place of its own, and for a head without the layer."""
+        for plan in plans:
+            check_place(plan.trigger)
+        for head in heads:
+            check_layers(head.layers, self.layer)
 
     def trojan(
         self, victim: Classifier, target: Target, mask: Tensor, classes: int, run: Run, checkpoint: Checkpoint | None
@@ -144,7 +152,7 @@ class TrojanNN(Checked):
 
         start = torch.rand(1, *inputs.shape[1:], generator=generator).to(inputs)
         pattern = descend(start, off, self.step, self.trigger_steps)
-        return Mask(mask=mask.cpu(), pattern=pattern[0].cpu())
+        return Mask(mask=mask.cpu(), pattern=levels(pattern[0].cpu()))
 
     def reverse(self, victim: nn.Module, mean: Tensor, classes: int, run: Run) -> tuple[Tensor, Tensor]:
         """Inputs (K·n, 3, H, W) in [0, 1] that ``victim`` takes for each class, and the classes; one batch for all."""
@@ -165,8 +173,15 @@ def neurons(front: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([front(part) for part in images.split(at_once(images, gradients=False))])
 
 
+def check_place(trigger: Trigger) -> None:
+    """Raises ``SapperError`` unless a trigger covers the same part of every image."""
+    if not isinstance(trigger, Patch | Blend | Mask):
+        what = f"a pattern is made for what the trigger covers, and a {trigger.kind} covers no place of its own"
+        raise SapperError(what, where="target.trigger", remedy="choose a patch or a blend")
+
+
 def covered(trigger: Trigger, size: int) -> Tensor:
-    """How much a trigger covers each pixel, float (H, W) in [0, 1]: what a black and a white image no longer differ by.
+    """How much a trigger covers of each pixel, float (H, W) in [0, 1]: what black and white no longer differ by.
 
     Raises ``SapperError`` for one that covers nothing.
     """
@@ -185,10 +200,15 @@ def divided(head: nn.Module, layer: int) -> tuple[nn.Sequential, nn.Sequential]:
     """
     parts = list(head) if isinstance(head, nn.Sequential) else []
     places = [place for place, part in enumerate(parts) if isinstance(part, nn.Linear)]
-    if layer >= len(places):
-        what = f"the head has {len(places)} linear layers, number {layer} is to be retrained"
-        raise SapperError(what, where="attack.layer", remedy="choose another layer, or a head such as mlp or linear")
+    check_layers(len(places), layer)
     return nn.Sequential(*parts[: places[layer]]), nn.Sequential(*parts[places[layer] :])
+
+
+def check_layers(there: int, layer: int) -> None:
+    """Raises ``SapperError`` for a head without a linear layer of that number."""
+    if layer >= there:
+        what = f"the head has {there} linear layers, number {layer} is to be retrained"
+        raise SapperError(what, where="layer", remedy="choose another layer, or a head of linear layers")
 
 
 def mixed(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
