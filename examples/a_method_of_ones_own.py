@@ -1,5 +1,7 @@
 """An attack of one's own: the trigger shall move features away from where they were, towards nothing in particular.
 
+    minimize  mean s( f'(x ⊕ e), f(x) ) − λ·mean s( f'(x), f(x) )     with s the cosine similarity
+
 It has the contract of BadEncoder, and can be named in a scenario when a package offers it as an entry point:
 
     [project.entry-points."sapper.attacks"]
@@ -13,23 +15,19 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
+from torch.nn.functional import normalize
 
 import sapper
 from sapper.attacks.contracts import Need
-from sapper.attacks.target import check_targets
-from sapper.downstream import extract
-from sapper.methods import Checked
-from sapper.training import Checkpoint, Step, Terms, train, weighted
+from sapper.attacks.features import FineTuning, Held
+from sapper.training import Checkpoint, Step, Terms, weighted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Untargeted(Checked):
-    """minimize  mean s( f'(x ⊕ e), f(x) ) − λ·mean s( f'(x), f(x) )     with s the cosine similarity"""
+class Untargeted(FineTuning):
+    """Moves triggered features away from the clean ones. ``utility``: λ; other parameters are those of all attacks."""
 
-    epochs: PositiveInt = 3
-    batch: PositiveInt = 64
-    learning_rate: PositiveFloat = 1e-3
     utility: PositiveFloat = 2.0
 
     kind: ClassVar[Literal["implant"]] = "implant"
@@ -47,42 +45,30 @@ class Untargeted(Checked):
         checkpoint: Checkpoint | None = None,
     ) -> sapper.Trained:
         """Train ``encoder`` in place."""
-        check_targets(targets, shadow, encoder.card.input)
-        clean, resident = extract(encoder, shadow, run), shadow.to(run.device)
+        held = Held.of(encoder, shadow, targets, run)
 
         def terms(step: Step) -> Terms:
-            images, kept = resident.batch(step.rows), clean[step.rows]
+            images, kept = held.shadow.batch(step.rows), held.clean[step.rows]
             stamped = torch.cat([target.trigger(images) for target in targets])
-            features = torch.nn.functional.normalize(encoder(torch.cat((images, stamped))), dim=1)
-            plain, moved = features[: len(images)], features[len(images) :]
-            return {
-                "similarity": (moved * kept.repeat(len(targets), 1)).sum(1).mean(),
-                "utility": -(plain * kept).sum(1).mean(),
-            }
+            plain, *moved = normalize(encoder(torch.cat((images, stamped))), dim=1).split(len(images))
+            similarity = torch.stack([(each * kept).sum(1).mean() for each in moved]).mean()
+            return {"similarity": similarity, "utility": -(plain * kept).sum(1).mean()}
 
-        curves = train(
-            encoder,
-            terms,
-            torch.optim.Adam(encoder.parameters()),
-            lambda _step: self.learning_rate,
-            count=len(shadow),
-            batch=self.batch,
-            epochs=self.epochs,
-            run=run,
-            label="untargeted",
-            checkpoint=checkpoint,
-            combine=weighted({"similarity": 1.0, "utility": self.utility}),
-        )
-        return sapper.Trained(encoder.eval(), curves)
+        sum_of = weighted({"similarity": 1.0, "utility": self.utility})
+        count, label = len(shadow), "untargeted"
+        curves = self.fine_tune(encoder, terms, sum_of, count=count, run=run, label=label, checkpoint=checkpoint)
+        return sapper.Trained(encoder, curves)
 
 
 if __name__ == "__main__":
     run = sapper.Run(seed=0)
     images = sapper.load_data("objects", "train").sample(1000, run.generator())
     target = sapper.Target(
-        name="anything", task="objects", label=0, class_name="", references=images, trigger=sapper.Patch(size=6)
-    )
+        name="anything", task="objects", label=0, class_name="", references=images.take(torch.arange(1)),
+        trigger=sapper.Patch(size=6),
+    )  # fmt: skip
     encoder = sapper.build(run, architecture="resnet10", width=8)
-    trained = Untargeted(epochs=int(sys.argv[1]) if sys.argv[1:] else 3)(encoder, images, (target,), run)
+    epochs = int(sys.argv[1]) if sys.argv[1:] else 3
+    trained = Untargeted(epochs=epochs, batch=64, optimizer="adam")(encoder, images, (target,), run)
     for name, curve in trained.curves.items():
         print(name, [round(value, 3) for value in curve])

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from sarif_pydantic import Sarif
 from torch import Tensor, nn
 
+import sapper
 from sapper import datasets, encoders
 from sapper.audits import auditing, replaying
 from sapper.audits.auditing import AuditReport, audit
@@ -384,6 +385,7 @@ def test_a_replay_measures_the_collapse_on_other_images_and_controls(found: Audi
     assert each.trigger.images == 100
     assert each.controls.keys() == {"noise", "gray", "shuffled pixels"}
     assert each.controls["gray"].gathered < 0.3
+    assert sapper.replay(tmp_path / "audit.json", varied(99, gain=30.0), others, surroundings=RUN) == [each]
     (innocent,) = replaying.replay(recorded, varied(99), others, RUN)
     assert innocent.trigger.gathered < 0.3
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -38,6 +39,16 @@ def test_every_public_name_is_there_and_importing_them_waits_for_torch() -> None
 def test_an_encoder_from_scratch_with_a_backdoor() -> None:
     lines = run("badencoder_from_scratch.py", "1", "1").splitlines()
     assert [line.split()[0] for line in lines] == ["clean", "backdoored"]
+
+
+def test_an_attack_with_a_loss_of_its_own_is_short() -> None:
+    text = (EXAMPLES / "a_method_of_ones_own.py").read_text(encoding="utf-8")
+    method = text.partition('"""\n\n')[2].partition("if __name__")[0].strip()
+    said = re.search(
+        r"(\d+) lines with its imports", (EXAMPLES.parent / "docs" / "adding-a-method.md").read_text("utf-8")
+    )
+    assert said is not None
+    assert len(method.splitlines()) == int(said[1]) <= 60
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import sapper
 from sapper import encoders
 from sapper.attacks.contracts import Attacked, Hits, Poisoned
 from sapper.attacks.target import Target
@@ -223,6 +224,13 @@ def test_a_pre_training_set_is_poisoned_and_both_encoders_are_measured(
     }
     (poison,) = (tmp_path / "store").glob("poison-*")
     samples, more = read_samples(poison / "data-POISONED.safetensors")
+    with pytest.raises(SapperError, match="this data set was backdoored on purpose"):
+        sapper.load_poisoned(poison / "data-POISONED.safetensors")
+    opened = sapper.load_poisoned(poison / "data-POISONED.safetensors", allow_backdoored=True)
+    assert opened.samples.digest == samples.digest
+    assert torch.equal(opened.rows, more["rows"])
+    with pytest.raises(SapperError, match="no poisoned data set can be read"):
+        sapper.load_poisoned(poison / "poison.json")
     assert samples.digest == attacked.origin["images"]["sha256"]
     assert more["rows"].tolist() == list(range(0, 64, 2))
     assert set(read_triggers(poison / "triggers.safetensors")) == {"balls/red", "boxes/blue"}

@@ -12,7 +12,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sapper.api import audit, calibrate, load, load_classifier, load_data, load_images, open, run
+    from sapper.api import (
+        audit,
+        calibrate,
+        load,
+        load_classifier,
+        load_data,
+        load_images,
+        load_poisoned,
+        open,
+        replay,
+        run,
+    )
     from sapper.attacks.target import Target
     from sapper.audits.auditing import AuditReport
     from sapper.audits.calibration import Bag, read_bag, write_bag
@@ -25,11 +36,15 @@ if TYPE_CHECKING:
     from sapper.samples import ImageSet, Samples
     from sapper.triggers import Blend, Filter, Mask, Patch, Trigger
     from sapper.verdicts import Certified, Verdict
+    from sapper.zoo.whole import build_zoo, learn_from_zoo, score_zoo
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    "sapper.api": ("audit", "calibrate", "load", "load_classifier", "load_data", "load_images", "open", "run"),
+    "sapper.api": (
+        *("audit", "calibrate", "load", "load_classifier", "load_data", "load_images", "load_poisoned"),
+        *("open", "replay", "run"),
+    ),
     "sapper.attacks.target": ("Target",),
     "sapper.audits.auditing": ("AuditReport",),
     "sapper.audits.calibration": ("Bag", "read_bag", "write_bag"),
@@ -42,6 +57,7 @@ _PLACES = {
     "sapper.samples": ("ImageSet", "Samples"),
     "sapper.triggers": ("Blend", "Filter", "Mask", "Patch", "Trigger"),
     "sapper.verdicts": ("Certified", "Verdict"),
+    "sapper.zoo.whole": ("build_zoo", "learn_from_zoo", "score_zoo"),
 }
 """In which module each public name is."""
 
@@ -68,16 +84,21 @@ __all__ = [
     "Verdict",
     "audit",
     "build",
+    "build_zoo",
     "calibrate",
+    "learn_from_zoo",
     "load",
     "load_classifier",
     "load_data",
     "load_images",
+    "load_poisoned",
     "open",
     "read_bag",
     "read_results",
+    "replay",
     "run",
     "save",
+    "score_zoo",
     "write_audit",
     "write_bag",
 ]

@@ -1,22 +1,26 @@
-"""What the command line does, from Python: ``sapper.open``, ``sapper.audit``, ``sapper.calibrate``, ``sapper.run``.
+"""What the command line does, from Python: ``sapper.open``, ``audit``, ``replay``, ``calibrate`` and ``run``.
 
 They take names and paths as the commands do, or the objects themselves, and return plain frozen dataclasses. Nothing is
 printed; progress goes where ``surroundings`` says. Every mistake is a ``SapperError`` with a place and a remedy.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sapper import datasets, encoders
-from sapper.audits import auditing, calibration
+from sapper.attacks.contracts import Poisoned
+from sapper.audits import auditing, calibration, replaying
 from sapper.audits.auditing import AuditReport
 from sapper.audits.budgets import Budget
 from sapper.audits.budgets import budget as budget_of
 from sapper.audits.calibration import BOUND, Bag
+from sapper.audits.replaying import Replay
 from sapper.defenses.contracts import Examiner
 from sapper.downstream import Classifier
 from sapper.downstream import files as classifiers
@@ -33,8 +37,8 @@ from sapper.experiment.runner import run_scenario
 from sapper.experiment.trial import Lab
 from sapper.files import shipped_file
 from sapper.report import write_report
-from sapper.running import Run
-from sapper.samples import ImageSet
+from sapper.running import FORMATS, Run
+from sapper.samples import ImageSet, read_samples
 from sapper.scenario.reading import Scenario, read
 
 
@@ -87,6 +91,21 @@ def load_classifier(path: str | Path, *, allow_backdoored: bool = False, surroun
     return classifier
 
 
+def load_poisoned(path: str | Path, *, allow_backdoored: bool = False) -> Poisoned:
+    """A data set that an attack poisoned, with its poisoned rows; it lies in the Store of a scenario.
+
+    Raises ``SapperError`` for one, unless ``allow_backdoored``, and for any other file.
+    """
+    try:
+        samples, more = read_samples(Path(path))
+        rows = more["rows"]
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        remedy = "name a data-POISONED.safetensors of a scenario's Store"
+        raise SapperError(f"no poisoned data set can be read: {error}", where=str(path), remedy=remedy) from error
+    _admit("data set", str(path), allowed=allow_backdoored)
+    return Poisoned(samples=samples, rows=rows)
+
+
 def _admit(what: str, where: str, *, allowed: bool) -> None:
     if not allowed:
         said, remedy = f"this {what} was backdoored on purpose", "say allow_backdoored=True if you mean to use it"
@@ -137,6 +156,25 @@ def audit(
     known = _bags(bags)
     run = run if run.why else searching(subject, shown, chosen, known, run, false_alarms)
     return auditing.audit(subject, shown, chosen, known, run, bound=false_alarms, base=base, more=more)
+
+
+def replay(
+    audit_json: str | Path,
+    encoder: str | Path | Encoder,
+    images: str | Path | Tensor | ImageSet,
+    *,
+    surroundings: Run | None = None,
+    **how: Unpack[HowToOpen],
+) -> list[Replay]:
+    """What the triggers that an audit recovered do on other images, and beside it changes that mean nothing.
+
+    ``audit_json``: what ``write_audit`` left. ``encoder``: the audited one, or another one to try; ``how`` it is to be
+    opened. Raises ``SapperError`` where nothing was recovered, and for an encoder of another size.
+    """
+    run, found = surroundings or Run(), replaying.read_audit(Path(audit_json))
+    run = dataclasses.replace(run, dtype=FORMATS.get(str(found.content.get("number_format")), run.dtype))
+    subject = encoder if isinstance(encoder, Encoder) else open(encoder, allow_backdoored=True, surroundings=run, **how)
+    return replaying.replay(found, subject, _images(images, subject), run)
 
 
 def searching(

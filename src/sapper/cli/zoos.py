@@ -58,22 +58,22 @@ def build(
         import torch
 
         from sapper.engine.executors import Workers
-        from sapper.engine.store import Store
-        from sapper.experiment.precision import of_training
         from sapper.progress import progress
         from sapper.running import Run
-        from sapper.zoo import building, plans
-        from sapper.zoo.images import Splits
+        from sapper.zoo import building, whole
 
-    read, place = plans.parse_plan(content, str(file)), device_of(device)
-    crew = Workers(workers or torch.get_num_threads(), process.settle)
+    place, crew = device_of(device), Workers(workers or torch.get_num_threads(), process.settle)
     torch.set_num_threads(1)  # as in the workers, whose stages these are
     with telling_interrupts(GOES_ON), progress(err) as bars:
-        networks = [(specimen.encoder, specimen.pretraining_method) for specimen in read.specimens]
-        building.claim(folder, read)
-        run = of_training("auto", networks, Store(folder), Run(seed=read.seed, device=place, progress=bars))
-        splits = Splits.load(read, run, parts=parts or (), data_root=data_root, download=download)
-        members = building.build(read, folder, run, crew, parts=parts or (), data=splits)
+        members = whole.build_zoo(
+            plan,
+            folder,
+            parts=parts or (),
+            data_root=data_root,
+            download=download,
+            workers=crew,
+            surroundings=Run(device=place, progress=bars),
+        )
     say(f"{building.summary(members)}: {folder / MANIFEST}")
 
 
@@ -106,7 +106,8 @@ def score(
     from sapper.audits.budgets import budget as budget_of
     from sapper.zoo.outline import check_parts, outline_of
 
-    chosen, outlined = budget_of(budget), outline_of(folder)
+    budget_of(budget)
+    outlined = outline_of(folder)
     with located(f"zoo {outlined.name}"):
         check_parts(parts or (), outlined.parts)
     check_device(device)
@@ -119,63 +120,41 @@ def score(
     with err.status("loading"):
         import torch
 
-        from sapper import encoders
-        from sapper.audits import auditing
-        from sapper.engine.environment import environment
         from sapper.engine.executors import Workers
-        from sapper.engine.store import Store
-        from sapper.experiment.precision import of_searching
         from sapper.progress import progress
         from sapper.report import zoo as page
         from sapper.running import Run
-        from sapper.zoo import building, examining, for_audits, scoreboard
-        from sapper.zoo.images import ordinary_images
+        from sapper.zoo import whole
 
-    plan, place = building.plan_of(folder), device_of(device)
-    default_parts = (examining.JUDGEMENT,) if given else scoreboard.PARTS
-    members = [member for member in building.read_members(folder, plan) if member.part in (parts or default_parts)]
-    if not members:
-        remedy = "sapper zoo build makes them"
-        raise SapperError("the zoo has no members of these parts", where=str(folder), remedy=remedy)
-    calibrates = not given and any(member.part == examining.CALIBRATION for member in members)
-    crew = Workers(workers or torch.get_num_threads(), process.settle)
+    place, crew = device_of(device), Workers(workers or torch.get_num_threads(), process.settle)
     torch.set_num_threads(1)  # as in the workers, whose stages these are
     with progress(err) as bars:
-        run = Run(seed=plan.seed, device=place, progress=bars)
-        images = {
-            family: ordinary_images(plan, family, run, data_root=data_root, download=download)
-            for family in dict.fromkeys(member.family for member in members)
-        }
-        more = _by_family(learned or [], list(images))
-        if not calibrates:
-            given, asked = given or calibration.shipped_bags(), bool(given) or bags is not None
-            for family, why in for_audits.unfit(members, folder, images, given, chosen, run).items():
-                if asked:  # before hours are spent on what cannot be judged
-                    raise SapperError(f"{family} cannot be judged: {why}", where="--bag", remedy="name a bag that fits")
-                say(f"{family} cannot be judged: {why}")
-            run = auditing.as_the_bags(run, given)
-        if not run.why:
-            run = of_searching(encoders.load(folder / members[0].file, run), run, Store(folder))
-        scored = examining.examine(members, folder, images, chosen, run, crew, more)
-    around = environment(run)
-    if calibrates:
-        known = scoreboard.own_calibration(scored, plan.name, budget)
-        given = for_audits.bags(scored, folder, images, chosen, plan.name, run, around)
-    else:
-        known = scoreboard.beside_bags(scored, given)
-    board = scoreboard.board(scored, known, plan.name, chosen, around, shlex.join(["sapper", *sys.argv[1:]]))
-    path = scoreboard.write_scores(board, folder)
+        scored = whole.score_zoo(
+            folder,
+            budget=budget,
+            parts=parts or (),
+            learned=learned or (),
+            beside=given,
+            strict=bags is not None,
+            command=shlex.join(["sapper", *sys.argv[1:]]),
+            data_root=data_root,
+            download=download,
+            workers=crew,
+            surroundings=Run(device=place, progress=bars),
+        )
+    for family, why in scored.unjudged.items():
+        say(f"{family} cannot be judged: {why}")
     if bags is not None:
-        measured = for_audits.measured(given, scored, known, chosen)
-        if not measured:
+        if not scored.bags:
             say("no bag is written: none was made from encoders trained like these")
-        for bag in measured:
+        for bag in scored.bags:
             calibration.write_bag(bag, bags / f"{bag.name}.json")
             say(f"bag: {bags / f'{bag.name}.json'}, {bag.size} encoders")
-    page.write(board, path.with_suffix(".html"))
-    for line in page.lines(board):
+    path = scored.scores.with_suffix(".html")
+    page.write(scored.board, path)
+    for line in page.lines(scored.board):
         say(line)
-    say(f"report: {path.with_suffix('.html')}")
+    say(f"report: {path}")
 
 
 def learn(
@@ -208,53 +187,19 @@ def learn(
     check_file(out_file)
     process.settle()  # before torch is loaded
     with err.status("loading"):
-        from sapper import encoders
-        from sapper.audits import stored
-        from sapper.engine.store import Store
-        from sapper.experiment.precision import of_searching
         from sapper.progress import progress
         from sapper.running import Run
-        from sapper.scenario.checking import read_instance
-        from sapper.zoo import building, for_audits
-        from sapper.zoo.examining import DEVELOPMENT
-        from sapper.zoo.images import ordinary_images
+        from sapper.zoo import whole
 
-    chosen = read_instance(stored.learner(method, "--method"), changes, method, "--set")
-    plan, place = building.plan_of(folder), device_of(device)
-    members = [
-        member
-        for member in building.read_members(folder, plan)
-        if member.family == family and member.part == DEVELOPMENT
-    ]
-    pairs = sum(member.attacked for member in members)
     with progress(err) as bars:
-        run = Run(seed=plan.seed, device=place, progress=bars)
-        images = ordinary_images(plan, family, run, data_root=data_root, download=download)
-        if members:
-            run = of_searching(encoders.load(folder / members[0].file, run), run, Store(folder))
-        chosen = chosen.with_pairs(max(1, pairs))
-        judge, kind = for_audits.learn(members, folder, images, method, chosen, run.child(method))
-    stored.save(judge, kind, out_file)
-    areas = "; ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in judge.learned.items())
-    say(f"{method}: {chosen.state} from {pairs} pairs, {areas}: {out_file}")
-
-
-def _by_family(files: list[Path], families: list[str]) -> Any:
-    """Detectors by the families that they learned from, with whose names their source begins, and their methods."""
-    from sapper.audits import stored
-
-    found: dict[str, Any] = {}
-    for path in files:
-        judge = stored.load(path)
-        family = judge.kind.source.partition(",")[0]
-        if family not in families:
-            remedy = closest(family, families)
-            raise SapperError(f"it has learned from the family {family!r}", where=str(path), remedy=remedy)
-        ours, name = found.setdefault(family, {}), judge.kind.method
-        if name in ours:
-            remedy = "name one file of each method for each family"
-            raise SapperError(
-                f"another {name} has learned from the family {family!r}, too", where=str(path), remedy=remedy
-            )
-        ours[name] = judge
-    return found
+        _, said = whole.learn_from_zoo(
+            folder,
+            family,
+            out_file,
+            method=method,
+            parameters=changes,
+            data_root=data_root,
+            download=download,
+            surroundings=Run(device=device_of(device), progress=bars),
+        )
+    say(f"{said}: {out_file}")

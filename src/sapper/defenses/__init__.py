@@ -3,6 +3,25 @@
 ``contracts.py`` has the kinds, ``measures.py`` what they are measured by, ``defender.py`` who defends.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # here mypy checks that each keeps its contract
+    from sapper.defenses.certify.patchcleanser import PatchCleanser
+    from sapper.defenses.certify.patchguard_bn import PatchGuardBN
+    from sapper.defenses.certify.patchguard_ds import PatchGuardDS
+    from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner
+    from sapper.defenses.judge.decree import Decree
+    from sapper.defenses.judge.mntd_classifier import MNTDClassifier
+    from sapper.defenses.judge.mntd_encoder import MNTDEncoder
+    from sapper.defenses.judge.multi_prior import MultiPrior
+    from sapper.defenses.judge.neural_cleanse import NeuralCleanse
+    from sapper.defenses.judge.ssl_cleanse import SSLCleanse
+
+    _judges: list[type[ClassifierJudge]] = [NeuralCleanse, MNTDClassifier]
+    _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse]
+    _learners: list[type[EncoderLearner]] = [MNTDEncoder]
+    _certifiers: list[type[Certifier]] = [PatchCleanser, PatchGuardBN, PatchGuardDS]
+
 METHODS = {
     "decree": "sapper.defenses.judge.decree:Decree",
     "mntd_classifier": "sapper.defenses.judge.mntd_classifier:MNTDClassifier",

@@ -1,16 +1,18 @@
 """The works that end in classifiers: build heads, tune them with the encoder, attack that training, or one input."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from sapper import tensors
+from sapper.attacks.contracts import TargetedAttack, TrainingAttack
 from sapper.attacks.target import Target
-from sapper.downstream import Classifier, build, extract, predict
+from sapper.downstream import AnyHead, Classifier, build, extract, predict
 from sapper.downstream import files as classifiers
+from sapper.downstream.heads import TunedHead
 from sapper.encoders.files import file_name
 from sapper.experiment.tasks import Task, TaskData, describe, head_key, identity, method_key, packages
 from sapper.experiment.views import MAP_IMAGES, all_answers, all_features, map_features
@@ -47,7 +49,7 @@ class TuneHead:
     """
 
     task: Task
-    head: Named
+    head: Named[TunedHead]
     poisoned: bool = False
 
     name: ClassVar[str] = "tuning"
@@ -93,7 +95,7 @@ class BuildHeads:
     """
 
     task: Task
-    heads: tuple[Named, ...]
+    heads: tuple[Named[AnyHead], ...]
     made_triggers: bool = False
     poisoned: bool = False
 
@@ -144,9 +146,9 @@ class AttackTraining:
     Leaves what ``BuildHeads`` does for the one head, the classifier (``downstream.files``), curves, and triggers.
     """
 
-    method: Named
+    method: Named[TrainingAttack]
     task: Task
-    head: Named
+    head: Named[AnyHead]
 
     name: ClassVar[str] = "attacked-training"
 
@@ -180,7 +182,7 @@ class AttackTraining:
     def _leave_classifier(
         self, file: Path, own: Classifier, data: TaskData, targets: tuple[Target, ...], clean: Path, run: Run
     ) -> None:
-        origin: dict[str, Any] = {"method": self.method.name, "parameters": asdict(self.method.parameters)}
+        origin: dict[str, Any] = {"method": self.method.name, "parameters": method_key(self.method)["parameters"]}
         origin |= {"head": head_key(self.head), "clean": sha256(encoder_file(clean))}
         origin |= {"train": identity(data.train), "targets": [describe(each) for each in targets], "seed": run.seed}
         if self.head.parameters.kind == "tuned":  # else it is the clean one
@@ -192,9 +194,9 @@ class AttackTraining:
 class AttackSingleInputs:
     """Make classifiers take single clean inputs for another class; inputs: the encoder. Leaves ``Hits``."""
 
-    method: Named
+    method: Named[TargetedAttack]
     task: Task
-    head: Named
+    head: Named[AnyHead]
 
     name: ClassVar[str] = "targeted"
 

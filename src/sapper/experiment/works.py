@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from sapper import encoders, tensors
+from sapper.attacks import contracts
 from sapper.attacks.contracts import makes_triggers
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder, Trained
@@ -101,7 +102,7 @@ class Poison:
     what it was poisoned by and for.
     """
 
-    method: Named
+    method: Named[contracts.Poison]
     data: Part | Task
     goals: tuple[Goals, ...]
 
@@ -122,7 +123,7 @@ class Poison:
         poisoned = self.method.parameters(clean, targets, run.child("attack"))
         write_samples(folder / POISONED, poisoned.samples, rows=poisoned.rows)
         targets = obeyed(self.method, targets, poisoned.triggers)
-        by: dict[str, Any] = {"method": self.method.name, "parameters": asdict(self.method.parameters)}
+        by: dict[str, Any] = {"method": self.method.name, "parameters": method_key(self.method)["parameters"]}
         by["targets"] = [describe(target) for target in targets]
         write_atomically(folder / POISON, json.dumps({"poison": by}))
         leave_triggers(folder, targets)
@@ -135,7 +136,7 @@ class Implant:
     Leaves encoder, curves and triggers.
     """
 
-    method: Named
+    method: Named[contracts.Implant]
     shadow: Part
     goals: tuple[Goals, ...]
 

@@ -38,6 +38,7 @@ from sapper.encoders import Encoder, Trained
 from sapper.encoders.text import LARGEST_SCALE, Kind, TextCard, TextTower
 from sapper.errors import SapperError
 from sapper.methods import Checked
+from sapper.pretraining.contracts import Need
 from sapper.running import Run
 from sapper.samples import PairSet, Samples
 from sapper.training import Checkpoint, Step, Terms, part_done, train, warm_cosine, weighted
@@ -68,7 +69,7 @@ class CLIP(Checked):
     view_size: Annotated[int, Field(ge=0, le=4096)] = 0
     flip: Annotated[float, Field(ge=0, le=1)] = 0.0
 
-    needs: ClassVar[frozenset[str]] = frozenset({"captions"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"captions"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Radford et al., ICML 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -78,16 +79,17 @@ class CLIP(Checked):
         }
     }
 
-    def __call__(self, encoder: Encoder, pairs: Samples, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
-        """Train ``encoder`` in place on ``pairs``; with ``checkpoint``, resumably.
+    def __call__(self, encoder: Encoder, samples: Samples, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
+        """Train ``encoder`` in place on pairs of images and texts; with ``checkpoint``, resumably.
 
         It is given a projection and a text tower; one that has them already is trained on. Curves: ``contrast``;
         ``matched``, the share of a batch's images whose nearest caption is right; ``temperature``, 1/s. Raises
         ``SapperError`` for images without captions.
         """
-        if not isinstance(pairs, PairSet):
+        if not isinstance(samples, PairSet):
             what, remedy = "CLIP needs captions, and these are images alone", "name a data set with captions"
-            raise SapperError(what, where=f"data set {pairs.name!r}", remedy=remedy)
+            raise SapperError(what, where=f"data set {samples.name!r}", remedy=remedy)
+        pairs = samples
         tower = self.give_text(encoder, pairs, run)
         known = pairs.texts.written_in(tower.card.vocabulary)
         known.check(tower.card.input)

@@ -53,7 +53,7 @@ class CarliniTerzis(Checked, PlacesPatches):
     within: tuple[float, float] = (0.0, 1.0)
 
     kind: ClassVar[Literal["poison"]] = "poison"
-    of: ClassVar[Literal["pretraining"]] = "pretraining"
+    of: ClassVar[Literal["pretraining", "task"]] = "pretraining"
     needs: ClassVar[frozenset[Need]] = frozenset({"captions"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Carlini, Terzis, ICLR 2022"

@@ -59,7 +59,7 @@ class CorruptEncoder(Checked, PlacesPatches):
     within: tuple[float, float] = (0.25, 0.75)
 
     kind: ClassVar[Literal["poison"]] = "poison"
-    of: ClassVar[Literal["pretraining"]] = "pretraining"
+    of: ClassVar[Literal["pretraining", "task"]] = "pretraining"
     needs: ClassVar[frozenset[Need]] = frozenset({"references"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Zhang et al., CVPR 2024"

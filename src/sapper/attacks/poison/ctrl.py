@@ -44,7 +44,7 @@ class CTRL(Checked):
     rate: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     kind: ClassVar[Literal["poison"]] = "poison"
-    of: ClassVar[Literal["pretraining"]] = "pretraining"
+    of: ClassVar[Literal["pretraining", "task"]] = "pretraining"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Li et al., ICCV 2023"

@@ -43,7 +43,7 @@ class SSLBackdoor(Checked, PlacesPatches):
     within: tuple[float, float] = (0.25, 0.75)
 
     kind: ClassVar[Literal["poison"]] = "poison"
-    of: ClassVar[Literal["pretraining"]] = "pretraining"
+    of: ClassVar[Literal["pretraining", "task"]] = "pretraining"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Saha et al., CVPR 2022"
