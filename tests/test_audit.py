@@ -23,7 +23,6 @@ import sapper
 from sapper import datasets, encoders
 from sapper.audits import auditing, replaying
 from sapper.audits.auditing import AuditReport, audit
-from sapper.audits.budgets import BUDGETS, Budget
 from sapper.audits.calibration import (
     Bag,
     InClean,
@@ -38,6 +37,7 @@ from sapper.audits.calibration import (
 )
 from sapper.audits.differential import compare
 from sapper.audits.recorded import TRIGGERS
+from sapper.defenses.budgets import BUDGETS, Budget
 from sapper.defenses.inversion import collapse
 from sapper.encoders import Card, Encoder
 from sapper.encoders.schemes import ASSUMED

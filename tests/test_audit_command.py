@@ -20,8 +20,8 @@ from torch import nn
 
 from sapper import cli, datasets, encoders
 from sapper.__main__ import main
-from sapper.audits.budgets import BUDGETS
 from sapper.audits.calibration import Bag, Key, read_bag, shipped_bags, write_bag
+from sapper.defenses.budgets import BUDGETS
 from sapper.encoders.options import Opening
 from sapper.pretraining.supervised import Supervised
 from sapper.running import Run

@@ -13,8 +13,8 @@ from PIL import Image
 
 from sapper import datasets, encoders
 from sapper.audits import auditing
-from sapper.audits.budgets import BUDGETS
 from sapper.audits.calibration import Bag, Key, read_bag, write_bag
+from sapper.defenses.budgets import BUDGETS
 from sapper.errors import SapperError
 from sapper.experiment.data import load_data
 from sapper.experiment.results import Audited, Results, read_results, write_results

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sapper import defenses
 from sapper.audits import auditing, replaying
-from sapper.audits.budgets import Budget
 from sapper.audits.recorded import TRIGGERS as FILE
 from sapper.defenses import contracts
+from sapper.defenses.budgets import Budget
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.judge.multi_prior import MultiPrior
 from sapper.defenses.measures import (

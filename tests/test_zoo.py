@@ -17,9 +17,9 @@ from scipy.stats import binomtest
 
 from sapper.audits import stored
 from sapper.audits.auditing import effect, scores
-from sapper.audits.budgets import Budget
 from sapper.audits.calibration import Power, p_value, read_bag, write_bag
 from sapper.defenses import METHODS
+from sapper.defenses.budgets import Budget
 from sapper.defenses.judge.mntd_encoder import Judge, MNTDEncoder
 from sapper.downstream import mean_cosine
 from sapper.encoders import load

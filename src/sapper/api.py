@@ -17,10 +17,10 @@ from sapper import datasets, encoders
 from sapper.attacks.contracts import Poisoned
 from sapper.audits import auditing, calibration, replaying
 from sapper.audits.auditing import AuditReport
-from sapper.audits.budgets import Budget
-from sapper.audits.budgets import budget as budget_of
 from sapper.audits.calibration import BOUND, Bag
 from sapper.audits.replaying import Replay
+from sapper.defenses.budgets import Budget
+from sapper.defenses.budgets import budget as budget_of
 from sapper.defenses.contracts import Examiner
 from sapper.downstream import Classifier
 from sapper.downstream import files as classifiers

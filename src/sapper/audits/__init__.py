@@ -1,6 +1,5 @@
 """An encoder in, an ``AuditReport`` out: is this downloaded encoder safe to build on?
 
-``budgets.py``     which detectors look, how long, and what they leave out
 ``calibration.py`` what known-clean encoders score, and how surprising a score is beside them
 ``auditing.py``    the audit itself
 ``replaying.py``   a recovered trigger stamped on other images

@@ -21,7 +21,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sapper.audits.budgets import UNSEEN, Budget
 from sapper.audits.calibration import (
     Bag,
     InClean,
@@ -36,6 +35,7 @@ from sapper.audits.calibration import (
 )
 from sapper.audits.differential import check_base, compare
 from sapper.audits.recorded import SCHEMA
+from sapper.defenses.budgets import UNSEEN, Budget
 from sapper.defenses.contracts import EncoderExaminer, Examiner
 from sapper.defenses.inversion import Collapse, collapse
 from sapper.encoders import Encoder

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from sapper.audits.budgets import Budget
+from sapper.defenses.budgets import Budget
 from sapper.errors import SapperError, first_mistake
 from sapper.files import read_text, write_atomically
 

@@ -99,7 +99,7 @@ def audit(
     check_writable(folder)
     _remove_earlier(folder)
     from sapper.audits import calibration
-    from sapper.audits.budgets import budget as budget_of
+    from sapper.defenses.budgets import budget as budget_of
 
     chosen = budget_of(budget)
     named = [encoder, *([base] if base is not None else [])]

@@ -46,7 +46,7 @@ def calibrate(
     for option, text in (("--out", out_file.stem), ("--pretraining", pretraining), ("--images", images)):
         if not text.isprintable() or (option == "--out" and "\\" in text):
             raise SapperError(f"a bag cannot name {text!r}", where=option, remedy="use printable characters")
-    from sapper.audits.budgets import budget as budget_of
+    from sapper.defenses.budgets import budget as budget_of
 
     budget_of(budget)
     opening = check_first(uris, images, data_root, device, said, download=download)

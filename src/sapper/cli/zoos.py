@@ -103,7 +103,7 @@ def score(
 ) -> None:
     """Let the detectors of a budget examine a zoo: AUC, true positives and false alarms of each."""
     from sapper.audits import calibration
-    from sapper.audits.budgets import budget as budget_of
+    from sapper.defenses.budgets import budget as budget_of
     from sapper.zoo.outline import check_parts, outline_of
 
     budget_of(budget)

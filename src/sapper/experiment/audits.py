@@ -16,11 +16,11 @@ from torch import Tensor
 
 from sapper import encoders, tensors
 from sapper.audits import auditing, calibration
-from sapper.audits.budgets import BUDGETS
 from sapper.audits.calibration import Bag
 from sapper.audits.recorded import SCHEMA
 from sapper.audits.recorded import TRIGGERS as RECOVERED
 from sapper.audits.replaying import read_triggers as recovered_triggers
+from sapper.defenses.budgets import BUDGETS
 from sapper.engine.stage import Stage
 from sapper.errors import SapperError, located
 from sapper.experiment.data import Data

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sapper import attacks, datasets, defenses, pretraining
-from sapper.audits.budgets import BUDGETS
+from sapper.defenses.budgets import BUDGETS
 from sapper.encoders.names import check_architecture
 from sapper.errors import SapperError, closest, located
 from sapper.files import read_toml

@@ -170,7 +170,7 @@ class AuditSection(Section):
     """``[audit]``: every encoder that the scenario makes is audited, as ``sapper audit`` audits a file.
 
     ``images``, ``split``: ordinary images, whose labels nobody looks at; by default the test split, if there is one.
-    ``budget``: how much is tried, see ``audit.budgets``. ``bags``: files with the scores of known-clean encoders; by
+    ``budget``: how much is tried, see ``defenses.budgets``. ``bags``: files with the scores of known-clean encoders; by
     default those that come with Sapper. ``false_alarms``: the share of clean encoders that may come out as backdoored.
     ``seed``: of the search for triggers. It is not the scenario's, because an auditor does not know the attacker's.
     """

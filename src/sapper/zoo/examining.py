@@ -11,8 +11,8 @@ import torch
 
 from sapper import encoders
 from sapper.audits.auditing import effect, scores, some_of
-from sapper.audits.budgets import Budget
 from sapper.audits.calibration import Key
+from sapper.defenses.budgets import Budget
 from sapper.defenses.contracts import Examiner
 from sapper.defenses.inversion import neighborhood, spread_of
 from sapper.downstream import extract

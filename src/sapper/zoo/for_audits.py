@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sapper import encoders
-from sapper.audits.budgets import Budget
 from sapper.audits.calibration import BOUND, Bag, Key, fitting
 from sapper.audits.stored import Kind
+from sapper.defenses.budgets import Budget
 from sapper.defenses.contracts import EncoderJudge, EncoderLearner
 from sapper.errors import SapperError
 from sapper.running import Run

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from sapper.audits.budgets import Budget
 from sapper.audits.calibration import BOUND, Bag, Key, Power, fewest, fitting, largest_p_value
+from sapper.defenses.budgets import Budget
 from sapper.files import write_atomically
 from sapper.metrics import auc_rate
 from sapper.zoo.examining import CALIBRATION, JUDGEMENT, Scored

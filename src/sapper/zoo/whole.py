@@ -9,8 +9,8 @@ import torch
 
 from sapper import encoders
 from sapper.audits import auditing, calibration, stored
-from sapper.audits.budgets import budget as budget_of
 from sapper.audits.calibration import Bag
+from sapper.defenses.budgets import budget as budget_of
 from sapper.defenses.contracts import EncoderJudge, Examiner
 from sapper.engine.environment import environment
 from sapper.engine.executors import Workers

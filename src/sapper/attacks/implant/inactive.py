@@ -19,7 +19,8 @@ from one gradient, so that h's is taken before f' has moved, and h starts near t
 see the scale of a loss, a = 5 and b = 0.1 are our α = 0.2 and γ = 0.02; with SGD h takes smaller steps than there.
 LPIPS and the distance of ResNet-34's features become P, so that nothing is downloaded; PSNR is left out beside SSIM.
 The network there is a U-Net with BatchNorm in training mode, whose trigger depends on the batch; ours has none. The
-color distance there compares an image with a cropped view, and hue as a plain number.
+color distance there compares an image with a cropped view, and hue as a plain number. There is no preset for the paper:
+too much differs. What the network gives is not brought to whole levels of 255.
 """
 
 import math
@@ -68,7 +69,7 @@ class Inactive(FineTuning):
     needs: ClassVar[frozenset[Need]] = frozenset({"references"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Zhang et al., CVPR 2025"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __call__(
         self,
