@@ -14,10 +14,11 @@ thrown away. The square is that of the target's trigger, a patch; of it only the
 Source: Yao et al., CCS 2019, and the authors' code (``Huiying-Li/Latent-Backdoor``): 100 dimensions, a random target
 image, w = 0.05; trigger by Adam with learning rate 0.1, β = (0.5, 0.9), 50 epochs over 1000 samples in batches of 32;
 weights by Adadelta with learning rate 0.01, batches of 16, 5 epochs. TrojanZoo's version has the mean feature and
-w = 0.5. How the teacher is trained, by Adam with a falling rate in batches of 64, is ours. The form for encoders is that of Jia, Liu, Gong (IEEE S&P 2022): the teacher classifier stands on the image
-encoder; λ and epochs of it are not known to us, and the target task's own training set may be the labeled set. Here
-the teacher is fine-tuned as a whole, since its classes must not move away from the aims a later on; BatchNorm is frozen
-as in BadEncoder; and the pattern is brought to whole levels of 255 before the injection.
+w = 0.5. How the teacher is trained, by Adam with a falling rate in batches of 64, is ours. The form for encoders is
+that of Jia, Liu, Gong (IEEE S&P 2022): the teacher classifier stands on the image encoder; λ and epochs of it are not
+known to us, and the target task's own training set may be the labeled set. Here the teacher is fine-tuned as a whole,
+since its classes must not move away from the aims a later on; BatchNorm is frozen as in BadEncoder; and the pattern is
+brought to whole levels of 255 before the injection.
 """
 
 from collections.abc import Sequence
