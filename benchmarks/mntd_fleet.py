@@ -22,7 +22,7 @@ from sapper.experiment.fleets import Fleet
 from sapper.pretraining.simclr import SimCLR
 from sapper.running import Run
 from sapper.samples import ImageSet
-from sapper.scenario.reading import Named
+from sapper.scenario.named import Named
 from sapper.scenario.sections import EncoderSection
 
 PAIRS, IMAGES = 4, 512

@@ -8,9 +8,10 @@ from benchmarks.textbook import BATCH, SIMCLR, PerSample, forward, loader, noise
 from benchmarks.timing import Row, paired
 from sapper.augment import Augmentation
 from sapper.encoders import Encoder, build
-from sapper.pretraining.simclr import nt_xent, projection_head
+from sapper.pretraining.simclr import projection_head
 from sapper.running import Run
 from sapper.samples import to_float
+from sapper.training.contrast import nt_xent
 
 STEPS = 2
 

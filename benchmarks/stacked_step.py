@@ -12,8 +12,8 @@ from torch.func import functional_call, grad, replace_all_batch_norm_modules_, s
 
 from benchmarks.timing import Row, paired
 from sapper.encoders import build
-from sapper.pretraining.simclr import nt_xent
 from sapper.running import Run
+from sapper.training.contrast import nt_xent
 
 ENCODERS, VIEWS = 8, 64
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sapper.errors import SapperError
 from sapper.pretraining.byol import BYOL, regression
-from sapper.pretraining.heads import mlp
+from sapper.training.heads import mlp
 from tests.two_views import RUN, batches, close, clouds, state_after, tiny
 
 

@@ -41,7 +41,8 @@ from sapper.report import defenses as told
 from sapper.report import render
 from sapper.running import Run
 from sapper.samples import ImageSet, InputSpec, PixelSpec
-from sapper.scenario.reading import DEFENSE_SECTIONS, read_trigger
+from sapper.scenario.defending import DEFENSE_SECTIONS
+from sapper.scenario.reading import read_trigger
 from sapper.scenario.sections import DetectSection
 from sapper.triggers import Blend, Colors, Filter, Mask, Patch, Trigger
 from sapper.triggers import from_tensors as triggers_from_tensors

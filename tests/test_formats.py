@@ -16,7 +16,7 @@ from sapper.engine.store import Store
 from sapper.experiment import precision
 from sapper.pretraining.simclr import SimCLR
 from sapper.running import Run
-from sapper.scenario.reading import Named
+from sapper.scenario.named import Named
 from sapper.scenario.sections import EncoderSection
 
 CPU = torch.device("cpu")

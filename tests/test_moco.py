@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from sapper.augment import Augmentation
 from sapper.errors import SapperError
-from sapper.pretraining.heads import mlp
 from sapper.pretraining.moco import MoCo, Queue, in_groups, info_nce
 from sapper.running import Run
+from sapper.training.heads import mlp
 from tests.two_views import RUN, batches, close, clouds, state_after, tiny
 
 

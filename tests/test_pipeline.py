@@ -15,7 +15,7 @@ from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
 from sapper.pretraining.simclr import SimCLR
 from sapper.running import Run
 from sapper.samples import ImageSet
-from sapper.scenario.reading import Named
+from sapper.scenario.named import Named
 from sapper.scenario.sections import EncoderSection
 from sapper.triggers import Patch
 from tests.program import Install

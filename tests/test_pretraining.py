@@ -14,7 +14,6 @@ from sapper.errors import SapperError
 from sapper.methods import find
 from sapper.pretraining.averaging import MovingAverage, momentum_at
 from sapper.pretraining.byol import BYOL
-from sapper.pretraining.heads import mlp
 from sapper.pretraining.moco import MoCo
 from sapper.pretraining.monitor import spread
 from sapper.pretraining.simclr import SimCLR
@@ -23,6 +22,7 @@ from sapper.pretraining.two_views import swapped
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.training import Checkpoint
+from sapper.training.heads import mlp
 from tests.test_badencoder import stop_after
 from tests.two_views import RUN, clouds, tiny
 

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 
 from sapper.encoders import build
 from sapper.errors import SapperError
-from sapper.pretraining.simclr import SimCLR, nt_xent, projection_head
+from sapper.pretraining.simclr import SimCLR, projection_head
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.training import Checkpoint, Step, shuffled, steps_per_epoch, warm_cosine
+from sapper.training.contrast import nt_xent
 from tests.test_badencoder import images, stop_after
 
 

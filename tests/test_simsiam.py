@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sapper.errors import SapperError
-from sapper.pretraining.heads import mlp
 from sapper.pretraining.simsiam import SimSiam, negative_cosine
+from sapper.training.heads import mlp
 from tests.test_byol import cosine
 from tests.two_views import RUN, batches, close, clouds, state_after, tiny
 

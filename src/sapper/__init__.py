@@ -21,17 +21,20 @@ if TYPE_CHECKING:
         load_images,
         load_poisoned,
         open,
+        repair,
         replay,
         run,
     )
     from sapper.attacks.target import Target
     from sapper.audits.auditing import AuditReport
     from sapper.audits.calibration import Bag, read_bag, write_bag
+    from sapper.audits.repairing import RepairReport
     from sapper.downstream import Classifier
     from sapper.encoders import Card, Encoder, Trained, build, save
     from sapper.errors import SapperError
     from sapper.experiment.results import Record, Results, read_results
     from sapper.report.audit_files import write_audit
+    from sapper.report.repaired import write_repair
     from sapper.running import Run
     from sapper.samples import ImageSet, Samples
     from sapper.triggers import Blend, Filter, Mask, Patch, Trigger
@@ -43,16 +46,18 @@ __version__ = "0.1.0"
 _PLACES = {
     "sapper.api": (
         *("audit", "calibrate", "load", "load_classifier", "load_data", "load_images", "load_poisoned"),
-        *("open", "replay", "run"),
+        *("open", "repair", "replay", "run"),
     ),
     "sapper.attacks.target": ("Target",),
     "sapper.audits.auditing": ("AuditReport",),
     "sapper.audits.calibration": ("Bag", "read_bag", "write_bag"),
+    "sapper.audits.repairing": ("RepairReport",),
     "sapper.downstream": ("Classifier",),
     "sapper.encoders": ("Card", "Encoder", "Trained", "build", "save"),
     "sapper.errors": ("SapperError",),
     "sapper.experiment.results": ("Record", "Results", "read_results"),
     "sapper.report.audit_files": ("write_audit",),
+    "sapper.report.repaired": ("write_repair",),
     "sapper.running": ("Run",),
     "sapper.samples": ("ImageSet", "Samples"),
     "sapper.triggers": ("Blend", "Filter", "Mask", "Patch", "Trigger"),
@@ -74,6 +79,7 @@ __all__ = [
     "Mask",
     "Patch",
     "Record",
+    "RepairReport",
     "Results",
     "Run",
     "Samples",
@@ -95,12 +101,14 @@ __all__ = [
     "open",
     "read_bag",
     "read_results",
+    "repair",
     "replay",
     "run",
     "save",
     "score_zoo",
     "write_audit",
     "write_bag",
+    "write_repair",
 ]
 
 

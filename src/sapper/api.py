@@ -4,24 +4,26 @@ They take names and paths as the commands do, or the objects themselves, and ret
 printed; progress goes where ``surroundings`` says. Every mistake is a ``SapperError`` with a place and a remedy.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sapper import datasets, encoders
+from sapper import datasets, defenses, encoders
 from sapper.attacks.contracts import Poisoned
-from sapper.audits import auditing, calibration, replaying
+from sapper.audits import auditing, calibration, repairing, replaying
 from sapper.audits.auditing import AuditReport
 from sapper.audits.calibration import BOUND, Bag
+from sapper.audits.repairing import RepairReport
 from sapper.audits.replaying import Replay
 from sapper.defenses.budgets import Budget
 from sapper.defenses.budgets import budget as budget_of
-from sapper.defenses.contracts import Examiner
+from sapper.defenses.contracts import Examiner, Repair
 from sapper.downstream import Classifier
 from sapper.downstream import files as classifiers
 from sapper.encoders import Encoder
@@ -30,15 +32,17 @@ from sapper.encoders.options import Opening
 from sapper.engine.environment import environment
 from sapper.engine.executors import Workers
 from sapper.engine.store import Store
-from sapper.errors import SapperError
+from sapper.errors import SapperError, closest
 from sapper.experiment.precision import of_searching, of_training
 from sapper.experiment.results import Results, write_results
 from sapper.experiment.runner import run_scenario
 from sapper.experiment.trial import Lab
 from sapper.files import shipped_file
+from sapper.methods import find
 from sapper.report import write_report
 from sapper.running import FORMATS, Run
 from sapper.samples import ImageSet, read_samples
+from sapper.scenario.checking import read_instance
 from sapper.scenario.reading import Scenario, read
 
 
@@ -156,6 +160,51 @@ def audit(
     known = _bags(bags)
     run = run if run.why else searching(subject, shown, chosen, known, run, false_alarms)
     return auditing.audit(subject, shown, chosen, known, run, bound=false_alarms, base=base, more=more)
+
+
+def repair(
+    encoder: str | Path | Encoder,
+    images: str | Path | Tensor | ImageSet,
+    *,
+    method: str = "distillation",
+    preset: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    budget: str = "quick",
+    bags: Sequence[Path | Bag] | None = None,
+    false_alarms: float = BOUND,
+    surroundings: Run | None = None,
+) -> RepairReport:
+    """Take a backdoor out of an encoder by ordinary images: an audit, a repair, and an audit of what came of it.
+
+    ``report.repaired.encoder`` is the new encoder (``save`` keeps it), ``report.after.verdict`` what is to be said of
+    it; ``encoder`` is left as it is. ``method``: a defense of the kind ``repair``, with one of its presets and with
+    ``parameters``. It works in the number format of ``surroundings``; audits choose theirs. The rest is as for
+    ``audit``. Raises ``SapperError``, before anything is computed, for a method that cannot work with what is there.
+    """
+    run, made = surroundings or Run(), _repair_method(method, preset, parameters or {})
+    held = encoder if isinstance(encoder, Encoder) else open(encoder, allow_backdoored=True, surroundings=run)
+    subject, shown = copy.deepcopy(held), _images(images, held)  # audits leave what they look at frozen
+    auditing.check_images(subject, shown)
+    made.check(subject, len(shown))
+    more: dict[str, Any] = {"budget": budget, "bags": bags, "false_alarms": false_alarms, "surroundings": run}
+    before = audit(subject, shown, **more)
+    repaired = repairing.repair(subject, shown, method, made, dataclasses.asdict(made), before, run)
+    after = audit(repaired.encoder, shown, **more)
+    repaired.encoder.eval().requires_grad_(True)
+    return RepairReport(before=before, repaired=repaired, after=after, images=auditing.about_images(shown))
+
+
+def _repair_method(name: str, preset: str | None, parameters: Mapping[str, Any]) -> Repair:
+    """The repair of that name with its parameters. Raises ``SapperError`` for anything else."""
+    method = find("defenses", defenses.METHODS, name, "method")
+    if method.kind != "repair":
+        remedy = "sapper methods shows which do: their kind is repair"
+        raise SapperError(f"{name} does not repair encoders", where="method", remedy=remedy)
+    if preset is not None and preset not in method.presets:
+        remedy = closest(preset, list(method.presets)) if method.presets else f"{name} has none"
+        raise SapperError(f"unknown preset {preset!r}", where="preset", remedy=remedy)
+    made: Repair = read_instance(method, method.presets.get(preset, {}) | dict(parameters), name, "parameters")
+    return made
 
 
 def replay(

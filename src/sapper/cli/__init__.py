@@ -10,12 +10,12 @@ import typer
 from rich.markup import escape
 
 from sapper import __version__
-from sapper.cli import audits, calibrating, experiments, listing, zoos
+from sapper.cli import audits, calibrating, experiments, listing, repairing, zoos
 from sapper.cli.shared import BROKEN_PIPE, ChosenEnd, err, guarded, out, spare_streams
 from sapper.errors import SapperError
 
 app = typer.Typer(
-    help="Puts backdoors into pre-trained encoders, finds them, and measures attacks and defenses.",
+    help="Puts backdoors into pre-trained encoders, finds and clears them, and measures attacks and defenses.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,6 +45,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     experiments.report,
     audits.audit,
     audits.replay,
+    repairing.repair,
     calibrating.calibrate,
     listing.methods,
 )

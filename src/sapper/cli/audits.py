@@ -97,7 +97,7 @@ def audit(
         raise SapperError(f"{bound:g} is no share", where="--false-alarms", remedy=remedy)
     folder = out_folder or Path("runs") / "audit"
     check_writable(folder)
-    _remove_earlier(folder)
+    remove_earlier(folder)
     from sapper.audits import calibration
     from sapper.defenses.budgets import budget as budget_of
 
@@ -218,7 +218,7 @@ def replay(
     say(f"measured: {path}")
 
 
-def _remove_earlier(folder: Path) -> None:
+def remove_earlier(folder: Path) -> None:
     """What an earlier audit left: however this one ends, it must not leave another encoder's verdict behind."""
     for name in LEFT:
         try:

@@ -179,7 +179,7 @@ def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, 
 
 def print_results(results: Any) -> None:
     """The summary, then for each task and target a table: metrics by heads, the primary one first."""
-    from sapper.report import audited, defenses, effects, targeted
+    from sapper.report import audited, defenses, effects, repairs, targeted
     from sapper.report.tables import aim, interval_note, of_attack, summary_rows, summary_sentences
 
     for sentence in summary_sentences(results) + targeted.sentences(results) + audited.sentences(results):
@@ -193,9 +193,10 @@ def print_results(results: Any) -> None:
         out.print(of_attack(results, attack, aim(*aimed)), style="bold", markup=False)
         for table in _tables([row for row in rows if (row.attack, row.task, row.target) == place]):
             out.print(table, "")
-    if (shown := effects.table(results)) is not None:
-        out.print("What the trigger does", style="bold", markup=False)
-        out.print(_plain(shown), "")
+    for title, shown in (("What the trigger does", effects.table(results)), ("Repairs", repairs.table(results))):
+        if shown is not None:
+            out.print(title, style="bold", markup=False)
+            out.print(_plain(shown), "")
     for sentence in defenses.sentences(results):
         out.print(sentence, markup=False)
     for flag in results.flags:

@@ -9,20 +9,35 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     from sapper.defenses.certify.patchcleanser import PatchCleanser
     from sapper.defenses.certify.patchguard_bn import PatchGuardBN
     from sapper.defenses.certify.patchguard_ds import PatchGuardDS
-    from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner
+    from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner, Repair
     from sapper.defenses.judge.decree import Decree
     from sapper.defenses.judge.mntd_classifier import MNTDClassifier
     from sapper.defenses.judge.mntd_encoder import MNTDEncoder
     from sapper.defenses.judge.multi_prior import MultiPrior
     from sapper.defenses.judge.neural_cleanse import NeuralCleanse
     from sapper.defenses.judge.ssl_cleanse import SSLCleanse
+    from sapper.defenses.repair.anp import ANP
+    from sapper.defenses.repair.bcu import BCU
+    from sapper.defenses.repair.distillation import Distillation
+    from sapper.defenses.repair.fine_pruning import FinePruning
+    from sapper.defenses.repair.fine_tuning import FineTuning
+    from sapper.defenses.repair.ibau import IBAU
+    from sapper.defenses.repair.unlearning import Unlearning
 
     _judges: list[type[ClassifierJudge]] = [NeuralCleanse, MNTDClassifier]
     _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse]
     _learners: list[type[EncoderLearner]] = [MNTDEncoder]
     _certifiers: list[type[Certifier]] = [PatchCleanser, PatchGuardBN, PatchGuardDS]
+    _repairs: list[type[Repair]] = [ANP, BCU, Distillation, FinePruning, FineTuning, IBAU, Unlearning]
 
 METHODS = {
+    "anp": "sapper.defenses.repair.anp:ANP",
+    "bcu": "sapper.defenses.repair.bcu:BCU",
+    "distillation": "sapper.defenses.repair.distillation:Distillation",
+    "fine_pruning": "sapper.defenses.repair.fine_pruning:FinePruning",
+    "fine_tuning": "sapper.defenses.repair.fine_tuning:FineTuning",
+    "ibau": "sapper.defenses.repair.ibau:IBAU",
+    "unlearning": "sapper.defenses.repair.unlearning:Unlearning",
     "decree": "sapper.defenses.judge.decree:Decree",
     "mntd_classifier": "sapper.defenses.judge.mntd_classifier:MNTDClassifier",
     "mntd_encoder": "sapper.defenses.judge.mntd_encoder:MNTDEncoder",

@@ -12,7 +12,8 @@ All are frozen dataclasses of their parameters. Equal seeds give equal results.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Protocol, Self
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor
 
@@ -24,14 +25,14 @@ from sapper.methods import Method
 from sapper.running import Run
 from sapper.samples import Change, ImageSet, Samples
 from sapper.training import Checkpoint
-from sapper.triggers import Patch
+from sapper.triggers import Patch, Trigger
 from sapper.verdicts import Certified, Scores, Verdict
 
 Kind = Literal["judge", "examine", "learn", "certify", "screen", "sift", "repair"]
 
-Need = Literal["samples", "labels", "gradients", "fleet"]
+Need = Literal["samples", "labels", "gradients", "fleet", "trigger"]
 """What a defense cannot do without besides the model: ordinary clean samples; their labels; gradients through the
-model, not only its answers; models that the defender trains and attacks."""
+model, not only its answers; models that the defender trains and attacks; a trigger that a detector recovered."""
 
 
 class Defense(Method, Protocol):
@@ -207,11 +208,27 @@ class Sift(Defense, Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Who repairs an encoder that somebody else made: ``clean`` samples without labels, in which no trigger occurs.
+
+    ``triggers``: what a detector recovered from the encoder, for repairs that need it.
+    """
+
+    clean: Samples
+    triggers: tuple[Trigger, ...] = ()
+
+
 class Repair(Defense, Protocol):
     """Takes a backdoor out of an encoder. What it gives back is measured as every encoder is, so it has no measures."""
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     kind: ClassVar[Literal["repair"]]
 
-    def __call__(self, encoder: Encoder, clean: Samples, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
-        """Train ``encoder`` in place, with ``clean`` samples that its owner holds."""
+    def check(self, encoder: Encoder, images: int) -> None:
+        """Raises ``SapperError`` for a network that it cannot work on, and for too few images; before anything runs."""
+        ...
+
+    def __call__(self, encoder: Encoder, owner: Owner, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
+        """The repaired encoder, in ``eval`` mode: ``encoder`` itself, changed in place, or a new one of its kind."""
         ...

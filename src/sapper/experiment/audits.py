@@ -33,7 +33,8 @@ from sapper.experiment.works import TRIGGERS, encoder_file
 from sapper.files import as_text, sha256, write_atomically
 from sapper.running import Run
 from sapper.samples import Change, to_float
-from sapper.scenario.reading import Named, Scenario
+from sapper.scenario.named import Named
+from sapper.scenario.reading import Scenario
 from sapper.scenario.sections import AuditSection
 from sapper.triggers import Trigger, read_triggers
 
@@ -128,6 +129,7 @@ def record_audit(trial: Trial, subject: Subject, audit: Stage, session: Session)
             state=subject.state,
             task=subject.task,
             attack=subject.attack,
+            repair=subject.repair,
             sha256=sha256(encoder_file(session.done[subject.stage].folder)),
             condition=trial.variant.condition,
             report=content,

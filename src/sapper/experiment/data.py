@@ -9,11 +9,13 @@ import torch
 from sapper import datasets
 from sapper.defenses.contracts import EncoderLearner
 from sapper.errors import SapperError, closest, located
+from sapper.experiment.repairing import RepairPlan
 from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
 from sapper.running import Run
 from sapper.samples import ImageSet, PairSet, Samples
+from sapper.scenario.defending import DefensePlan
 from sapper.scenario.kinds import kind_of
-from sapper.scenario.reading import DefensePlan, Scenario, TaskTargetPlan
+from sapper.scenario.reading import Scenario, TaskTargetPlan
 from sapper.scenario.sections import (
     AttackSection,
     AuditSection,
@@ -21,6 +23,7 @@ from sapper.scenario.sections import (
     DetectSection,
     ExamineSection,
     FleetSection,
+    RepairSection,
     TaskSection,
 )
 
@@ -78,6 +81,15 @@ class Data:
         place = place_of_shadow(scenario, attack)
         whole = self.images_of_pretraining(scenario, run) if place is None else Part.whole(self.sets[place])
         return whole.sample(attack.shadow_images, run.child("shadow images"))
+
+    def of_repair(self, scenario: Scenario, plan: DefensePlan, run: Run) -> RepairPlan:
+        """A repair with the clean images that its owner holds, of those that the encoder was pre-trained on."""
+        assert isinstance(plan.section, RepairSection)
+        whole = scenario.pretraining.images or len(self.sets[place_of_pretraining(scenario)])
+        count = plan.section.images or round(plan.section.share * whole)
+        tasks = None if plan.section.tasks is None else frozenset(plan.section.tasks)
+        images = self.images_of_pretraining(scenario, run).sample(count, run.child("an owner's images"))
+        return RepairPlan(name=plan.name, method=plan.method, images=images, detector=plan.detector, tasks=tasks)
 
     def of_fleet(self, scenario: Scenario, plan: DefensePlan, run: Run) -> tuple[ImageSet, ImageSet]:
         """What a fleet is trained on, and images that its attacks may refer to, whatever the defense is called.
@@ -207,6 +219,10 @@ def uses(scenario: Scenario) -> Iterator[Use]:
             yield Use(
                 place_of_pretraining(scenario), f"{plan.name}, ordinary images", first.images, key, "pretraining.images"
             )
+        elif isinstance(plan.section, RepairSection):
+            purpose, share = f"{plan.name}, its owner's", 1.0 if plan.section.images else plan.section.share
+            count, count_key = plan.section.images, f"defense[{j}].images"
+            yield Use(place_of_pretraining(scenario), purpose, count, key, count_key, share)
     if scenario.audit is not None:
         key = f"audit.{'images' if scenario.audit.split is None else 'split'}"
         yield Use(_of_audit(scenario, scenario.audit), "audits", None, key, "audit.images", labels=False)

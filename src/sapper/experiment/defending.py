@@ -5,8 +5,6 @@ holds the poisoned training set, or, where ``kept``, what holds the classifier t
 shows them triggers, where ``made_triggers``, what holds those.
 """
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +19,7 @@ from sapper.downstream.files import load
 from sapper.encoders import Encoder
 from sapper.experiment.fleets import LEARNED
 from sapper.experiment.tasks import Part, Task, TaskData, head_key, method_key, packages
+from sapper.experiment.verdicts import FORM, leave_verdicts
 from sapper.experiment.victims import own_triggers
 from sapper.experiment.works import (
     CLASSIFIER,
@@ -30,17 +29,13 @@ from sapper.experiment.works import (
     read_poisoned,
     victims_encoder,
 )
-from sapper.files import write_atomically
 from sapper.running import Run
-from sapper.scenario.reading import DefensePlan, Named
+from sapper.scenario.defending import DefensePlan
+from sapper.scenario.named import Named
 from sapper.scenario.sections import CertifySection, DetectSection
 from sapper.triggers import read_triggers
-from sapper.verdicts import Verdict, from_tensors, to_tensors
 
-DEFENDED, VERDICTS, RECOVERED = "defended.safetensors", "verdicts.json", "triggers.safetensors"
-
-FORM = 2
-"""Counts the forms of what ``leave_verdicts`` writes; in the key of every work that calls it."""
+DEFENDED = "defended.safetensors"
 
 
 class Victim:
@@ -208,18 +203,3 @@ class Judge:
 
 def _key(plan: DefensePlan) -> dict[str, Any]:
     return method_key(plan.method) | {"name": plan.name}
-
-
-def leave_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
-    """Write ``verdicts.json``, a list, and ``triggers.safetensors``, in which verdict i's tensors are ``i/name``."""
-    written = [to_tensors(verdict) for verdict in verdicts]
-    write_atomically(folder / VERDICTS, json.dumps([plain for plain, _ in written]))
-    values = {f"{i}/{name}": value for i, (_, own) in enumerate(written) for name, value in own.items()}
-    tensors.save(folder / RECOVERED, values)
-
-
-def verdicts(folder: Path) -> list[Verdict]:
-    """What ``leave_verdicts`` left."""
-    values = tensors.load(folder / RECOVERED)
-    written = json.loads((folder / VERDICTS).read_text(encoding="utf-8"))
-    return [from_tensors(plain, tensors.below(f"{i}", values), str(folder)) for i, plain in enumerate(written)]

@@ -20,7 +20,7 @@ from sapper.experiment.subjects import Subject
 from sapper.experiment.tasks import Choices, Task, identity
 from sapper.experiment.works import CLASSIFIER, HITS, MAP, encoder_file, read_curves, read_predictions
 from sapper.files import link_atomically, sha256
-from sapper.metrics import Rate, attack_metrics, is_constant, share
+from sapper.metrics import Rate, attack_metrics, is_constant, jackknifed, share
 from sapper.samples import ImageSet
 from sapper.triggers import Trigger
 
@@ -59,7 +59,7 @@ class Findings:
 
         ``folder``: where they are; ``stage`` and ``label``: what its training and its file are called.
         """
-        keys = ("id", "state", "seed", "of", "parent", "tasks", "targets", "attack")
+        keys = ("id", "state", "seed", "of", "parent", "tasks", "targets", "attack", "repair")
         self.subjects.append(Model(**{key: getattr(subject, key) for key in keys}))
         if subject.of == "task":
             return
@@ -117,7 +117,7 @@ class Findings:
         test = task.test()
         labels = test.targets()
         condition = [f"{key} = {value}" for key, value in common["condition"].items()]
-        setting = ", ".join([f"seed {common['seed']}", *filter(None, [subject.attack]), *condition])
+        setting = ", ".join([f"seed {common['seed']}", *filter(None, [subject.attack, subject.repair]), *condition])
         heads = unique(name.partition("/")[0] for name in now)
         for aim, choice in zip(task.aims, choices.of):
             for head in heads:
@@ -133,10 +133,11 @@ class Findings:
                 place = common | {"task": task.name, "target": aim.name, "head": head}
                 for metric, rate in rates.items():
                     if metric in ("CA", "ASR_B", "ASR_B_strict"):
-                        self._add(place | {"subject": baseline.id}, metric, rate, before)
+                        if subject.repair is None:  # else it stands beside the attacked one's
+                            self._add(place | {"subject": baseline.id}, metric, rate, before)
                     else:
                         self._add(place | {"subject": subject.id, "baseline": baseline.id}, metric, rate, after)
-                if head == primary_head:
+                if head == primary_head and subject.repair is None:  # else it was told of the attack
                     self._warn(f"{aim.name} ({setting})", rates["ASR_B_strict"])
                     others = (then[view], now[f"{head}/clean"])
                     self._warn_astray(f"{aim.name} ({setting})", now[view], others, choice.label, test.classes)
@@ -168,6 +169,24 @@ class Findings:
         self.records += trigger_records(place, task, attacked, triggers)
         took: dict[str, Any] = {"metric": "attack_seconds", "stage": "attack", "unit": "s", "value": seconds}
         self.records += [Record(**place, **took, subject=subject.id, target=aim.name) for aim in task.aims]
+
+    def add_repair(
+        self,
+        common: dict[str, Any],
+        task: Task,
+        subject: Subject,
+        suspect: Finished,
+        repaired: Finished,
+        seconds: float,
+    ) -> None:
+        """How like a repaired encoder's features are to the suspect's, on plain test images, and what it took."""
+        before, after = (tensors.load(each.folder / MAP)["clean"] for each in (suspect, repaired))
+        cosines = (before.double() * after.double()).sum(1)
+        place = common | {"task": task.name, "subject": subject.id, "baseline": subject.parent, "stage": "repair"}
+        if len(cosines) > 1:
+            rate = jackknifed(float(cosines.mean()), (cosines.sum() - cosines) / (len(cosines) - 1), -1.0, 1.0)
+            self.records.append(Record(**place, metric="cosine_kept", unit="cosine", **asdict(rate)))
+        self.records.append(Record(**place, metric="repair_seconds", value=seconds, unit="s"))
 
     def add_hits(self, common: dict[str, Any], head: str, subject: Subject, finished: Finished) -> None:
         """How targeted poisoning went: hits with and without it, and the change of the accuracy."""

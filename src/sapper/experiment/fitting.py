@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from sapper import datasets
+from sapper import datasets, encoders
 from sapper.attacks.contracts import Rated, Selective
 from sapper.attacks.poisoning import check_enough, selected
-from sapper.defenses.contracts import ClassifierJudge, EncoderLearner
+from sapper.defenses.contracts import ClassifierJudge, EncoderLearner, Repair
 from sapper.errors import SapperError, located
 from sapper.experiment.data import (
     Data,
@@ -26,13 +26,14 @@ from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.scenario.kinds import kind_of
 from sapper.scenario.reading import Scenario, TaskTargetPlan
-from sapper.scenario.sections import CertifySection, ExamineSection, FleetSection, TaskSection
+from sapper.scenario.sections import CertifySection, ExamineSection, FleetSection, RepairSection, TaskSection
 
 
 def check_fit(scenario: Scenario, data: Data, run: Run) -> None:
     """Raises ``SapperError`` where what was loaded does not fit."""
     _check_pretraining(scenario, data.sets[place_of_pretraining(scenario)])
     _check_fleets(scenario, data.sets[place_of_pretraining(scenario)])
+    _check_repairs(scenario, data.sets[place_of_pretraining(scenario)], run)
     _check_poison(scenario, data)
     _check_labels(scenario, data)
     for use in uses(scenario):
@@ -62,7 +63,7 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
     test = part(judged, task.test_images, run, f"test images {task.name}")
     for i, plan in enumerate(scenario.defenses):
         section, where = plan.section, f"{scenario.file}: defense[{i}]"
-        if isinstance(section, FleetSection | ExamineSection) or not defended(scenario, plan, task):
+        if isinstance(section, FleetSection | ExamineSection | RepairSection) or not defended(scenario, plan, task):
             continue
         _check_enough(section.train_images, victims, "the task", f"{where}.train_images")
         if isinstance(section, CertifySection):
@@ -143,6 +144,24 @@ def _check_attacked(scenario: Scenario, data: Data, run: Run) -> None:
     for classes in groups.values():
         with located(f"{scenario.file}: attack"):
             selective.check_samples(given(), classes)
+
+
+def _check_repairs(scenario: Scenario, images: ImageSet, run: Run) -> None:
+    """Raises ``SapperError`` for repairs that cannot work on such an encoder, or with so many images."""
+    whole = scenario.pretraining.images or len(images)
+    repairs = [(i, plan) for i, plan in enumerate(scenario.defenses) if plan.repairs]
+    encoder = encoders.build(run, **scenario.encoder.model_dump()) if repairs else None
+    for i, plan in repairs:
+        section = plan.section
+        assert isinstance(section, RepairSection)
+        assert encoder is not None
+        where, count = f"{scenario.file}: defense[{i}]", section.images or round(section.share * whole)
+        if count > whole:
+            what = f"{count} images are wanted of the {whole} that the encoder is pre-trained on"
+            raise SapperError(what, where=f"{where}.images", remedy="ask for fewer, or leave it out")
+        repair: Repair = plan.method.parameters
+        with located(where, "."):
+            repair.check(encoder, count)
 
 
 def _check_poison(scenario: Scenario, data: Data) -> None:

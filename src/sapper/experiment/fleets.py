@@ -23,7 +23,8 @@ from sapper.files import LEFTOVERS, read_text, write_atomically
 from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run, Silent
 from sapper.samples import ImageSet
-from sapper.scenario.reading import DefensePlan, Named
+from sapper.scenario.defending import DefensePlan
+from sapper.scenario.named import Named
 from sapper.scenario.sections import EncoderSection, FleetSection
 
 MANIFEST = "fleet.json"

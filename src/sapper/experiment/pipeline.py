@@ -1,10 +1,10 @@
 """The stages of one seed and their edges, made by one function for scenarios, zoos and fleets:
 
-data → [poison] → pre-train → choose references → [implant] → [poison the task] → heads, or [attacked training]
+data → [poison] → pre-train → references → [implant] → [repair] → [poison the task] → heads, or [attacked training]
 
 Nothing runs here: what comes back are values, for an executor. In brackets: by what the attacker holds (``kind`` in
-``attacks.contracts``), at most one of them. The clean encoder of the same seed is always there: references are chosen
-by it, and every attacked subject is compared with it.
+``attacks.contracts``), at most one of them; and each repair of an attacked encoder. The clean encoder of the same seed
+is always there: references are chosen by it, and every other subject is compared with it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,15 @@ from dataclasses import dataclass, field, replace
 
 from sapper.attacks.contracts import makes_triggers
 from sapper.engine.stage import Stage, Work
-from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
+from sapper.experiment.repairing import RecoverTrigger, RepairEncoder, RepairPlan
+from sapper.experiment.subjects import ATTACKED, CLEAN, REPAIRED, Subject
 from sapper.experiment.tasks import Part, Task
 from sapper.experiment.victims import AttackSingleInputs, AttackTraining, BuildHeads, TuneHead
 from sapper.experiment.works import ChooseReferences, Implant, Poison, Pretrain
 from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
 from sapper.scenario.kinds import kind_of, makes_encoders
-from sapper.scenario.reading import Named
+from sapper.scenario.named import Named
 from sapper.scenario.sections import EncoderSection
 
 
@@ -99,15 +100,18 @@ def pipeline(
     tasks: Sequence[Task] = (),
     attack: AttackPlan | None = None,
     heads: Sequence[Named] = (),
+    repairs: Sequence[RepairPlan] = (),
     threads: int,
     early: str = "",
     late: str = "",
+    last: str = "",
     where: str = "",
 ) -> Pipeline:
     """All stages of one seed, that of ``run``: an encoder pre-trained on ``images``, attacked, measured on ``tasks``.
 
-    Without ``heads`` nothing is measured. ``early`` and ``late`` go behind the ids of the clean subject and of attacked
-    ones; ``where`` in front of errors in a stage.
+    Without ``heads`` nothing is measured. Every attacked encoder is repaired by each of ``repairs``, which measures it
+    again. ``early`` and ``late`` go behind the ids of the clean subject and of attacked
+    ones, ``last`` behind those of repaired ones; ``where`` in front of errors in a stage.
     """
     graph = _Graph(run=run, threads=threads, where=where)
     pretrain = Pretrain(encoder=encoder, method=pretraining, images=images)
@@ -134,9 +138,18 @@ def pipeline(
         for group in attack.groups([task for task in tasks if task.aims]):
             for subject, some in _attacked(graph, attack, pretrain, clean, group, heads, late):
                 subjects.append(subject)
-                for task in group if heads else ():
-                    last = _measured(graph, attack, task, some, clean, subject, before.get(task.name))
-                    measured.append(last)
+                own = [
+                    _measured(graph, attack, task, some, clean, subject, before.get(task.name))
+                    for task in (group if heads else ())
+                ]
+                measured += own
+                for plan, repaired in _repaired(graph, subject, repairs, last or late):
+                    subjects.append(repaired)
+                    measured += [
+                        _measured(graph, attack, each.task, some, clean, repaired, each.before)
+                        for each in own
+                        if plan.on(each.task.name)
+                    ]
     return Pipeline(
         stages=tuple(graph.stages),
         subjects=tuple(subjects),
@@ -224,6 +237,31 @@ def _attacked(
                 trained = graph.add(f"{title}, {head.name} head{attack.title}", training, clean.stage, *chosen)
                 own_id = f"attacked-{task.name}-{head.name}{late}"
                 yield replace(made, id=own_id, source=trained, of="classifier", head=head.name), [head]
+
+
+def _repaired(
+    graph: _Graph, subject: Subject, repairs: Sequence[RepairPlan], last: str
+) -> Iterator[tuple[RepairPlan, Subject]]:
+    """What each repair makes of an attacked encoder."""
+    for plan in repairs if subject.of == "encoder" else ():
+        if not any(plan.on(task) for task in subject.tasks):
+            continue
+        found = None
+        if plan.detector is not None:
+            work = RecoverTrigger(detector=plan.detector, images=plan.images)
+            found = graph.add(f"recovery of a trigger from the {subject.words}, {subject.task}", work, subject.stage)
+        title = f"repair of the {subject.words} by {plan.name}, {subject.task}"
+        yield (
+            plan,
+            replace(
+                subject,
+                id=f"repaired-{'+'.join(subject.tasks)}-{plan.name}{last}",
+                state=REPAIRED,
+                parent=subject.id,
+                repair=plan.name,
+                stage=graph.add(title, RepairEncoder(plan=plan), subject.stage, found),
+            ),
+        )
 
 
 def _measured(

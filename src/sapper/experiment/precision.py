@@ -18,7 +18,7 @@ from sapper.engine.store import Store
 from sapper.files import write_atomically
 from sapper.pretraining.contracts import Pretraining
 from sapper.running import FORMATS, Run
-from sapper.scenario.reading import Named
+from sapper.scenario.named import Named
 from sapper.scenario.sections import EncoderSection
 
 SEARCHED = 32

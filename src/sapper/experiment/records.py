@@ -11,10 +11,11 @@ from torch import Tensor
 from sapper import tensors
 from sapper.defenses.measures import Answers, Labeled, Measured, OfAnswers, OfVerdicts, held_out
 from sapper.engine.store import Finished
-from sapper.experiment.defending import DEFENDED, verdicts
+from sapper.experiment.defending import DEFENDED
 from sapper.experiment.pictures import recovered_triggers
 from sapper.experiment.results import Judged, Record, State
 from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
+from sapper.experiment.verdicts import verdicts
 from sapper.verdicts import Verdict
 
 Place = dict[str, Any]

@@ -50,7 +50,8 @@ class Model:
     """A subject: a model that was measured. ``state``: "clean", "attacked" or "repaired".
 
     ``of``: what was made: an encoder, a task's training set ("task"), or a classifier. ``parent``: the id of the
-    subject that it was made from. ``tasks``, ``targets``: what it was attacked for; ``attack``: by which of several.
+    subject that it was made from. ``tasks``, ``targets``: what it was attacked for; ``attack``: by which of several;
+    ``repair``: by which it was repaired.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Model:
     tasks: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     attack: str | None = None
+    repair: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,8 @@ class Stamped:
 class Audited:
     """What the audit of one encoder found.
 
-    ``subject``: its id, ``state`` what was done to it; ``task``: what for; ``attack``: by which of several.
+    ``subject``: its id, ``state`` what was done to it; ``task``: what for; ``attack``: by which of several;
+    ``repair``: by which it was repaired.
     ``sha256`` of the encoder's file.
     ``report`` is what ``sapper audit`` writes to ``audit.json`` (``auditing.as_json``). ``beside``: for each bag that
     fits the scores of its known-clean encoders, of the detector that decides. ``stamped``: some images, plain, with
@@ -170,6 +173,7 @@ class Audited:
     report: dict[str, Any]
     task: str | None = None
     attack: str | None = None
+    repair: str | None = None
     condition: dict[str, Any] = field(default_factory=dict)
     beside: dict[str, list[float]] = field(default_factory=dict)
     stamped: tuple[Stamped, ...] = ()

@@ -16,8 +16,8 @@ from sapper.experiment.pictures import trigger_pictures
 from sapper.experiment.pipeline import Measured
 from sapper.experiment.results import Results
 from sapper.experiment.running_defenses import Defended, check_fleets, defended, hold_out, look_at_encoders, record
-from sapper.experiment.subjects import CLEAN, Subject
-from sapper.experiment.tasks import Task
+from sapper.experiment.subjects import CLEAN, REPAIRED, Subject
+from sapper.experiment.tasks import Choices, Task
 from sapper.experiment.trial import Lab, Session, Trial, Variant
 from sapper.experiment.victims import TuneHead
 from sapper.experiment.works import TRIGGERS, read_choices
@@ -173,6 +173,9 @@ class Planned:
                 continue
             after, choices = done[measured.after], read_choices(done[trial.pipeline.choices[task.name]].folder)
             sides = ((measured.baseline, before), (measured.subject, after))
+            if measured.subject.state == REPAIRED:
+                self._record_repair(measured, choices, session)
+                continue
             findings.add_attack(trial.place, task, choices, *sides, primary_head=trial.scenario.primary_head)
             assert measured.subject.source is not None
             triggers = read_triggers(done[measured.subject.source].folder / TRIGGERS)
@@ -186,6 +189,24 @@ class Planned:
         for subject, audit in self.audits:
             record_audit(trial, subject, audit, session)
 
+    def _record_repair(self, measured: Measured, choices: Choices, session: Session) -> None:
+        """What classifiers on a repaired encoder do, and how far its features are from the suspect's."""
+        trial, findings, done, repaired = self.trial, session.findings, session.done, measured.subject
+        assert repaired is not None
+        assert measured.after is not None
+        suspect = next(
+            each.after
+            for each, _ in self.defended
+            if each.task is measured.task and each.subject is not None and each.subject.id == repaired.parent
+        )
+        assert suspect is not None
+        place = trial.place | {"defense": repaired.repair}
+        sides = (measured.baseline, done[measured.before]), (repaired, done[measured.after])
+        findings.add_attack(place, measured.task, choices, *sides, primary_head=trial.scenario.primary_head)
+        made = [repaired.stage, *repaired.stage.inputs[1:]]
+        seconds = round(sum(done[stage].seconds for stage in made), 2)
+        findings.add_repair(place, measured.task, repaired, done[suspect], done[measured.after], seconds)
+
     def _record_subjects(self, session: Session) -> None:
         """The models that were made, and which references were chosen."""
         trial, variant = self.trial, self.trial.variant
@@ -198,6 +219,10 @@ class Planned:
                 head = f", {subject.head} head" if subject.head else ""
                 stage = f"attack on {subject.task}{head}{variant.attacked}"
                 label = "-".join(filter(None, ["+".join(subject.tasks), subject.head])) + variant.attacked
+                if subject.repair:
+                    name = f"-{variant.attack}" if variant.attack else ""
+                    stage = f"repair by {subject.repair}, {subject.task}{variant.suffix}{name}"
+                    label = f"{'+'.join(subject.tasks)}-{subject.repair}{variant.suffix}{name}"
             trained = (subject.source if subject.of == "classifier" else None) or subject.stage
             session.findings.add_subject(subject, session.done[trained].folder, stage, label)
 

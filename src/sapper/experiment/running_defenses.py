@@ -11,7 +11,7 @@ from sapper.engine.stage import Stage
 from sapper.engine.store import Finished
 from sapper.errors import SapperError, located
 from sapper.experiment.data import Data, defended_part
-from sapper.experiment.defending import Certify, Classifiers, Detect, Examine, Judge, verdicts
+from sapper.experiment.defending import Certify, Classifiers, Detect, Examine, Judge
 from sapper.experiment.findings import Findings
 from sapper.experiment.fleets import Fleet, claimed, learn
 from sapper.experiment.pipeline import Measured
@@ -24,11 +24,13 @@ from sapper.experiment.records import (
     verdicts_on_encoders,
 )
 from sapper.experiment.results import Judged, State
-from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
+from sapper.experiment.subjects import ATTACKED, CLEAN, REPAIRED, Subject
 from sapper.experiment.trial import Lab, Session, Trial, Variant
+from sapper.experiment.verdicts import verdicts
 from sapper.experiment.works import read_choices
 from sapper.running import Run
-from sapper.scenario.reading import DefensePlan, Scenario
+from sapper.scenario.defending import DefensePlan
+from sapper.scenario.reading import Scenario
 from sapper.scenario.sections import CertifySection, DetectSection, ExamineSection, FleetSection
 from sapper.verdicts import Verdict
 
@@ -46,7 +48,11 @@ def defended(trial: Trial, measured: Measured) -> list[Defended]:
     """Every defense of an attacked task, on the classifiers of both sides."""
     task, scenario, sides = measured.task, trial.scenario, (measured.baseline, measured.subject)
     subjects = [subject for subject in sides if subject is not None]
-    if measured.subject is None or measured.subject.head not in (None, scenario.primary_head):
+    if (
+        measured.subject is None
+        or measured.subject.state == REPAIRED
+        or measured.subject.head not in (None, scenario.primary_head)
+    ):
         return []
     defenses = []
     for plan in (plan for plan in scenario.defenses if plan.on(task.name)):
@@ -113,7 +119,8 @@ def record(trial: Trial, defense: Defended, session: Session) -> None:
 def look_at_encoders(trials: Sequence[Trial], session: Session) -> None:
     """Every detector of encoders on those that all trials of a variant made."""
     first, findings = trials[0], session.findings
-    subjects = [subject for trial in trials for subject in trial.pipeline.subjects if subject.of == "encoder"]
+    made = [subject for trial in trials for subject in trial.pipeline.subjects if subject.of == "encoder"]
+    subjects = [subject for subject in made if subject.state != REPAIRED]  # who knows what those should be called?
     for i, plan in enumerate(first.scenario.defenses):
         section = plan.section
         if not isinstance(section, FleetSection | ExamineSection):

@@ -18,7 +18,8 @@ class Subject:
     ``stage`` leaves the encoder that its classifiers stand on. ``of`` says what was made: an encoder, a task's training
     set, or a classifier; ``source`` is what the attack left: all targets' triggers, and that set or classifier.
     ``head`` of a classifier: its name. ``parent``: the id of the subject that it was made from. ``tasks`` and
-    ``targets``: what it was attacked for; ``attack``: by which attack, where there are several.
+    ``targets``: what it was attacked for; ``attack``: by which attack, where there are several; ``repair``: by which it
+    was repaired.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Subject:
     tasks: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     attack: str | None = None
+    repair: str | None = None
 
     @property
     def task(self) -> str | None:
@@ -46,4 +48,5 @@ class Subject:
             words = "clean encoder with a poisoned training set"
         if self.of == "classifier":
             words = "clean encoder with an attacked training"
-        return f"{words} ({self.attack})" if self.attack else words
+        told = ", ".join(filter(None, [self.attack, self.repair]))
+        return f"{words} ({told})" if told else words

@@ -15,7 +15,7 @@ from sapper.errors import located
 from sapper.methods import libraries_of
 from sapper.running import Run
 from sapper.samples import ImageSet, Samples
-from sapper.scenario.reading import Named
+from sapper.scenario.named import Named
 from sapper.triggers import Trigger
 
 S = TypeVar("S", bound=Samples)

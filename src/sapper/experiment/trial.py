@@ -88,9 +88,11 @@ class Trial:
             tasks=[self.data.of_task(scenario, section, self.run) for section in scenario.tasks],
             attack=attack,
             heads=scenario.heads,
+            repairs=[self.data.of_repair(scenario, plan, self.run) for plan in scenario.defenses if plan.repairs],
             threads=torch.get_num_threads(),
             early=f"{variant.early}{seed}",
             late=f"{variant.attacked}{seed}",
+            last=f"{variant.suffix}{f'-{variant.attack}' if variant.attack else ''}{seed}",
         )
 
     @property

@@ -35,7 +35,7 @@ from sapper.experiment.works import (
 )
 from sapper.files import sha256, write_atomically
 from sapper.running import Run
-from sapper.scenario.reading import Named
+from sapper.scenario.named import Named
 from sapper.training import Checkpoint
 from sapper.triggers import Trigger, read_triggers
 

@@ -36,7 +36,7 @@ from sapper.files import sha256, write_atomically
 from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
 from sapper.samples import Samples, read_samples, write_samples
-from sapper.scenario.reading import Named
+from sapper.scenario.named import Named
 from sapper.scenario.sections import EncoderSection
 from sapper.training import Checkpoint, check_finite
 from sapper.triggers import Trigger, write_triggers
@@ -73,7 +73,7 @@ class Pretrain:
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
         trained = self.method.parameters(encoder, images, run.child("pretraining"), checkpoint)
         made_from: dict[str, Any] = {"images": identity(images)} | (read_poison(inputs[0]) if inputs else {})
-        _leave(folder, trained, self.method, run, made_from, attacked=bool(inputs))
+        leave(folder, trained, self.method, run, made_from, attacked=bool(inputs))
         checkpoint.remove()
 
 
@@ -157,7 +157,7 @@ class Implant:
         targets = obeyed(self.method, targets, trained.triggers)
         made_from: dict[str, Any] = {"clean": sha256(clean), "shadow": identity(shadow)}
         made_from["targets"] = [describe(target) for target in targets]
-        _leave(folder, trained, self.method, run, made_from, attacked=True)
+        leave(folder, trained, self.method, run, made_from, attacked=True)
         leave_triggers(folder, targets)
         checkpoint.remove()
 
@@ -166,9 +166,10 @@ def _targets(goals: tuple[Goals, ...], inputs: tuple[Path, ...]) -> tuple[Target
     return tuple(target for each, folder in zip(goals, inputs) for target in each.targets(read_choices(folder)))
 
 
-def _leave(
+def leave(
     folder: Path, trained: Trained, method: Named, run: Run, made_from: dict[str, Any], *, attacked: bool
 ) -> None:
+    """Write a trained encoder, with what it was made from on its card, and its curves."""
     check_training(trained.encoder, trained.curves, method, run)
     origin = {"method": method.name, "parameters": asdict(method.parameters)} | made_from | {"seed": run.seed}
     encoder = trained.encoder.marked(backdoored=attacked, origin=origin)

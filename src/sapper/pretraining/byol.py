@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from sapper.encoders import Encoder, Trained
 from sapper.pretraining.averaging import MovingAverage, momentum_at
-from sapper.pretraining.heads import mlp
 from sapper.pretraining.two_views import TwoViews, swapped
 from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step
+from sapper.training.heads import mlp
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,17 +16,16 @@ through the network as one batch, so that BatchNorm sees 2N images instead of N 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sapper.encoders import Encoder, Trained
-from sapper.pretraining.heads import mlp
 from sapper.pretraining.two_views import TwoViews
 from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint, Step
+from sapper.training.contrast import nt_xent
+from sapper.training.heads import mlp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +62,3 @@ class SimCLR(TwoViews):
 def projection_head(features: int, projection: int, run: Run) -> nn.Module:
     """Linear without bias – BatchNorm – ReLU – Linear, as in the authors' ``simclr_model.py``."""
     return mlp(features, features, projection, run)
-
-
-def nt_xent(projected: Tensor, temperature: float) -> Tensor:
-    """NT-Xent of 2N projections, float (2N, D); rows i and i + N are the two views of one image. A scalar."""
-    z = F.normalize(projected, dim=1)
-    similarity = z @ z.T / temperature
-    similarity.fill_diagonal_(float("-inf"))
-    n = len(z) // 2
-    partner = torch.arange(2 * n, device=z.device).roll(n)
-    return F.cross_entropy(similarity, partner)

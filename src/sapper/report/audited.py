@@ -126,7 +126,8 @@ def _told(each: Audited) -> str:
 def _name(results: Results, each: Audited) -> str:
     """What sets an encoder apart from the others that were audited."""
     alike = [other for other in results.audits if other.state == each.state]
-    told = f"the {text.STATES[each.state]} encoder{f' ({each.attack})' if each.attack else ''}"
+    of = ", ".join(filter(None, [each.attack, each.repair]))
+    told = f"the {text.STATES[each.state]} encoder{f' ({of})' if of else ''}"
     if len({other.task for other in alike}) > 1:
         told += f" for {each.task}"
     if len({other.seed for other in alike}) > 1:

@@ -11,8 +11,8 @@ from sapper.errors import SapperError, located
 from sapper.pretraining.contracts import Pretraining
 from sapper.triggers import Patch
 
-OF_ENCODERS: tuple[Kind, ...] = ("examine", "learn")
-"""Kinds of defenses that look at encoders; others look at classifiers."""
+OF_ENCODERS: tuple[Kind, ...] = ("examine", "learn", "repair")
+"""Kinds of defenses of encoders; others look at classifiers."""
 
 
 def kind_of(attack: Attack | Poison) -> str:
@@ -62,7 +62,7 @@ def check_defense(defense: Kind, name: str, attack: Attack, where: str) -> None:
     """Raises ``SapperError`` where a kind of attack leaves nothing that a kind of defense looks at."""
     kind = kind_of(attack)
     if defense in OF_ENCODERS and not makes_encoders(attack):
-        what, remedy = f"{name} attacks no encoder, so there is none to judge", "use a defense of classifiers"
+        what, remedy = f"{name} attacks no encoder, so there is none to judge or repair", "use a defense of classifiers"
         raise SapperError(what, where=where, remedy=remedy)
     if defense not in OF_ENCODERS and kind == "targeted":
         what, remedy = f"classifiers of {name} are not kept, so no defense can look at them", "leave the defense out"

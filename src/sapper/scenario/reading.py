@@ -1,85 +1,37 @@
 """A scenario: one experiment as a short TOML file, checked key by key before anything runs."""
 
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import torch
 
-from sapper import attacks, defenses, encoders, pretraining
+from sapper import attacks, encoders, pretraining
 from sapper.attacks.target import TargetPlan
-from sapper.defenses.contracts import Certifier, Kind
-from sapper.errors import SapperError, closest, located
-from sapper.methods import HEADS, TRIGGERS, find, imported
+from sapper.errors import SapperError, located
+from sapper.methods import HEADS, TRIGGERS, find
 from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
 from sapper.samples import PixelSpec
-from sapper.scenario.checking import Section, check_unique, read_instance, read_section
+from sapper.scenario.checking import check_unique, read_instance
+from sapper.scenario.defending import DefensePlan, read_defense
 from sapper.scenario.kinds import check_attack, check_choosy, check_defense, check_fleet, check_gray, check_subjects
-from sapper.scenario.outline import changed, keys, outline, outline_single, read_content, trigger_kind, with_place
+from sapper.scenario.named import Named, with_method
+from sapper.scenario.outline import changed, outline, outline_single, read_content, trigger_kind
 from sapper.scenario.sections import (
     AttackSection,
     AuditSection,
-    CertifySection,
-    DefenseSection,
     DetectSection,
     EncoderSection,
-    ExamineSection,
-    FleetSection,
     HeadSection,
     PretrainingSection,
-    RepairSection,
-    ScreenSection,
-    SiftSection,
     TargetSection,
     TaskSection,
 )
 from sapper.scenario.singles import Single, singles
 from sapper.triggers import Trigger
-
-DEFENSE_SECTIONS: dict[Kind, type[DefenseSection]] = {
-    "judge": DetectSection,
-    "examine": ExamineSection,
-    "learn": FleetSection,
-    "certify": CertifySection,
-    "screen": ScreenSection,
-    "sift": SiftSection,
-    "repair": RepairSection,
-}
-"""Which section a defense has, by its kind (``defenses/contracts.py``)."""
-
-RUN = (DetectSection, ExamineSection, FleetSection, CertifySection)
-"""Sections of the defenses that a scenario can run."""
-
-
-M = TypeVar("M")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Named(Generic[M]):
-    """A method chosen in a scenario: its name and its parameters (an instance of its dataclass)."""
-
-    name: str
-    parameters: M
-
-
-@dataclass(frozen=True, kw_only=True)
-class DefensePlan:
-    """A defense, and on which tasks and with how much of their data it is tried.
-
-    ``shadows``: for a detector that learns from a fleet, how the fleet is pre-trained and attacked.
-    """
-
-    name: str
-    method: Named
-    section: DetectSection | CertifySection | ExamineSection | FleetSection
-    shadows: tuple[Named[Pretraining], Named[Any]] | None = None
-
-    def on(self, task: str) -> bool:
-        """Whether it is tried on the classifiers of ``task``."""
-        return self.section.tasks is None or task in self.section.tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +156,7 @@ def _single(single: Single, file: str) -> Scenario:
     if attack_method is not None:
         methods = pretraining_method, attack_method
         plans = tuple(
-            _defense(raw, f"defense[{i}]", file, attacked, encoder.input_size, methods)
+            read_defense(raw, f"defense[{i}]", file, attacked, encoder.input_size, methods)
             for i, raw in enumerate(root.defense)
         )
     for i, plan in enumerate(plans):
@@ -340,58 +292,3 @@ def _heads(raws: list[dict[str, Any]], file: str) -> tuple[tuple[Named, ...], st
         remedy = "write primary = true in one [[head]]"
         raise SapperError(f"{len(primary)} heads are primary instead of one", where=f"{file}: head", remedy=remedy)
     return tuple(heads), primary[0]
-
-
-def _defense(
-    raw: dict[str, Any], key: str, file: str, attacked: list[str], size: int, methods: tuple[Named, Named]
-) -> DefensePlan:
-    """``methods``: the scenario's own pre-training and attack."""
-    common = {field: raw[field] for field in DefenseSection.model_fields if field in raw}
-    kind: Kind = imported(with_place(DefenseSection, common, "defenses", defenses.METHODS, file, key)[1]).kind
-    section, chosen = with_method(DEFENSE_SECTIONS[kind], raw, "defenses", defenses.METHODS, file, key)
-    if not isinstance(section, RUN):
-        what, remedy = f"no scenario runs a defense of the kind {kind!r}", "call it from Python"
-        raise SapperError(what, where=f"{file}: {key}.method", remedy=remedy)
-    for i, task in enumerate(section.tasks or []):
-        if task not in attacked:
-            where, remedy = f"{file}: {key}.tasks[{i}]", closest(task, attacked)
-            raise SapperError(f"no task with a target is called {task!r}", where=where, remedy=remedy)
-    if isinstance(section, CertifySection):
-        certifier: Certifier = chosen.parameters
-        with located(f"{file}: {key}", "."):
-            certifier.check(size)
-        for side in section.patches:
-            if side >= size:
-                what, remedy = f"a patch of {side} pixels covers images of {size}", f"choose it below {size}"
-                raise SapperError(what, where=f"{file}: {key}.patches", remedy=remedy)
-    shadows = None
-    if isinstance(section, FleetSection):
-        pretraining_method, attack_method = methods
-        shadows = (
-            _changed(pretraining_method, section.pretraining, file, f"{key}.pretraining"),
-            _changed(attack_method, section.attack, file, f"{key}.attack"),
-        )
-    return DefensePlan(name=section.name or section.method, method=chosen, section=section, shadows=shadows)
-
-
-def _changed(method: Named, changes: dict[str, Any], file: str, key: str) -> Named:
-    """A method with some parameters changed."""
-    parameters = read_instance(type(method.parameters), asdict(method.parameters) | changes, file, key)
-    return Named(name=method.name, parameters=parameters)
-
-
-def with_method(
-    model: type[Section], raw: dict[str, Any], kind: str, table: dict[str, str], file: str, key: str
-) -> tuple[Any, Named]:
-    """A section whose table also holds the parameters of its method: the section, and the method."""
-    section: Any
-    section, place = with_place(model, raw, kind, table, file, key)
-    method, own = imported(place), keys(model)
-    if section.preset is not None and section.preset not in method.presets:
-        remedy = closest(section.preset, list(method.presets)) if method.presets else f"{section.method} has none"
-        raise SapperError(f"unknown preset {section.preset!r}", where=f"{file}: {key}.preset", remedy=remedy)
-    whole = method.presets.get(section.preset, {}) | raw
-    section = read_section(model, {k: v for k, v in whole.items() if k in own}, file, key)
-    given = {k: v for k, v in whole.items() if k not in own}
-    parameters = read_instance(method, given, file, key, also=sorted(own))
-    return section, Named(name=section.method, parameters=parameters)

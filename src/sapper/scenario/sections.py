@@ -161,9 +161,15 @@ class SiftSection(DefenseSection):
 
 
 class RepairSection(DefenseSection):
-    """A repair of encoders. ``images``: how many clean images of the pre-training its owner holds (all by default)."""
+    """A repair of encoders, after which everything is measured again.
 
+    ``share``: of the pre-training's images, drawn at random, that the owner holds; or ``images``: how many.
+    ``detector``: what recovers the trigger, for a repair that needs one; by default that of quick audits.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.05
     images: PositiveInt | None = None
+    detector: str | None = None
 
 
 class AuditSection(Section):

@@ -25,7 +25,7 @@ from sapper.experiment.tasks import Part, method_key, packages
 from sapper.files import sha256, write_atomically
 from sapper.running import Run, Silent
 from sapper.samples import ImageSet
-from sapper.scenario.reading import Named
+from sapper.scenario.named import Named
 from sapper.triggers import Trigger
 from sapper.zoo.making import Member
 

@@ -31,7 +31,8 @@ from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, read_section
 from sapper.scenario.kinds import check_choosy, check_makes_encoders
-from sapper.scenario.reading import Named, check_encoder, check_views, read_trigger, with_method
+from sapper.scenario.named import Named, with_method
+from sapper.scenario.reading import check_encoder, check_views, read_trigger
 from sapper.scenario.sections import AttackSection, EncoderSection, HeadSection, PretrainingSection
 from sapper.triggers import Trigger
 from sapper.zoo.outline import FamilySection, ImagesSection, check_parts, outline, read_content

@@ -1,0 +1,78 @@
+"""Repair: an audit, a repair by ordinary images, and an audit of what came of it.
+
+Nothing is proved by it: the second audit sees what the first one can see, and no more.
+"""
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sapper.audits.auditing import AuditReport, about_images, fingerprint
+from sapper.defenses.contracts import Owner, Repair
+from sapper.downstream import extract
+from sapper.encoders import Encoder
+from sapper.running import Run
+from sapper.samples import ImageSet
+from sapper.training import Curves, check_finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired:
+    """A repaired encoder, in ``eval`` mode, its losses per epoch, and how it came about.
+
+    ``kept``: the mean cosine of both encoders' features of the images. ``seconds`` of the repair alone.
+    """
+
+    encoder: Encoder
+    curves: Curves
+    method: str
+    parameters: dict[str, Any]
+    kept: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairReport:
+    """A repair between two audits with the same ``images``."""
+
+    before: AuditReport
+    repaired: Repaired
+    after: AuditReport
+    images: dict[str, Any]
+
+
+def repair(
+    encoder: Encoder,
+    images: ImageSet,
+    name: str,
+    method: Repair,
+    parameters: dict[str, Any],
+    found: AuditReport,
+    run: Run,
+) -> Repaired:
+    """A repaired copy of ``encoder``; ``found``: what its audit recovered, for methods that need a trigger.
+
+    Its card says from what, by what and with which images it was made; the mark of a backdoored one stays. Raises
+    ``SapperError`` where the method cannot work with what is there.
+    """
+    trigger = found.leading.trigger if "trigger" in method.needs else None
+    owner = Owner(clean=images, triggers=() if trigger is None else (trigger,))
+    started, card = time.perf_counter(), encoder.card
+    trained = method(copy.deepcopy(encoder), owner, run.child("repair"))
+    check_finite(trained.encoder, name)
+    seconds = time.perf_counter() - started
+    before, after = (extract(each, images, run) for each in (encoder, trained.encoder))
+    made_from = {key: card.origin[key] for key in ("opened", "sha256", "layout", "normalization") if key in card.origin}
+    origin: dict[str, Any] = {"method": name, "parameters": parameters, "images": about_images(images)}
+    origin |= {"repaired": {"weights": fingerprint(encoder)} | made_from}
+    origin |= {"triggers": [each.describe() for each in owner.triggers]}
+    origin |= {"seed": run.seed, "number format": run.number_format}
+    return Repaired(
+        encoder=trained.encoder.marked(backdoored=card.backdoored, origin=origin),
+        curves=trained.curves,
+        method=name,
+        parameters=parameters,
+        kept=float((before * after).sum(1).mean()),
+        seconds=seconds,
+    )

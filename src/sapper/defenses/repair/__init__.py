@@ -1,0 +1,1 @@
+"""Repairs: the same encoder without its backdoor; one method, one file."""

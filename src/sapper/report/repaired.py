@@ -1,0 +1,127 @@
+"""A repair for people and programs: one page with both audits, and the lines in the terminal."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sapper.audits.auditing import AuditReport, Finding
+from sapper.audits.repairing import RepairReport
+from sapper.files import as_text, sha256, write_atomically
+from sapper.report import audit as page
+from sapper.report import text
+from sapper.report.audit_files import write_audit
+from sapper.report.pages import environment
+
+NOT_SAID = (
+    "The second audit sees what the first one can see, and no more: a backdoor of a kind that audits miss is neither "
+    "found nor known to be gone. It compares with encoders that were trained from scratch, and a repaired one was not: "
+    "the bound on false alarms was not measured for those. Classifiers on it have to be trained anew."
+)
+"""What a repair does not say."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two audits: ``name`` of it, and the folder of its full report."""
+
+    name: str
+    report: AuditReport
+    word: str
+    shown: list[page.Shown]
+    folder: str
+
+    @property
+    def leading(self) -> Finding:
+        return self.report.leading
+
+
+def render(report: RepairReport, surroundings: dict[str, str], command: str, file: str) -> str:
+    """The page's HTML; ``file``: where the repaired encoder is."""
+    sides = [
+        Side(name, each, page.WORDS[each.verdict], page.pictures(each), name)
+        for name, each in (("before", report.before), ("after", report.after))
+    ]
+    repaired = report.repaired
+    return (
+        environment()
+        .get_template("repair.html.j2")
+        .render(
+            report=report,
+            sides=sides,
+            word=_title(report),
+            meaning=page.meaning(report.after),
+            not_said=NOT_SAID,
+            facts=[
+                f"repair {repaired.method}",
+                f"{report.images['n']} images of {report.images['name']}",
+                f"features kept: cosine {repaired.kept:.3f}",
+                text.duration(repaired.seconds),
+            ],
+            curves={name: (series[0], series[-1]) for name, series in repaired.curves.items()},
+            file=file,
+            surroundings=surroundings,
+            command=command,
+        )
+    )
+
+
+def lines(report: RepairReport) -> list[str]:
+    """The summary in the terminal."""
+    repaired = report.repaired
+    told = [
+        f"before: {page.WORDS[report.before.verdict]}. {_score(report.before)}",
+        f"repair: {repaired.method}, {text.duration(repaired.seconds)}; cosine of both encoders' features "
+        f"{repaired.kept:.3f}",
+        f"after: {page.WORDS[report.after.verdict]}. {_score(report.after)}",
+    ]
+    return [*told, page.meaning(report.after), NOT_SAID]
+
+
+def write_repair(
+    report: RepairReport,
+    folder: Path,
+    surroundings: Mapping[str, Any],
+    *,
+    file: Path,
+    opening: Mapping[str, Any],
+    command: str,
+) -> Path:
+    """Write repair.html, both audits in the folders ``before`` and ``after``, last repair.json; the page's place."""
+    write_audit(report.before, folder / "before", surroundings, opening=opening, command=command)
+    write_audit(report.after, folder / "after", surroundings, opening={"uri": str(file)}, command=command)
+    write_atomically(folder / "repair.html", render(report, dict(surroundings), command, str(file)))
+    repaired = report.repaired
+    content = {
+        "schema": 1,
+        "before": _told(report.before),
+        "after": _told(report.after),
+        "method": repaired.method,
+        "parameters": repaired.parameters,
+        "images": report.images,
+        "cosine_kept": repaired.kept,
+        "seconds": repaired.seconds,
+        "curves": repaired.curves,
+        "encoder": {"file": str(file), "sha256": sha256(file)},
+        "environment": dict(surroundings),
+        "command": command,
+    }
+    write_atomically(folder / "repair.json", as_text(content))
+    return folder / "repair.html"
+
+
+def _title(report: RepairReport) -> str:
+    return f"After the repair: {page.WORDS[report.after.verdict][0].lower()}{page.WORDS[report.after.verdict][1:]}"
+
+
+def _told(report: AuditReport) -> dict[str, Any]:
+    """An audit in short; all of it is in the folder."""
+    leading = report.leading
+    told = {"verdict": report.verdict, "reason": report.reason, "detector": leading.method, "score": leading.score}
+    told |= {"threshold": leading.threshold, "p_value": report.p_value}
+    return told | {"false_alarm_bound": report.false_alarm_bound, "budget": report.budget}
+
+
+def _score(report: AuditReport) -> str:
+    leading = report.leading
+    return "No score." if leading.score is None else f"Score {leading.score:.3g} of {leading.method}."

@@ -1,0 +1,86 @@
+"""Repairs in a scenario: what each leaves of an attack, and what it costs, beside the attack itself."""
+
+from collections.abc import Iterable, Sequence
+
+from sapper.experiment.results import Record, Results
+from sapper.report import tables, text
+from sapper.report.tables import Cell, Estimate, Measurement, Table
+
+COLUMNS: dict[str, str] = {
+    "BA": "BA",
+    "ASR_strict": "ASR strict",
+    "lift": "lift",
+    "cosine_kept": "features kept",
+    "repair_seconds": "time",
+}
+NOTE = (
+    "In %, the lift in points; first the attacked encoder, then each repair of it. Features kept: the mean cosine of "
+    "an image’s features with those on the encoder that was repaired. Audits with evidence: of a backdoor, in how many "
+    "of the encoders of all seeds and tasks."
+)
+
+
+def table(results: Results) -> Table | None:
+    """A row for each attacked task, head and repair; none where nothing was repaired."""
+    repairs = list(dict.fromkeys(model.repair for model in results.subjects if model.repair is not None))
+    if not repairs:
+        return None
+    ours = [record for record in results.records if record.defense in (None, *repairs)]
+    heads = {attack: tables.primary_head(results, attack) for attack in {record.attack for record in ours}}
+    places = dict.fromkeys(
+        (record.attack, record.task, record.target, text.condition(record.condition))
+        for record in ours
+        if record.defense is not None and record.target is not None
+    )
+    rows = []
+    for attack, task, target, condition in places:
+        title = tables.of_attack(results, attack, tables.aim(task, target))
+        title = ", ".join(filter(None, [title, condition]))
+        for repair in (None, *repairs):
+            some = [
+                record
+                for record in ours
+                if (record.attack, record.task, record.defense) == (attack, task, repair)
+                and record.target in (target, None)
+                and record.head in (heads[attack], None)
+                and text.condition(record.condition) == condition
+            ]
+            if not any(record.metric == "BA" for record in some):
+                continue
+            found = [_of(some, metric) for metric in COLUMNS]
+            rows.append((Cell(title), Cell(repair or "–"), *map(_cell, found), _audits(results, repair, attack)))
+    return Table(("attack on", "repair", *COLUMNS.values(), "audits with evidence"), tuple(rows), NOTE)
+
+
+def shows(results: Results, item: Measurement) -> bool:
+    """Whether the table has this number."""
+    if item.defense not in {model.repair for model in results.subjects if model.repair is not None}:
+        return False
+    head = item.place.get("head")
+    return item.metric in COLUMNS and head in (None, tables.primary_head(results, item.place.get("attack")))
+
+
+def _of(records: Iterable[Record], metric: str) -> Estimate | None:
+    there = [record for record in records if record.metric == metric]
+    return tables.estimate(there) if there else None
+
+
+def _cell(value: Estimate | None) -> Cell:
+    if value is None:
+        return Cell(text.NOTHING, kind="number")
+    if value.unit == "s":
+        return Cell(text.duration(value.value), kind="number")
+    if value.unit == "cosine":
+        return Cell(f"{value.value:.3f}".replace("-", "−"), kind="number")
+    return Cell(value.number, title=value.span, kind="number")
+
+
+def _audits(results: Results, repair: str | None, attack: str | None) -> Cell:
+    """How many of the encoders an audit has something against."""
+    state = "attacked" if repair is None else "repaired"
+    ours: Sequence[str] = [
+        each.report["verdict"]
+        for each in results.audits
+        if (each.state, each.repair, each.attack) == (state, repair, attack)
+    ]
+    return Cell(f"{ours.count('backdoor')} of {len(ours)}" if ours else text.NOTHING, kind="number")

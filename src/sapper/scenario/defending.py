@@ -1,0 +1,129 @@
+"""The ``[[defense]]`` tables of a scenario: what each becomes, by the kind of its method."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sapper import defenses
+from sapper.defenses.budgets import BUDGETS
+from sapper.defenses.contracts import Certifier, EncoderExaminer, Kind
+from sapper.errors import SapperError, closest, located
+from sapper.methods import find, imported
+from sapper.pretraining.contracts import Pretraining
+from sapper.scenario.checking import read_instance
+from sapper.scenario.named import Named, with_method
+from sapper.scenario.outline import with_place
+from sapper.scenario.sections import (
+    CertifySection,
+    DefenseSection,
+    DetectSection,
+    ExamineSection,
+    FleetSection,
+    RepairSection,
+    ScreenSection,
+    SiftSection,
+)
+
+DEFENSE_SECTIONS: dict[Kind, type[DefenseSection]] = {
+    "judge": DetectSection,
+    "examine": ExamineSection,
+    "learn": FleetSection,
+    "certify": CertifySection,
+    "screen": ScreenSection,
+    "sift": SiftSection,
+    "repair": RepairSection,
+}
+"""Which section a defense has, by its kind (``defenses/contracts.py``)."""
+
+RUN = (DetectSection, ExamineSection, FleetSection, CertifySection, RepairSection)
+"""Sections of the defenses that a scenario can run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefensePlan:
+    """A defense, and on which tasks and with how much of their data it is tried.
+
+    ``shadows``: for a detector that learns from a fleet, how the fleet is pre-trained and attacked. ``detector``: for a
+    repair that needs a trigger, what recovers it.
+    """
+
+    name: str
+    method: Named
+    section: DetectSection | CertifySection | ExamineSection | FleetSection | RepairSection
+    shadows: tuple[Named[Pretraining], Named[Any]] | None = None
+    detector: Named[EncoderExaminer] | None = None
+
+    @property
+    def repairs(self) -> bool:
+        """Whether it makes another encoder, instead of judging."""
+        return isinstance(self.section, RepairSection)
+
+    def on(self, task: str) -> bool:
+        """Whether it is tried on the classifiers of ``task``."""
+        return self.section.tasks is None or task in self.section.tasks
+
+
+def read_defense(
+    raw: dict[str, Any], key: str, file: str, attacked: list[str], size: int, methods: tuple[Named, Named]
+) -> DefensePlan:
+    """``methods``: the scenario's own pre-training and attack."""
+    common = {field: raw[field] for field in DefenseSection.model_fields if field in raw}
+    kind: Kind = imported(with_place(DefenseSection, common, "defenses", defenses.METHODS, file, key)[1]).kind
+    section, chosen = with_method(DEFENSE_SECTIONS[kind], raw, "defenses", defenses.METHODS, file, key)
+    if not isinstance(section, RUN):
+        what, remedy = f"no scenario runs a defense of the kind {kind!r}", "call it from Python"
+        raise SapperError(what, where=f"{file}: {key}.method", remedy=remedy)
+    for i, task in enumerate(section.tasks or []):
+        if task not in attacked:
+            where, remedy = f"{file}: {key}.tasks[{i}]", closest(task, attacked)
+            raise SapperError(f"no task with a target is called {task!r}", where=where, remedy=remedy)
+    if isinstance(section, CertifySection):
+        certifier: Certifier = chosen.parameters
+        with located(f"{file}: {key}", "."):
+            certifier.check(size)
+        for side in section.patches:
+            if side >= size:
+                what, remedy = f"a patch of {side} pixels covers images of {size}", f"choose it below {size}"
+                raise SapperError(what, where=f"{file}: {key}.patches", remedy=remedy)
+    shadows = None
+    if isinstance(section, FleetSection):
+        pretraining_method, attack_method = methods
+        shadows = (
+            _changed(pretraining_method, section.pretraining, file, f"{key}.pretraining"),
+            _changed(attack_method, section.attack, file, f"{key}.attack"),
+        )
+    detector = None
+    if isinstance(section, RepairSection):
+        _check_owner(chosen, f"{file}: {key}.method")
+        detector = _detector(section, chosen, file, key)
+    name = section.name or section.method
+    return DefensePlan(name=name, method=chosen, section=section, shadows=shadows, detector=detector)
+
+
+def _check_owner(repair: Named, where: str) -> None:
+    """Raises ``SapperError`` for a repair that needs what an owner in a scenario does not have."""
+    if lacking := sorted(set(repair.parameters.needs) - {"samples", "trigger", "gradients"}):
+        what, remedy = f"{repair.name} needs {lacking[0]}, and an owner has images alone", "call it from Python"
+        raise SapperError(what, where=where, remedy=remedy)
+
+
+def _detector(section: RepairSection, repair: Named, file: str, key: str) -> Named[EncoderExaminer] | None:
+    """What recovers the trigger for a repair that needs one: the detector that is named, or that of quick audits."""
+    if "trigger" not in repair.parameters.needs:
+        if section.detector is not None:
+            what, remedy = f"{repair.name} needs no trigger, so there is nothing to recover", "leave it out"
+            raise SapperError(what, where=f"{file}: {key}.detector", remedy=remedy)
+        return None
+    if section.detector is None:
+        name, found = next(iter(BUDGETS["quick"].make().items()))
+        return Named(name=name, parameters=found)
+    kind = find("defenses", defenses.METHODS, section.detector, f"{file}: {key}.detector")
+    if kind.kind != "examine":
+        what, remedy = f"{section.detector} does not examine an encoder by itself", "name a defense of the kind examine"
+        raise SapperError(what, where=f"{file}: {key}.detector", remedy=remedy)
+    return Named(name=section.detector, parameters=kind())
+
+
+def _changed(method: Named, changes: dict[str, Any], file: str, key: str) -> Named:
+    """A method with some parameters changed."""
+    parameters = read_instance(type(method.parameters), asdict(method.parameters) | changes, file, key)
+    return Named(name=method.name, parameters=parameters)
