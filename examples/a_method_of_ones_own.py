@@ -69,6 +69,7 @@ if __name__ == "__main__":
     )  # fmt: skip
     encoder = sapper.build(run, architecture="resnet10", width=8)
     epochs = int(sys.argv[1]) if sys.argv[1:] else 3
-    trained = Untargeted(epochs=epochs, batch=64, optimizer="adam")(encoder, images, (target,), run)
+    method = Untargeted(epochs=epochs, batch=32, learning_rate=0.003, utility=1.2, optimizer="adam")
+    trained = method(encoder, images, (target,), run)
     for name, curve in trained.curves.items():
         print(name, [round(value, 3) for value in curve])

@@ -110,6 +110,7 @@ def test_a_shipped_scenario_goes_by_its_name_even_beside_a_folder_of_that_name(
         assert "scenarios/demo.toml: attack.epoch" in told(sapper(*command, "--set", "attack.epoch=3"))
 
 
+@pytest.mark.slow
 def test_away_from_a_terminal_it_is_quiet_and_report_prints_the_same(
     sapper: Sapper, file: Path, tmp_path: Path
 ) -> None:

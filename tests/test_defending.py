@@ -467,6 +467,7 @@ def test_a_defender_has_no_more_images_than_the_victim(data: Path, tmp_path: Pat
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["linear", "knn"])
 def test_heads_that_are_all_the_same_are_judged_once(data: Path, tmp_path: Path, head: str) -> None:
     primary = ("head.0.primary=false", f"head.1.method={head}", "head.1.primary=true")
@@ -479,6 +480,7 @@ def test_heads_that_are_all_the_same_are_judged_once(data: Path, tmp_path: Path,
     assert {record.head for record in results.records if record.defense is not None} == {head}
 
 
+@pytest.mark.slow
 def test_every_variant_and_seed_has_its_own_section_and_numbers(data: Path, tmp_path: Path) -> None:
     variants = '\n[[variant]]\n"defense.2.views" = 1\n"attack.epochs" = 2\n\n[[variant]]\n"defense.2.views" = 1\n'
     plain = DEFENSES[: DEFENSES.index('[[defense]]\nmethod = "patchcleanser"')] + variants

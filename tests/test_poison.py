@@ -387,6 +387,7 @@ def test_ssl_backdoor_and_ctrl_reach_their_goal() -> None:
         assert called_green(learned(poisoned), trigger) > called_green(clean, trigger) + 0.3, name
 
 
+@pytest.mark.slow
 def test_corruptencoder_ties_each_trigger_to_the_objects_beside_it() -> None:
     """White to green and black to red, and the other way round: stamped grounds come nearer to those objects."""
     grounds, fresh = gray_noise(200, 1), gray_noise(100, 2)

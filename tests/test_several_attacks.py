@@ -241,6 +241,7 @@ def _some(*words: str) -> str:
     return "".join(each for each in tables if each.startswith("[[target") or any(word in each for word in words))
 
 
+@pytest.mark.slow
 def test_attacks_go_with_variants_and_defenses(data: Path, tmp_path: Path) -> None:
     more = """
 [[variant]]
@@ -267,6 +268,7 @@ steps = 2
     assert set(shown.values()) == {1}, "maps of the first variant only"
 
 
+@pytest.mark.slow
 def test_every_encoder_is_audited_once_and_attacks_on_tasks_make_none(data: Path, tmp_path: Path) -> None:
     short = ("pretraining.epochs=1", "head.0.epochs=1", "head.1.iterations=2")
     table = f'\n[audit]\nimages = "{data.as_posix()}/balls"\n'

@@ -37,6 +37,7 @@ def run(scenario: Scenario, folder: Path, side_by_side: bool) -> tuple[Results, 
     return perform(scenario, folder, **lab, side_by_side=side_by_side, tell=lines.append), lines
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_numbers(tmp_path: Path) -> None:
     scenario = experiment(write_data(tmp_path / "data"), "pretraining.epochs=1", "attack.epochs=1", "seeds=[0, 1]")
     alone, told = run(scenario, tmp_path / "alone", side_by_side=False)
