@@ -92,9 +92,7 @@ def audit(
     """
     if fail_on not in ("backdoor", "undecided"):
         raise SapperError(f"{fail_on!r} is no verdict", where="--fail-on", remedy="use backdoor or undecided")
-    if not SMALLEST_BOUND <= bound < 1:
-        remedy = f"give one from {SMALLEST_BOUND:g} to 1"
-        raise SapperError(f"{bound:g} is no share", where="--false-alarms", remedy=remedy)
+    check_bound(bound)
     folder = out_folder or Path("runs") / "audit"
     check_writable(folder)
     remove_earlier(folder)
@@ -216,6 +214,13 @@ def replay(
     for line in page.replay_lines(replays, found.in_clean) + page.guess(auditing.about(subject)):
         say(line)
     say(f"measured: {path}")
+
+
+def check_bound(bound: float) -> None:
+    """Raises ``SapperError`` for a bound on false alarms that no bag can keep."""
+    if not SMALLEST_BOUND <= bound < 1:
+        remedy = f"give one from {SMALLEST_BOUND:g} to 1"
+        raise SapperError(f"{bound:g} is no share", where="--false-alarms", remedy=remedy)
 
 
 def remove_earlier(folder: Path) -> None:

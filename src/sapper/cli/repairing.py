@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sapper.cli.audits import EXIT, SMALLEST_BOUND, BagOption, remove_earlier
+from sapper.cli.audits import EXIT, BagOption, check_bound, remove_earlier
 from sapper.cli.opening import (
     EncoderArgument,
     Images,
@@ -74,9 +74,7 @@ def repair(
     0: no evidence any more, 1: evidence of a backdoor, 2: not done, 3: undecided. Leaves the repaired encoder,
     repair.html, repair.json, and both audits.
     """
-    if not SMALLEST_BOUND <= bound < 1:
-        remedy = f"give one from {SMALLEST_BOUND:g} to 1"
-        raise SapperError(f"{bound:g} is no share", where="--false-alarms", remedy=remedy)
+    check_bound(bound)
     if out_file.suffix != ".safetensors":
         raise SapperError("the repaired encoder is a .safetensors file", where="--out", remedy="name it so")
     check_file(out_file)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from sapper.augment import Augmentation
 from sapper.defenses.contracts import Owner
-from sapper.encoders import Encoder, build
+from sapper.encoders import Encoder
+from sapper.encoders.backbones import build_like
 from sapper.encoders.names import LIBRARIES, OWN
 from sapper.errors import SapperError
 from sapper.methods import Checked
@@ -155,16 +156,7 @@ def fresh(encoder: Encoder, run: Run) -> Encoder:
     """
     check_known(encoder)
     card = encoder.card
-    student = build(
-        run,
-        architecture=card.architecture,
-        width=card.width,
-        input_size=card.input_size,
-        stem=card.stem,
-        mean=card.mean,
-        std=card.std,
-        arguments=card.arguments,
-    )
+    student = build_like(card, run)
     student.text, student.card, student.gray = copy.deepcopy(encoder.text), card, encoder.gray
     if student.text is not None:
         student.text.requires_grad_(False)

@@ -80,6 +80,20 @@ def build(
     return encoder.to(run.device).to(memory_format=torch.channels_last)
 
 
+def build_like(card: Card, run: Run) -> Encoder:
+    """``build`` with what a card says of the image network; the text tower is the caller's."""
+    return build(
+        run,
+        architecture=card.architecture,
+        width=card.width,
+        input_size=card.input_size,
+        stem=card.stem,
+        mean=card.mean,
+        std=card.std,
+        arguments=card.arguments,
+    )
+
+
 def _network(
     architecture: str, width: int, stem: Stem, size: int, arguments: Mapping[str, Any]
 ) -> tuple[nn.Module, int]:

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from sapper.encoders.backbones import blueprint, build
+from sapper.encoders.backbones import blueprint, build_like
 from sapper.encoders.encoder import Card, Encoder
 from sapper.encoders.sources import check_finite, read
 from sapper.encoders.text import TextTower
@@ -90,16 +90,7 @@ def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: s
     if wrong:
         what = f"the weights do not fit the card: {', '.join(wrong[:3])}"
         raise SapperError(what, where=where, remedy="give an encoder that sapper saved")
-    encoder = build(
-        run,
-        architecture=card.architecture,
-        width=card.width,
-        input_size=card.input_size,
-        stem=card.stem,
-        mean=card.mean,
-        std=card.std,
-        arguments=card.arguments,
-    )
+    encoder = build_like(card, run)
     if card.text is not None:
         if card.text.features != encoder.feature_size:
             what = f"its text tower gives {card.text.features} features, its image tower {encoder.feature_size}"
