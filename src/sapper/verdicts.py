@@ -123,7 +123,7 @@ class Certified:
     """A certified defense's predictions, and which of them nothing within ``threat`` can change.
 
     ``labels``     int64 (N,): the defense's predictions on the images as they are.
-    ``certified``  bool (N,): no patch within ``threat`` makes the defense answer anything but the image's true class.
+    ``certified``  bool (N,): nothing within ``threat`` makes the defense answer anything but the image's true class.
                    Never true where the prediction is wrong.
     ``threat``     in words, such as "one 10×10 patch anywhere".
     """

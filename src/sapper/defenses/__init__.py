@@ -6,10 +6,21 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # here mypy checks that each keeps its contract
+    from sapper.defenses.certify.derandomized_smoothing import DerandomizedSmoothing
+    from sapper.defenses.certify.ibp import IBP
     from sapper.defenses.certify.patchcleanser import PatchCleanser
     from sapper.defenses.certify.patchguard_bn import PatchGuardBN
     from sapper.defenses.certify.patchguard_ds import PatchGuardDS
-    from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner, Repair
+    from sapper.defenses.certify.rab import RAB
+    from sapper.defenses.certify.randomized_smoothing import RandomizedSmoothing
+    from sapper.defenses.contracts import (
+        Certifier,
+        ClassifierJudge,
+        EncoderExaminer,
+        EncoderLearner,
+        Repair,
+        Smoother,
+    )
     from sapper.defenses.judge.decree import Decree
     from sapper.defenses.judge.mntd_classifier import MNTDClassifier
     from sapper.defenses.judge.mntd_encoder import MNTDEncoder
@@ -27,7 +38,8 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     _judges: list[type[ClassifierJudge]] = [NeuralCleanse, MNTDClassifier]
     _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse]
     _learners: list[type[EncoderLearner]] = [MNTDEncoder]
-    _certifiers: list[type[Certifier]] = [PatchCleanser, PatchGuardBN, PatchGuardDS]
+    _certifiers: list[type[Certifier]] = [DerandomizedSmoothing, IBP, PatchCleanser, PatchGuardBN, PatchGuardDS]
+    _smoothers: list[type[Smoother]] = [RAB, RandomizedSmoothing]
     _repairs: list[type[Repair]] = [ANP, BCU, Distillation, FinePruning, FineTuning, IBAU, Unlearning]
 
 METHODS = {
@@ -42,9 +54,13 @@ METHODS = {
     "mntd_classifier": "sapper.defenses.judge.mntd_classifier:MNTDClassifier",
     "mntd_encoder": "sapper.defenses.judge.mntd_encoder:MNTDEncoder",
     "multi_prior": "sapper.defenses.judge.multi_prior:MultiPrior",
+    "derandomized_smoothing": "sapper.defenses.certify.derandomized_smoothing:DerandomizedSmoothing",
+    "ibp": "sapper.defenses.certify.ibp:IBP",
     "neural_cleanse": "sapper.defenses.judge.neural_cleanse:NeuralCleanse",
     "patchcleanser": "sapper.defenses.certify.patchcleanser:PatchCleanser",
     "patchguard_bn": "sapper.defenses.certify.patchguard_bn:PatchGuardBN",
     "patchguard_ds": "sapper.defenses.certify.patchguard_ds:PatchGuardDS",
+    "rab": "sapper.defenses.certify.rab:RAB",
+    "randomized_smoothing": "sapper.defenses.certify.randomized_smoothing:RandomizedSmoothing",
     "ssl_cleanse": "sapper.defenses.judge.ssl_cleanse:SSLCleanse",
 }

@@ -3,7 +3,7 @@
 ``judge``    classifiers on one encoder: is this one backdoored?
 ``examine``  an encoder, by ordinary images: is it backdoored?
 ``learn``    the same, having learned from encoders that the defender trained (a fleet)
-``certify``  predictions: which of them can no patch change?
+``certify``  predictions: which of them can no patch, or no change within a radius, change?
 ``screen``   inputs as they come: has this one a trigger?
 ``sift``     rows of a training set: is this one poison?
 ``repair``   an encoder: the same without its backdoor
@@ -13,7 +13,7 @@ All are frozen dataclasses of their parameters. Equal seeds give equal results.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -176,6 +176,71 @@ class Certifier(Defense, Protocol):
     def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> Guarded:
         """The classifier under the defense, as it is or trained for it."""
         ...
+
+
+class GuardedWithin(Protocol):
+    """A classifier under a certified defense against changes up to a radius, instead of patches."""
+
+    def predict(self, images: Tensor, run: Run, change: Change | None = None) -> Tensor:
+        """Defended predictions, int64 (N,) on the CPU, of uint8 images (N, 3, H, W), after ``change`` if given."""
+        ...
+
+    def certify(self, images: Tensor, labels: Tensor, radii: Sequence[float], run: Run) -> list[Certified]:
+        """For each radius, above 0, what is certified; ``labels`` int64 (N,)."""
+        ...
+
+
+@runtime_checkable
+class Smoother(Defense, Protocol):
+    """Guards classifiers against changes up to a radius: of the image, or of the task's training set.
+
+    ``threat``: which changes, in words; what a radius counts is part of it. ``covers_not``: what its guarantee does not
+    cover, in words that end a sentence. ``radii``: those that are usual. ``uses_encoder`` as of a ``Certifier``.
+    """
+
+    kind: ClassVar[Literal["certify"]]
+    measures: ClassVar[tuple[OfAnswers, ...]]
+    uses_encoder: ClassVar[bool]
+    covers_not: ClassVar[str]
+
+    @property
+    def threat(self) -> str: ...
+
+    @property
+    def radii(self) -> tuple[float, ...]: ...
+
+    def check(self, size: int) -> None:
+        """Raises ``SapperError`` when it does not work on images of so many pixels a side."""
+        ...
+
+    def check_radii(self, radii: Sequence[float]) -> None:
+        """Raises ``SapperError`` for a radius that there is not."""
+        ...
+
+    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> GuardedWithin:
+        """The classifier under the defense, as it is or trained for it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarantee:
+    """What a certified defense guarantees against, and what its guarantee does not cover, both in words."""
+
+    threat: str
+    covers_not: str
+
+
+def guarantee(method: Certifier | Smoother) -> Guarantee:
+    """The guarantee of a certified defense, for people."""
+    if isinstance(method, Smoother):
+        return Guarantee(threat=method.threat, covers_not=method.covers_not)
+    whose = "the answers are those of a function, with a backdoor or without, and that is certified, not its honesty"
+    if not method.uses_encoder:
+        whose = "the encoder is not used, and nothing is said of it"
+    return Guarantee(
+        threat="one square patch of that side in each image, anywhere, whatever it shows",
+        covers_not=f"several patches or larger ones, and triggers all over the image, such as a blend; {whose}",
+    )
 
 
 class Screener(Protocol):

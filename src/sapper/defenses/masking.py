@@ -140,6 +140,13 @@ def check_patches(patches: Sequence[int], images: Tensor) -> None:
             raise SapperError(what, where="patches", remedy=f"choose it from 1 to {min(images.shape[-2:]) - 1}")
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raises ``SapperError`` for labels, int64 (N,), of classes that there are not."""
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        what = f"labels run from {int(labels.min())} to {int(labels.max())}, there are {classes} classes"
+        raise SapperError(what, where="labels", remedy="give those of the classifier's own task")
+
+
 def check_side(side: int, size: int, name: str) -> None:
     """Raises ``SapperError`` when what a parameter names, of that side, covers images of ``size`` pixels."""
     if side >= size:

@@ -30,14 +30,16 @@ class Answers:
     """What a certified defense answers on N images, all int64 or bool (N,).
 
     ``labels``: the true classes. ``plain``: answers on the images as they are. ``triggered``: by the targets' names, on
-    images with their triggers. ``targets``: the class that each wants. ``certified``: by the patch's side.
+    images with their triggers. ``targets``: the class that each wants. ``certified``: by the size of the threat, which
+    ``size_is``: a patch's side, or a radius.
     """
 
     labels: Tensor
     plain: Tensor
     triggered: Mapping[str, Tensor]
     targets: Mapping[str, int]
-    certified: Mapping[int, Tensor]
+    certified: Mapping[float, Tensor]
+    size_is: str = "patch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class Measured:
     unit: str = "fraction"
     attacked: bool | None = None
     target: str | None = None
-    condition: Mapping[str, str | int] = field(default_factory=dict)
+    condition: Mapping[str, str | float] = field(default_factory=dict)
 
 
 T = TypeVar("T")
@@ -227,9 +229,9 @@ def _defended(answers: Answers) -> Iterator[Measured]:
 
 
 def _certified(answers: Answers) -> Iterator[Measured]:
-    for patch, certified in sorted(answers.certified.items()):
+    for size, certified in sorted(answers.certified.items()):
         rate = share(certified)
-        yield Measured(name="certified_accuracy", condition={"patch": patch}, **asdict(rate))
+        yield Measured(name="certified_accuracy", condition={answers.size_is: size}, **asdict(rate))
 
 
 CERTIFIED: tuple[OfAnswers, ...] = (

@@ -12,7 +12,15 @@ from typing import Any, ClassVar
 import torch
 
 from sapper import encoders, tensors
-from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner
+from sapper.defenses.contracts import (
+    Certifier,
+    ClassifierJudge,
+    EncoderExaminer,
+    EncoderLearner,
+    Guarded,
+    GuardedWithin,
+    Smoother,
+)
 from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
 from sapper.downstream.files import load
@@ -121,7 +129,8 @@ class Certify:
     """Defend a victim's classifier on ``images``; leaves ``defended.safetensors``.
 
     In it, int64 or bool (N,): ``clean`` and ``triggered/<target>``, what the defense for the method's own patch size
-    answers; ``certified/<patch>`` for each size of the section.
+    answers; ``certified/<patch>`` for each size of the section. Of a defense within a radius ``certified/<radius>``,
+    for the section's radii or the method's own.
     """
 
     plan: DefensePlan
@@ -136,20 +145,34 @@ class Certify:
     def libraries(self) -> tuple[str, ...]:
         return packages(self.plan.method, self.classifiers.head)
 
+    @property
+    def radii(self) -> list[float]:
+        """What a defense within a radius is asked for; nothing of one against patches."""
+        method: Certifier | Smoother = self.plan.method.parameters
+        return sorted(self.section.radii or method.radii) if isinstance(method, Smoother) else []
+
     def key(self) -> dict[str, Any]:
-        own = {"train images": self.section.train_images, "patches": self.section.patches, "images": self.images.origin}
+        sizes = {"radii": self.radii} if self.radii else {"patches": self.section.patches}
+        own = {"train images": self.section.train_images, **sizes, "images": self.images.origin}
         own["made triggers"] = self.made_triggers
         return _key(self.plan) | {"victim": self.classifiers.key()} | own
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
-        method: Certifier = self.plan.method.parameters
+        method: Certifier | Smoother = self.plan.method.parameters
         images, child = self.images(), run.child(f"defense {self.plan.name}")
         victim = self.classifiers.victim(inputs, run)
-        guarded = method.prepare(victim.classifier(0), victim.defender(self.section.train_images), child)
-        sizes = sorted({*self.section.patches, method.patch})
-        results = dict(zip(sizes, guarded.certify(images.images, images.targets(), sizes, child)))
-        answers = {"clean": results[method.patch].labels}
-        answers |= {f"certified/{patch}": results[patch].certified for patch in self.section.patches}
+        classifier, defender = victim.classifier(0), victim.defender(self.section.train_images)
+        guarded: Guarded | GuardedWithin
+        if isinstance(method, Smoother):
+            guarded = method.prepare(classifier, defender, child)
+            within = guarded.certify(images.images, images.targets(), self.radii, child)
+            answers = {"clean": within[0].labels}
+            answers |= {f"certified/{radius}": each.certified for radius, each in zip(self.radii, within)}
+        else:
+            guarded, sizes = method.prepare(classifier, defender, child), sorted({*self.section.patches, method.patch})
+            results = dict(zip(sizes, guarded.certify(images.images, images.targets(), sizes, child)))
+            answers = {"clean": results[method.patch].labels}
+            answers |= {f"certified/{patch}": results[patch].certified for patch in self.section.patches}
         task = self.classifiers.task
         triggers = read_triggers(inputs[-1] / TRIGGERS) if self.made_triggers else own_triggers(task)
         for name, trigger in ((aim.name, triggers[aim.name]) for aim in task.aims):

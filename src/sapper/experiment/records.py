@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -111,11 +111,13 @@ def certifier_records(
     labels: Tensor,
     wanted: Mapping[str, int],
     sides: Sequence[tuple[Subject, Finished]],
+    size_is: Literal["patch", "radius"] = "patch",
 ) -> Iterator[Record]:
     """What a certified defense declares to be measured by, on models of each state; ``labels`` int64 (N,) of images.
 
-    ``wanted``: the class of each target, by its name.
+    ``wanted``: the class of each target, by its name. ``size_is``: what it certifies for.
     """
+    number = int if size_is == "patch" else float
     for subject, finished in sides:
         defended = tensors.load(finished.folder / DEFENDED)
         answers = Answers(
@@ -123,7 +125,8 @@ def certifier_records(
             plain=defended["clean"],
             triggered={target: defended[f"triggered/{target}"] for target in wanted},
             targets=wanted,
-            certified={int(patch): each for patch, each in tensors.below("certified", defended).items()},
+            certified={number(size): each for size, each in tensors.below("certified", defended).items()},
+            size_is=size_is,
         )
         there = _under(place, state=subject.state) | {"subject": subject.id, "stage": "certify"}
         there |= {"seconds": finished.seconds}
@@ -153,7 +156,7 @@ def _labeled(judged: Sequence[Judged], wanted: frozenset[int]) -> list[Labeled]:
 
 
 def _record(place: Place, measured: Measured) -> Record:
-    condition: dict[str, str | int] = dict(measured.condition)
+    condition: dict[str, str | float] = dict(measured.condition)
     if measured.attacked is not None:
         condition = {"state": STATES[measured.attacked], **condition}
     if measured.target is not None:

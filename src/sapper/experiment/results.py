@@ -180,6 +180,19 @@ class Audited:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guaranteed:
+    """What a certified defense guarantees against, and what it does not cover, in words.
+
+    ``size_is``: which key of ``condition`` has the size of the threat, "patch" or "radius".
+    """
+
+    defense: str
+    size_is: str
+    threat: str
+    covers_not: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """Everything a report shows. ``scenario`` is the resolved scenario, ``environment`` versions and hardware.
 
@@ -202,6 +215,7 @@ class Results:
     pictures: tuple[Picture, ...] = ()
     verdicts: tuple[Judged, ...] = ()
     audits: tuple[Audited, ...] = ()
+    guarantees: tuple[Guaranteed, ...] = ()
     timings: tuple[dict[str, Any], ...] = ()
     flags: tuple[str, ...] = ()
     schema: int = SCHEMA

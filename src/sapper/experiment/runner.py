@@ -73,6 +73,7 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
         pictures=tuple(findings.pictures),
         verdicts=tuple(findings.verdicts),
         audits=unique(findings.audits, key=lambda audit: (audit.subject, audit.sha256)),
+        guarantees=unique(findings.guarantees),
         timings=tuple(findings.timings),
         flags=unique(findings.flags),
     )

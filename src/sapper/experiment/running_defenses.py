@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from sapper.attacks.contracts import makes_triggers
-from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner
+from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner, Smoother, guarantee
 from sapper.engine.executors import execute
 from sapper.engine.stage import Stage
 from sapper.engine.store import Finished
@@ -23,7 +24,7 @@ from sapper.experiment.records import (
     verdicts_on_classifiers,
     verdicts_on_encoders,
 )
-from sapper.experiment.results import Judged, State
+from sapper.experiment.results import Guaranteed, Judged, State
 from sapper.experiment.subjects import ATTACKED, CLEAN, REPAIRED, Subject
 from sapper.experiment.trial import Lab, Session, Trial, Variant
 from sapper.experiment.verdicts import verdicts
@@ -68,7 +69,7 @@ def _on_classifiers(trial: Trial, plan: DefensePlan, measured: Measured, subject
     poisoned = subject.source if subject.of == "task" else None
     kept = subject.source if subject.of == "classifier" else None
     if isinstance(section, CertifySection):
-        certifier: Certifier = plan.method.parameters
+        certifier: Certifier | Smoother = plan.method.parameters
         if not certifier.uses_encoder:  # a network of its own takes the place of all that was built
             stood_on, kept = measured.baseline.stage, None
     classifiers = Classifiers(
@@ -104,8 +105,12 @@ def record(trial: Trial, defense: Defended, session: Session) -> None:
     if isinstance(plan.section, CertifySection):
         images = task.test.sample(plan.section.test_images, trial.run.child(defended_part(task.name)))()
         wanted = {aim.name: choice.label for aim, choice in zip(task.aims, choices.of)}
-        certifier: Certifier = plan.method.parameters
-        findings.records += certifier_records(place, certifier.measures, images.targets(), wanted, sides)
+        certifier: Certifier | Smoother = plan.method.parameters
+        size_is: Literal["patch", "radius"] = "radius" if isinstance(certifier, Smoother) else "patch"
+        findings.records += certifier_records(place, certifier.measures, images.targets(), wanted, sides, size_is)
+        promised = guarantee(certifier)
+        told = Guaranteed(defense=plan.name, size_is=size_is, threat=promised.threat, covers_not=promised.covers_not)
+        findings.guarantees.append(told)
         return
     judged = verdicts_on_classifiers(place, task.test().classes, sides)
     findings.verdicts += judged

@@ -32,9 +32,14 @@ class Detection:
 
 @dataclass(frozen=True)
 class Certification:
-    """One certified defense on one task: certified accuracy against the patch's size, and the rest in a table."""
+    """One certified defense on one task: certified accuracy against the threat's size, and the rest in a table.
+
+    ``axis``: what the size is. ``guarantees``: what is certified, and what is not, in sentences.
+    """
 
     title: str
+    axis: str
+    guarantees: list[str]
     drawing: Markup
     keys: list[Key]
     table: Table | None
@@ -203,7 +208,7 @@ def _find(items: Iterable[Measurement], metric: str, **place: Any) -> Estimate |
 def certifications(results: Results) -> list[Certification]:
     """Every certified defense on every task, in the order of the records."""
     return [
-        _certification(group, title, f"certified{index}")
+        _certification(results, group, title, f"certified{index}")
         for index, (title, group) in enumerate(_certified_groups(results).items())
     ]
 
@@ -218,7 +223,10 @@ def _certified_groups(results: Results) -> dict[str, list[Measurement]]:
     return groups
 
 
-PLACES = ("task", "target", "attack", "head", "state", "patch", "threshold", "shadows")
+PLACES = ("task", "target", "attack", "head", "state", "patch", "radius", "threshold", "shadows")
+
+AXES = {"patch": "the patch’s side in pixels", "radius": "the radius"}
+"""What certified accuracy is drawn against, by the key of the condition."""
 
 
 def is_certified(item: Measurement) -> bool:
@@ -226,8 +234,9 @@ def is_certified(item: Measurement) -> bool:
     return item.defense is not None and item.metric.startswith(("defended_", "certified_"))
 
 
-def _certification(group: list[Measurement], title: str, name: str) -> Certification:
-    lines = {state: {item.place["patch"]: item.estimate for item in _certified(group, state)} for state in STATES}
+def _certification(results: Results, group: list[Measurement], title: str, name: str) -> Certification:
+    lines = {state: {_size(item)[1]: item.estimate for item in _certified(group, state)} for state in STATES}
+    size_is = next((_size(item)[0] for state in STATES for item in _certified(group, state)), "patch")
     rows = []
     for state in STATES:
         for target in _targets(group):
@@ -239,11 +248,14 @@ def _certification(group: list[Measurement], title: str, name: str) -> Certifica
             cells = {key: f"{value.number}  ({value.span})" for key, value in found.items() if value is not None}
             rows.append({"classifier": text.STATES[state], "target": target} | cells)
     note = tables.interval_note(item.estimate for item in group)
+    own = "Under the defense for its own patch size, in" if size_is == "patch" else "Under the defense, in"
     return Certification(
         title,
+        AXES[size_is],
+        guarantees(results, group[0].defense),
         figures.certified(lines, STATES, name),
         _keys("line", {state: f"{text.STATES[state]} classifier" for state in STATES}),
-        tables.table(rows, f"Under the defense for its own patch size, in %; in brackets the 95 % interval, {note}."),
+        tables.table(rows, f"{own} %; in brackets the 95 % interval, {note}."),
     )
 
 
@@ -252,9 +264,29 @@ def _targets(group: list[Measurement]) -> list[str]:
 
 
 def _certified(group: list[Measurement], state: str) -> list[Measurement]:
-    """Certified accuracies on models of one state, by the patch's size."""
+    """Certified accuracies on models of one state, by the patch's size or the radius."""
     found = [item for item in group if item.metric == "certified_accuracy" and item.place.get("state") == state]
-    return sorted(found, key=lambda item: int(item.place["patch"]))
+    return sorted(found, key=_size)
+
+
+def _size(item: Measurement) -> tuple[str, float]:
+    """What the size of the threat is, a key of ``AXES``, and how large it is."""
+    return next((key, item.place[key]) for key in AXES if key in item.place)
+
+
+def _sized(item: Measurement) -> str:
+    """The size of the threat in words: ``10×10``, or ``radius 0.5``."""
+    key, size = _size(item)
+    return f"{size}×{size}" if key == "patch" else f"radius {text.plain(size)}"
+
+
+def guarantees(results: Results, defense: str | None = None) -> list[str]:
+    """What certified defenses guarantee against and what they do not, or what one does, a sentence or two for each."""
+    return [
+        f"{each.defense}: certified against {each.threat}. Not covered: {each.covers_not}."
+        for each in results.guarantees
+        if defense in (None, each.defense)
+    ]
 
 
 def sentences(results: Results) -> list[str]:
@@ -268,10 +300,7 @@ def sentences(results: Results) -> list[str]:
                 for item in group
                 if item.metric == "defended_ASR_strict" and item.place.get("state") == state
             ]
-            sizes = [
-                f"{item.estimate.number} % for {item.place['patch']}×{item.place['patch']}"
-                for item in _certified(group, state)
-            ]
+            sizes = [f"{item.estimate.number} % for {_sized(item)}" for item in _certified(group, state)]
             if accuracy is not None:
                 words = ", ".join([f"accuracy {accuracy.number} %", *rates])
                 told.append(f"{title}, {text.STATES[state]} classifier: {words}; certified {', '.join(sizes)}.")
@@ -313,10 +342,10 @@ def certification_table(results: Results) -> Table | None:
                 name = "ASR strict" if len(_targets(group)) == 1 else f"ASR strict, {target}"
                 row[name] = shown(_find(group, "defended_ASR_strict", state=state, target=target))
             for item in _certified(group, state):
-                row[f"certified {item.place['patch']}×{item.place['patch']}"] = shown(item.estimate)
+                row[f"certified {_sized(item)}"] = shown(item.estimate)
             rows.append(row)
-    sizes = {int(item.place["patch"]) for item in tables.measurements(results) if "patch" in item.place}
-    names = [f"certified {size}×{size}" for size in sorted(sizes)]
+    sized = [item for item in tables.measurements(results) if item.metric == "certified_accuracy"]
+    names = list(dict.fromkeys(f"certified {_sized(item)}" for item in sorted(sized, key=_size)))
     return tables.table(
         [{k: v for k, v in row.items() if k not in names} | {k: row.get(k) for k in names} for row in rows]
     )

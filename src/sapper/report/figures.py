@@ -156,12 +156,13 @@ def scores(
         return _svg(figure, name)
 
 
-def certified(lines: Mapping[str, Mapping[int, Estimate]], colors: Mapping[str, str], name: str) -> Markup:
-    """Certified accuracy against the patch's side, a line with intervals for each encoder."""
+def certified(lines: Mapping[str, Mapping[float, Estimate]], colors: Mapping[str, str], name: str) -> Markup:
+    """Certified accuracy against the patch's side, or a radius, a line with intervals for each encoder."""
     with rc_context(_STYLE):
         figure, axes = _canvas(4.4, 2.3)
         axes.set_ylim(-3, 103)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        whole = all(size == int(size) for estimates in lines.values() for size in estimates)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=whole))
         for encoder, estimates in lines.items():
             _line_with_intervals(axes, estimates, _PLACEHOLDERS[colors[encoder]], "-")
         return _svg(figure, name)
@@ -180,7 +181,9 @@ def roc(curves: Mapping[str, Sequence[tuple[float, float]]], name: str) -> Marku
         return _svg(figure, name)
 
 
-def _line_with_intervals(axes: Axes, estimates: Mapping[int, Estimate], color: str, line: str) -> None:
+def _line_with_intervals(
+    axes: Axes, estimates: Mapping[int, Estimate] | Mapping[float, Estimate], color: str, line: str
+) -> None:
     values = [100 * item.value for item in estimates.values()]
     axes.plot(list(estimates), values, color=color, linestyle=line, linewidth=1.5, marker="o", markersize=3)
     for at, item in estimates.items():

@@ -5,7 +5,7 @@ from typing import Any
 
 from sapper import defenses
 from sapper.defenses.budgets import BUDGETS
-from sapper.defenses.contracts import Certifier, EncoderExaminer, Kind
+from sapper.defenses.contracts import Certifier, EncoderExaminer, Kind, Smoother
 from sapper.errors import SapperError, closest, located
 from sapper.methods import find, imported
 from sapper.pretraining.contracts import Pretraining
@@ -77,13 +77,7 @@ def read_defense(
             where, remedy = f"{file}: {key}.tasks[{i}]", closest(task, attacked)
             raise SapperError(f"no task with a target is called {task!r}", where=where, remedy=remedy)
     if isinstance(section, CertifySection):
-        certifier: Certifier = chosen.parameters
-        with located(f"{file}: {key}", "."):
-            certifier.check(size)
-        for side in section.patches:
-            if side >= size:
-                what, remedy = f"a patch of {side} pixels covers images of {size}", f"choose it below {size}"
-                raise SapperError(what, where=f"{file}: {key}.patches", remedy=remedy)
+        _check_sizes(section, chosen, size, f"{file}: {key}")
     shadows = None
     if isinstance(section, FleetSection):
         pretraining_method, attack_method = methods
@@ -97,6 +91,25 @@ def read_defense(
         detector = _detector(section, chosen, file, key)
     name = section.name or section.method
     return DefensePlan(name=name, method=chosen, section=section, shadows=shadows, detector=detector)
+
+
+def _check_sizes(section: CertifySection, chosen: Named[Certifier | Smoother], size: int, where: str) -> None:
+    """Raises ``SapperError`` for patches and radii that a certified defense does not know; ``size`` of the images."""
+    certifier = chosen.parameters
+    by_radius = isinstance(certifier, Smoother)
+    wrong, right = ("patches", "radii") if by_radius else ("radii", "patches")
+    if wrong in section.model_fields_set:
+        what, remedy = f"{chosen.name} certifies {right}, not {wrong}", f"name {right} instead, or leave it out"
+        raise SapperError(what, where=f"{where}.{wrong}", remedy=remedy)
+    with located(where, "."):
+        certifier.check(size)
+        if isinstance(certifier, Smoother):
+            certifier.check_radii(section.radii or certifier.radii)
+            return
+    for side in section.patches:
+        if side >= size:
+            what, remedy = f"a patch of {side} pixels covers images of {size}", f"choose it below {size}"
+            raise SapperError(what, where=f"{where}.patches", remedy=remedy)
 
 
 def _check_owner(repair: Named, where: str) -> None:

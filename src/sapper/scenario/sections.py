@@ -114,11 +114,13 @@ class DetectSection(DefenseSection):
 class CertifySection(DefenseSection):
     """A certified defense.
 
-    ``patches``: sizes to certify for. ``test_images``: how many of the test split to take, the same ones for every
+    ``patches``: sizes to certify for; of a defense that certifies within a radius ``radii``, by default those that it
+    names. ``test_images``: how many of the test split to take, the same ones for every
     defense that takes as many. ``train_images`` as in ``DetectSection``.
     """
 
     patches: list[PositiveInt] = Field(default=[2, 4, 6, 8, 10], min_length=1)
+    radii: list[PositiveFloat] | None = Field(default=None, min_length=1)
     test_images: PositiveInt | None = None
     train_images: PositiveInt | None = None
 
