@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sapper import attacks, defenses, pretraining, verdicts
 from sapper.attacks.contracts import Attacked
 from sapper.attacks.target import Target
-from sapper.defenses.contracts import Owner
+from sapper.defenses.contracts import Owner, Smoother
 from sapper.defenses.defender import Defender
 from sapper.downstream import MLP, Finetune, build, files
 from sapper.downstream.heads import TunedHead
@@ -71,9 +71,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "mntd_classifier": {"shadows": 2, "validation": 0, "share": 0.5, "shadow_epochs": 2}
     | {"meta_classifiers": 2, "epochs": 2, "queries": 2},
     "mntd_encoder": {"shadows": 1, "validation": 1, "meta_classifiers": 2, "epochs": 2, "queries": 2},
+    "derandomized_smoothing": {"patch": 2, "side": 2, "training": "head", "views": 1},
+    "ibp": {"patch": 2, "width": 1, "places": 2, "epochs": 1, "batch": 16},
     "patchcleanser": {"patch": 3, "masks": 2},
     "patchguard_bn": {"patch": 2, "width": 4, "epochs": 1},
     "patchguard_ds": {"patch": 2, "band": 2},
+    "rab": {"models": 3},
+    "randomized_smoothing": {"draws": 5, "training": "head", "views": 1},
     "anp": {"steps": 6, "batch": 16},
     "bcu": {"steps": 6, "batch": 16},
     "distillation": {
@@ -213,7 +217,8 @@ def case(kind: str, name: str, encoder: Callable[[], Encoder] = encoder, head: T
 
             def certified(run: Run, _: Checkpoint | None) -> list[Certified]:
                 guarded = method.prepare(defender.build(Run(seed=4)), defender, run)
-                answers: list[Certified] = guarded.certify(TEST.images, TEST.targets(), [method.patch], run)
+                sizes = method.radii if isinstance(method, Smoother) else [method.patch]
+                answers: list[Certified] = guarded.certify(TEST.images, TEST.targets(), sizes, run)
                 return answers
 
             return certified

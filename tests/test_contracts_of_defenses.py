@@ -61,6 +61,9 @@ PROTOCOLS: dict[str, type] = {
     "sift": contracts.Sift,
     "repair": contracts.Repair,
 }
+SMOOTHERS = ("rab", "randomized_smoothing")
+"""Certified defenses within a radius."""
+
 METHODS = {name: find("defenses", defenses.METHODS, name, "here") for name in defenses.METHODS}
 
 
@@ -72,7 +75,8 @@ def test_every_kind_has_a_protocol_and_a_section() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_defense_says_what_it_is_needs_and_is_measured_by(name: str) -> None:
     method = METHODS[name]
-    protocol = PROTOCOLS[method.kind]
+    protocol = contracts.Smoother if name in SMOOTHERS else PROTOCOLS[method.kind]
+    assert protocol in method.__mro__ or method.kind != "certify"
     assert method.needs <= set(get_args(contracts.Need))
     if method.kind == "repair":
         assert not hasattr(method, "measures"), "what it gives back is measured as every encoder is"
@@ -102,7 +106,20 @@ def test_parts_together_are_the_whole() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.kind == "certify"])
+CERTIFIERS = [name for name, method in METHODS.items() if method.kind == "certify"]
+
+
+@pytest.mark.parametrize("name", CERTIFIERS)
+def test_a_certified_defense_says_what_it_guarantees_and_what_not(name: str) -> None:
+    method = METHODS[name]()
+    assert isinstance(method, contracts.Smoother) == (name in SMOOTHERS)
+    told = contracts.guarantee(method)
+    assert told.threat
+    assert not told.covers_not.endswith(".")
+    assert ("encoder" in told.covers_not) == (not method.uses_encoder or name in SMOOTHERS)
+
+
+@pytest.mark.parametrize("name", sorted({*CERTIFIERS} - {*SMOOTHERS}))
 def test_a_certified_defense_says_which_sizes_it_covers(name: str) -> None:
     method = METHODS[name](patch=5)
     method.check(6)
