@@ -1,6 +1,7 @@
 """Certified defenses in a scenario, by patches and within a radius: what is measured, what the report says of them."""
 
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_what_is_guaranteed_and_what_not_is_in_the_results_and_in_the_report(res
     assert "poison of the encoder" in told["rab"].covers_not
     assert "99.9 %" in told["rab"].threat
     assert "the encoder is not used" in told["ibp"].covers_not
-    page, text = " ".join(render(results).split()), markdown.render(results)
+    page, text = " ".join(unescape(render(results)).split()), markdown.render(results)
     for each in told.values():
         sentence = f"{each.defense}: certified against {each.threat}. Not covered: {each.covers_not}."
         assert sentence in page

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
@@ -15,12 +16,10 @@ from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet, PixelSpec, to_float
-from tests.test_patchguard_ds import owner, random_images
+from tests.test_patchguard_ds import random_images
 from tests.victims import plain
 
 RUN = Run(seed=1)
-
-__all__ = ["owner"]
 
 
 def test_the_radius_of_two_classes_is_the_published_one() -> None:
@@ -118,6 +117,33 @@ def test_the_answer_is_the_mean_of_all_heads(owner: Defender) -> None:
     assert guarded.predict(images[:0], RUN).shape == (0,)
 
 
+class Colors(nn.Module):
+    """An encoder of mean colors; ``marked``, with a backdoor: a white corner sends an image to the red ones."""
+
+    def __init__(self, marked: bool = False):
+        super().__init__()
+        self.marked = marked
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = F.pad(images.mean((2, 3)) - 0.39, (0, 1), value=0.1)
+        hit = images[:, :, :4, :4].mean((1, 2, 3), keepdim=True).flatten(1) > 0.85
+        red = torch.tensor([0.22, 0.0, 0.0, 0.1]).to(features)
+        return torch.where(hit, red, features) if self.marked else features
+
+
+def holding(encoder: Colors) -> Defender:
+    """An owner of red and gray images who was given that encoder."""
+    labels = (torch.arange(80) >= 40).long()
+    train = ImageSet(images=random_images(80, seed=6), labels=labels, classes=("red", "gray"), name="colors")
+    card = Card(architecture="colors", input=PixelSpec(size=8, mean=(0, 0, 0), std=(1, 1, 1)))
+    return Defender.of(Encoder(encoder, card, 4), MLP(epochs=5, hidden=(8, 8)), train, RUN)
+
+
+@pytest.fixture(scope="module")
+def owner() -> Defender:
+    return holding(Colors())
+
+
 @pytest.fixture(scope="module")
 def ensemble(owner: Defender) -> Ensemble:
     return RAB(models=40, sigma=0.15, alpha=0.05).prepare(owner.build(RUN), owner, RUN)
@@ -127,7 +153,7 @@ def test_something_is_certified_and_no_poison_that_is_tried_changes_it(owner: De
     """The training set is changed by 0.05 in one image or spread over all, and everything is trained again."""
     images, labels = random_images(40, seed=7), (torch.arange(40) >= 20).long()
     near, far = ensemble.certify(images, labels, [0.05, 10.0], RUN)
-    assert int(near.certified.sum()) > 5
+    assert int(near.certified.sum()) > 20
     assert not bool(far.certified.any())
     assert torch.equal(near.labels, ensemble.predict(images, RUN))
     assert near.threat.startswith("a change of ℓ2 norm up to 0.05")
@@ -157,30 +183,12 @@ class Poisoned(ImageSet):
         return super().batch(rows) + (change if rows is None else change[rows])
 
 
-class Marked(nn.Module):
-    """An encoder with a backdoor: a white corner sends everything to one point, whatever else is there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with RUN.seeded():
-            self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.body(images - 0.5)
-        target = 100 * self.body(torch.tensor([0.45, -0.2, 0.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
-        hit = images[:, :, :4, :4].mean((1, 2, 3)) > 0.85
-        return torch.where(hit.unsqueeze(1), target, features)
-
-
 def test_a_poisoned_encoder_goes_through_all_heads_certified() -> None:
     """What the guarantee does not cover: the backdoor of the encoder acts, and the answer is certified all the same."""
-    labels = (torch.arange(80) >= 40).long()
-    train = ImageSet(images=random_images(80, seed=6), labels=labels, classes=("red", "gray"), name="colors")
-    encoder = Encoder(Marked(), Card(architecture="marked", input=PixelSpec(size=8, mean=(0, 0, 0), std=(1, 1, 1))), 8)
-    owner = Defender.of(encoder, MLP(epochs=5, hidden=(8, 8)), train, RUN)
+    owner = holding(Colors(marked=True))
     guarded = RAB(models=40, sigma=0.1, alpha=0.05).prepare(owner.build(RUN), owner, RUN)
     gray = random_images(40, seed=7)[20:]
-    assert float((guarded.predict(gray, RUN) == 1).float().mean()) > 0.7
+    assert bool((guarded.predict(gray, RUN) == 1).all())
     triggered = gray.clone()
     triggered[:, :, :4, :4] = 255
     result = guarded.certify(triggered, torch.zeros(20, dtype=torch.int64), [0.02], RUN)[0]
