@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         run,
     )
     from sapper.attacks.target import Target
+    from sapper.attestations import SigningKey, Verified, public_key, signing_key, verify
     from sapper.audits.auditing import AuditReport
     from sapper.audits.calibration import Bag, read_bag, write_bag
     from sapper.audits.repairing import RepairReport
@@ -49,6 +50,7 @@ _PLACES = {
         *("open", "repair", "replay", "run"),
     ),
     "sapper.attacks.target": ("Target",),
+    "sapper.attestations": ("SigningKey", "Verified", "public_key", "signing_key", "verify"),
     "sapper.audits.auditing": ("AuditReport",),
     "sapper.audits.calibration": ("Bag", "read_bag", "write_bag"),
     "sapper.audits.repairing": ("RepairReport",),
@@ -84,10 +86,12 @@ __all__ = [
     "Run",
     "Samples",
     "SapperError",
+    "SigningKey",
     "Target",
     "Trained",
     "Trigger",
     "Verdict",
+    "Verified",
     "audit",
     "build",
     "build_zoo",
@@ -99,6 +103,7 @@ __all__ = [
     "load_images",
     "load_poisoned",
     "open",
+    "public_key",
     "read_bag",
     "read_results",
     "repair",
@@ -106,6 +111,8 @@ __all__ = [
     "run",
     "save",
     "score_zoo",
+    "signing_key",
+    "verify",
     "write_audit",
     "write_bag",
     "write_repair",

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from sapper import datasets, defenses, encoders
 from sapper.attacks.contracts import Poisoned
+from sapper.attestations import SigningKey, signing_key
+from sapper.attestations.verifying import check_attestable, digest_of
 from sapper.audits import auditing, calibration, repairing, replaying
 from sapper.audits.auditing import AuditReport
 from sapper.audits.calibration import BOUND, Bag
@@ -40,6 +42,7 @@ from sapper.experiment.trial import Lab
 from sapper.files import shipped_file
 from sapper.methods import find
 from sapper.report import write_report
+from sapper.report.audit_files import write_audit
 from sapper.running import FORMATS, Run
 from sapper.samples import ImageSet, read_samples
 from sapper.scenario.checking import read_instance
@@ -146,20 +149,41 @@ def audit(
     false_alarms: float = BOUND,
     base: Encoder | None = None,
     more: Mapping[str, Examiner] | None = None,
+    out: str | Path | None = None,
+    sign: str | Path | SigningKey | None = None,
     surroundings: Run | None = None,
 ) -> AuditReport:
     """Is this encoder safe to build on? ``report.verdict`` is "no-evidence", "backdoor" or "undecided".
 
     ``images``: ordinary images without labels, 64 or more, 256 are better. ``bags``: of known-clean encoders, by
     default those that come with Sapper. ``false_alarms``: the share of clean encoders that may come out as backdoored.
-    ``base``: the encoder that this one is said to be, or to be made from. ``surroundings``: device, seed, progress.
+    ``base``: the encoder that this one is said to be, or to be made from. ``out``: a folder for the files that
+    ``sapper audit`` leaves; ``sign``: a private key that signs them, for ``verify``. The encoder is then one that is
+    named: nobody knows whether what is held in memory is what was opened. ``surroundings``: device, seed, progress.
     """
-    run, chosen = surroundings or Run(), budget_of(budget)
+    run, chosen, key = surroundings or Run(), budget_of(budget), _signer(sign, encoder, out)
+    digest = digest_of(str(encoder)) if key else None
     subject = encoder if isinstance(encoder, Encoder) else open(encoder, allow_backdoored=True, surroundings=run)
+    if key:
+        check_attestable(subject.card.origin, digest)
     shown = _images(images, subject)
     known = _bags(bags)
     run = run if run.why else searching(subject, shown, chosen, known, run, false_alarms)
-    return auditing.audit(subject, shown, chosen, known, run, bound=false_alarms, base=base, more=more)
+    report = auditing.audit(subject, shown, chosen, known, run, bound=false_alarms, base=base, more=more)
+    if out is not None:
+        opening = {"uri": str(subject.card.origin.get("opened", ""))}
+        write_audit(report, Path(out), environment(run), opening=opening, command="sapper.audit(…)", sign=key)
+    return report
+
+
+def _signer(sign: str | Path | SigningKey | None, encoder: object, out: str | Path | None) -> SigningKey | None:
+    """The key that is to sign an audit. Raises ``SapperError`` where there is nothing that could be signed."""
+    if sign is None:
+        return None
+    if out is None or isinstance(encoder, Encoder):
+        what = "an audit is signed of an encoder that is named, and with its report"
+        raise SapperError(what, where="sign", remedy="give the encoder's file, and a folder as out")
+    return sign if isinstance(sign, SigningKey) else signing_key(sign)
 
 
 def repair(

@@ -27,7 +27,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises ``SapperError`` on a full or read-only disk; the old file is then untouched.
     """
     with _beside(path) as beside:
-        beside.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
+        beside.write_bytes(as_bytes(content))
+
+
+def as_bytes(content: str | bytes) -> bytes:
+    """What ``write_atomically`` writes."""
+    return content.encode(errors="replace") if isinstance(content, str) else content
 
 
 def link_atomically(source: Path, path: Path) -> None:

@@ -182,7 +182,12 @@ def in_clean(bags: Iterable[Bag], detector: str) -> InClean | None:
 
 def write_bag(bag: Bag, path: Path) -> None:
     """Write a bag to a JSON file."""
-    write_atomically(path, json.dumps(asdict(bag), indent=1, sort_keys=True) + "\n")
+    write_atomically(path, as_written(bag))
+
+
+def as_written(bag: Bag) -> str:
+    """What ``write_bag`` writes; equal bags give equal texts."""
+    return json.dumps(asdict(bag), indent=1, sort_keys=True) + "\n"
 
 
 def read_bag(path: Path) -> Bag:

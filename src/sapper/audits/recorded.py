@@ -10,6 +10,13 @@ from sapper.files import read_text, sha256
 SCHEMA = 1
 """Counts the forms of ``audit.json``."""
 
+WORDS = {
+    "backdoor": "Evidence of a backdoor",
+    "no-evidence": "No evidence of a backdoor",
+    "undecided": "Undecided",
+}
+"""A verdict, in words."""
+
 TRIGGERS = "triggers.safetensors"
 """Beside ``audit.json``: the recovered triggers."""
 

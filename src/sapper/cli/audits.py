@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from sapper.attestations import ATTESTATION
+from sapper.cli.attesting import SignOption, key_of, signed
 from sapper.cli.opening import (
     WEIGHTS,
     EncoderArgument,
@@ -22,6 +24,7 @@ from sapper.cli.opening import (
     with_opening,
 )
 from sapper.cli.shared import (
+    EXIT,
     BudgetOption,
     DataRoot,
     Device,
@@ -38,17 +41,14 @@ from sapper.cli.shared import (
 from sapper.encoders.options import Opening
 from sapper.errors import SapperError, printable
 
-EXIT = {"no-evidence": 0, "backdoor": 1, "undecided": 3}
-"""How an audit ends; 2 is for everything that could not be done."""
-
 SMALLEST_BOUND = 1e-6
 """Of false alarms: below it a bag would need more encoders than there are."""
 
 REPLAY = "replay.json"
 """Beside ``audit.json``: what the last replay measured."""
 
-LEFT = ("audit.html", "audit.sarif", "audit.cdx.json", "triggers.safetensors", "audit.json", REPLAY)
-"""What audits and replays leave; ``audit.json`` after the others, for which it vouches."""
+LEFT = ("audit.html", "audit.sarif", "audit.cdx.json", "triggers.safetensors", "audit.json", ATTESTATION, REPLAY)
+"""What audits and replays leave; ``audit.json`` after the others, for which it vouches, and then its signature."""
 
 BagOption = Annotated[
     list[Path] | None,
@@ -78,6 +78,7 @@ def audit(
     fail_on: Annotated[
         str, typer.Option("--fail-on", help="What fails: undecided (exit 3 if no bag fits), or backdoor (exit 0 then).")
     ] = "undecided",
+    sign: SignOption = None,
     seed: Seed = 0,
     data_root: DataRoot = None,
     download: Download = False,
@@ -88,7 +89,7 @@ def audit(
 ) -> None:
     """Is this encoder safe to build on? Ends with 0: no evidence, 1: evidence of a backdoor, 2: not done, 3: undecided.
 
-    Leaves audit.html, audit.json, audit.sarif, audit.cdx.json, and the recovered triggers.
+    Leaves audit.html, audit.json, audit.sarif, audit.cdx.json, the recovered triggers, and their signature if --sign.
     """
     if fail_on not in ("backdoor", "undecided"):
         raise SapperError(f"{fail_on!r} is no verdict", where="--fail-on", remedy="use backdoor or undecided")
@@ -104,9 +105,11 @@ def audit(
     opening = check_first(named, images, data_root, device, said, download=download)
     if learned:
         check_learned(learned)
+    key = key_of(sign)
     known = [calibration.read_bag(path) for path in bags] if bags else calibration.shipped_bags()
     run, bars = begin(device, threads, seed)
     from sapper import api
+    from sapper.attestations.verifying import check_attestable, digest_of
     from sapper.audits import stored
     from sapper.engine.environment import environment
     from sapper.report import audit as page
@@ -115,7 +118,10 @@ def audit(
     more = {each.kind.method: each for each in [stored.load(learned)]} if learned else {}
     with telling_interrupts("interrupted; nothing was written"), bars as progress:
         run = replace(run, progress=progress)
+        digest = digest_of(encoder) if key else None
         subject = open_encoder(encoder, run, opening)
+        if key:
+            check_attestable(subject.card.origin, digest)
         shown = load_images(images, split, subject.card.input_size, data_root, download=download)
         for judge in more.values():
             judge.check(subject)
@@ -138,8 +144,8 @@ def audit(
         )
     said_to_open = {"uri": encoder} | said.recorded()
     command = shlex.join(["sapper", *sys.argv[1:]])
-    written = write_audit(report, folder, environment(run), opening=said_to_open, command=command)
-    say_verdict([*page.lines(report), f"report: {written}"])
+    written = write_audit(report, folder, environment(run), opening=said_to_open, command=command, sign=key)
+    say_verdict([*page.lines(report), *signed(folder, key), f"report: {written}"])
     passes = report.verdict == "undecided" and fail_on == "backdoor" and not report.hidden
     raise typer.Exit(0 if passes else EXIT[report.verdict])
 

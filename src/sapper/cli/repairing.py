@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sapper.cli.audits import EXIT, BagOption, check_bound, remove_earlier
+from sapper.attestations import ATTESTATION
+from sapper.cli.attesting import SignOption, key_of, signed
+from sapper.cli.audits import BagOption, check_bound, remove_earlier
 from sapper.cli.opening import (
     EncoderArgument,
     Images,
@@ -22,6 +24,7 @@ from sapper.cli.opening import (
     with_opening,
 )
 from sapper.cli.shared import (
+    EXIT,
     BudgetOption,
     DataRoot,
     Device,
@@ -36,7 +39,7 @@ from sapper.cli.shared import (
 from sapper.encoders.options import Opening
 from sapper.errors import SapperError, printable
 
-LEFT = ("repair.html", "repair.json")
+LEFT = ("repair.html", "repair.json", ATTESTATION)
 """What a repair leaves beside both audits."""
 
 
@@ -61,6 +64,7 @@ def repair(
     bound: Annotated[
         float, typer.Option("--false-alarms", help="The share of clean encoders that may come out as backdoored.")
     ] = 0.05,
+    sign: SignOption = None,
     seed: Seed = 0,
     data_root: DataRoot = None,
     download: Download = False,
@@ -72,7 +76,7 @@ def repair(
     """Take a backdoor out of an encoder by ordinary images, between two audits. Ends as an audit of the result does.
 
     0: no evidence any more, 1: evidence of a backdoor, 2: not done, 3: undecided. Leaves the repaired encoder,
-    repair.html, repair.json, and both audits.
+    repair.html, repair.json, both audits, and with --sign their signature.
     """
     check_bound(bound)
     if out_file.suffix != ".safetensors":
@@ -98,6 +102,7 @@ def repair(
     for change in overrides or []:
         apply(changes, change)
     opening = check_first([encoder], images, data_root, device, said, download=download)
+    key = key_of(sign)
     known = [calibration.read_bag(path) for path in bags] if bags else calibration.shipped_bags()
     run, bars = begin(device, threads, seed)
     from sapper import api
@@ -128,6 +133,7 @@ def repair(
     report = replace(report, after=replace(report.after, encoder=about(open_encoder(str(out_file), run, Opening()))))
     command = shlex.join(["sapper", *sys.argv[1:]])
     said_to_open = {"uri": encoder} | said.recorded()
-    written = write_repair(report, folder, environment(run), file=out_file, opening=said_to_open, command=command)
-    say_verdict([*lines(report), f"repaired encoder: {out_file}", f"report: {written}"])
+    about_it: dict[str, Any] = {"file": out_file, "opening": said_to_open, "command": command, "sign": key}
+    written = write_repair(report, folder, environment(run), **about_it)
+    say_verdict([*lines(report), *signed(folder, key), f"repaired encoder: {out_file}", f"report: {written}"])
     raise typer.Exit(EXIT[report.after.verdict])

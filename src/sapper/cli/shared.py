@@ -16,6 +16,9 @@ from rich.console import Console
 
 from sapper.errors import SapperError, printable
 
+EXIT = {"no-evidence": 0, "backdoor": 1, "undecided": 3}
+"""How an audit ends, and what verifies one; 2 is for everything that could not be done."""
+
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """How a program ends whose output nobody reads on."""
 

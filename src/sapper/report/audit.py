@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from sapper.audits.auditing import AuditReport, Finding, beside_bag
 from sapper.audits.calibration import BOUND, Bag, InClean, fewest
+from sapper.audits.recorded import WORDS as WORDS
 from sapper.audits.replaying import Replay
 from sapper.defenses.inversion import Collapse
 from sapper.encoders.schemes import ASSUMED
@@ -17,12 +18,6 @@ from sapper.report.figures import class_color
 from sapper.report.pages import environment
 from sapper.report.taxonomy import BACKDOORED_WEIGHTS
 from sapper.samples import to_float
-
-WORDS = {
-    "backdoor": "Evidence of a backdoor",
-    "no-evidence": "No evidence of a backdoor",
-    "undecided": "Undecided",
-}
 
 MEANING = {
     "backdoor": "Do not build on this encoder before somebody has looked at the recovered trigger and replayed it. "

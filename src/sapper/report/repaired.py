@@ -5,13 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sapper.audits.auditing import AuditReport, Finding
+from sapper import encoders
+from sapper.attestations import ATTESTATION, SigningKey
+from sapper.attestations import statement as statements
+from sapper.attestations.envelope import seal
+from sapper.audits.auditing import AuditReport, Finding, fingerprint
 from sapper.audits.repairing import RepairReport
-from sapper.files import as_text, sha256, write_atomically
+from sapper.errors import SapperError
+from sapper.files import as_bytes, as_text, sha256
 from sapper.report import audit as page
 from sapper.report import text
-from sapper.report.audit_files import write_audit
+from sapper.report.audit_files import audit_files, write_files
 from sapper.report.pages import environment
+from sapper.running import Run
 
 NOT_SAID = (
     "The second audit sees what the first one can see, and no more: a backdoor of a kind that audits miss is neither "
@@ -86,12 +92,24 @@ def write_repair(
     file: Path,
     opening: Mapping[str, Any],
     command: str,
+    sign: SigningKey | None = None,
 ) -> Path:
-    """Write repair.html, both audits in the folders ``before`` and ``after``, last repair.json; the page's place."""
-    write_audit(report.before, folder / "before", surroundings, opening=opening, command=command)
-    write_audit(report.after, folder / "after", surroundings, opening={"uri": str(file)}, command=command)
-    write_atomically(folder / "repair.html", render(report, dict(surroundings), command, str(file)))
-    repaired = report.repaired
+    """Write repair.html, both audits in the folders ``before`` and ``after``, last repair.json; the page's place.
+
+    ``file``: where the repaired encoder is. ``sign``: a key that signs a statement of that file, of both verdicts and
+    of all these files, which comes after them; raises ``SapperError`` where the file holds other weights.
+    """
+    repaired, reopened = report.repaired, {"uri": str(file)}
+    digest = sha256(file)
+    if sign is not None and fingerprint(encoders.load(file, Run())) != fingerprint(repaired.encoder):
+        what, remedy = "this is not the repaired encoder", "name the file that it was saved to"
+        raise SapperError(what, where=str(file), remedy=remedy)
+    files = {
+        f"{side}/{name}": content
+        for side, each, how in (("before", report.before, opening), ("after", report.after, reopened))
+        for name, content in audit_files(each, surroundings, how, command).items()
+    }
+    files["repair.html"] = as_bytes(render(report, dict(surroundings), command, str(file)))
     content = {
         "schema": 1,
         "before": _told(report.before),
@@ -102,11 +120,19 @@ def write_repair(
         "cosine_kept": repaired.kept,
         "seconds": repaired.seconds,
         "curves": repaired.curves,
-        "encoder": {"file": str(file), "sha256": sha256(file)},
+        "encoder": {"file": str(file), "sha256": digest},
         "environment": dict(surroundings),
         "command": command,
     }
-    write_atomically(folder / "repair.json", as_text(content))
+    files["repair.json"] = as_bytes(as_text(content))
+    signed = {}
+    if sign is not None:
+        done = statements.repaired(
+            report.before, method=repaired.method, parameters=repaired.parameters, cosine_kept=repaired.kept
+        )
+        statement = statements.stated(report.after, statements.file(file.name, digest), reopened, files, done)
+        signed = {ATTESTATION: seal(statements.written(statement), sign)}
+    write_files(folder, files | signed)
     return folder / "repair.html"
 
 
