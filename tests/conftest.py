@@ -39,7 +39,7 @@ def sandbox_holds() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SAPPER_DATA", "SAPPER_STORE", "COLUMNS"):
+    for name in ("SAPPER_DATA", "SAPPER_STORE", "SAPPER_KEY_PASSPHRASE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -68,6 +68,8 @@ def test_a_cheap_mistake_waits_for_no_heavy_library(tmp_path: Path) -> None:
         [*audit, "--learned", "nothing.safetensors"],
         [*audit, "--base", "no-base.pth"],
         [*audit, "--false-alarms", "2"],
+        [*audit, "--sign", "no-key.pem"],
+        ["verify", "weights.pth", "--key", "no-key.pub"],
         ["replay", "nothing.json", "--images", "objects"],
         ["replay", "audit.json", "--images", "objects"],
         [*calibrate, "nofile.pth"],

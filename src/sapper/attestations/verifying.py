@@ -85,8 +85,11 @@ def verify(
 
 
 def digest_of(name: str) -> str | None:
-    """SHA-256 of a file that will be opened; none for what is opened by another name."""
-    return sha256(Path(name)) if Path(name).is_file() else None
+    """SHA-256 of a file that will be opened; none for what is opened by another name, or cannot be."""
+    try:
+        return sha256(Path(name)) if Path(name).is_file() else None
+    except OSError:
+        return None
 
 
 def check_attestable(encoder: Mapping[str, Any], before: str | None) -> None:
