@@ -1,5 +1,6 @@
 """The command that repairs an encoder: audit, repair, audit again."""
 
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -104,6 +105,7 @@ def repair(
     from sapper.audits.auditing import about
     from sapper.encoders.files import check_name, save
     from sapper.engine.environment import environment
+    from sapper.files import link_atomically, sha256
     from sapper.report.repaired import lines, write_repair
 
     with telling_interrupts("interrupted; nothing was written"), bars as progress:
@@ -124,10 +126,21 @@ def repair(
             false_alarms=bound,
             surroundings=run,
         )
-    save(report.repaired.encoder, out_file)
-    report = replace(report, after=replace(report.after, encoder=about(open_encoder(str(out_file), run, Opening()))))
-    command = shlex.join(["sapper", *sys.argv[1:]])
-    said_to_open = {"uri": encoder} | said.recorded()
-    written = write_repair(report, folder, environment(run), file=out_file, opening=said_to_open, command=command)
+    beside = out_file.with_name(f".{os.getpid()}-{out_file.name}")
+    try:
+        save(report.repaired.encoder, beside)
+        told = about(open_encoder(str(beside), run, Opening())) | {"opened": str(out_file), "file": out_file.name}
+        report = replace(report, after=replace(report.after, encoder=told))
+        said_to_open, command = {"uri": encoder} | said.recorded(), shlex.join(["sapper", *sys.argv[1:]])
+        written = write_repair(
+            *(report, folder, environment(run)),
+            file=out_file,
+            opening=said_to_open,
+            command=command,
+            digest=sha256(beside),
+        )
+        link_atomically(beside, out_file)  # last: no encoder without its report
+    finally:
+        beside.unlink(missing_ok=True)
     say_verdict([*lines(report), f"repaired encoder: {out_file}", f"report: {written}"])
     raise typer.Exit(EXIT[report.after.verdict])

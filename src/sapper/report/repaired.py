@@ -23,13 +23,12 @@ NOT_SAID = (
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two audits: ``name`` of it, and the folder of its full report."""
+    """One of the two audits: ``name`` of it, and of the folder of its full report."""
 
     name: str
     report: AuditReport
     word: str
     shown: list[page.Shown]
-    folder: str
 
     @property
     def leading(self) -> Finding:
@@ -39,7 +38,7 @@ class Side:
 def render(report: RepairReport, surroundings: dict[str, str], command: str, file: str) -> str:
     """The page's HTML; ``file``: where the repaired encoder is."""
     sides = [
-        Side(name, each, page.WORDS[each.verdict], page.pictures(each), name)
+        Side(name, each, page.WORDS[each.verdict], page.pictures(each))
         for name, each in (("before", report.before), ("after", report.after))
     ]
     repaired = report.repaired
@@ -86,8 +85,12 @@ def write_repair(
     file: Path,
     opening: Mapping[str, Any],
     command: str,
+    digest: str | None = None,
 ) -> Path:
-    """Write repair.html, both audits in the folders ``before`` and ``after``, last repair.json; the page's place."""
+    """Write repair.html, both audits in the folders ``before`` and ``after``, last repair.json; the page's place.
+
+    ``file``: where the repaired encoder is. ``digest``: its SHA-256, where it is yet to come there.
+    """
     write_audit(report.before, folder / "before", surroundings, opening=opening, command=command)
     write_audit(report.after, folder / "after", surroundings, opening={"uri": str(file)}, command=command)
     write_atomically(folder / "repair.html", render(report, dict(surroundings), command, str(file)))
@@ -102,7 +105,7 @@ def write_repair(
         "cosine_kept": repaired.kept,
         "seconds": repaired.seconds,
         "curves": repaired.curves,
-        "encoder": {"file": str(file), "sha256": sha256(file)},
+        "encoder": {"file": str(file), "sha256": digest or sha256(file)},
         "environment": dict(surroundings),
         "command": command,
     }
