@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sapper import attacks, defenses, pretraining, verdicts
 from sapper.attacks.contracts import Attacked
 from sapper.attacks.target import Target
-from sapper.defenses.contracts import Owner, Smoother
+from sapper.defenses.contracts import Owner, RepairedClassifier, Smoother
 from sapper.defenses.defender import Defender
 from sapper.downstream import MLP, Finetune, build, files
 from sapper.downstream.heads import TunedHead
@@ -92,6 +92,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "fine_tuning": {"steps": 6, "batch": 16},
     "ibau": {"rounds": 2, "batch": 16},
     "unlearning": {"steps": 6, "batch": 16},
+    "fine_pruning_classifier": {"steps": 6, "batch": 16},
+    "nad": {"steps": 6, "batch": 16, "teacher_steps": 3},
+    "unlearning_classifier": {"steps": 6, "batch": 16},
     # heads
     "mlp": {"epochs": 2, "hidden": (8, 8)},
     "linear": {"iterations": 5},
@@ -225,6 +228,9 @@ def case(kind: str, name: str, encoder: Callable[[], Encoder] = encoder, head: T
         case "repair":
             owner = Owner(clean=replace(TRAIN, labels=None, classes=()), triggers=(Patch(size=4),))
             return lambda run, kept: method(encoder(), owner, run, kept)
+        case "repair_classifier":
+            held, labeled = defender.build(Run(seed=4)), Owner(clean=TRAIN, triggers=(Patch(size=4),))
+            return lambda run, kept: method(held, labeled, run, kept)
     raise AssertionError(f"this test does not know the kind {method.kind!r}")
 
 
@@ -276,7 +282,7 @@ def trainings() -> Iterator[tuple[str, str]]:
     """The methods that can go on from a checkpoint."""
     for kind, name in METHODS:
         method = find(kind, TABLES[kind], name, "here")
-        if kind == "pretraining" or method.kind in ("implant", "training", "tuned", "repair"):
+        if kind == "pretraining" or method.kind in ("implant", "training", "tuned", "repair", "repair_classifier"):
             yield kind, name
 
 
@@ -301,7 +307,7 @@ def test_an_interrupted_training_ends_as_a_whole_one(kind: str, name: str, tmp_p
 @pytest.mark.parametrize(("kind", "name"), [each for each in METHODS if each[0] == "defenses"])
 def test_a_verdict_survives_json_and_tensors(kind: str, name: str) -> None:
     answers = case(kind, name)(Run(seed=7), None)
-    for answer in [] if isinstance(answers, Trained) else answers:
+    for answer in [] if isinstance(answers, Trained | RepairedClassifier) else answers:
         if isinstance(answer, Verdict):
             told, tensors = verdicts.to_tensors(answer)
             again = verdicts.from_tensors(json.loads(json.dumps(told, allow_nan=False)), tensors, "here")

@@ -60,6 +60,7 @@ PROTOCOLS: dict[str, type] = {
     "screen": contracts.Screen,
     "sift": contracts.Sift,
     "repair": contracts.Repair,
+    "repair_classifier": contracts.ClassifierRepair,
 }
 SMOOTHERS = ("rab", "randomized_smoothing")
 """Certified defenses within a radius."""
@@ -78,8 +79,8 @@ def test_a_defense_says_what_it_is_needs_and_is_measured_by(name: str) -> None:
     protocol = contracts.Smoother if name in SMOOTHERS else PROTOCOLS[method.kind]
     assert protocol in method.__mro__ or method.kind != "certify"
     assert method.needs <= set(get_args(contracts.Need))
-    if method.kind == "repair":
-        assert not hasattr(method, "measures"), "what it gives back is measured as every encoder is"
+    if method.kind in ("repair", "repair_classifier"):
+        assert not hasattr(method, "measures"), "what it gives back is measured as every model is"
     else:
         names = [each for measure in method.measures for each in measure.names]
         assert names

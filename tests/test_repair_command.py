@@ -147,3 +147,11 @@ def test_from_python_the_encoder_that_is_held_stays_as_it_is() -> None:
     assert not all(changed), "an audit's frozen weights are trained all the same"
     with pytest.raises(SapperError, match="images are too few"):
         face.repair(encoder, images(8, 1))
+
+
+def test_no_encoder_is_left_where_its_report_fails(sapper: Sapper, place: Path, tmp_path: Path) -> None:
+    fixed, report = tmp_path / "fixed.safetensors", tmp_path / "fixed-repair"
+    (report / "repair.json" / "in the way").mkdir(parents=True)  # a folder, which no file replaces
+    end = sapper(*words(place, fixed))
+    assert end.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["fixed-repair"]

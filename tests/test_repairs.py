@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sapper import encoders
 from sapper.attacks.implant.badencoder import BadEncoder
 from sapper.attacks.target import Target
-from sapper.defenses.channels import drift, norms, prune
+from sapper.defenses.channels import activations, drift, norms, prune
 from sapper.defenses.contracts import Owner
 from sapper.defenses.information import donsker_varadhan, mutual_information
 from sapper.defenses.judge.decree import Decree
@@ -24,7 +24,7 @@ from sapper.defenses.repair import anp
 from sapper.defenses.repair.anp import ANP
 from sapper.defenses.repair.bcu import BCU
 from sapper.defenses.repair.distillation import Distillation
-from sapper.defenses.repair.fine_pruning import FinePruning, activations
+from sapper.defenses.repair.fine_pruning import FinePruning
 from sapper.defenses.repair.fine_tuning import FineTuning
 from sapper.defenses.repair.ibau import IBAU, hypergradient
 from sapper.defenses.repair.unlearning import Unlearning
@@ -43,6 +43,7 @@ from sapper.report import markdown, render, repairs
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.scenario.named import Named
+from sapper.scenario.sections import RepairSection
 from sapper.triggers import Patch
 from sapper.verdicts import Verdict
 from tests.implants import greens, images, squares, tiny, unit
@@ -450,7 +451,7 @@ def test_repairs_change_nothing_else(finished: tuple[Results, Path], data: Path,
     for row, task in zip(rows, ["balls"] * 3 + ["boxes"] * 3):
         repair = None if row[1] == "–" else row[1]
         assert row[2] == f"{100 * found[task, repair, 'BA']:.1f}"
-        assert (row[5] == "–") == (repair is None), "features kept"
+        assert (row[6] == "–") == (repair is None), "features kept"
     page = render(finished[0])
     assert 'id="repairs"' in page
     assert "| balls → red | distillation |" in markdown.render(finished[0])
@@ -535,6 +536,7 @@ def test_where_nothing_was_recovered_the_encoder_stays(tmp_path: Path) -> None:
     plan = RepairPlan(
         name="forget",
         method=Named(name="unlearning", parameters=Unlearning(**SHORT)),
+        section=RepairSection(method="unlearning"),
         images=Part.whole(images(8, 1)),
         detector=Named(name="decree", parameters=Decree()),
     )

@@ -1,5 +1,6 @@
 """The command that repairs an encoder: audit, repair, audit again."""
 
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -109,6 +110,7 @@ def repair(
     from sapper.audits.auditing import about
     from sapper.encoders.files import check_name, save
     from sapper.engine.environment import environment
+    from sapper.files import link_atomically
     from sapper.report.repaired import lines, write_repair
 
     with telling_interrupts("interrupted; nothing was written"), bars as progress:
@@ -129,11 +131,21 @@ def repair(
             false_alarms=bound,
             surroundings=run,
         )
-    save(report.repaired.encoder, out_file)
-    report = replace(report, after=replace(report.after, encoder=about(open_encoder(str(out_file), run, Opening()))))
-    command = shlex.join(["sapper", *sys.argv[1:]])
-    said_to_open = {"uri": encoder} | said.recorded()
-    about_it: dict[str, Any] = {"file": out_file, "opening": said_to_open, "command": command, "sign": key}
-    written = write_repair(report, folder, environment(run), **about_it)
+    beside = out_file.with_name(f".{os.getpid()}-{out_file.name}")
+    try:
+        save(report.repaired.encoder, beside)
+        told = about(open_encoder(str(beside), run, Opening())) | {"opened": str(out_file), "file": out_file.name}
+        report = replace(report, after=replace(report.after, encoder=told))
+        written = write_repair(
+            *(report, folder, environment(run)),
+            file=out_file,
+            opening={"uri": encoder} | said.recorded(),
+            command=shlex.join(["sapper", *sys.argv[1:]]),
+            sign=key,
+            beside=beside,
+        )
+        link_atomically(beside, out_file)  # last: no encoder without its report
+    finally:
+        beside.unlink(missing_ok=True)
     say_verdict([*lines(report), *signed(folder, key), f"repaired encoder: {out_file}", f"report: {written}"])
     raise typer.Exit(EXIT[report.after.verdict])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     from sapper.defenses.contracts import (
         Certifier,
         ClassifierJudge,
+        ClassifierRepair,
         EncoderExaminer,
         EncoderLearner,
         Repair,
@@ -31,9 +32,12 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     from sapper.defenses.repair.bcu import BCU
     from sapper.defenses.repair.distillation import Distillation
     from sapper.defenses.repair.fine_pruning import FinePruning
+    from sapper.defenses.repair.fine_pruning_classifier import FinePruningClassifier
     from sapper.defenses.repair.fine_tuning import FineTuning
     from sapper.defenses.repair.ibau import IBAU
+    from sapper.defenses.repair.nad import NAD
     from sapper.defenses.repair.unlearning import Unlearning
+    from sapper.defenses.repair.unlearning_classifier import UnlearningClassifier
 
     _judges: list[type[ClassifierJudge]] = [NeuralCleanse, MNTDClassifier]
     _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse]
@@ -41,15 +45,19 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     _certifiers: list[type[Certifier]] = [DerandomizedSmoothing, IBP, PatchCleanser, PatchGuardBN, PatchGuardDS]
     _smoothers: list[type[Smoother]] = [RAB, RandomizedSmoothing]
     _repairs: list[type[Repair]] = [ANP, BCU, Distillation, FinePruning, FineTuning, IBAU, Unlearning]
+    _classifier_repairs: list[type[ClassifierRepair]] = [NAD, FinePruningClassifier, UnlearningClassifier]
 
 METHODS = {
     "anp": "sapper.defenses.repair.anp:ANP",
     "bcu": "sapper.defenses.repair.bcu:BCU",
     "distillation": "sapper.defenses.repair.distillation:Distillation",
     "fine_pruning": "sapper.defenses.repair.fine_pruning:FinePruning",
+    "fine_pruning_classifier": "sapper.defenses.repair.fine_pruning_classifier:FinePruningClassifier",
     "fine_tuning": "sapper.defenses.repair.fine_tuning:FineTuning",
     "ibau": "sapper.defenses.repair.ibau:IBAU",
+    "nad": "sapper.defenses.repair.nad:NAD",
     "unlearning": "sapper.defenses.repair.unlearning:Unlearning",
+    "unlearning_classifier": "sapper.defenses.repair.unlearning_classifier:UnlearningClassifier",
     "decree": "sapper.defenses.judge.decree:Decree",
     "mntd_classifier": "sapper.defenses.judge.mntd_classifier:MNTDClassifier",
     "mntd_encoder": "sapper.defenses.judge.mntd_encoder:MNTDEncoder",

@@ -7,6 +7,7 @@
 ``screen``   inputs as they come: has this one a trigger?
 ``sift``     rows of a training set: is this one poison?
 ``repair``   an encoder: the same without its backdoor
+``repair_classifier``  a classifier: the same
 
 All are frozen dataclasses of their parameters. Equal seeds give equal results.
 """
@@ -24,11 +25,11 @@ from sapper.encoders import Encoder, Trained
 from sapper.methods import Method
 from sapper.running import Run
 from sapper.samples import Change, ImageSet, Samples
-from sapper.training import Checkpoint
+from sapper.training import Checkpoint, Curves
 from sapper.triggers import Patch, Trigger
 from sapper.verdicts import Certified, Scores, Verdict
 
-Kind = Literal["judge", "examine", "learn", "certify", "screen", "sift", "repair"]
+Kind = Literal["judge", "examine", "learn", "certify", "screen", "sift", "repair", "repair_classifier"]
 
 Need = Literal["samples", "labels", "gradients", "fleet", "trigger"]
 """What a defense cannot do without besides the model: ordinary clean samples; their labels; gradients through the
@@ -275,9 +276,10 @@ class Sift(Defense, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who repairs an encoder that somebody else made: ``clean`` samples without labels, in which no trigger occurs.
+    """Who repairs a model that somebody else made: ``clean`` samples, in which no trigger occurs.
 
-    ``triggers``: what a detector recovered from the encoder, for repairs that need it.
+    For an encoder they need no labels, for a classifier they have those of its classes. ``triggers``: what a detector
+    recovered from the model, for repairs that need it.
     """
 
     clean: Samples
@@ -296,4 +298,30 @@ class Repair(Defense, Protocol):
 
     def __call__(self, encoder: Encoder, owner: Owner, run: Run, checkpoint: Checkpoint | None = None) -> Trained:
         """The repaired encoder, in ``eval`` mode: ``encoder`` itself, changed in place, or a new one of its kind."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairedClassifier:
+    """The classifier that a repair gives back, in ``eval`` mode, and its losses per epoch."""
+
+    classifier: Classifier
+    curves: Curves
+
+
+class ClassifierRepair(Defense, Protocol):
+    """Takes a backdoor out of a classifier, of its encoder and its head. It has no measures, as ``Repair`` has none."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    kind: ClassVar[Literal["repair_classifier"]]
+
+    def check(self, encoder: Encoder, images: int) -> None:
+        """Raises ``SapperError`` where it cannot work on classifiers that stand on such an encoder, or with so few
+        images; before anything runs."""
+        ...
+
+    def __call__(
+        self, classifier: Classifier, owner: Owner, run: Run, checkpoint: Checkpoint | None = None
+    ) -> RepairedClassifier:
+        """A repaired copy; ``classifier`` stays as it is. The copy's encoder is trained, too, whatever the head."""
         ...

@@ -65,7 +65,7 @@ class Retraining(Checked):
         return train(
             model,
             terms,
-            torch.optim.Adam(weights, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True),
+            self.optimizer_of(weights),
             lambda step: self.learning_rate * (1.0 if self.schedule == "constant" else warm_cosine(step.done, 0.0)),
             count=count,
             batch=self.batch,
@@ -77,6 +77,10 @@ class Retraining(Checked):
             mode=mode,
             after_step=after_step,
         )
+
+    def optimizer_of(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(weights, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +146,6 @@ def check_known(encoder: Encoder) -> None:
     if name not in OWN and name.partition(":")[0] not in LIBRARIES:
         what, remedy = f"nobody but its author can make {name} anew", "take a repair that goes on from its weights"
         raise SapperError(what, where="repair", remedy=remedy)
-
-
-def trained(encoder: Encoder) -> list[nn.Parameter]:
-    """The parameters that have gradients."""
-    return [weight for weight in encoder.parameters() if weight.requires_grad]
 
 
 def fresh(encoder: Encoder, run: Run) -> Encoder:

@@ -4,7 +4,7 @@ from sapper.downstream.building import AnyHead, build
 from sapper.downstream.classifier import Classifier
 from sapper.downstream.features import extract, mean_cosine, predict
 from sapper.downstream.heads import KNN, MLP, Head, Linear, Standardize, Stepwise, TunedHead
-from sapper.downstream.tuning import Finetune, start, trained
+from sapper.downstream.tuning import Finetune, start
 from sapper.downstream.zero_shot import ZeroShot
 
 __all__ = [
@@ -24,5 +24,4 @@ __all__ = [
     "mean_cosine",
     "predict",
     "start",
-    "trained",
 ]

@@ -25,7 +25,7 @@ from sapper.downstream.classifier import Classifier
 from sapper.downstream.features import extract
 from sapper.downstream.heads import Standardize, Stepwise
 from sapper.encoders import Encoder
-from sapper.encoders.freezing import freeze_batch_norm
+from sapper.encoders.freezing import freeze_batch_norm, trained
 from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import Samples
@@ -131,8 +131,3 @@ def start(head: Stepwise, encoder: Encoder, train_set: Samples, run: Run, featur
         classifier = Classifier(own, head.module(features, len(train_set.classes)))
     head.mode(classifier)
     return classifier
-
-
-def trained(classifier: Classifier) -> list[nn.Parameter]:
-    """The parameters that have gradients in training mode."""
-    return [weight for weight in classifier.parameters() if weight.requires_grad]

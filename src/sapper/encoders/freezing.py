@@ -19,3 +19,8 @@ def freeze_batch_norm(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             part.eval().requires_grad_(False)
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that have gradients."""
+    return [weight for weight in module.parameters() if weight.requires_grad]

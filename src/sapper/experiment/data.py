@@ -20,6 +20,7 @@ from sapper.scenario.sections import (
     AttackSection,
     AuditSection,
     CertifySection,
+    ClassifierRepairSection,
     DetectSection,
     ExamineSection,
     FleetSection,
@@ -86,10 +87,9 @@ class Data:
         """A repair with the clean images that its owner holds, of those that the encoder was pre-trained on."""
         assert isinstance(plan.section, RepairSection)
         whole = scenario.pretraining.images or len(self.sets[place_of_pretraining(scenario)])
-        count = plan.section.images or round(plan.section.share * whole)
-        tasks = None if plan.section.tasks is None else frozenset(plan.section.tasks)
+        count = plan.section.owned(whole)
         images = self.images_of_pretraining(scenario, run).sample(count, run.child("an owner's images"))
-        return RepairPlan(name=plan.name, method=plan.method, images=images, detector=plan.detector, tasks=tasks)
+        return RepairPlan(**vars(plan), images=images)
 
     def of_fleet(self, scenario: Scenario, plan: DefensePlan, run: Run) -> tuple[ImageSet, ImageSet]:
         """What a fleet is trained on, and images that its attacks may refer to, whatever the defense is called.
@@ -209,6 +209,15 @@ def uses(scenario: Scenario) -> Iterator[Use]:
                 if isinstance(section, CertifySection):
                     count = section.test_images or task.test_images
                     yield Use(judged, f"{purpose}, judged", count, own, f"defense[{j}].test_images")
+            if isinstance(section, ClassifierRepairSection) and defended(scenario, plan, task):
+                purpose, own, whole = (
+                    f"{plan.name} on {task.name}, its owner's",
+                    f"task[{i}].dataset",
+                    task.train_images,
+                )
+                count = section.images if whole is None else section.owned(whole)
+                share = 1.0 if section.images else section.share
+                yield Use(train, purpose, count, own, f"defense[{j}].images", share)
     for j, plan in enumerate(scenario.defenses):
         if isinstance(plan.section, FleetSection):
             learner: EncoderLearner = plan.method.parameters

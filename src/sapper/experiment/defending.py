@@ -1,7 +1,7 @@
 """The works of those who defend: classifiers that a victim built, and encoders, looked at by detectors.
 
 Inputs of what looks at classifiers: the encoder, the choices of the task's references, and, where ``poisoned``, what
-holds the poisoned training set, or, where ``kept``, what holds the classifier that an attacked training made; of what
+holds the poisoned training set, or, where ``kept``, what holds a classifier that was trained before; of what
 shows them triggers, where ``made_triggers``, what holds those.
 """
 
@@ -25,13 +25,13 @@ from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
 from sapper.downstream.files import load
 from sapper.encoders import Encoder
-from sapper.experiment.fleets import LEARNED
 from sapper.experiment.tasks import Part, Task, TaskData, head_key, method_key, packages
 from sapper.experiment.verdicts import FORM, leave_verdicts
 from sapper.experiment.victims import own_triggers
 from sapper.experiment.works import (
-    CLASSIFIER,
+    LEARNED,
     TRIGGERS,
+    classifier_file,
     encoder_file,
     read_choices,
     read_poisoned,
@@ -94,7 +94,7 @@ class Classifiers:
         data = self.task.victim(read_choices(inputs[1]))
         if self.poisoned:
             data = TaskData(data.name, read_poisoned(inputs[2])[0], data.test)
-        kept = inputs[2] / CLASSIFIER if self.kept else None
+        kept = classifier_file(inputs[2]) if self.kept else None
         return Victim(data, victims_encoder(self.task, inputs[0], run), self.head, run, kept)
 
 

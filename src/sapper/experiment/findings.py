@@ -18,7 +18,7 @@ from sapper.experiment.pictures import feature_maps
 from sapper.experiment.results import Artifact, Audited, Curve, FeatureMap, Guaranteed, Judged, Model, Picture, Record
 from sapper.experiment.subjects import Subject
 from sapper.experiment.tasks import Choices, Task, identity
-from sapper.experiment.works import CLASSIFIER, HITS, MAP, encoder_file, read_curves, read_predictions
+from sapper.experiment.works import CLASSIFIER, HITS, MAP, SUSPECT, encoder_file, read_curves, read_predictions
 from sapper.files import link_atomically, sha256
 from sapper.metrics import Rate, attack_metrics, is_constant, jackknifed, share
 from sapper.samples import ImageSet
@@ -180,8 +180,12 @@ class Findings:
         repaired: Finished,
         seconds: float,
     ) -> None:
-        """How like a repaired encoder's features are to the suspect's, on plain test images, and what it took."""
-        before, after = (tensors.load(each.folder / MAP)["clean"] for each in (suspect, repaired))
+        """How like features are to the suspect's, on plain test images, and what the repair took.
+
+        They are of a repaired encoder, or of the encoders in the classifier before and after its repair.
+        """
+        own, other = (tensors.load(each.folder / MAP) for each in (repaired, suspect))
+        before, after = own.get(SUSPECT, other["clean"]), own["clean"]
         cosines = (before.double() * after.double()).sum(1)
         place = common | {"task": task.name, "subject": subject.id, "baseline": subject.parent, "stage": "repair"}
         if len(cosines) > 1:

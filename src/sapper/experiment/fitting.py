@@ -24,9 +24,17 @@ from sapper.experiment.tasks import Part
 from sapper.pretraining.contracts import check_count
 from sapper.running import Run
 from sapper.samples import ImageSet
+from sapper.scenario.defending import DefensePlan
 from sapper.scenario.kinds import kind_of
 from sapper.scenario.reading import Scenario, TaskTargetPlan
-from sapper.scenario.sections import CertifySection, ExamineSection, FleetSection, RepairSection, TaskSection
+from sapper.scenario.sections import (
+    CertifySection,
+    ClassifierRepairSection,
+    ExamineSection,
+    FleetSection,
+    RepairSection,
+    TaskSection,
+)
 
 
 def check_fit(scenario: Scenario, data: Data, run: Run) -> None:
@@ -65,6 +73,9 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
         section, where = plan.section, f"{scenario.file}: defense[{i}]"
         if isinstance(section, FleetSection | ExamineSection | RepairSection) or not defended(scenario, plan, task):
             continue
+        if isinstance(section, ClassifierRepairSection):
+            _check_classifier_repair(scenario, plan, section, victims, run, where)
+            continue
         _check_enough(section.train_images, victims, "the task", f"{where}.train_images")
         if isinstance(section, CertifySection):
             _check_enough(section.test_images, test, "the task", f"{where}.test_images")
@@ -74,6 +85,20 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
             detector: ClassifierJudge = plan.method.parameters
             with located(where, "."):
                 detector.check(section.train_images or len(victims), len(train.classes))
+
+
+def _check_classifier_repair(
+    scenario: Scenario, plan: DefensePlan, section: ClassifierRepairSection, victims: ImageSet, run: Run, where: str
+) -> None:
+    """Raises ``SapperError`` where the repair, or what recovers its trigger, cannot work with what its owner has."""
+    _check_enough(section.images, victims, "the task", f"{where}.images")
+    count, repair = section.owned(len(victims)), plan.method.parameters
+    encoder = encoders.build(run, **scenario.encoder.model_dump())
+    with located(where, "."):
+        repair.check(encoder, count)
+    if plan.detector is not None:
+        with located(f"{where}.detector", "."):
+            plan.detector.parameters.check(count, len(victims.classes))
 
 
 def _check_pretraining(scenario: Scenario, images: ImageSet) -> None:
@@ -155,7 +180,7 @@ def _check_repairs(scenario: Scenario, images: ImageSet, run: Run) -> None:
         section = plan.section
         assert isinstance(section, RepairSection)
         assert encoder is not None
-        where, count = f"{scenario.file}: defense[{i}]", section.images or round(section.share * whole)
+        where, count = f"{scenario.file}: defense[{i}]", section.owned(whole)
         if count > whole:
             what = f"{count} images are wanted of the {whole} that the encoder is pre-trained on"
             raise SapperError(what, where=f"{where}.images", remedy="ask for fewer, or leave it out")

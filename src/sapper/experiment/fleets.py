@@ -18,7 +18,7 @@ from sapper.engine.store import Store
 from sapper.errors import SapperError
 from sapper.experiment.pipeline import AttackPlan, pipeline
 from sapper.experiment.tasks import Aim, Goals, Part, Task, method_key, packages
-from sapper.experiment.works import encoder_file
+from sapper.experiment.works import LEARNED, encoder_file
 from sapper.files import LEFTOVERS, read_text, write_atomically
 from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run, Silent
@@ -29,8 +29,6 @@ from sapper.scenario.sections import EncoderSection, FleetSection
 
 MANIFEST = "fleet.json"
 """In a fleet's folder: what its members are made from."""
-
-LEARNED = "learned.safetensors"
 
 
 @dataclass(frozen=True)

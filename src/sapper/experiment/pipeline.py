@@ -4,7 +4,8 @@ data → [poison] → pre-train → references → [implant] → [repair] → [p
 
 Nothing runs here: what comes back are values, for an executor. In brackets: by what the attacker holds (``kind`` in
 ``attacks.contracts``), at most one of them; and each repair of an attacked encoder. The clean encoder of the same seed
-is always there: references are chosen by it, and every other subject is compared with it.
+is always there: references are chosen by it, and every other subject is compared with it. Behind all that, repairs of
+attacked classifiers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from sapper.attacks.contracts import makes_triggers
 from sapper.engine.stage import Stage, Work
+from sapper.experiment.defending import Classifiers
 from sapper.experiment.repairing import RecoverTrigger, RepairEncoder, RepairPlan
+from sapper.experiment.repairing_classifiers import ClassifierRepairPlan, RecoverFromClassifier, RepairClassifier
 from sapper.experiment.subjects import ATTACKED, CLEAN, REPAIRED, Subject
 from sapper.experiment.tasks import Part, Task
 from sapper.experiment.victims import AttackSingleInputs, AttackTraining, BuildHeads, TuneHead
@@ -101,6 +104,7 @@ def pipeline(
     attack: AttackPlan | None = None,
     heads: Sequence[Named] = (),
     repairs: Sequence[RepairPlan] = (),
+    classifier_repairs: Sequence[ClassifierRepairPlan] = (),
     threads: int,
     early: str = "",
     late: str = "",
@@ -109,9 +113,10 @@ def pipeline(
 ) -> Pipeline:
     """All stages of one seed, that of ``run``: an encoder pre-trained on ``images``, attacked, measured on ``tasks``.
 
-    Without ``heads`` nothing is measured. Every attacked encoder is repaired by each of ``repairs``, which measures it
-    again. ``early`` and ``late`` go behind the ids of the clean subject and of attacked
-    ones, ``last`` behind those of repaired ones; ``where`` in front of errors in a stage.
+    Without ``heads`` nothing is measured. Every attacked encoder is repaired by each of ``repairs``, every attacked
+    classifier by each of ``classifier_repairs``; both are measured again. ``early`` and ``late`` go behind the ids of
+    the clean subject and of attacked ones, ``last`` behind those of repaired ones; ``where`` in front of errors in a
+    stage.
     """
     graph = _Graph(run=run, threads=threads, where=where)
     pretrain = Pretrain(encoder=encoder, method=pretraining, images=images)
@@ -150,6 +155,10 @@ def pipeline(
                         for each in own
                         if plan.on(each.task.name)
                     ]
+                for each in own:
+                    again = list(_repaired_classifiers(graph, attack, each, classifier_repairs, last or late))
+                    subjects += [one.subject for one in again if one.subject is not None]
+                    measured += again
     return Pipeline(
         stages=tuple(graph.stages),
         subjects=tuple(subjects),
@@ -262,6 +271,47 @@ def _repaired(
                 stage=graph.add(title, RepairEncoder(plan=plan), subject.stage, found),
             ),
         )
+
+
+def _repaired_classifiers(
+    graph: _Graph, attack: AttackPlan, attacked: Measured, repairs: Sequence[ClassifierRepairPlan], last: str
+) -> Iterator[Measured]:
+    """What each repair makes of an attacked classifier: that of the plan's head, if there is one."""
+    subject, task, after = attacked.subject, attacked.task, attacked.after
+    assert subject is not None
+    assert after is not None
+    for plan in repairs:
+        if not plan.on(task.name) or subject.head not in (None, plan.head.name):
+            continue
+        kept = subject.source if subject.of == "classifier" else _tuned(after, plan.head)
+        poisoned = subject.source if subject.of == "task" and kept is None else None
+        who = Classifiers(task=task, head=plan.head, poisoned=poisoned is not None, kept=kept is not None)
+        there, place = (subject.stage, graph.choices[task.name], poisoned, kept), f"on the {subject.words}, {task.name}"
+        made, found = subject.source if attack.makes_triggers else None, None
+        if plan.detector is not None:
+            recover = RecoverFromClassifier(plan=plan, detector=plan.detector, classifiers=who)
+            found = graph.add(f"recovery of a trigger from the {plan.head.name} head {place}", recover, *there)
+        work = RepairClassifier(plan=plan, classifiers=who, made_triggers=made is not None)
+        stage = graph.add(f"repair by {plan.name} of the {plan.head.name} head {place}", work, *there, made, found)
+        repaired = replace(
+            subject,
+            id=f"repaired-{task.name}-{plan.name}{last}",
+            state=REPAIRED,
+            parent=subject.id,
+            of="classifier",
+            source=stage,
+            head=plan.head.name,
+            tasks=(task.name,),
+            targets=tuple(aim.name for aim in task.aims),
+            repair=plan.name,
+        )
+        yield Measured(task=task, baseline=attacked.baseline, before=attacked.before, subject=repaired, after=stage)
+
+
+def _tuned(heads: Stage, head: Named) -> Stage | None:
+    """What leaves the classifier of a head that was trained with its encoder, of those that ``heads`` asks."""
+    works = ((stage, stage.work) for stage in heads.inputs)
+    return next((stage for stage, work in works if isinstance(work, TuneHead) and work.head.name == head.name), None)
 
 
 def _measured(

@@ -12,27 +12,17 @@ from sapper.experiment.verdicts import FORM, leave_verdicts, verdicts
 from sapper.experiment.works import encoder_file, leave
 from sapper.files import sha256
 from sapper.running import Run
+from sapper.scenario.defending import DefensePlan
 from sapper.scenario.named import Named
 from sapper.training import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepairPlan:
-    """A repair of attacked encoders, with the ``images`` that its owner holds.
+class RepairPlan(DefensePlan):
+    """A repair of attacked encoders, with the ``images`` that its owner holds."""
 
-    ``tasks``: those for whose sake it is tried; none: all. ``detector``: what recovers the trigger, for a repair that
-    needs one.
-    """
-
-    name: str
     method: Named[Repair]
     images: Part[Any]
-    detector: Named[EncoderExaminer] | None = None
-    tasks: frozenset[str] | None = None
-
-    def on(self, task: str) -> bool:
-        """Whether it is measured on a task."""
-        return self.tasks is None or task in self.tasks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,14 @@ from sapper.experiment.findings import Findings, describe_images, unique
 from sapper.experiment.fitting import check_fit
 from sapper.experiment.pictures import trigger_pictures
 from sapper.experiment.pipeline import Measured
+from sapper.experiment.repairing import RecoverTrigger
+from sapper.experiment.repairing_classifiers import RecoverFromClassifier
 from sapper.experiment.results import Results
 from sapper.experiment.running_defenses import Defended, check_fleets, defended, hold_out, look_at_encoders, record
 from sapper.experiment.subjects import CLEAN, REPAIRED, Subject
 from sapper.experiment.tasks import Choices, Task
 from sapper.experiment.trial import Lab, Session, Trial, Variant
+from sapper.experiment.verdicts import verdicts
 from sapper.experiment.victims import TuneHead
 from sapper.experiment.works import TRIGGERS, read_choices
 from sapper.scenario.kinds import kind_of
@@ -94,6 +97,9 @@ def _primary_heads(scenario: Scenario) -> dict[str, Any]:
     }
     return {"primary_head": scenario.primary_head} | ({"primary_heads": own} if own else {})
 
+
+RECOVERIES = (RecoverTrigger.name, RecoverFromClassifier.name)
+"""What works are called that recover a trigger for a repair."""
 
 EARLY = ("encoder", "pretraining")
 """Tables whose keys a pre-training depends on."""
@@ -191,7 +197,7 @@ class Planned:
             record_audit(trial, subject, audit, session)
 
     def _record_repair(self, measured: Measured, choices: Choices, session: Session) -> None:
-        """What classifiers on a repaired encoder do, and how far its features are from the suspect's."""
+        """What repaired classifiers, or those on a repaired encoder, do, and how far features are from before."""
         trial, findings, done, repaired = self.trial, session.findings, session.done, measured.subject
         assert repaired is not None
         assert measured.after is not None
@@ -204,9 +210,14 @@ class Planned:
         place = trial.place | {"defense": repaired.repair}
         sides = (measured.baseline, done[measured.before]), (repaired, done[measured.after])
         findings.add_attack(place, measured.task, choices, *sides, primary_head=trial.scenario.primary_head)
-        made = [repaired.stage, *repaired.stage.inputs[1:]]
-        seconds = round(sum(done[stage].seconds for stage in made), 2)
+        made = repaired.stage if repaired.of == "encoder" else measured.after
+        recovered = [stage for stage in made.inputs if stage.work.name in RECOVERIES]
+        seconds = round(sum(done[stage].seconds for stage in (made, *recovered)), 2)
         findings.add_repair(place, measured.task, repaired, done[suspect], done[measured.after], seconds)
+        for stage in recovered:
+            if not any(verdict.trigger for verdict in verdicts(done[stage].folder)):
+                where = f"{measured.task.name} ({trial.title})"
+                findings.flags.append(f"{where}: no trigger was recovered, so {repaired.repair} changed nothing.")
 
     def _record_subjects(self, session: Session) -> None:
         """The models that were made, and which references were chosen."""
@@ -230,7 +241,8 @@ class Planned:
     def _record_pictures(self, session: Session) -> None:
         """What triggers look like: those that the attack left."""
         trial = self.trial
-        sources = [subject.source for subject in trial.pipeline.subjects if subject.source is not None]
+        made = [subject for subject in trial.pipeline.subjects if subject.state != REPAIRED]
+        sources = [subject.source for subject in made if subject.source is not None]
         triggers: dict[str, Trigger] = {}
         for source in sources:
             triggers |= read_triggers(session.done[source].folder / TRIGGERS)

@@ -47,6 +47,6 @@ class Subject:
         if self.of == "task":
             words = "clean encoder with a poisoned training set"
         if self.of == "classifier":
-            words = "clean encoder with an attacked training"
+            words = "clean encoder with an attacked training" if self.state == ATTACKED else "repaired classifier"
         told = ", ".join(filter(None, [self.attack, self.repair]))
         return f"{words} ({told})" if told else words

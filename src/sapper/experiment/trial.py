@@ -14,8 +14,10 @@ from sapper.engine.store import Finished, Store
 from sapper.experiment.data import Data
 from sapper.experiment.findings import Findings
 from sapper.experiment.pipeline import AttackPlan, Pipeline, pipeline
+from sapper.experiment.repairing_classifiers import ClassifierRepairPlan
 from sapper.running import Run
 from sapper.scenario.reading import Scenario
+from sapper.scenario.sections import ClassifierRepairSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,11 @@ class Trial:
             attack=attack,
             heads=scenario.heads,
             repairs=[self.data.of_repair(scenario, plan, self.run) for plan in scenario.defenses if plan.repairs],
+            classifier_repairs=[
+                ClassifierRepairPlan(**vars(plan), head=scenario.primary)
+                for plan in scenario.defenses
+                if isinstance(plan.section, ClassifierRepairSection)
+            ],
             threads=torch.get_num_threads(),
             early=f"{variant.early}{seed}",
             late=f"{variant.attacked}{seed}",

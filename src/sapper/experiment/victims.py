@@ -25,6 +25,7 @@ from sapper.experiment.works import (
     TRIGGERS,
     TUNED,
     check_training,
+    classifier_file,
     encoder_file,
     leave_triggers,
     obeyed,
@@ -127,7 +128,7 @@ class BuildHeads:
         predictions: dict[str, Tensor] = {}
         for head in self.heads:
             if head.parameters.kind == "tuned":
-                classifier, _ = classifiers.load(next(rest.pop(0).glob(f"{TUNED}*.safetensors")), run)
+                classifier, _ = classifiers.load(classifier_file(rest.pop(0)), run)
                 answers = all_answers(classifier, data.test, triggers, run)
             else:
                 child = run.child(f"head {head.name}")

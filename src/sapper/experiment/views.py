@@ -38,11 +38,16 @@ def all_features(encoder: Encoder, test: ImageSet, triggers: dict[str, Trigger],
     return {view: extract(encoder, test, run, change) for view, change in changes.items()}
 
 
+def map_rows(test: ImageSet, run: Run) -> Tensor:
+    """Which test images the maps show, int64 (M,): the same ones for every encoder of a seed."""
+    return torch.randperm(len(test), generator=run.child("map").generator())[:MAP_IMAGES]
+
+
 def map_features(
     encoder: Encoder, data: TaskData, targets: tuple[Target, ...], views: dict[str, Tensor], run: Run
 ) -> dict[str, Tensor]:
     """Features for the maps; the same test images for every encoder of a seed."""
-    rows = torch.randperm(len(data.test), generator=run.child("map").generator())[:MAP_IMAGES]
+    rows = map_rows(data.test, run)
     features = {view: values[rows.to(values.device)] for view, values in views.items()}
     features |= {f"references/{target.name}": extract(encoder, target.references, run) for target in targets}
     return features | {"rows": rows}

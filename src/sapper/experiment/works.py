@@ -44,7 +44,9 @@ from sapper.triggers import Trigger, write_triggers
 ENCODER, CURVES, CHOICES, TRIGGERS = "encoder", "curves.json", "choices.json", "triggers.safetensors"
 TUNED, CLASSIFIER = "classifier", f"classifier-{MARK}.safetensors"
 PREDICTIONS, MAP, HITS = "predictions.safetensors", "map.safetensors", "hits.safetensors"
+SUSPECT = "suspect"  # in MAP, of a repaired classifier: the features that its encoder gave before
 POISONED, POISON = "data-POISONED.safetensors", "poison.json"
+LEARNED = "learned.safetensors"
 """What works call their files."""
 
 _CHOICES = TypeAdapter(Choices)
@@ -211,6 +213,11 @@ def victims_encoder(task: Task, folder: Path, run: Run) -> Encoder:
 def encoder_file(folder: Path) -> Path:
     """The encoder in a stage's folder."""
     return next(folder.glob(f"{ENCODER}*.safetensors"))
+
+
+def classifier_file(folder: Path) -> Path:
+    """The classifier in a stage's folder."""
+    return next(folder.glob(f"{TUNED}*.safetensors"))
 
 
 def read_curves(folder: Path) -> dict[str, list[float]]:

@@ -29,13 +29,12 @@ NOT_SAID = (
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two audits: ``name`` of it, and the folder of its full report."""
+    """One of the two audits: ``name`` of it, and of the folder of its full report."""
 
     name: str
     report: AuditReport
     word: str
     shown: list[page.Shown]
-    folder: str
 
     @property
     def leading(self) -> Finding:
@@ -45,7 +44,7 @@ class Side:
 def render(report: RepairReport, surroundings: dict[str, str], command: str, file: str) -> str:
     """The page's HTML; ``file``: where the repaired encoder is."""
     sides = [
-        Side(name, each, page.WORDS[each.verdict], page.pictures(each), name)
+        Side(name, each, page.WORDS[each.verdict], page.pictures(each))
         for name, each in (("before", report.before), ("after", report.after))
     ]
     repaired = report.repaired
@@ -93,15 +92,17 @@ def write_repair(
     opening: Mapping[str, Any],
     command: str,
     sign: SigningKey | None = None,
+    beside: Path | None = None,
 ) -> Path:
     """Write repair.html, both audits in the folders ``before`` and ``after``, last repair.json; the page's place.
 
     ``file``: where the repaired encoder is. ``sign``: a key that signs a statement of that file, of both verdicts and
     of all these files, which comes after them; raises ``SapperError`` where the file holds other weights.
+    ``beside``: where the encoder lies until it comes to ``file``.
     """
-    repaired, reopened = report.repaired, {"uri": str(file)}
-    digest = sha256(file)
-    if sign is not None and fingerprint(encoders.load(file, Run())) != fingerprint(repaired.encoder):
+    repaired, reopened, held = report.repaired, {"uri": str(file)}, beside or file
+    digest = sha256(held)
+    if sign is not None and fingerprint(encoders.load(held, Run())) != fingerprint(repaired.encoder):
         what, remedy = "this is not the repaired encoder", "name the file that it was saved to"
         raise SapperError(what, where=str(file), remedy=remedy)
     files = {

@@ -8,20 +8,22 @@ from sapper.report.tables import Cell, Estimate, Measurement, Table
 
 COLUMNS: dict[str, str] = {
     "BA": "BA",
+    "ASR": "ASR",
     "ASR_strict": "ASR strict",
     "lift": "lift",
     "cosine_kept": "features kept",
     "repair_seconds": "time",
 }
 NOTE = (
-    "In %, the lift in points; first the attacked encoder, then each repair of it. Features kept: the mean cosine of "
-    "an image’s features with those on the encoder that was repaired. Audits with evidence: of a backdoor, in how many "
+    "In %, the lift over the clean baseline in points; first without a repair, then after each: of the encoder, with a "
+    "new head, or of the classifier. Features kept: the mean cosine of an image’s features with those that the encoder "
+    "gave before it was repaired. Audits with evidence: of a backdoor, in how many "
     "of the encoders of all seeds and tasks."
 )
 
 
 def table(results: Results) -> Table | None:
-    """A row for each attacked task, head and repair; none where nothing was repaired."""
+    """A row for each attacked task and repair, with the primary head; none where nothing was repaired."""
     repairs = list(dict.fromkeys(model.repair for model in results.subjects if model.repair is not None))
     if not repairs:
         return None

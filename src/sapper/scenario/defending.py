@@ -5,19 +5,22 @@ from typing import Any
 
 from sapper import defenses
 from sapper.defenses.budgets import BUDGETS
-from sapper.defenses.contracts import Certifier, EncoderExaminer, Kind, Smoother
+from sapper.defenses.contracts import Certifier, Kind, Smoother
 from sapper.errors import SapperError, closest, located
-from sapper.methods import find, imported
+from sapper.methods import imported
 from sapper.pretraining.contracts import Pretraining
 from sapper.scenario.checking import read_instance
 from sapper.scenario.named import Named, with_method
 from sapper.scenario.outline import with_place
 from sapper.scenario.sections import (
     CertifySection,
+    ClassifierRepairSection,
     DefenseSection,
+    DetectorSection,
     DetectSection,
     ExamineSection,
     FleetSection,
+    OwnerSection,
     RepairSection,
     ScreenSection,
     SiftSection,
@@ -31,10 +34,11 @@ DEFENSE_SECTIONS: dict[Kind, type[DefenseSection]] = {
     "screen": ScreenSection,
     "sift": SiftSection,
     "repair": RepairSection,
+    "repair_classifier": ClassifierRepairSection,
 }
 """Which section a defense has, by its kind (``defenses/contracts.py``)."""
 
-RUN = (DetectSection, ExamineSection, FleetSection, CertifySection, RepairSection)
+RUN = (DetectSection, ExamineSection, FleetSection, CertifySection, RepairSection, ClassifierRepairSection)
 """Sections of the defenses that a scenario can run."""
 
 
@@ -48,9 +52,9 @@ class DefensePlan:
 
     name: str
     method: Named
-    section: DetectSection | CertifySection | ExamineSection | FleetSection | RepairSection
+    section: DetectSection | CertifySection | ExamineSection | FleetSection | RepairSection | ClassifierRepairSection
     shadows: tuple[Named[Pretraining], Named[Any]] | None = None
-    detector: Named[EncoderExaminer] | None = None
+    detector: Named[Any] | None = None
 
     @property
     def repairs(self) -> bool:
@@ -86,8 +90,8 @@ def read_defense(
             _changed(attack_method, section.attack, file, f"{key}.attack"),
         )
     detector = None
-    if isinstance(section, RepairSection):
-        _check_owner(chosen, f"{file}: {key}.method")
+    if isinstance(section, OwnerSection):
+        _check_owner(chosen, section, f"{file}: {key}.method")
         detector = _detector(section, chosen, file, key)
     name = section.name or section.method
     return DefensePlan(name=name, method=chosen, section=section, shadows=shadows, detector=detector)
@@ -112,28 +116,35 @@ def _check_sizes(section: CertifySection, chosen: Named[Certifier | Smoother], s
             raise SapperError(what, where=f"{where}.patches", remedy=remedy)
 
 
-def _check_owner(repair: Named, where: str) -> None:
+def _check_owner(repair: Named, section: OwnerSection, where: str) -> None:
     """Raises ``SapperError`` for a repair that needs what an owner in a scenario does not have."""
-    if lacking := sorted(set(repair.parameters.needs) - {"samples", "trigger", "gradients"}):
-        what, remedy = f"{repair.name} needs {lacking[0]}, and an owner has images alone", "call it from Python"
-        raise SapperError(what, where=where, remedy=remedy)
+    labeled = isinstance(section, ClassifierRepairSection)
+    held = {"samples", "trigger", "gradients"} | ({"labels"} if labeled else set())
+    if lacking := sorted(set(repair.parameters.needs) - held):
+        what = f"{repair.name} needs {lacking[0]}, and an owner has {'labeled images' if labeled else 'images alone'}"
+        raise SapperError(what, where=where, remedy="call it from Python")
 
 
-def _detector(section: RepairSection, repair: Named, file: str, key: str) -> Named[EncoderExaminer] | None:
-    """What recovers the trigger for a repair that needs one: the detector that is named, or that of quick audits."""
+def _detector(section: OwnerSection, repair: Named, file: str, key: str) -> Named | None:
+    """What recovers the trigger for a repair that needs one: the detector that is named, or the default."""
+    said, where = section.detector, f"{file}: {key}.detector"
     if "trigger" not in repair.parameters.needs:
-        if section.detector is not None:
+        if said is not None:
             what, remedy = f"{repair.name} needs no trigger, so there is nothing to recover", "leave it out"
-            raise SapperError(what, where=f"{file}: {key}.detector", remedy=remedy)
+            raise SapperError(what, where=where, remedy=remedy)
         return None
-    if section.detector is None:
+    wanted: Kind = "judge" if isinstance(section, ClassifierRepairSection) else "examine"
+    if said is None and wanted == "examine":
         name, found = next(iter(BUDGETS["quick"].make().items()))
         return Named(name=name, parameters=found)
-    kind = find("defenses", defenses.METHODS, section.detector, f"{file}: {key}.detector")
-    if kind.kind != "examine":
-        what, remedy = f"{section.detector} does not examine an encoder by itself", "name a defense of the kind examine"
-        raise SapperError(what, where=f"{file}: {key}.detector", remedy=remedy)
-    return Named(name=section.detector, parameters=kind())
+    raw = said if isinstance(said, dict) else {"method": said or "neural_cleanse"}
+    _, detector = with_method(DetectorSection, raw, "defenses", defenses.METHODS, file, f"{key}.detector")
+    if detector.parameters.kind != wanted:
+        does = "judge classifiers" if wanted == "judge" else "examine an encoder by itself"
+        what, remedy = f"{detector.name} does not {does}", f"name a defense of the kind {wanted}"
+        raise SapperError(what, where=where, remedy=remedy)
+    named: Named = detector
+    return named
 
 
 def _changed(method: Named, changes: dict[str, Any], file: str, key: str) -> Named:

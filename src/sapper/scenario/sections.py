@@ -162,16 +162,38 @@ class SiftSection(DefenseSection):
     """A sift of a training set's rows."""
 
 
-class RepairSection(DefenseSection):
-    """A repair of encoders, after which everything is measured again.
+class OwnerSection(DefenseSection):
+    """A repair by somebody who owns some clean images, after which everything is measured again.
 
-    ``share``: of the pre-training's images, drawn at random, that the owner holds; or ``images``: how many.
-    ``detector``: what recovers the trigger, for a repair that needs one; by default that of quick audits.
+    ``share``: of the images that there are, drawn at random; or ``images``: how many. ``detector``: what recovers the
+    trigger, for a repair that needs one: its name, or a table of ``method``, ``preset`` and its parameters.
     """
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.05
     images: PositiveInt | None = None
-    detector: str | None = None
+    detector: str | dict[str, Any] | None = None
+
+    def owned(self, whole: int) -> int:
+        """How many of so many images the owner holds."""
+        return self.images or round(self.share * whole)
+
+
+class RepairSection(OwnerSection):
+    """A repair of encoders. The images are the pre-training's, the detector by default that of quick audits."""
+
+
+class ClassifierRepairSection(OwnerSection):
+    """A repair of classifiers, those with the primary head.
+
+    The images are clean ones of the task's training split, the detector by default Neural Cleanse.
+    """
+
+
+class DetectorSection(Section):
+    """What recovers a trigger for a repair."""
+
+    method: str
+    preset: str | None = None
 
 
 class AuditSection(Section):

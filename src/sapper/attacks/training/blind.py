@@ -37,8 +37,9 @@ from torch import Tensor, nn
 from sapper.attacks.contracts import Attacked, Need
 from sapper.attacks.min_norm import min_norm
 from sapper.attacks.target import Target, TargetPlan, check_targets
-from sapper.downstream import AnyHead, Classifier, Stepwise, extract, start, trained
+from sapper.downstream import AnyHead, Classifier, Stepwise, extract, start
 from sapper.encoders import Encoder
+from sapper.encoders.freezing import trained
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run

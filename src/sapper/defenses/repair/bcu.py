@@ -24,10 +24,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from sapper.defenses.contracts import Need, Owner
-from sapper.defenses.repairing import Distilling, begin, check_known, fresh, trained
+from sapper.defenses.repairing import Distilling, begin, check_known, fresh
 from sapper.defenses.stages import parts, stage_of
 from sapper.encoders import Encoder, Trained
-from sapper.encoders.freezing import frozen_copy
+from sapper.encoders.freezing import frozen_copy, trained
 from sapper.running import Run
 from sapper.training import Checkpoint
 

@@ -34,13 +34,12 @@ from sapper.defenses.repairing import (
     check_known,
     encoded,
     fresh,
-    trained,
     views,
 )
 from sapper.defenses.stages import attention, check_attention, stages, watched
 from sapper.downstream import extract
 from sapper.encoders import Encoder, Trained
-from sapper.encoders.freezing import frozen_copy
+from sapper.encoders.freezing import frozen_copy, trained
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.training import Checkpoint, Step, Terms, weighted

@@ -22,19 +22,25 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from sapper.defenses.channels import drift, norms, prune
+from sapper.defenses.channels import (
+    SHORTCUTS,
+    activations,
+    dormant_first,
+    drift,
+    norms,
+    prune,
+    put_back,
+    weights_of,
+)
 from sapper.defenses.contracts import Need, Owner
-from sapper.defenses.repairing import PRUNED, Distilling, answers, begin, trained
-from sapper.defenses.stages import parts, watched
+from sapper.defenses.repairing import PRUNED, Distilling, begin
+from sapper.defenses.stages import parts
 from sapper.downstream import extract
 from sapper.encoders import Encoder, Trained
-from sapper.encoders.freezing import frozen_copy
+from sapper.encoders.freezing import frozen_copy, trained
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.training import Checkpoint
-
-SHORTCUTS = ("downsample", "shortcut")
-"""In the names of layers beside the convolutions, which carry what comes from before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,23 +89,16 @@ class FinePruning(Distilling):
     ) -> dict[str, Tensor]:
         """Prune ``encoder`` as far as ``drop`` allows; which channels went, bool (C,) by layer."""
         wanted, means = extract(encoder, images, run), activations(encoder, layers, images, run)
-        names = [(name, channel) for name, mean in means.items() for channel in range(len(mean))]
-        order = torch.cat(list(means.values())).argsort().tolist()
-        kept = {name: (layer.weight.detach().clone(), layer.bias.detach().clone()) for name, layer in layers.items()}
-        gone = {name: torch.zeros(len(mean), dtype=torch.bool) for name, mean in means.items()}
-        for part in torch.tensor(order).split(max(1, round(self.at_once * len(order)))):
-            more = {name: rows.clone() for name, rows in gone.items()}
-            for place in part.tolist():
-                name, channel = names[place]
-                more[name][channel] = True
+        kept, gone = (
+            weights_of(layers),
+            {name: torch.zeros(len(mean), dtype=torch.bool) for name, mean in means.items()},
+        )
+        for more in dormant_first(means, self.at_once):
             prune(layers, more, bias=True)
             if drift(encoder, images, wanted, run) > self.drop:
                 break
             gone = more
-        with torch.no_grad():
-            for name, (weight, bias) in kept.items():
-                layers[name].weight.copy_(weight)
-                layers[name].bias.copy_(bias)
+        put_back(layers, kept)
         prune(layers, gone, bias=True)
         return gone
 
@@ -109,16 +108,3 @@ def _layers(encoder: Encoder) -> dict[str, nn.BatchNorm2d]:
     last = nn.ModuleList(parts(encoder)[-1])
     found = norms(encoder, "Fine-Pruning", within=last)
     return {name: layer for name, layer in found.items() if not any(word in name for word in SHORTCUTS)}
-
-
-@torch.no_grad()
-def activations(encoder: Encoder, layers: dict[str, nn.BatchNorm2d], images: ImageSet, run: Run) -> dict[str, Tensor]:
-    """The mean over images and places of what each layer's channels give after a ReLU, float (C,) on the CPU."""
-    encoder.eval()
-    sums = {name: torch.zeros(layer.num_features, dtype=torch.float64) for name, layer in layers.items()}
-    for batch in images.batches(images.at_once(gradients=False)):
-        with watched(list(layers.values())) as seen:
-            answers(encoder, batch, run)
-        for name, output in zip(layers, seen):
-            sums[name] += output.float().relu().mean((2, 3)).sum(0).double().cpu()
-    return {name: (total / len(images)).float() for name, total in sums.items()}

@@ -17,8 +17,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from sapper.defenses.contracts import Need, Owner
-from sapper.defenses.repairing import Retraining, begin, encoded, trained, views
+from sapper.defenses.repairing import Retraining, begin, encoded, views
 from sapper.encoders import Encoder, Trained
+from sapper.encoders.freezing import trained
 from sapper.running import Run
 from sapper.training import Checkpoint, Step, Terms
 from sapper.training.contrast import nt_xent

@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sapper.defenses.contracts import Need, Owner
-from sapper.defenses.repairing import apart, begin, check_count, encoded, trained
+from sapper.defenses.repairing import apart, begin, check_count, encoded
 from sapper.downstream import extract
 from sapper.encoders import Encoder, Trained
-from sapper.encoders.freezing import freeze_batch_norm
+from sapper.encoders.freezing import freeze_batch_norm, trained
 from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import ImageSet

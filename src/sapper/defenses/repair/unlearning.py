@@ -20,10 +20,10 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from sapper.defenses.contracts import Need, Owner
-from sapper.defenses.repairing import COSINE, Retraining, apart, begin, encoded, trained
+from sapper.defenses.repairing import COSINE, Retraining, apart, begin, encoded
 from sapper.downstream import extract
 from sapper.encoders import Encoder, Trained
-from sapper.encoders.freezing import freeze_batch_norm
+from sapper.encoders.freezing import freeze_batch_norm, trained
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.training import Checkpoint, Step, Terms, weighted
