@@ -84,6 +84,8 @@ def read_defense(
             if side >= size:
                 what, remedy = f"a patch of {side} pixels covers images of {size}", f"choose it below {size}"
                 raise SapperError(what, where=f"{file}: {key}.patches", remedy=remedy)
+    if isinstance(section, DetectSection):
+        _check_inputs(section, chosen, f"{file}: {key}")
     shadows = None
     if isinstance(section, FleetSection):
         pretraining_method, attack_method = methods
@@ -97,6 +99,14 @@ def read_defense(
         detector = _detector(section, chosen, file, key)
     name = section.name or section.method
     return DefensePlan(name=name, method=chosen, section=section, shadows=shadows, detector=detector)
+
+
+def _check_inputs(section: DetectSection, detector: Named, where: str) -> None:
+    """Raises ``SapperError`` for keys about images in doubt that a detector does not look at."""
+    if given := sorted(section.model_fields_set & {"inputs", "triggered"}):
+        if "inputs" not in detector.parameters.needs:
+            what, remedy = f"{detector.name} looks at no images in doubt", "leave it out"
+            raise SapperError(what, where=f"{where}.{given[0]}", remedy=remedy)
 
 
 def _check_owner(repair: Named, where: str) -> None:
