@@ -46,15 +46,15 @@ def aim(label: int) -> Target:
     )
 
 
-def trained(train: ImageSet, seed: int, epochs: int = 6) -> Classifier:
+def trained(train: ImageSet, seed: int, epochs: int = 10) -> Classifier:
     """A classifier that is trained with its encoder, from scratch."""
     run = Run(seed=seed)
-    encoder = encoders.build(run, architecture="resnet10", width=4, input_size=SIZE)
-    head = Finetune(epochs=epochs, batch=25, learning_rate=5e-3, batch_norm="trained", hidden=(16,))
+    encoder = encoders.build(run, architecture="resnet10", width=8, input_size=SIZE)
+    head = Finetune(epochs=epochs, batch=50, learning_rate=1e-2, batch_norm="trained", hidden=(16,))
     return build(head, encoder, train, run).requires_grad_(False)
 
 
-def poisoned(train: ImageSet, label: int, seed: int, rate: float = 0.1) -> ImageSet:
+def poisoned(train: ImageSet, label: int, seed: int, rate: float = 0.15) -> ImageSet:
     """BadNets."""
     samples = BadNets(rate=rate)(train, (aim(label),), Run(seed=seed)).samples
     assert isinstance(samples, ImageSet)

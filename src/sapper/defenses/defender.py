@@ -47,7 +47,7 @@ class Defender:
         return self.encoder.mean.flatten()
 
     def in_doubt(self, who: str) -> ImageSet:
-        """The images in doubt. Raises ``SapperError`` where ``who`` needs some and there are none, or of another size."""
+        """The images in doubt. Raises ``SapperError`` where ``who`` has none, or they are of another size."""
         if self.stream is None:
             what, remedy = f"{who} judges by images in doubt, and there are none", "give them as Defender.stream"
             raise SapperError(what, where="stream", remedy=remedy)

@@ -13,6 +13,7 @@ from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import Samples
 
+
 @dataclass(frozen=True)
 class Seen:
     """What a classifier says of N images: what was looked for, N rows, and its answers, int64 (N,); on the CPU."""
@@ -65,7 +66,11 @@ def last_features(classifier: Classifier, samples: Samples, run: Run) -> Seen:
 
 @torch.no_grad()
 def seen_maps(
-    classifier: Classifier, samples: Samples, run: Run, stage: nn.Module | None, look: Callable[[Tensor, Tensor], Tensor]
+    classifier: Classifier,
+    samples: Samples,
+    run: Run,
+    stage: nn.Module | None,
+    look: Callable[[Tensor, Tensor], Tensor],
 ) -> Seen:
     """What ``look`` makes of a stage's maps, float (n, C, places), and of the answers to the same n images, int64 (n,).
 

@@ -9,7 +9,6 @@ from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet
 
-
 TRIED = 4
 """How many times as many images the classifier is asked about as are wanted."""
 

@@ -90,7 +90,7 @@ def stimulated(output: Tensor, neurons: Tensor, values: Tensor, channels: int) -
 class Candidates:
     """Neurons that raise one logit of all images, the strongest first; int64 (A,) each but ``margins``, float (A,).
 
-    ``layers``: in which place each is; ``labels``: which logit; ``margins``: by how much it is raised beyond the second.
+    ``layers``: in which place each is; ``labels``: which logit; ``margins``: how far it is raised beyond the second.
     """
 
     layers: Tensor
@@ -106,8 +106,8 @@ def candidates(lifted: list[Tensor], labels: Tensor, count: int, *, odd: int, of
     """At most ``count`` neurons, from the lifts (C, N, K) of each layer on images of the classes ``labels``, (N,).
 
     A neuron's label is the logit that it raises most for most images; it is for no more than ``odd`` of them another
-    one. Its margin is the smallest, over those images of other classes, by which that logit is raised beyond the second.
-    The first half has at most ``of_a_layer`` of each layer.
+    one. Its margin is the smallest, over those images of other classes, by which that logit is raised beyond the
+    second. The first half has at most ``of_a_layer`` of each layer.
     """
     columns = [torch.cat(each) for each in zip(*(_margins(lift, labels, odd) for lift in lifted))]
     margins, wanted = columns

@@ -103,10 +103,10 @@ def read_defense(
 
 def _check_inputs(section: DetectSection, detector: Named, where: str) -> None:
     """Raises ``SapperError`` for keys about images in doubt that a detector does not look at."""
-    if given := sorted(section.model_fields_set & {"inputs", "triggered"}):
-        if "inputs" not in detector.parameters.needs:
-            what, remedy = f"{detector.name} looks at no images in doubt", "leave it out"
-            raise SapperError(what, where=f"{where}.{given[0]}", remedy=remedy)
+    given = sorted(section.model_fields_set & {"inputs", "triggered"})
+    if given and "inputs" not in detector.parameters.needs:
+        what, remedy = f"{detector.name} looks at no images in doubt", "leave it out"
+        raise SapperError(what, where=f"{where}.{given[0]}", remedy=remedy)
 
 
 def _check_owner(repair: Named, where: str) -> None:

@@ -3,10 +3,10 @@
 Threat model: a classifier whose weights are at hand and some clean labeled images; the attacker's trigger is a small
 patch that sends every image to one class, and a neuron or a few stand for it.
 
-*Stimulation.* In each layer (the stages of the encoder, the activations of the head) one neuron at a time is set, at all
-its places, to i·``reach``·max/5, i = 0 … 4, where max is the layer's largest value on ordinary images. A neuron that
-raises one logit above all others for all ``images`` but two is a candidate; the ``candidates`` with the largest margin
-are tried.
+*Stimulation.* In each layer (the stages of the encoder, the activations of the head) one neuron at a time is set, at
+all its places, to i·``reach``·max/5, i = 0 … 4, where max is the layer's largest value on ordinary images. A neuron
+that raises one logit above all others for all ``images`` but two is a candidate; the ``candidates`` with the largest
+margin are tried.
 
 *Inversion.* For each candidate, of layer l with the activations h, a mask m and a pattern Δ are optimized,
 
@@ -20,13 +20,14 @@ all candidates counts. Flagged above 0.8.
 
 All candidates, of all layers, are one batch.
 
-Source: Liu, Lee, Tao, Ma, Aafer, Zhang, "ABS: Scanning Neural Networks for Back-doors by Artificial Brain Stimulation",
-CCS 2019, and the authors' ``abs.py``: five values up to 8 times the largest, masks of 64 of 1,024 pixels, Adam with rate
-0.1, 1,000 steps, 20 candidates, of which the first ten have three of each layer at most, REASR 0.8. What differs: the
-authors count a layer before and behind its ReLU, here it is behind; they sum over images where we take the mean; their
-mask begins in the upper left corner, ours in a square at a random place, ``starts`` times; they take the last step's
-trigger and count all images on which it was made, we take the step that sends most of these to the class within the size
-and count others, without those that are of the class anyway. Filters, which they try besides, are not here.
+Source: Liu, Lee, Tao, Ma, Aafer, Zhang, "ABS: Scanning Neural Networks for Back-doors by Artificial Brain
+Stimulation", CCS 2019, and the authors' ``abs.py``: five values up to 8 times the largest, masks of 64 of 1,024 pixels,
+Adam with rate 0.1, 1,000 steps, 20 candidates, of which the first ten have three of each layer at most, REASR 0.8. What
+differs: the authors count a layer before and behind its ReLU, here it is behind; they sum over images where we take the
+mean; their mask begins in the upper left corner, ours in a square at a random place, ``starts`` times; they take the
+last step's trigger and count all images on which it was made, we take the step that sends most of these to the class
+within the size and count others, without those that are of the class anyway. Filters, which they try besides, are not
+here.
 """
 
 import math
@@ -50,7 +51,7 @@ from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
-from sapper.samples import ImageSet, at_once, to_float
+from sapper.samples import ImageSet, at_once
 from sapper.verdicts import Reached, Verdict
 
 COVERED = 0.01
@@ -118,7 +119,9 @@ class ABS(Checked, ClassifierJudge):
         started = time.perf_counter()
         classifier.to(run.device).eval().requires_grad_(False)
         some = clean.sample(self.images + self.held_out, run.child("images").generator())
-        seeds, others = (some.take(torch.arange(len(some))[part]) for part in (slice(self.images), slice(self.images, None)))
+        seeds, others = (
+            some.take(torch.arange(len(some))[part]) for part in (slice(self.images), slice(self.images, None))
+        )
         layers = places(classifier, seeds.batch(slice(0, 1)).to(run.device))
         found = self.choose(classifier, layers, seeds, run)
         triggers = self.invert(classifier, layers, found, seeds, run) if len(found) else None
@@ -191,9 +194,15 @@ class Search:
     """The inversion of several candidates' triggers, whose number in ``found`` is in ``rows``; one batch."""
 
     def __init__(
-        self, method: ABS, classifier: Classifier, layers: list[Place], found: Candidates, rows: Tensor, seeds: ImageSet,
+        self,
+        method: ABS,
+        classifier: Classifier,
+        layers: list[Place],
+        found: Candidates,
+        rows: Tensor,
+        seeds: ImageSet,
         run: Run,
-    ):  # fmt: skip
+    ):
         self.method, self.classifier, self.layers, self.run = method, classifier, layers, run
         self.of_layer, self.neurons, self.labels = (
             each[rows].to(run.device) for each in (found.layers, found.neurons, found.labels)
@@ -244,7 +253,9 @@ class Search:
             self.kept.norms[none], self.kept.success[none] = self.kept.masks[none].flatten(1).sum(1), 0.0
         rows = self.kept.success.view(count, starts).argmax(1)
         rows = rows + torch.arange(count, device=rows.device) * starts
-        return Triggers(*(each[rows] for each in (self.kept.masks, self.kept.patterns, self.kept.norms, self.kept.success)))
+        return Triggers(
+            *(each[rows] for each in (self.kept.masks, self.kept.patterns, self.kept.norms, self.kept.success))
+        )
 
 
 def begin(count: int, size: tuple[int, int], most: int, run: Run) -> list[Tensor]:
@@ -264,8 +275,8 @@ def begin(count: int, size: tuple[int, int], most: int, run: Run) -> list[Tensor
 def drive(output: Tensor, count: int, rows: Tensor, neurons: Tensor) -> Tensor:
     """What is minimized, of the candidates ``rows`` of ``count``, summed: others little, the neuron much; a scalar.
 
-    ``output`` float (count · N, C, places): what their layer says of N images with each trigger. Sums over places, means
-    over images.
+    ``output`` float (count · N, C, places): what their layer says of N images with each trigger. Sums over places,
+    means over images.
     """
     sums = output.view(count, -1, *output.shape[1:])[rows].sum(3).mean(1)
     one = sums.gather(1, neurons.unsqueeze(1)).squeeze(1)

@@ -195,7 +195,7 @@ class Bounds:
         return Bounds(method.orders, torch.stack(lows), torch.stack(highs), scale, (ranked / len(method.orders)).cpu())
 
     def look(self, maps: Tensor, labels: Tensor) -> Tensor:
-        """Of maps float (n, C, places) of images of the classes ``labels``: deviation and mean of each channel (n, 1+C)."""
+        """Deviation, and mean of each channel, float (n, 1 + C), of maps (n, C, places) of the classes ``labels``."""
         size = max(1, ENTRIES // self.low.shape[2])
         parts = zip(maps.split(size), labels.split(size))
         return torch.cat((torch.cat([self.deviation(*part) for part in parts]).unsqueeze(1), maps.mean(2)), 1)

@@ -1,8 +1,8 @@
 """SCAn: the features of an attacked class come from two groups, where those of every other class come from one.
 
 Threat model: a classifier whose weights are at hand, ``per_class`` clean labeled images of every class, and a set in
-doubt (``Defender.stream``): a training set with the labels that it was delivered with, some of whose rows may be poison;
-or images as they come, whose labels are the classifier's answers. Nobody says which have a trigger.
+doubt (``Defender.stream``): a training set with the labels that it was delivered with, some of whose rows may be
+poison; or images as they come, whose labels are the classifier's answers. Nobody says which have a trigger.
 
 A feature r of an image of class t, taken before the last linear layer, is untangled into the class's identity and a
 variation that all classes have in common,
@@ -100,9 +100,9 @@ class SCAn(Checked, ClassifierJudge):
     def examine(self, classifier: Classifier, clean: ImageSet, stream: ImageSet, run: Run) -> Verdict:
         """Whether a classifier has a backdoor, by ``clean`` labeled images and a set in doubt.
 
-        Evidence: ``anomaly_index``, ``suspect`` (the class of the largest ratio), for each class its ``ratios`` J_t, how
-        many of the ``inputs`` are of it, and the share ``apart`` of them that lies with the smaller group of clean
-        images. A class without inputs has no ratio; where fewer than three have one the answer is undecided.
+        Evidence: ``anomaly_index``, ``suspect`` (the class of the largest ratio), for each class its ``ratios`` J_t,
+        how many of the ``inputs`` are of it, and the share ``apart`` of them on the side where fewer clean images are.
+        A class without inputs has no ratio; where fewer than three have one the answer is undecided.
         """
         started = time.perf_counter()
         chosen = of_each_class(clean, self.per_class, classifier, run.child("clean images"))
