@@ -9,15 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sapper.defenses.defender import Defender
-from sapper.defenses.inversion import Triggers, unit
-from sapper.defenses.judge.abs import ABS, COVERED, Search, begin, drive, succeeded
-from sapper.defenses.stimulation import Candidates, candidates, channels_first, lifts, places
+from sapper.defenses.inversion import Triggers
+from sapper.defenses.judge.abs import ABS, COVERED, Search, drive, succeeded
+from sapper.defenses.stimulation import Candidates, candidates, channels_first, leads, places
 from sapper.downstream import MLP, Classifier
 from sapper.errors import SapperError
-from sapper.metrics import auc
 from sapper.running import Run
 from sapper.samples import to_float
-from tests.many_colors import TRIGGER, colors, poisoned, trained
+from tests.planted import gratings, trained
 from tests.victims import balls, victim
 
 RUN = Run(seed=5)
@@ -35,15 +34,15 @@ def test_places_are_the_stages_and_the_heads_units() -> None:
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_lifts_are_those_of_one_neuron_value_and_image_at_a_time(number: int) -> None:
+def test_leads_are_those_of_one_neuron_value_and_image_at_a_time(number: int) -> None:
     classifier, images = small(), balls(4, 2).batch()
     place = places(classifier, images[:1])[number]
-    ours = lifts(classifier, place, images, RUN, levels=3, reach=4.0)
+    ours = leads(classifier, place, images, RUN, levels=3, reach=4.0)
     before: list[Tensor] = []
     hook = place.module.register_forward_hook(lambda _m, _i, output: before.append(output.detach()))
     classifier(images)
     hook.remove()
-    values = [i * 4.0 * float(before[0].max()) / 3 for i in range(3)]
+    values = [i * 4.0 * float(before[0].max()) / 3 for i in (1, 2)]
     for neuron in (0, 2, len(ours) - 1):
         for row in range(len(images)):
             logits = []
@@ -58,41 +57,40 @@ def test_lifts_are_those_of_one_neuron_value_and_image_at_a_time(number: int) ->
                 with torch.no_grad():
                     logits.append(classifier(images[row : row + 1])[0])
                 hook.remove()
-            expected = torch.stack(logits[1:]).amax(0) - logits[0]
-            assert torch.allclose(ours[neuron, row], expected, atol=1e-4)
+            for label in range(3):
+                others = [[float(each[k]) for k in range(3) if k != label] for each in logits]
+                expected = max(float(each[label]) - max(other) for each, other in zip(logits, others))
+                assert float(ours[neuron, row, label]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_candidates_are_those_of_a_loop_over_neurons() -> None:
     generator = torch.Generator().manual_seed(1)
-    lifted = [torch.randn(30, 8, 4, generator=generator) for _ in range(2)]
-    for layer in lifted:
-        layer[::3, :, 1] += 4  # most neurons of these raise class 1
+    led = [torch.randn(30, 8, 4, generator=generator) for _ in range(2)]
+    for layer in led:
+        layer[::3, :, 1] += 4  # many neurons put class 1 in front
         layer[1::5, :7, 2] += 6
     labels = torch.arange(8) % 4
-    found = candidates(lifted, labels, 9, odd=2, of_a_layer=2)
+    found = candidates(led, labels, 9, odd=2)
     known = {}
-    for layer, lift in enumerate(lifted):
+    for layer, lead in enumerate(led):
         for neuron in range(30):
-            two = lift[neuron].sort(descending=True)
-            raised = two.indices[:, 0].tolist()
-            label = max(range(4), key=raised.count)
-            margins = [
-                float(two.values[row, 0] - two.values[row, 1])
-                for row in range(8)
-                if raised[row] == label and int(labels[row]) != label
-            ]
-            if raised.count(label) >= 6 and margins:
-                known[layer, neuron] = (min(margins), label)
+            margins = []
+            for label in range(4):
+                others = sorted(float(lead[neuron, row, label]) for row in range(8) if int(labels[row]) != label)
+                margins.append(others[2])
+            if max(margins) > 0:
+                known[layer, neuron] = (max(margins), margins.index(max(margins)))
     ours = list(zip(found.layers.tolist(), found.neurons.tolist()))
     assert len(ours) == len(set(ours)) == min(9, len(known))
     for place, margin, label in zip(ours, found.margins.tolist(), found.labels.tolist()):
         assert known[place] == (pytest.approx(margin), label)
-    strongest = sorted(known, key=lambda place: -known[place][0])
-    first = [place for place in strongest if place in ours[:4]]
-    assert ours[:4] == first
-    assert {layer for layer, _ in ours[:4]} == {0, 1}
-    rest = [place for place in strongest if place not in ours[:4]]
-    assert ours[4:] == rest[: len(ours) - 4]
+    in_turn = []
+    for turn in range(5):
+        some = [
+            sorted((place for place in known if place[0] == layer), key=lambda at: -known[at][0]) for layer in (0, 1)
+        ]
+        in_turn += sorted((each[turn] for each in some if turn < len(each)), key=lambda at: -known[at][0])
+    assert ours == in_turn[:9]
 
 
 def test_what_is_minimized_is_a_loop_over_candidates() -> None:
@@ -108,7 +106,7 @@ def test_what_is_minimized_is_a_loop_over_candidates() -> None:
 
 
 def test_candidates_in_one_batch_go_the_way_that_each_goes_alone() -> None:
-    classifier, seeds, method = small(), balls(6, 2), ABS(images=6, weight=0.5, size=0.2)
+    classifier, seeds, method = small(), balls(6, 2), ABS(images=6, size=0.2)
     layers = places(classifier, seeds.batch(slice(0, 1)))
     found = Candidates(
         layers=torch.tensor([3, 5, 1]),
@@ -133,10 +131,10 @@ def test_candidates_in_one_batch_go_the_way_that_each_goes_alone() -> None:
         assert float(together.kept.success[i]) == pytest.approx(float(search.kept.success[0]))
 
 
-@pytest.mark.parametrize("weight", [0.0, 25.0])
-def test_a_mask_keeps_to_the_size_whatever_its_penalty(weight: float) -> None:
+@pytest.mark.parametrize("steps", [1, 60])
+def test_a_mask_keeps_to_the_size_however_few_the_steps(steps: int) -> None:
     classifier, seeds = small(), balls(6, 2)
-    method = ABS(images=6, weight=weight, size=0.1, steps=12)
+    method = ABS(images=6, size=0.1, steps=steps, learning_rate=0.3)
     layers = places(classifier, seeds.batch(slice(0, 1)))
     found = Candidates(
         layers=torch.tensor([3]), neurons=torch.tensor([2]), labels=torch.tensor([0]), margins=torch.ones(1)
@@ -144,15 +142,6 @@ def test_a_mask_keeps_to_the_size_whatever_its_penalty(weight: float) -> None:
     triggers = method.invert(classifier, layers, found, seeds, RUN)
     assert int((triggers.masks > COVERED).sum()) <= round(0.1 * 256)
     assert float(triggers.norms[0]) == pytest.approx(float(triggers.masks[0].sum()), rel=1e-5)
-
-
-def test_masks_begin_in_squares_at_places_of_their_own() -> None:
-    masks, _ = begin(40, (16, 16), 25, RUN)
-    inside = unit(masks.detach()).squeeze(1) > 0.5
-    assert {int(each.sum()) for each in inside} == {25}
-    corners = {tuple(each.nonzero()[0].tolist()) for each in inside}
-    assert len(corners) > 20
-    assert max(row for row, _ in corners) == 11
 
 
 def test_success_is_counted_on_images_of_other_classes() -> None:
@@ -196,34 +185,15 @@ def test_a_neuron_that_stands_for_a_class_is_the_first_candidate() -> None:
     assert strongest == ("head 2", 0, 2)
 
 
-METHOD = ABS(images=20, held_out=80, candidates=6, steps=120)
-
-
 def test_badnets_is_found_and_its_class_named() -> None:
-    train, own = colors(500, 1), colors(200, 7)
-    bad = METHOD.examine(trained(poisoned(train, 4, 3), 3), own, Run(seed=3))
+    """Sooner than with the authors' 1,000 steps and 20 candidates: the strongest neuron of each of the five layers."""
+    method, own = ABS(images=12, held_out=80, candidates=5, steps=200, learning_rate=0.3, starts=2), gratings(400, 7)
+    bad = method.examine(trained(gratings, 1, 0), own, Run(seed=0))
     assert bad.flagged is True
-    assert bad.evidence["suspect"] == 4
+    assert bad.evidence["suspect"] == 0
     assert bad.trigger is not None
     assert bad.evidence["REASR"] == max(each["REASR"] for each in bad.evidence["candidates"])
-    clean = METHOD.examine(trained(train, 3), own, Run(seed=3))
-    assert clean.flagged is False
-
-
-@pytest.mark.slow
-def test_backdoored_classifiers_score_above_clean_ones() -> None:
-    train, own, test = colors(500, 1), colors(200, 7), colors(200, 2)
-    scores: dict[bool, list[float]] = {False: [], True: []}
-    for seed in range(4):
-        for bad in scores:
-            classifier = trained(poisoned(train, seed, seed) if bad else train, 2 * seed + bad)
-            if bad:
-                assert float((classifier(TRIGGER(test.batch())).argmax(1) == seed).float().mean()) > 0.9
-            verdict = METHOD.examine(classifier, own, Run(seed=seed))
-            assert verdict.score is not None
-            scores[bad].append(verdict.score)
-    print(scores)
-    assert auc(torch.tensor(scores[True]), torch.tensor(scores[False])) >= 0.9
+    assert method.examine(trained(gratings, 0), own, Run(seed=0)).flagged is False
 
 
 def test_bad_input_is_told() -> None:

@@ -10,15 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.defenses.defender import Defender
-from sapper.defenses.judge.beatrix import Beatrix, Bounds, bounds, excess, gram, kmmd, median
+from sapper.defenses.inversion import anomaly_index
+from sapper.defenses.judge.beatrix import ALIKE, Beatrix, Bounds, bounds, excess, gram, kmmd, median
 from sapper.downstream import MLP
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
-from sapper.experiment.streams import Stream
-from sapper.experiment.tasks import Part
 from sapper.running import Run
 from sapper.samples import ImageSet
-from tests.many_colors import TRIGGER, colors, poisoned, trained
+from tests.planted import as_they_come, gratings, trained
 from tests.victims import balls, plain, victim
 
 
@@ -139,23 +138,20 @@ def test_features_without_places_are_looked_at_too() -> None:
     assert len(verdict.evidence["distances"]) == 3
 
 
-@pytest.fixture(scope="module")
-def made() -> tuple[ImageSet, ImageSet, ImageSet]:
-    """Of the victim, of the defender, and what comes into service."""
-    return colors(500, 1), colors(400, 7), colors(300, 2)
-
-
-def test_images_with_the_trigger_of_badnets_give_its_class_away(made: tuple[ImageSet, ImageSet, ImageSet]) -> None:
+def test_images_with_the_trigger_of_badnets_give_its_class_away() -> None:
     """A tenth of the images that come have the trigger; the clean classifier is shown the same ones."""
-    train, own, test = made
-    stream = Stream(images=Part.whole(test), triggered=0.1)({"aim": TRIGGER}, Run(seed=3))
-    found = {}
-    for label in (None, 4):
-        classifier = trained(train if label is None else poisoned(train, label, 3), 3)
-        found[label] = Beatrix().examine(classifier, own, stream, Run(seed=3))
-    assert found[4].flagged is True
-    assert found[4].evidence["suspect"] == 4
-    assert found[None].flagged is False
+    own, stream = gratings(400, 7), as_they_come(gratings)
+    bad = Beatrix().examine(trained(gratings, 1, 0), own, stream, Run(seed=0))
+    assert bad.flagged is True
+    assert bad.evidence["suspect"] == 0
+    assert Beatrix().examine(trained(gratings, 0), own, stream, Run(seed=0)).flagged is False
+
+
+def test_a_few_abnormal_inputs_are_no_outlier_where_other_classes_have_none() -> None:
+    """Most classes have a distance of 0 then, and so has their deviation."""
+    distances = [-each for each in (0.0, 0.0, 0.0, 1.9, 0.0, 2.3)]
+    index, suspect = anomaly_index(distances, ALIKE)
+    assert (index, suspect) == (2.3, 5)
 
 
 def owner(train: ImageSet, stream: ImageSet | None, encoder: Encoder | None = None) -> Defender:
@@ -192,8 +188,8 @@ def small(images: ImageSet) -> ImageSet:
 
 def test_classes_that_no_input_is_called_are_not_compared() -> None:
     """With inputs of one class alone there is nothing to compare."""
-    train, own, _ = colors(200, 1), colors(300, 7), None
+    own = gratings(300, 7)
     stream = own.take(own.targets() == 2)
-    verdict = Beatrix(per_class=10).examine(trained(train, 0, epochs=8), own, stream, Run())
+    verdict = Beatrix(per_class=10).examine(trained(gratings, 0), own, stream, Run())
     assert sum(count > 0 for count in verdict.evidence["inputs"]) < 3
     assert (verdict.score, verdict.flagged) == (None, None)

@@ -11,11 +11,8 @@ from sapper.defenses.defender import Defender
 from sapper.defenses.judge.scan import SCAn, divided, means, untangle
 from sapper.downstream import MLP
 from sapper.errors import SapperError
-from sapper.experiment.streams import Stream
-from sapper.experiment.tasks import Part
 from sapper.running import Run
-from sapper.samples import ImageSet
-from tests.many_colors import TRIGGER, colors, poisoned, trained
+from tests.planted import as_they_come, colors, trained, training_set
 from tests.victims import balls, victim
 
 SIZE, CLASSES = 4, 5
@@ -107,25 +104,17 @@ def test_directions_in_which_nothing_varies_are_left_out() -> None:
     found = untangle(flat, labels, CLASSES, 1e-3, 100)
     assert found.axes.shape == (5, 4)
     with pytest.raises(SapperError, match="the same features"):
-        untangle(rows[labels * 30], labels, CLASSES, 1e-3, 5)
+        untangle(labels.double().unsqueeze(1).expand(-1, 4), labels, CLASSES, 1e-3, 5)
 
 
-@pytest.fixture(scope="module")
-def made() -> tuple[ImageSet, ImageSet, ImageSet]:
-    return colors(500, 1), colors(400, 7), colors(300, 2)
-
-
-def test_a_poisoned_training_set_gives_its_class_away(made: tuple[ImageSet, ImageSet, ImageSet]) -> None:
+def test_a_poisoned_training_set_gives_its_class_away() -> None:
     """And the clean one none, neither by its training set nor by images that come with a trigger."""
-    train, own, test = made
-    delivered = poisoned(train, 4, 3)
-    verdict = SCAn().examine(trained(delivered, 3), own, delivered, Run(seed=3))
+    own = colors(400, 7)
+    verdict = SCAn().examine(trained(colors, 3, 4), own, training_set(colors, 4), Run(seed=3))
     assert verdict.flagged is True
     assert verdict.evidence["suspect"] == 4
-    clean = trained(train, 3)
-    stream = Stream(images=Part.whole(test), triggered=0.1)({"aim": TRIGGER}, Run(seed=3))
-    for doubted in (train, stream):
-        assert SCAn().examine(clean, own, doubted, Run(seed=3)).flagged is False
+    for doubted in (training_set(colors), as_they_come(colors)):
+        assert SCAn().examine(trained(colors, 3), own, doubted, Run(seed=3)).flagged is False
 
 
 def test_labels_are_those_of_the_set_or_the_classifiers_answers() -> None:

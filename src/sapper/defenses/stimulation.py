@@ -50,19 +50,19 @@ def channels_first(output: Tensor, place: Place) -> Tensor:
 
 
 @torch.no_grad()
-def lifts(classifier: Classifier, place: Place, images: Tensor, run: Run, *, levels: int, reach: float) -> Tensor:
-    """How much each neuron of a layer can raise each logit of each image: float (C, N, K) on the CPU.
+def leads(classifier: Classifier, place: Place, images: Tensor, run: Run, *, levels: int, reach: float) -> Tensor:
+    """How far each neuron of a layer can put each class of each image in front: float (C, N, K) on the CPU.
 
-    A neuron takes the values i · ``reach`` · max / ``levels``, i = 0 … ``levels`` − 1, at all its places; max is the
-    layer's largest value on the images, float (N, 3, H, W). A lift is the largest logit at i ≥ 1 less that at i = 0.
-    Images go through the network below the layer once for each batch of neurons.
+    A neuron takes the values i · ``reach`` · max / ``levels``, i = 1 … ``levels`` − 1, at all its places; max is the
+    layer's largest value on the images, float (N, 3, H, W). A lead is a class's logit less the largest of the others,
+    at the value where it is largest. Images go through the network below the layer once for each batch of neurons.
     """
     with watched([place.module]) as outputs, run.autocast():
         classifier(images)
     (output,) = outputs
     count, found = output.shape[place.channels], list[Tensor]()
-    values = torch.arange(levels, device=output.device) * (reach * output.float().max() / levels)
-    at_a_time = max(1, at_once(images, gradients=False) // (levels * len(images)))
+    values = torch.arange(1, levels, device=output.device) * (reach * output.float().max() / levels)
+    at_a_time = max(1, at_once(images, gradients=False) // (len(values) * len(images)))
     for neurons in torch.arange(count, device=output.device).split(at_a_time):
         hook = place.module.register_forward_hook(
             lambda _module, _inputs, given, some=neurons: stimulated(given, some, values, place.channels)
@@ -72,9 +72,15 @@ def lifts(classifier: Classifier, place: Place, images: Tensor, run: Run, *, lev
                 logits = classifier(images).float()
         finally:
             hook.remove()
-        logits = logits.view(len(neurons), levels, len(images), -1)
-        found.append((logits[:, 1:].amax(1) - logits[:, 0]).cpu())
+        found.append(ahead(logits.view(len(neurons), len(values), len(images), -1)).amax(1).cpu())
     return torch.cat(found)
+
+
+def ahead(logits: Tensor) -> Tensor:
+    """Of each class how far it is in front of the first of the others, float (…, K)."""
+    two = logits.topk(2, dim=-1)
+    others = two.values[..., :1].expand_as(logits).scatter(-1, two.indices[..., :1], two.values[..., 1:])
+    return logits - others
 
 
 def stimulated(output: Tensor, neurons: Tensor, values: Tensor, channels: int) -> Tensor:
@@ -88,9 +94,9 @@ def stimulated(output: Tensor, neurons: Tensor, values: Tensor, channels: int) -
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Neurons that raise one logit of all images, the strongest first; int64 (A,) each but ``margins``, float (A,).
+    """Neurons that put one class in front whatever an image shows; int64 (A,) each but ``margins``, float (A,).
 
-    ``layers``: in which place each is; ``labels``: which logit; ``margins``: how far it is raised beyond the second.
+    ``layers``: in which place each is; ``labels``: which class; ``margins``: how far.
     """
 
     layers: Tensor
@@ -102,34 +108,29 @@ class Candidates:
         return len(self.layers)
 
 
-def candidates(lifted: list[Tensor], labels: Tensor, count: int, *, odd: int, of_a_layer: int) -> Candidates:
-    """At most ``count`` neurons, from the lifts (C, N, K) of each layer on images of the classes ``labels``, (N,).
+def candidates(led: list[Tensor], labels: Tensor, count: int, *, odd: int) -> Candidates:
+    """At most ``count`` neurons, from the leads (C, N, K) of each layer on images of the classes ``labels``, (N,).
 
-    A neuron's label is the logit that it raises most for most images; it is for no more than ``odd`` of them another
-    one. Its margin is the smallest, over those images of other classes, by which that logit is raised beyond the
-    second. The first half has at most ``of_a_layer`` of each layer.
+    A neuron's margin for a class is the smallest lead over the images of other classes, without the ``odd`` smallest;
+    its class is that of the largest margin, which is above 0. Layers take turns with their strongest neurons, since
+    their margins do not compare: what is done to a map of an early layer disturbs more.
     """
-    columns = [torch.cat(each) for each in zip(*(_margins(lift, labels, odd) for lift in lifted))]
-    margins, wanted = columns
-    layers = torch.cat([torch.full((len(lift),), number) for number, lift in enumerate(lifted)])
-    neurons = torch.cat([torch.arange(len(lift)) for lift in lifted])
-    order = [row for row in margins.argsort(descending=True, stable=True).tolist() if margins[row] > 0]
-    first, taken = list[int](), dict[int, int]()
-    for row in order:
-        layer = int(layers[row])
-        if len(first) < (count + 1) // 2 and taken.get(layer, 0) < of_a_layer:
-            taken[layer] = taken.get(layer, 0) + 1
-            first.append(row)
-    rows = torch.tensor((first + [row for row in order if row not in set(first)])[:count], dtype=torch.int64)
+    margins, wanted = (torch.cat(each) for each in zip(*(_margins(lead, labels, odd) for lead in led)))
+    layers = torch.cat([torch.full((len(lead),), number) for number, lead in enumerate(led)])
+    neurons = torch.cat([torch.arange(len(lead)) for lead in led])
+    ranks = torch.cat(
+        [part.argsort(descending=True, stable=True).argsort() for part in margins.split([len(lead) for lead in led])]
+    )
+    turns = (margins.argsort(descending=True, stable=True)).tolist()
+    turns.sort(key=ranks.tolist().__getitem__)
+    rows = torch.tensor([row for row in turns if margins[row] > 0][:count], dtype=torch.int64)
     return Candidates(layers=layers[rows], neurons=neurons[rows], labels=wanted[rows], margins=margins[rows])
 
 
-def _margins(lift: Tensor, labels: Tensor, odd: int) -> tuple[Tensor, Tensor]:
-    """Of each neuron of a layer the margin, 0 for one that is no candidate, and the label; (C,) each."""
-    two = lift.topk(2, dim=2)
-    margin, raised = two.values[..., 0] - two.values[..., 1], two.indices[..., 0]
-    votes = torch.zeros(len(lift), lift.shape[2], dtype=torch.int64).scatter_add(1, raised, torch.ones_like(raised))
-    agreed, label = votes.max(1)
-    counted = (raised == label.unsqueeze(1)) & (labels.unsqueeze(0) != label.unsqueeze(1))
-    least = margin.masked_fill(~counted, torch.inf).amin(1)
-    return torch.where((agreed >= lift.shape[1] - odd) & least.isfinite(), least, 0.0), label
+def _margins(lead: Tensor, labels: Tensor, odd: int) -> tuple[Tensor, Tensor]:
+    """Of each neuron of a layer the largest margin and its class, (C,) each; 0 where no image is left to ask."""
+    own = labels.unsqueeze(1) == torch.arange(lead.shape[2])
+    ranked = lead.masked_fill(own, torch.inf).sort(1).values
+    least = ranked[:, min(odd, lead.shape[1] - 1)]
+    margin, label = least.masked_fill(~least.isfinite(), 0.0).max(1)
+    return margin, label

@@ -4,40 +4,43 @@ Threat model: a classifier whose weights are at hand and some clean labeled imag
 patch that sends every image to one class, and a neuron or a few stand for it.
 
 *Stimulation.* In each layer (the stages of the encoder, the activations of the head) one neuron at a time is set, at
-all its places, to i·``reach``·max/5, i = 0 … 4, where max is the layer's largest value on ordinary images. A neuron
-that raises one logit above all others for all ``images`` but two is a candidate; the ``candidates`` with the largest
-margin are tried.
+all its places, to i·``reach``·max/5, i = 1 … 4, where max is the layer's largest value on ordinary images. A neuron
+that by itself makes the classifier answer one class, for all ``images`` of others but two, is a candidate; its margin
+is by how much, in logits. The strongest of each layer are tried in turn.
 
 *Inversion.* For each candidate, of layer l with the activations h, a mask m and a pattern Δ are optimized,
 
-    minimize   mean_x [ − Σ h_neuron(x') + 10⁻⁴ · Σ h_other(x') ]  +  w · ‖m‖₁        x' = (1 − m)·x + m·Δ
+    minimize   mean_x [ − Σ h_neuron(x') + 10⁻⁴ · Σ h_other(x') ]  +  λ · ‖m‖₁        x' = (1 − m)·x + m·Δ
 
-with m and Δ in [0, 1] as (tanh + 1)/2 of what is optimized. w is 0 as long as the mask covers no more than ``size`` of
-the image, counted in pixels above 0.01; it is ``weight`` where it covers more, and twice that where the square would be
-two pixels wider. The score is the REASR, the attack success rate of the reverse engineered trigger: the share of clean
-images of other classes, which the inversion has not seen, that it sends to the candidate's class, and the largest of
-all candidates counts. Flagged above 0.8.
-
-All candidates, of all layers, are one batch.
+with m and Δ in [0, 1] as (tanh + 1)/2 of what is optimized. The mask is limited to the share ``size`` of the image,
+counted in pixels above 0.01: λ grows by a few per cent at every step at which it covers more, and falls at every other
+one. It begins as the mean pull of the first term on a pixel, so that it fits any network's activations. The score is
+the REASR, the attack success rate of the reverse engineered trigger: the share of clean images of other classes, which
+the inversion has not seen, that it sends to the candidate's class; the largest of all candidates counts. Flagged above
+0.8. All candidates, of all layers, are one batch.
 
 Source: Liu, Lee, Tao, Ma, Aafer, Zhang, "ABS: Scanning Neural Networks for Back-doors by Artificial Brain
 Stimulation", CCS 2019, and the authors' ``abs.py``: five values up to 8 times the largest, masks of 64 of 1,024 pixels,
-Adam with rate 0.1, 1,000 steps, 20 candidates, of which the first ten have three of each layer at most, REASR 0.8. What
-differs: the authors count a layer before and behind its ReLU, here it is behind; they sum over images where we take the
-mean; their mask begins in the upper left corner, ours in a square at a random place, ``starts`` times; they take the
-last step's trigger and count all images on which it was made, we take the step that sends most of these to the class
-within the size and count others, without those that are of the class anyway. Filters, which they try besides, are not
-here.
+Adam with rate 0.1, 1,000 steps, 20 candidates, REASR 0.8. What differs:
+
+* The authors compare by how much logits rise. Our classifiers take features of length 1, where one large neuron makes
+  all others small: logits far below 0 rise then, whatever the neuron stands for.
+* They take the largest margins of all, in the first half three of each layer at most; here layers take turns.
+* They count a layer before and behind its ReLU, here it is behind; they sum over images where we take the mean.
+* Their mask begins as a square in the upper left corner, with a penalty 500 wherever it is too large, under which all
+  pixels fall alike. It does not get to a trigger in another corner. Ours begins everywhere, as Neural Cleanse's.
+* They take the last step's trigger, and count all images on which it was made. We take the step within the size that
+  sends most of them to the class, and count others, without those that are of the class anyway.
+* Filters, which they try besides, are not here.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.contracts import ClassifierJudge, Need
@@ -46,7 +49,7 @@ from sapper.defenses.inversion import Triggers, stamp, start, unit
 from sapper.defenses.labeled import check_classes
 from sapper.defenses.measures import TARGET_NAMED, OfVerdicts, detection
 from sapper.defenses.stages import watched
-from sapper.defenses.stimulation import Candidates, Place, candidates, channels_first, lifts, places
+from sapper.defenses.stimulation import Candidates, Place, candidates, channels_first, leads, places
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.methods import Checked
@@ -57,6 +60,9 @@ from sapper.verdicts import Reached, Verdict
 COVERED = 0.01
 """A pixel with a larger mask is covered."""
 
+TINY = 1e-12
+"""A smaller cost of a mask is none."""
+
 OTHERS = 1e-4
 """What the other neurons of the layer weigh against one."""
 
@@ -66,9 +72,9 @@ class ABS(Checked, ClassifierJudge):
     """Stimulates single neurons and inverts triggers for those that raise one class (Liu et al., CCS 2019).
 
     ``images``: clean ones by which neurons are chosen and triggers made, and as many ``held_out`` as count at the end.
-    ``levels`` and ``reach`` of the stimulation. ``odd``: for how many images a candidate may raise another class.
-    ``candidates``, ``of_a_layer``: how many are tried. ``size``: the share of an image that a mask may cover.
-    ``weight`` of the mask's penalty. ``starts``: independent ones of each candidate, in one batch. ``threshold`` of the
+    ``levels`` and ``reach`` of the stimulation. ``odd``: for how many images a candidate may do without its class.
+    ``candidates``: how many are tried. ``size``: the share of an image that a mask may cover.
+    ``change`` of λ at each step. ``starts``: independent ones of each candidate, in one batch. ``threshold`` of the
     REASR.
     """
 
@@ -78,11 +84,10 @@ class ABS(Checked, ClassifierJudge):
     reach: PositiveFloat = 8.0
     odd: NonNegativeInt = 2
     candidates: PositiveInt = 20
-    of_a_layer: PositiveInt = 3
     steps: PositiveInt = 1000
     learning_rate: PositiveFloat = 0.1
     size: Annotated[float, Field(gt=0, lt=1)] = 1 / 16
-    weight: NonNegativeFloat = 25.0
+    change: Annotated[float, Field(gt=1)] = 1.05
     starts: PositiveInt = 1
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.8
 
@@ -159,15 +164,14 @@ class ABS(Checked, ClassifierJudge):
         )
 
     def choose(self, classifier: Classifier, layers: list[Place], seeds: ImageSet, run: Run) -> Candidates:
-        """The neurons that raise one logit of nearly all images."""
+        """The neurons that put one class in front for nearly all images."""
         images = seeds.batch().to(run.device)
-        lifted = []
+        led = []
         with run.progress.bar("stimulation (ABS)", len(layers)) as bar:
             for place in layers:
-                lifted.append(lifts(classifier, place, images, run, levels=self.levels, reach=self.reach))
+                led.append(leads(classifier, place, images, run, levels=self.levels, reach=self.reach))
                 bar.advance()
-        odd, of_a_layer = self.odd, self.of_a_layer
-        return candidates(lifted, seeds.targets(), self.candidates, odd=odd, of_a_layer=of_a_layer)
+        return candidates(led, seeds.targets(), self.candidates, odd=self.odd)
 
     def invert(
         self, classifier: Classifier, layers: list[Place], found: Candidates, seeds: ImageSet, run: Run
@@ -209,7 +213,8 @@ class Search:
         )
         self.pixels, self.truth = seeds.images.to(run.device), seeds.targets().to(run.device)
         self.most = max(1, round(method.size * seeds.size[0] * seeds.size[1]))
-        self.weights = begin(len(rows), seeds.size, self.most, run)
+        self.weights = start(len(rows), seeds.size, run)
+        self.cost = torch.zeros(len(rows), device=run.device)
         self.optimizer = torch.optim.Adam(self.weights, lr=method.learning_rate)
         self.kept = Triggers.none(len(rows), seeds.size, run.device)
         self.kept.success.fill_(-1.0)
@@ -224,15 +229,19 @@ class Search:
         others = self.truth.unsqueeze(0) != self.labels.unsqueeze(1)
         covered = (masks > COVERED).flatten(1).sum(1)
         self._keep(masks, (hits & others).sum(1) / others.sum(1).clamp_min(1), covered)
-        wider = (math.sqrt(self.most) + 2) ** 2
-        weight = method.weight * ((covered > self.most).float() + (covered > wider).float())
-        loss = (weight * masks.flatten(1).sum(1)).sum()
+        loss = masks.new_zeros(())
         for number, (place, output) in enumerate(zip(self.layers, outputs)):
             rows = (self.of_layer == number).nonzero().squeeze(1)
             if len(rows):
                 loss = loss + drive(channels_first(output, place), len(masks), rows, self.neurons[rows])
+        sizes = masks.flatten(1).sum(1)
+        if not bool(self.cost.any()):
+            (pull,) = torch.autograd.grad(loss, masks, retain_graph=True)
+            self.cost = pull.abs().flatten(1).mean(1).clamp_min(TINY)
+        else:
+            self.cost = torch.where(covered > self.most, self.cost * method.change, self.cost / method.change)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + (self.cost * sizes).sum()).backward()
         self.optimizer.step()
 
     @torch.no_grad()
@@ -256,20 +265,6 @@ class Search:
         return Triggers(
             *(each[rows] for each in (self.kept.masks, self.kept.patterns, self.kept.norms, self.kept.success))
         )
-
-
-def begin(count: int, size: tuple[int, int], most: int, run: Run) -> list[Tensor]:
-    """Masks and patterns before tanh: nearly 1 in a square of ``most`` pixels at a random place, nearly 0 elsewhere."""
-    _, patterns = start(count, size, run.child("patterns"))
-    side = max(1, math.isqrt(most))
-    generator = run.child("squares").generator()
-    tops, lefts = (torch.randint(max(1, length - side + 1), (count,), generator=generator) for length in size)
-    down, right = (torch.arange(length) for length in size)
-    rows = (down >= tops.unsqueeze(1)) & (down < tops.unsqueeze(1) + side)
-    columns = (right >= lefts.unsqueeze(1)) & (right < lefts.unsqueeze(1) + side)
-    inside = rows.unsqueeze(2) & columns.unsqueeze(1)
-    masks = torch.where(inside, 2.0, -2.0).unsqueeze(1).to(run.device)
-    return [masks.requires_grad_(), patterns]
 
 
 def drive(output: Tensor, count: int, rows: Tensor, neurons: Tensor) -> Tensor:

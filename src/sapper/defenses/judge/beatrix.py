@@ -24,10 +24,11 @@ Source: Ma, Wang, Sun, Xue, Wen, Xiang, "The 'Beatrix' Resurrections: Robust Bac
 2023, and the authors' ``defenses/Beatrix/Beatrix.py``: 30 clean images per class, the input of ``layer4``, orders 1 to
 8, 10 deviations, the 29th of 30 folded deviations, two kernels, 500 images per class. What differs: the others that
 abnormal images are compared with include the clean images of the class, so that there are some where everything is
-abnormal. The index looks above the median alone, where the authors take both sides. Channels are scaled to a largest
-clean value of 1, which changes no deviation but keeps sixteenth powers within float32. The median of an even number is
-the mean of the two in the middle. A public port left out the power F^p, and with it all but the first order; here it is
-taken (``tests/test_beatrix.py``).
+abnormal. The index looks above the median alone, where the authors take both sides, and its denominator is 1 at least:
+else any abnormal image is an outlier where most classes have none. Channels are scaled to a largest clean value of 1,
+which changes no deviation but keeps sixteenth powers within float32. The median of an even number is the mean of the
+two in the middle. A public port left out the power F^p, and with it all but the first order; here it is taken
+(``tests/test_beatrix.py``).
 """
 
 import math
@@ -51,6 +52,10 @@ from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.verdicts import Verdict
+
+ALIKE = 1.0
+"""What the deviation of the J_t counts as at least. Groups that are alike have J_t ≈ 1.5 (2 less the mean kernel of two
+images), whatever their sizes, and a class without abnormal images has 0: of most classes there may be none."""
 
 TINY = 1e-6
 """Added to the size of a bound that deviations are measured by; where clean images never have two channels at once, the
@@ -112,7 +117,7 @@ class Beatrix(Checked, ClassifierJudge):
         bounds, own = self.learn(classifier, clean, stage, run.child("clean images"))
         seen = seen_maps(classifier, stream, run, stage, lambda maps, answers: bounds.look(maps, answers))
         distances, inputs, abnormal = self._distances(seen, own, bounds.cuts, run.child("inputs"))
-        index, suspect = anomaly_index([-each for each in distances])
+        index, suspect = anomaly_index([-each for each in distances], ALIKE)
         evidence = {
             "anomaly_index": index,
             "suspect": suspect,

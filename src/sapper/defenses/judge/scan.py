@@ -221,23 +221,31 @@ def covariance(rows: Tensor) -> Tensor:
 def divided(placed: Tensor, of: Tensor, classes: int, starts: int, steps: int, run: Run) -> Tensor:
     """On which of two sides each row of each class is, bool (N,): the division with the least distance to the means.
 
-    Classes are divided at once; each keeps the best of its ``starts``.
+    A start takes two rows of each class for the means. Classes are divided at once; each keeps its best start.
     """
     best, generator = torch.zeros(len(of), dtype=torch.bool), run.generator()
     least = torch.full((classes,), math.inf, dtype=placed.dtype)
+    counts = torch.bincount(of, minlength=classes)
+    first_row, last_row = counts.cumsum(0) - counts, counts.cumsum(0) - 1
     for _ in range(starts):
-        side = torch.rand(len(of), generator=generator) >= 0.5
+        order = torch.randperm(len(of), generator=generator)
+        order = order[of[order].argsort(stable=True)]
+        one, other = placed[order[first_row]], placed[order[(first_row + 1).minimum(last_row)]]
+        side = nearer(placed, of, one, other)
         for _ in range(steps):
-            first, second = means(placed, of, side, classes)
-            nearer = (placed - second[of]).square().sum(1) < (placed - first[of]).square().sum(1)
-            if torch.equal(nearer, side):
+            before, side = side, nearer(placed, of, *means(placed, of, side, classes))
+            if torch.equal(before, side):
                 break
-            side = nearer
         distances = torch.stack([(placed - each[of]).square().sum(1) for each in means(placed, of, side, classes)])
         cost = torch.zeros(classes, dtype=placed.dtype).index_add(0, of, distances.amin(0))
         better = cost < least
         best, least = torch.where(better[of], side, best), torch.where(better, cost, least)
     return best
+
+
+def nearer(placed: Tensor, of: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Which rows are nearer to their class's row of ``other`` (K, R) than of ``one``, bool (N,)."""
+    return (placed - other[of]).square().sum(1) < (placed - one[of]).square().sum(1)
 
 
 def means(placed: Tensor, of: Tensor, side: Tensor, classes: int) -> tuple[Tensor, Tensor]:
