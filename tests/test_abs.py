@@ -187,7 +187,7 @@ def test_a_neuron_that_stands_for_a_class_is_the_first_candidate() -> None:
 
 def test_badnets_is_found_and_its_class_named() -> None:
     """Sooner than with the authors' 1,000 steps and 20 candidates: the strongest neuron of each of the five layers."""
-    method, own = ABS(images=12, held_out=80, candidates=5, steps=200, learning_rate=0.3, starts=2), gratings(400, 7)
+    method, own = ABS(images=20, held_out=80, candidates=5, steps=150, learning_rate=0.3, size=0.1), gratings(400, 7)
     bad = method.examine(trained(gratings, 1, 0), own, Run(seed=0))
     assert bad.flagged is True
     assert bad.evidence["suspect"] == 0

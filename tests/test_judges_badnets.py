@@ -20,7 +20,7 @@ Judge = Callable[[Classifier, int | None, int], Verdict]
 
 
 def by_abs(classifier: Classifier, _label: int | None, seed: int) -> Verdict:
-    method = ABS(images=12, held_out=80, candidates=10, steps=150, learning_rate=0.3, starts=2)
+    method = ABS(images=20, held_out=80, candidates=5, steps=150, learning_rate=0.3, size=0.1)
     return method.examine(classifier, gratings(400, 7), Run(seed=seed))
 
 
