@@ -64,6 +64,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "feature_collision": {"inputs": 2, "per_class": 5, "steps": 3},
     "model_reuse": {"inputs": 2, "neighbors": 2, "references": 8, "steps": 2},
     # defenses
+    "abs": {"images": 6, "held_out": 12, "candidates": 3, "steps": 3},
+    "beatrix": {"per_class": 5, "orders": (1, 2)},
+    "scan": {"per_class": 5, "starts": 2},
     "decree": {"epochs": 2, "images": 32, "batch": 16},
     "multi_prior": {"restarts": 2, "rounds": ((0, 2, 2), (1, 4, 2)), "images": 16, "held_out": 16},
     "ssl_cleanse": {"images": 32, "steps": 2, "minibatches": 1, "most_clusters": 4},
@@ -207,7 +210,7 @@ def case(kind: str, name: str, encoder: Callable[[], Encoder] = encoder, head: T
                 return lambda run, kept: method(encoder(), TRAIN, (target(name),), head, run, kept)
             case "targeted":
                 return lambda run, _: method(encoder(), TRAIN, TEST, head, run)
-    defender = Defender.of(encoder(), HEAD, TRAIN, Run(seed=3))
+    defender = Defender.of(encoder(), HEAD, TRAIN, Run(seed=3), stream=TEST)
     match method.kind:
         case "judge":
             return lambda run, _: method.judge([defender.build(Run(seed=4))], defender, run)

@@ -22,11 +22,14 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
         Repair,
         Smoother,
     )
+    from sapper.defenses.judge.abs import ABS
+    from sapper.defenses.judge.beatrix import Beatrix
     from sapper.defenses.judge.decree import Decree
     from sapper.defenses.judge.mntd_classifier import MNTDClassifier
     from sapper.defenses.judge.mntd_encoder import MNTDEncoder
     from sapper.defenses.judge.multi_prior import MultiPrior
     from sapper.defenses.judge.neural_cleanse import NeuralCleanse
+    from sapper.defenses.judge.scan import SCAn
     from sapper.defenses.judge.ssl_cleanse import SSLCleanse
     from sapper.defenses.repair.anp import ANP
     from sapper.defenses.repair.bcu import BCU
@@ -39,7 +42,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     from sapper.defenses.repair.unlearning import Unlearning
     from sapper.defenses.repair.unlearning_classifier import UnlearningClassifier
 
-    _judges: list[type[ClassifierJudge]] = [NeuralCleanse, MNTDClassifier]
+    _judges: list[type[ClassifierJudge]] = [ABS, Beatrix, NeuralCleanse, MNTDClassifier, SCAn]
     _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse]
     _learners: list[type[EncoderLearner]] = [MNTDEncoder]
     _certifiers: list[type[Certifier]] = [DerandomizedSmoothing, IBP, PatchCleanser, PatchGuardBN, PatchGuardDS]
@@ -48,6 +51,9 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     _classifier_repairs: list[type[ClassifierRepair]] = [NAD, FinePruningClassifier, UnlearningClassifier]
 
 METHODS = {
+    "abs": "sapper.defenses.judge.abs:ABS",
+    "beatrix": "sapper.defenses.judge.beatrix:Beatrix",
+    "scan": "sapper.defenses.judge.scan:SCAn",
     "anp": "sapper.defenses.repair.anp:ANP",
     "bcu": "sapper.defenses.repair.bcu:BCU",
     "distillation": "sapper.defenses.repair.distillation:Distillation",

@@ -31,9 +31,10 @@ from sapper.verdicts import Certified, Scores, Verdict
 
 Kind = Literal["judge", "examine", "learn", "certify", "screen", "sift", "repair", "repair_classifier"]
 
-Need = Literal["samples", "labels", "gradients", "fleet", "trigger"]
+Need = Literal["samples", "labels", "gradients", "fleet", "trigger", "inputs"]
 """What a defense cannot do without besides the model: ordinary clean samples; their labels; gradients through the
-model, not only its answers; models that the defender trains and attacks; a trigger that a detector recovered."""
+model, not only its answers; models that the defender trains and attacks; a trigger that a detector recovered; images
+in doubt (``Defender.stream``), of which some may have a trigger."""
 
 
 class Defense(Method, Protocol):
@@ -54,7 +55,10 @@ class ClassifierJudge(Defense, Protocol):
         ...
 
     def judge(self, classifiers: Sequence[Classifier], defender: Defender, run: Run) -> list[Verdict]:
-        """A verdict for each; the defender's images are clean, and the attacker's trigger is unknown."""
+        """A verdict for each; the defender's images are clean, and the attacker's trigger is unknown.
+
+        Only a judge that needs ``inputs`` looks at ``defender.stream``, and nobody tells it what is in there.
+        """
         ...
 
 

@@ -18,20 +18,23 @@ Logits = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Defender:
-    """What the owner of a classifier holds: a foreign encoder, own clean training images, the way to build heads.
+    """What the owner of a classifier holds: a foreign encoder, own labeled images, the way to build heads.
 
-    ``features`` float (N, D): of the ``train`` images, computed once.
+    ``train``: images without any trigger. ``features`` float (N, D): of the ``train`` images, computed once.
+    ``stream``: images in doubt, for judges that need ``inputs``: what came into service, without labels and in part
+    with a trigger; or the training set as it was delivered, with its labels, in part poison. Nobody tells which part.
     """
 
     encoder: Encoder
     head: AnyHead
     train: ImageSet
     features: Tensor
+    stream: ImageSet | None = None
 
     @staticmethod
-    def of(encoder: Encoder, head: AnyHead, train: ImageSet, run: Run) -> "Defender":
+    def of(encoder: Encoder, head: AnyHead, train: ImageSet, run: Run, stream: ImageSet | None = None) -> "Defender":
         """With the features of ``train``. The encoder is frozen: nothing here trains it."""
-        return Defender(encoder.requires_grad_(False), head, train, extract(encoder, train, run))
+        return Defender(encoder.requires_grad_(False), head, train, extract(encoder, train, run), stream)
 
     @property
     def classes(self) -> int:
@@ -42,6 +45,17 @@ class Defender:
     def blank(self) -> Tensor:
         """What masked pixels are set to, float (3,): 0 after the encoder's normalization."""
         return self.encoder.mean.flatten()
+
+    def in_doubt(self, who: str) -> ImageSet:
+        """The images in doubt. Raises ``SapperError`` where ``who`` has none, or they are of another size."""
+        if self.stream is None:
+            what, remedy = f"{who} judges by images in doubt, and there are none", "give them as Defender.stream"
+            raise SapperError(what, where="stream", remedy=remedy)
+        if self.stream.size != self.train.size:
+            one, other = ("×".join(map(str, images.size)) for images in (self.stream, self.train))
+            what = f"images in doubt are {one}, clean ones {other}"
+            raise SapperError(what, where="stream", remedy="give both in the encoder's size")
+        return self.stream
 
     @torch.no_grad()
     def check(self, classifiers: Sequence[Logits], run: Run) -> None:

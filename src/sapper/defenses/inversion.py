@@ -198,18 +198,18 @@ CONSISTENT = 1.4826
 """Makes the median absolute deviation of a normal sample its standard deviation."""
 
 
-def anomaly_index(norms: list[float]) -> tuple[float | None, int | None]:
+def anomaly_index(norms: list[float], least: float = 1e-6) -> tuple[float | None, int | None]:
     """How many deviations the smallest finite norm lies below the median of the finite ones, and whose it is.
 
-    None where fewer than three are finite. A deviation of zero counts as a millionth of a pixel: the index of a
-    smaller norm is then huge, that of an equal one 0.
+    None where fewer than three are finite. A deviation counts as ``least`` at least. Where that is a millionth of a
+    pixel and all others are equal, the index of a smaller norm is huge, that of an equal one 0.
     """
     finite = [norm for norm in norms if math.isfinite(norm)]
     if len(finite) < 3:
         return None, None
     median = statistics.median(finite)
     deviation = CONSISTENT * statistics.median(abs(norm - median) for norm in finite)
-    return (median - min(finite)) / max(deviation, 1e-6), norms.index(min(finite))
+    return (median - min(finite)) / max(deviation, least), norms.index(min(finite))
 
 
 def encode(encoder: Encoder, images: Tensor, run: Run) -> Tensor:

@@ -209,6 +209,9 @@ def uses(scenario: Scenario) -> Iterator[Use]:
                 if isinstance(section, CertifySection):
                     count = section.test_images or task.test_images
                     yield Use(judged, f"{purpose}, judged", count, own, f"defense[{j}].test_images")
+                elif doubted(scenario, plan):
+                    count = section.inputs or task.test_images
+                    yield Use(judged, f"{purpose}, in doubt", count, own, f"defense[{j}].inputs")
             if isinstance(section, ClassifierRepairSection) and defended(scenario, plan, task):
                 purpose, own, whole = (
                     f"{plan.name} on {task.name}, its owner's",
@@ -280,6 +283,21 @@ def places_of_task(scenario: Scenario, task: TaskSection) -> tuple[Place, Place]
 def defended(scenario: Scenario, plan: DefensePlan, task: TaskSection) -> bool:
     """Whether a defense is tried on the classifiers of a task that is attacked."""
     return plan.on(task.name) and bool(scenario.targets_of(task))
+
+
+def doubted(scenario: Scenario, plan: DefensePlan) -> bool:
+    """Whether some of a task's test images come into service in part with a trigger, for a defense to look at.
+
+    Where the attack is on the training set, that is looked at instead.
+    """
+    attack = scenario.attack_method
+    poison = attack is not None and kind_of(attack.parameters) == "poison task"
+    return "inputs" in plan.method.parameters.needs and not poison
+
+
+def stream_part(task: str) -> str:
+    """What the part of a task's test images is called that comes into service, the same for every such defense."""
+    return f"test images {task}, in doubt"
 
 
 def defended_part(task: str) -> str:

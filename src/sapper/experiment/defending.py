@@ -5,7 +5,7 @@ holds the poisoned training set, or, where ``kept``, what holds a classifier tha
 shows them triggers, where ``made_triggers``, what holds those.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from sapper.defenses.defender import Defender
 from sapper.downstream import Classifier
 from sapper.downstream.files import load
 from sapper.encoders import Encoder
+from sapper.experiment.streams import Stream
 from sapper.experiment.tasks import Part, Task, TaskData, head_key, method_key, packages
 from sapper.experiment.verdicts import FORM, leave_verdicts
 from sapper.experiment.victims import own_triggers
@@ -38,10 +39,11 @@ from sapper.experiment.works import (
     victims_encoder,
 )
 from sapper.running import Run
+from sapper.samples import ImageSet
 from sapper.scenario.defending import DefensePlan
 from sapper.scenario.named import Named
 from sapper.scenario.sections import CertifySection, DetectSection
-from sapper.triggers import read_triggers
+from sapper.triggers import Trigger, read_triggers
 
 DEFENDED = "defended.safetensors"
 
@@ -50,22 +52,43 @@ class Victim:
     """Who built classifiers for a task on an encoder.
 
     Classifier 0 is the one whose CA or BA the scenario measures; the others differ from it in their head's seed. Of an
-    attacked training there is none but the one that it made, ``kept`` in a file.
+    attacked training there is none but the one that it made, ``kept`` in a file. ``delivered``: the training set that
+    they are built on, where it is not the task's own but a poisoned one.
     """
 
-    def __init__(self, task: TaskData, encoder: Encoder, head: Named, run: Run, kept: Path | None = None):
+    def __init__(
+        self,
+        task: TaskData,
+        encoder: Encoder,
+        head: Named,
+        run: Run,
+        kept: Path | None = None,
+        delivered: ImageSet | None = None,
+    ):
         self.task, self.head, self.run, self.kept = task, head, run, kept
-        self.holdings = Defender.of(encoder, head.parameters, task.train, run)
+        self.holdings = Defender.of(encoder, head.parameters, task.train if delivered is None else delivered, run)
+
+    @property
+    def delivered(self) -> ImageSet:
+        """What classifiers are trained on, poison included."""
+        return self.holdings.train
+
+    def owner(self, count: int | None) -> Defender:
+        """Who holds ``count`` of the training images as they were delivered, or all of them."""
+        return self._with(self.holdings, count)
 
     def defender(self, count: int | None) -> Defender:
-        """A defender with ``count`` of the training images, or all of them."""
-        all_of_it = self.holdings
+        """Who holds ``count`` of the training images as they are without poison, or all of them."""
+        held = self.holdings
+        if self.delivered is not self.task.train:
+            held = Defender.of(held.encoder, held.head, self.task.train, self.run)
+        return self._with(held, count)
+
+    def _with(self, held: Defender, count: int | None) -> Defender:
         if count is None:
-            return all_of_it
-        rows = torch.randperm(len(self.task.train), generator=self.run.child("defender's images").generator())[:count]
-        return Defender(
-            all_of_it.encoder, all_of_it.head, self.task.train.take(rows), all_of_it.features[rows.to(self.run.device)]
-        )
+            return held
+        rows = torch.randperm(len(held.train), generator=self.run.child("defender's images").generator())[:count]
+        return replace(held, train=held.train.take(rows), features=held.features[rows.to(self.run.device)])
 
     def classifier(self, number: int) -> Classifier:
         """The victim's classifier with that number."""
@@ -92,19 +115,24 @@ class Classifiers:
     def victim(self, inputs: tuple[Path, ...], run: Run) -> Victim:
         """Their owner."""
         data = self.task.victim(read_choices(inputs[1]))
-        if self.poisoned:
-            data = TaskData(data.name, read_poisoned(inputs[2])[0], data.test)
+        delivered = read_poisoned(inputs[2])[0] if self.poisoned else None
         kept = classifier_file(inputs[2]) if self.kept else None
-        return Victim(data, victims_encoder(self.task, inputs[0], run), self.head, run, kept)
+        return Victim(data, victims_encoder(self.task, inputs[0], run), self.head, run, kept, delivered)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detect:
-    """Judge a victim's classifiers; leaves what ``leave_verdicts`` says."""
+    """Judge a victim's classifiers; leaves what ``leave_verdicts`` says.
+
+    ``stream``: the images in doubt, for a detector that needs some; without it they are the training set as it was
+    delivered.
+    """
 
     plan: DefensePlan
     section: DetectSection
     classifiers: Classifiers
+    stream: Stream | None = None
+    made_triggers: bool = False
 
     name: ClassVar[str] = "detect"
 
@@ -113,15 +141,29 @@ class Detect:
         return packages(self.plan.method, self.classifiers.head)
 
     def key(self) -> dict[str, Any]:
-        own = {"train images": self.section.train_images, "subjects": self.section.subjects, "form": FORM}
+        own: dict[str, Any] = {"train images": self.section.train_images, "subjects": self.section.subjects}
+        own["form"] = FORM
+        if self.classifiers.poisoned:
+            own["defender's images"] = "clean"
+        if needs_inputs(self.plan.method):
+            own["stream"] = "training set" if self.stream is None else self.stream.key
+            own["made triggers"] = self.made_triggers
         return _key(self.plan) | {"victim": self.classifiers.key()} | own
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         victim = self.classifiers.victim(inputs, run)
         judged = [victim.classifier(number) for number in range(self.section.subjects)]
         defender, child = victim.defender(self.section.train_images), run.child(f"defense {self.plan.name}")
+        if needs_inputs(self.plan.method):
+            defender = replace(defender, stream=self._in_doubt(victim, inputs, run))
         method: ClassifierJudge = self.plan.method.parameters
         leave_verdicts(folder, method.judge(judged, defender, child))
+
+    def _in_doubt(self, victim: Victim, inputs: tuple[Path, ...], run: Run) -> ImageSet:
+        if self.stream is None:
+            return victim.delivered
+        triggers = triggers_of(self.classifiers.task, inputs[-1] if self.made_triggers else None)
+        return self.stream(triggers, run.child(f"stream {victim.task.name}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,21 +203,19 @@ class Certify:
         method: Certifier | Smoother = self.plan.method.parameters
         images, child = self.images(), run.child(f"defense {self.plan.name}")
         victim = self.classifiers.victim(inputs, run)
-        classifier, defender = victim.classifier(0), victim.defender(self.section.train_images)
+        classifier, owner = victim.classifier(0), victim.owner(self.section.train_images)
         guarded: Guarded | GuardedWithin
         if isinstance(method, Smoother):
-            guarded = method.prepare(classifier, defender, child)
+            guarded = method.prepare(classifier, owner, child)
             within = guarded.certify(images.images, images.targets(), self.radii, child)
             answers = {"clean": within[0].labels}
             answers |= {f"certified/{radius}": each.certified for radius, each in zip(self.radii, within)}
         else:
-            guarded, sizes = method.prepare(classifier, defender, child), sorted({*self.section.patches, method.patch})
+            guarded, sizes = method.prepare(classifier, owner, child), sorted({*self.section.patches, method.patch})
             results = dict(zip(sizes, guarded.certify(images.images, images.targets(), sizes, child)))
             answers = {"clean": results[method.patch].labels}
             answers |= {f"certified/{patch}": results[patch].certified for patch in self.section.patches}
-        task = self.classifiers.task
-        triggers = read_triggers(inputs[-1] / TRIGGERS) if self.made_triggers else own_triggers(task)
-        for name, trigger in ((aim.name, triggers[aim.name]) for aim in task.aims):
+        for name, trigger in triggers_of(self.classifiers.task, inputs[-1] if self.made_triggers else None).items():
             answers[f"triggered/{name}"] = guarded.predict(images.images, child, trigger)
         tensors.save(folder / DEFENDED, answers)
 
@@ -222,6 +262,17 @@ class Judge:
         judge = method.restore(tensors.load(inputs[0] / LEARNED))
         opened = [encoders.load(encoder_file(each), run) for each in inputs[1:]]
         leave_verdicts(folder, judge.judge(opened, run))
+
+
+def needs_inputs(method: Named) -> bool:
+    """Whether a defense needs images in doubt."""
+    return "inputs" in method.parameters.needs
+
+
+def triggers_of(task: Task, made: Path | None) -> dict[str, Trigger]:
+    """The triggers of a task's aims, by name: those that an attack ``made`` and left there, or those that they name."""
+    triggers = own_triggers(task) if made is None else read_triggers(made / TRIGGERS)
+    return {aim.name: triggers[aim.name] for aim in task.aims}
 
 
 def _key(plan: DefensePlan) -> dict[str, Any]:

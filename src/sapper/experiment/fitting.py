@@ -12,6 +12,7 @@ from sapper.experiment.data import (
     Data,
     defended,
     defended_part,
+    doubted,
     needs_captions,
     part,
     place_of_pretraining,
@@ -82,6 +83,8 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
             with located(f"{where}.test_images"):
                 datasets.check_task(victims, part(test, section.test_images, run, defended_part(task.name)))
         else:
+            if doubted(scenario, plan):
+                _check_enough(section.inputs, test, "the task", f"{where}.inputs")
             detector: ClassifierJudge = plan.method.parameters
             with located(where, "."):
                 detector.check(section.train_images or len(victims), len(train.classes))

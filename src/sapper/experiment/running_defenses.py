@@ -11,8 +11,8 @@ from sapper.engine.executors import execute
 from sapper.engine.stage import Stage
 from sapper.engine.store import Finished
 from sapper.errors import SapperError, located
-from sapper.experiment.data import Data, defended_part
-from sapper.experiment.defending import Certify, Classifiers, Detect, Examine, Judge
+from sapper.experiment.data import Data, defended_part, stream_part
+from sapper.experiment.defending import Certify, Classifiers, Detect, Examine, Judge, needs_inputs
 from sapper.experiment.findings import Findings
 from sapper.experiment.fleets import Fleet, claimed, learn
 from sapper.experiment.pipeline import Measured
@@ -25,6 +25,7 @@ from sapper.experiment.records import (
     verdicts_on_encoders,
 )
 from sapper.experiment.results import Guaranteed, Judged, State
+from sapper.experiment.streams import Stream
 from sapper.experiment.subjects import ATTACKED, CLEAN, REPAIRED, Subject
 from sapper.experiment.trial import Lab, Session, Trial, Variant
 from sapper.experiment.verdicts import verdicts
@@ -83,7 +84,13 @@ def _on_classifiers(trial: Trial, plan: DefensePlan, measured: Measured, subject
         )
     else:
         assert isinstance(section, DetectSection)
-        work = Detect(plan=plan, section=section, classifiers=classifiers)
+        stream = None
+        if needs_inputs(plan.method) and measured.subject is not None and measured.subject.of != "task":
+            images = task.test.sample(section.inputs, trial.run.child(stream_part(task.name)))
+            stream, made = Stream(images=images, triggered=section.triggered), subjects_triggers(trial, measured)
+        work = Detect(
+            plan=plan, section=section, classifiers=classifiers, stream=stream, made_triggers=made is not None
+        )
     inputs = [stood_on, trial.pipeline.choices[task.name], poisoned, kept, made]
     there = tuple(each for each in inputs if each is not None)
     return Stage(work, trial.run, there, title=f"{plan.name} on the {subject.words}, {task.name}")

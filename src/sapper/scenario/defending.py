@@ -82,6 +82,8 @@ def read_defense(
             raise SapperError(f"no task with a target is called {task!r}", where=where, remedy=remedy)
     if isinstance(section, CertifySection):
         _check_sizes(section, chosen, size, f"{file}: {key}")
+    if isinstance(section, DetectSection):
+        _check_inputs(section, chosen, f"{file}: {key}")
     shadows = None
     if isinstance(section, FleetSection):
         pretraining_method, attack_method = methods
@@ -114,6 +116,14 @@ def _check_sizes(section: CertifySection, chosen: Named[Certifier | Smoother], s
         if side >= size:
             what, remedy = f"a patch of {side} pixels covers images of {size}", f"choose it below {size}"
             raise SapperError(what, where=f"{where}.patches", remedy=remedy)
+
+
+def _check_inputs(section: DetectSection, detector: Named, where: str) -> None:
+    """Raises ``SapperError`` for keys about images in doubt that a detector does not look at."""
+    given = sorted(section.model_fields_set & {"inputs", "triggered"})
+    if given and "inputs" not in detector.parameters.needs:
+        what, remedy = f"{detector.name} looks at no images in doubt", "leave it out"
+        raise SapperError(what, where=f"{where}.{given[0]}", remedy=remedy)
 
 
 def _check_owner(repair: Named, section: OwnerSection, where: str) -> None:

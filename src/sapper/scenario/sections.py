@@ -105,18 +105,24 @@ class DetectSection(DefenseSection):
     ``subjects``: how many classifiers of each encoder are judged, with heads of the primary kind; one, where the attack
     is on their training. ``train_images``: how many clean images of the task's training split the defender has (all by
     default).
+
+    For a detector that needs images in doubt: ``inputs`` of the task's test images (all by default) come into service,
+    and the share ``triggered`` of them has the trigger of a target. Those who judge clean classifiers get the same.
+    Where the attack is on the task's training set, that set is in doubt instead, as it was delivered.
     """
 
     subjects: PositiveInt = 1
     train_images: PositiveInt | None = None
+    inputs: PositiveInt | None = None
+    triggered: Annotated[float, Field(ge=0, le=1)] = 0.1
 
 
 class CertifySection(DefenseSection):
     """A certified defense.
 
     ``patches``: sizes to certify for; of a defense that certifies within a radius ``radii``, by default those that it
-    names. ``test_images``: how many of the test split to take, the same ones for every
-    defense that takes as many. ``train_images`` as in ``DetectSection``.
+    names. ``test_images``: how many of the test split to take, the same ones for every defense that takes as many.
+    ``train_images``: how many of the training images that the victim has, poison included.
     """
 
     patches: list[PositiveInt] = Field(default=[2, 4, 6, 8, 10], min_length=1)
