@@ -76,7 +76,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "mntd_encoder": {"shadows": 1, "validation": 1, "meta_classifiers": 2, "epochs": 2, "queries": 2},
     "derandomized_smoothing": {"patch": 2, "side": 2, "training": "head", "views": 1},
     "ibp": {"patch": 2, "width": 1, "places": 2, "epochs": 1, "batch": 16},
-    "patchcleanser": {"patch": 3, "masks": 2},
+    "patchcleanser": {"patch": 3, "masks": 2, "training": "encoder", "views": 1, "epochs": 1},
     "patchguard_bn": {"patch": 2, "width": 4, "epochs": 1},
     "patchguard_ds": {"patch": 2, "band": 2},
     "rab": {"models": 3},

@@ -165,8 +165,17 @@ def test_a_certified_defense_is_measured_on_both_encoders_and_for_every_patch(
                 assert records(results, "defended_ASR", target=target, **place)[0].n == n
                 assert records(results, "defended_ASR_strict", target=target, **place)[0].n < n
                 for patch in patches:
-                    condition = {"state": state, "patch": patch}
-                    assert len(records(results, "certified_accuracy", **place | {"condition": condition})) == 1
+                    there = place | {"condition": {"state": state, "patch": patch}}
+                    (certified,) = records(results, "certified_accuracy", **there)
+                    (universal,) = records(results, "universal_certified_accuracy", **there)
+                    assert universal.value >= certified.value
+                    (bound,) = records(results, "ASR_strict_bound", target=target, **there)
+                    known = records(results, "ASR_strict_bound_known_place", target=target, **there)
+                    assert len(known) == (patch == 4), "a trigger of four pixels fits no smaller patch"
+                    assert all(each.value <= bound.value for each in known)
+                    if patch == 4:  # the defense's own size
+                        (measured,) = records(results, "defended_ASR_strict", target=target, **place)
+                        assert measured.value <= known[0].value
 
 
 @dataclass(frozen=True)
@@ -293,6 +302,10 @@ def test_answers_are_counted_for_every_encoder_target_and_patch(tmp_path: Path) 
                     "triggered/y": torch.tensor([0, 0, 0, 1]),
                     "certified/10": torch.tensor([False, True, False, False]),
                     "certified/2": torch.tensor([True, True, False, True]),
+                    "places/2/certified": torch.tensor([[1, 1], [1, 1], [1, 0], [1, 1]]).bool(),
+                    "places/2/group": torch.tensor([[0, 0], [0, 1]]),
+                    "box/x": torch.tensor([0, 1, 0, 2]),
+                    "box/y": torch.tensor([1, 3, 1, 3]),
                 },
             ),
         )
@@ -309,6 +322,11 @@ def test_answers_are_counted_for_every_encoder_target_and_patch(tmp_path: Path) 
         ("defended_ASR_strict", "y", clean, pytest.approx(2 / 3), 3),
         ("certified_accuracy", None, clean | {"patch": 2}, 0.75, 4),
         ("certified_accuracy", None, clean | {"patch": 10}, 0.25, 4),
+        ("universal_certified_accuracy", None, clean | {"patch": 2}, 0.75, 4),
+        ("ASR_strict_bound", "x", clean | {"patch": 2}, 0.0, 3),
+        ("ASR_strict_bound_known_place", "x", clean | {"patch": 2}, 0.0, 3),
+        ("ASR_strict_bound", "y", clean | {"patch": 2}, pytest.approx(1 / 3), 3),
+        ("ASR_strict_bound_known_place", "y", clean | {"patch": 2}, pytest.approx(1 / 3), 3),
     ]
     attacked = [r for r in found if r.condition["state"] == "attacked"]
     assert [r.value for r in attacked if r.metric == "defended_accuracy"] == [0.25]
@@ -527,6 +545,11 @@ def test_the_report_shows_verdicts_triggers_and_certificates(defended: tuple[Res
         condition={"state": "attacked", "patch": 4},
     )
     assert f"{100 * record.value:.1f} % for 4×4" in told
+    assert "Against one trigger at one place" in page
+    table = defenses.universal_table(results)
+    assert table is not None
+    assert len(table.rows) == 2 * 2 * (2 + 2), "defenses, tasks, and for each size a row of each classifier"
+    assert len({len(row) for row in table.rows}) == 1
 
 
 def test_what_a_detector_did_not_decide_or_compare_is_told(defended: tuple[Results, Path]) -> None:

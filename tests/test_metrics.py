@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from sapper.metrics import attack_metrics, auc, auc_rate, difference, is_constant, share
+from sapper.metrics import attack_metrics, auc, auc_rate, difference, is_constant, least_share, share
 
 bits = st.lists(st.booleans(), min_size=1, max_size=60)
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -26,6 +26,21 @@ def test_share_is_wilsons_interval(hits: list[bool]) -> None:
         pytest.approx(expected.high, abs=1e-9),
         len(hits),
     )
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=40))
+def test_the_least_share_has_wilsons_interval_for_all_columns_at_once(rows: list[list[bool]]) -> None:
+    hits = torch.tensor(rows)
+    rate = least_share(hits)
+    intervals = [
+        binomtest(int(column.sum()), len(rows)).proportion_ci(confidence_level=1 - 0.05 / 3, method="wilson")
+        for column in hits.T
+    ]
+    assert rate.value == pytest.approx(min(float(column.double().mean()) for column in hits.T))
+    assert rate.low == pytest.approx(min(each.low for each in intervals), abs=1e-9)
+    assert rate.high == pytest.approx(min(each.high for each in intervals), abs=1e-9)
+    one, alone = least_share(hits[:, :1]), share(hits[:, 0])
+    assert (one.value, one.low, one.high) == pytest.approx((alone.value, alone.low, alone.high))
 
 
 @given(pairs)

@@ -8,6 +8,7 @@ from sapper.defenses.certify.patchcleanser import PatchCleanser
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.defender import Defender
 from sapper.defenses.masking import column_windows
+from sapper.defenses.views import column_bands, random_part
 from sapper.downstream import MLP
 from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
@@ -76,7 +77,7 @@ def test_a_larger_patch_certifies_fewer() -> None:
 
 def test_training_views_are_bands_of_all_places() -> None:
     images = torch.rand(400, 3, 8, 8, generator=RUN.generator()) + 0.01
-    views = PatchGuardDS(band=3).bands(images, BLACK, RUN.generator())
+    views = random_part(column_bands(8, 8, 3), BLACK)(images, RUN.generator())
     seen = (views != 0).all(1).all(1)
     shown = seen.view(400, 1, 1, 8).expand_as(images)
     assert torch.equal(views[shown], images[shown])

@@ -13,6 +13,7 @@ Source of the definitions: Jia, Liu, Gong (IEEE S&P 2022) and the authors' evalu
 
 from dataclasses import dataclass
 from math import sqrt
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -30,14 +31,27 @@ class Rate:
     n: int
 
 
-def share(hits: Tensor) -> Rate:
-    """The share of true values in ``hits``, bool (N,), N ≥ 1, with Wilson's score interval."""
+def share(hits: Tensor, z: float = Z95) -> Rate:
+    """The share of true values in ``hits``, bool (N,), N ≥ 1, with Wilson's score interval.
+
+    ``z``: the normal quantile that makes it one of 95 %, or of more.
+    """
     n = hits.numel()
     p = float(hits.double().mean())
-    center = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
+    center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     # Rounding can put a bound just beyond a value at the very end of the scale.
     return Rate(p, min(p, max(0.0, center - half)), max(p, min(1.0, center + half)), n)
+
+
+def least_share(hits: Tensor) -> Rate:
+    """The least of the G shares of true values in the columns of ``hits``, bool (N, G), N ≥ 1, G ≥ 1.
+
+    Its 95 % interval holds whichever column is the least of the population: Wilson's of each column at 1 − 0.05/G
+    (Bonferroni), so that all G hold at once, and of these the least bounds. They grow with the share.
+    """
+    worst = hits[:, int(hits.double().mean(0).argmin())]
+    return share(worst, NormalDist().inv_cdf(1 - 0.025 / hits.shape[1]))
 
 
 def difference(ours: Tensor, theirs: Tensor) -> Rate:

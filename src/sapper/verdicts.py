@@ -118,6 +118,39 @@ def threat(patch: int) -> str:
     return f"one {patch}×{patch} patch anywhere"
 
 
+Box = tuple[int, int, int, int]
+"""Rows [top, bottom) and columns [left, right) of an image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByPlace:
+    """For every place of a patch, the predictions that no patch there can change: what a trigger on all images meets.
+
+    A place is where the patch's upper left pixel lies. Places that the defense cannot tell apart are one group.
+
+    ``patch``      p, the side in pixels.
+    ``certified``  bool (N, G): no patch at a place of the group makes the defense answer anything but the true class.
+    ``group``      int64 (H − p + 1, W − p + 1): the group of each place.
+    """
+
+    patch: int
+    certified: Tensor
+    group: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.certified.dtype == torch.bool
+        assert 0 <= int(self.group.min()) <= int(self.group.max()) < self.certified.shape[1]
+
+    def under(self, box: Box) -> Tensor | None:
+        """Bool (N,): the predictions that nothing within ``box`` can change; none where no patch covers it."""
+        top, bottom, left, right = box
+        rows, columns = (slice(max(0, end - self.patch), start + 1) for start, end in ((top, bottom), (left, right)))
+        around = self.group[rows, columns].flatten()
+        if max(bottom - top, right - left) > self.patch or not len(around):
+            return None
+        return self.certified[:, around.unique()].any(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Certified:
     """A certified defense's predictions, and which of them nothing within ``threat`` can change.
@@ -126,12 +159,17 @@ class Certified:
     ``certified``  bool (N,): nothing within ``threat`` makes the defense answer anything but the image's true class.
                    Never true where the prediction is wrong.
     ``threat``     in words, such as "one 10×10 patch anywhere".
+    ``by_place``   the same for a patch at one place, for every place; none where the defense cannot tell.
     """
 
     labels: Tensor
     certified: Tensor
     threat: str
+    by_place: ByPlace | None = None
 
     def __post_init__(self) -> None:
         assert self.labels.shape == self.certified.shape
         assert self.certified.dtype == torch.bool
+        if self.by_place is not None:
+            assert len(self.by_place.certified) == len(self.certified)
+            assert bool((self.certified.unsqueeze(1) <= self.by_place.certified).all()), "anywhere means at every place"

@@ -15,7 +15,19 @@ Certificate. Let the patch put anything ≥ 0 into window x. With r_c = G_c − 
                                                      or what was added is at most T of all)
     true class y:    score_y ≥ r_y − M             M = max_w Σ_{i ∈ w∖x} u_y(i)  over all windows if that exceeds T·r_y,
                                                     else over those that overlap x: only these can still go
-    certified  ⇔  for every x:  max_{c ≠ y} r_c / (1 − T)  <  r_y − M
+    certified at x  ⇔  max_{c ≠ y} r_c / (1 − T)  <  r_y − M            certified  ⇔  at every x
+
+The certificate at one x is a statement of its own. Proof: what the patch leaves in x has the sum A_c ≥ 0, so that
+G_c = r_c + A_c. A wrong class: x is a window, m_c ≥ A_c. If the window of m_c is taken away, r_c + A_c − m_c ≤ r_c is
+left; if not, A_c ≤ m_c ≤ T·(r_c + A_c), so G_c ≤ r_c / (1 − T). The true class: where the window w is taken away, it
+loses Σ_{w∖x} u_y, and of A_y what lies in w, so it keeps r_y − Σ_{w∖x} u_y at least. A w apart from x holds what it
+held before, and is taken away only if that exceeds T·G_y ≥ T·r_y. If no window exceeds it, w overlaps x.  ∎
+
+So of one trigger that lies at the same place on every image, whatever it shows on each, at most the share of images
+that are not certified there is lost (``ByPlace``). A patch at a place l touches some places of evidence; every x that
+holds them all will do:
+
+    certified at l  ⇔  certified at some x that holds all that a patch at l touches
 
 Source: Xiang, Bhagoji, Sehwag, Mittal, "PatchGuard", USENIX Security 2021. Overlap is decided place by place, so that
 windows that wrap around the edge of the image are treated as what they are; the authors' code forgets them, and then
@@ -32,7 +44,7 @@ from torch import Tensor
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import Change, check_pixels
-from sapper.verdicts import Certified, threat
+from sapper.verdicts import ByPlace, Certified, threat
 
 Spans = tuple[list[tuple[int, int]], int]
 """Starts and ends along one axis, and its length."""
@@ -82,11 +94,36 @@ def robust_prediction(evidence: Tensor, windows: Tensor, share: float = 0.0) -> 
 def certify(evidence: Tensor, windows: Tensor, labels: Tensor, share: float = 0.0, chunk: int = 64) -> Tensor:
     """Whether no change inside of any one window makes ``robust_prediction`` differ from ``labels``, bool (N,).
 
+    All is as in ``certify_windows``.
+    """
+    return certify_windows(evidence, windows, labels, share, chunk).all(1)
+
+
+def certify_windows(evidence: Tensor, windows: Tensor, labels: Tensor, share: float = 0.0, chunk: int = 64) -> Tensor:
+    """Whether no change inside of each window makes ``robust_prediction`` differ from ``labels``, bool (N, n).
+
     Shapes as in ``masked_scores``; ``labels`` int64 (N,); 0 ≤ ``share`` < 1. ``chunk`` images at a time bound the
     memory.
     """
     parts = zip(evidence.split(chunk), labels.to(evidence.device).split(chunk))
     return torch.cat([_certify(part, windows.to(evidence.device), wanted, share) for part, wanted in parts])
+
+
+def by_place(proven: Tensor, holds: Tensor, patch: int) -> ByPlace:
+    """Certificates for what happens inside of windows as certificates for patches at places.
+
+    ``proven`` bool (N, n): whether nothing inside of a window changes an image's answer. ``holds`` bool (H − p + 1,
+    W − p + 1, n): which windows hold all that a patch of side p there touches, for each place at least one.
+    """
+    sets, group = holds.flatten(0, 1).unique(dim=0, return_inverse=True)
+    assert bool(sets.any(1).all())
+    certified = proven.float() @ sets.float().T > 0
+    return ByPlace(patch=patch, certified=certified, group=group.view(holds.shape[:2]))
+
+
+def patch_spans(side: int, patch: int) -> Tensor:
+    """Where a patch can lie along an axis, bool (side − p + 1, side): the pixels that it covers from each start."""
+    return _inside([(start, start + patch) for start in range(side - patch + 1)], side)
 
 
 class Evidence(Protocol):
@@ -99,11 +136,13 @@ class Evidence(Protocol):
 class RobustMasking:
     """A classifier by its local evidence, under robust masking against a patch of side ``patch``.
 
-    ``windows``: from a patch's side to the windows of places that it can touch, bool (n, P). ``share``: T.
+    ``windows``: from a patch's side to the windows of places that it can touch, bool (n, P). ``touched``: from a
+    patch's side and the images' size to what it touches from each place, bool (H − p + 1, W − p + 1, P). ``share``: T.
     """
 
     evidence: Evidence
     windows: Callable[[int], Tensor]
+    touched: Callable[[int, tuple[int, int]], Tensor]
     patch: int
     share: float
 
@@ -120,15 +159,21 @@ class RobustMasking:
         check_pixels(images, labels)
         check_patches(patches, images)
         evidence, results = self.evidence(images, run), []
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < evidence.shape[2]:
-            known = evidence.shape[2]
-            what = f"labels run from {int(labels.min())} to {int(labels.max())}, there are {known} classes"
-            raise SapperError(what, where="labels", remedy="give those of the classifier's own task")
+        check_labels(labels, evidence.shape[2])
         for patch in patches:
             windows = self.windows(patch).to(evidence.device)
             answers = robust_prediction(evidence, windows, self.share).cpu()
-            proven = certify(evidence, windows, labels, self.share).cpu()
-            results.append(Certified(labels=answers, certified=proven, threat=threat(patch)))
+            proven = certify_windows(evidence, windows, labels, self.share).cpu()
+            touched = self.touched(patch, (images.shape[-2], images.shape[-1]))
+            holds = touched.float() @ (~windows.cpu()).float().T == 0
+            results.append(
+                Certified(
+                    labels=answers,
+                    certified=proven.all(1),
+                    threat=threat(patch),
+                    by_place=by_place(proven, holds, patch),
+                )
+            )
         return results
 
 
@@ -155,6 +200,7 @@ def check_side(side: int, size: int, name: str) -> None:
 
 
 def _certify(evidence: Tensor, windows: Tensor, labels: Tensor, share: float) -> Tensor:
+    """``certify_windows`` of a few images."""
     left = evidence.sum(1, keepdim=True) - _window_sums(evidence, windows)  # r: (N, n, K), windows as the patch's
     wanted = labels.view(-1, 1, 1).expand(-1, left.shape[1], 1)
     ours = left.gather(2, wanted).squeeze(2)
@@ -163,7 +209,7 @@ def _certify(evidence: Tensor, windows: Tensor, labels: Tensor, share: float) ->
     lost = _largest_loss(true, windows, share * ours)
     # A bound that rounding could turn around certifies nothing.
     slack = 1e-5 * evidence.sum(1).amax(1, keepdim=True)
-    return (ours - lost > others + slack).all(1)
+    return ours - lost > others + slack
 
 
 def _largest_loss(evidence: Tensor, windows: Tensor, allowed: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from sapper.metrics import Rate, auc, auc_rate, share
-from sapper.verdicts import Scores, Verdict
+from sapper.metrics import Rate, auc, auc_rate, least_share, share
+from sapper.verdicts import Box, ByPlace, Scores, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class Answers:
 
     ``labels``: the true classes. ``plain``: answers on the images as they are. ``triggered``: by the targets' names, on
     images with their triggers. ``targets``: the class that each wants. ``certified``: by the size of the threat, which
-    ``size_is``: a patch's side, or a radius.
+    ``size_is``: a patch's side, or a radius. ``places``: the same by place, where the defense can tell, by the patch's
+    side. ``boxes``: what covers the triggers that lie at one place.
     """
 
     labels: Tensor
@@ -40,6 +41,8 @@ class Answers:
     targets: Mapping[str, int]
     certified: Mapping[float, Tensor]
     size_is: str = "patch"
+    places: Mapping[int, ByPlace] = field(default_factory=dict)
+    boxes: Mapping[str, Box] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +237,32 @@ def _certified(answers: Answers) -> Iterator[Measured]:
         yield Measured(name="certified_accuracy", condition={answers.size_is: size}, **asdict(rate))
 
 
+def _universal(answers: Answers) -> Iterator[Measured]:
+    """What is certified against a patch at one place, the same for all images: at the worst place for the defense."""
+    for patch, places in sorted(answers.places.items()):
+        rate = least_share(places.certified)
+        yield Measured(name="universal_certified_accuracy", condition={"patch": patch}, **asdict(rate))
+
+
+def _bounds(answers: Answers) -> Iterator[Measured]:
+    """How much of the others' images a patch at one place can send to a target's class at most: those not certified."""
+    for patch, places in sorted(answers.places.items()):
+        for target, label in answers.targets.items():
+            others, there = answers.labels != label, {"patch": patch}
+            kept = least_share(places.certified[others])
+            worst = Rate(1 - kept.value, 1 - kept.high, 1 - kept.low, kept.n)
+            yield Measured(name="ASR_strict_bound", target=target, condition=there, **asdict(worst))
+            known = places.under(answers.boxes[target]) if target in answers.boxes else None
+            if known is not None:
+                rate = share(~known[others])
+                name = "ASR_strict_bound_known_place"
+                yield Measured(name=name, target=target, condition=there, **asdict(rate))
+
+
 CERTIFIED: tuple[OfAnswers, ...] = (
     OfAnswers(("defended_accuracy", "defended_ASR", "defended_ASR_strict"), _defended),
     OfAnswers(("certified_accuracy",), _certified),
+    OfAnswers(("universal_certified_accuracy",), _universal),
+    OfAnswers(("ASR_strict_bound", "ASR_strict_bound_known_place"), _bounds),
 )
 """What every certified defense is measured by, on each encoder by itself."""

@@ -5,11 +5,13 @@ holds the poisoned training set, or, where ``kept``, what holds a classifier tha
 shows them triggers, where ``made_triggers``, what holds those.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from sapper import encoders, tensors
 from sapper.defenses.contracts import (
@@ -22,6 +24,7 @@ from sapper.defenses.contracts import (
     Smoother,
 )
 from sapper.defenses.defender import Defender
+from sapper.defenses.measures import Answers
 from sapper.downstream import Classifier
 from sapper.downstream.files import load
 from sapper.encoders import Encoder
@@ -43,9 +46,13 @@ from sapper.samples import ImageSet
 from sapper.scenario.defending import DefensePlan
 from sapper.scenario.named import Named
 from sapper.scenario.sections import CertifySection, DetectSection
-from sapper.triggers import Trigger, read_triggers
+from sapper.triggers import Patch, Trigger, read_triggers
+from sapper.verdicts import Box, ByPlace
 
 DEFENDED = "defended.safetensors"
+
+CERTIFIED_FORM = 2
+"""Counts the forms of what ``Certify`` leaves; in its key."""
 
 
 class Victim:
@@ -172,7 +179,9 @@ class Certify:
 
     In it, int64 or bool (N,): ``clean`` and ``triggered/<target>``, what the defense for the method's own patch size
     answers; ``certified/<patch>`` for each size of the section. Of a defense within a radius ``certified/<radius>``,
-    for the section's radii or the method's own.
+    for the section's radii or the method's own. Where the defense tells places apart, the fields of ``ByPlace``:
+    ``places/<patch>/certified`` and ``places/<patch>/group``. Int64 (4,) ``box/<target>``: what covers a trigger that
+    is a patch.
     """
 
     plan: DefensePlan
@@ -196,7 +205,7 @@ class Certify:
     def key(self) -> dict[str, Any]:
         sizes = {"radii": self.radii} if self.radii else {"patches": self.section.patches}
         own = {"train images": self.section.train_images, **sizes, "images": self.images.origin}
-        own["made triggers"] = self.made_triggers
+        own |= {"made triggers": self.made_triggers, "form": CERTIFIED_FORM}
         return _key(self.plan) | {"victim": self.classifiers.key()} | own
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
@@ -214,10 +223,39 @@ class Certify:
             guarded, sizes = method.prepare(classifier, owner, child), sorted({*self.section.patches, method.patch})
             results = dict(zip(sizes, guarded.certify(images.images, images.targets(), sizes, child)))
             answers = {"clean": results[method.patch].labels}
-            answers |= {f"certified/{patch}": results[patch].certified for patch in self.section.patches}
+            for patch in self.section.patches:
+                answers[f"certified/{patch}"] = results[patch].certified
+                if (places := results[patch].by_place) is not None:
+                    answers |= {f"places/{patch}/certified": places.certified, f"places/{patch}/group": places.group}
         for name, trigger in triggers_of(self.classifiers.task, inputs[-1] if self.made_triggers else None).items():
             answers[f"triggered/{name}"] = guarded.predict(images.images, child, trigger)
+            if isinstance(trigger, Patch):
+                answers[f"box/{name}"] = torch.tensor(trigger.box(*images.size))
         tensors.save(folder / DEFENDED, answers)
+
+
+def defended_answers(
+    folder: Path, labels: Tensor, targets: Mapping[str, int], size_is: Literal["patch", "radius"] = "patch"
+) -> Answers:
+    """What ``Certify`` left, on images of the classes ``labels``; ``targets``: the class of each, by its name."""
+    number = int if size_is == "patch" else float
+    left = tensors.load(folder / DEFENDED)
+    places = {int(name.partition("/")[0]) for name in tensors.below("places", left)}
+    return Answers(
+        labels=labels,
+        plain=left["clean"],
+        triggered={target: left[f"triggered/{target}"] for target in targets},
+        targets=targets,
+        certified={number(size): each for size, each in tensors.below("certified", left).items()},
+        size_is=size_is,
+        places={patch: ByPlace(patch=patch, **tensors.below(f"places/{patch}", left)) for patch in places},
+        boxes={target: _box(each) for target, each in tensors.below("box", left).items()},
+    )
+
+
+def _box(edges: Tensor) -> Box:
+    top, bottom, left, right = edges.tolist()
+    return top, bottom, left, right
 
 
 @dataclass(frozen=True, kw_only=True)

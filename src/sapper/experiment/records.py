@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sapper import tensors
-from sapper.defenses.measures import Answers, Labeled, Measured, OfAnswers, OfVerdicts, held_out
+from sapper.defenses.measures import Labeled, Measured, OfAnswers, OfVerdicts, held_out
 from sapper.engine.store import Finished
-from sapper.experiment.defending import DEFENDED
+from sapper.experiment.defending import defended_answers
 from sapper.experiment.pictures import recovered_triggers
 from sapper.experiment.results import Judged, Record, State
 from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
@@ -117,17 +116,8 @@ def certifier_records(
 
     ``wanted``: the class of each target, by its name. ``size_is``: what it certifies for.
     """
-    number = int if size_is == "patch" else float
     for subject, finished in sides:
-        defended = tensors.load(finished.folder / DEFENDED)
-        answers = Answers(
-            labels=labels,
-            plain=defended["clean"],
-            triggered={target: defended[f"triggered/{target}"] for target in wanted},
-            targets=wanted,
-            certified={number(size): each for size, each in tensors.below("certified", defended).items()},
-            size_is=size_is,
-        )
+        answers = defended_answers(finished.folder, labels, wanted, size_is)
         there = _under(place, state=subject.state) | {"subject": subject.id, "stage": "certify"}
         there |= {"seconds": finished.seconds}
         for measure in measures:

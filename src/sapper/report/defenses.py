@@ -1,6 +1,6 @@
 """What defenses found, for the page and for the terminal: verdicts on classifiers, certified predictions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ class Detection:
 class Certification:
     """One certified defense on one task: certified accuracy against the threat's size, and the rest in a table.
 
-    ``axis``: what the size is. ``guarantees``: what is certified, and what is not, in sentences.
+    ``axis``: what the size is. ``guarantees``: what is certified, and what is not, in sentences. ``universal``: what
+    holds against one trigger at one place.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Certification:
     drawing: Markup
     keys: list[Key]
     table: Table | None
+    universal: Table | None
 
 
 def detections(results: Results) -> list[Detection]:
@@ -229,9 +231,13 @@ AXES = {"patch": "the patch’s side in pixels", "radius": "the radius"}
 """What certified accuracy is drawn against, by the key of the condition."""
 
 
+CERTIFIED = ("certified_", "universal_certified_", "ASR_strict_bound")
+"""How the names of what is certified begin."""
+
+
 def is_certified(item: Measurement) -> bool:
     """Whether a certified defense measured it."""
-    return item.defense is not None and item.metric.startswith(("defended_", "certified_"))
+    return item.defense is not None and item.metric.startswith(("defended_", *CERTIFIED))
 
 
 def _certification(results: Results, group: list[Measurement], title: str, name: str) -> Certification:
@@ -256,7 +262,40 @@ def _certification(results: Results, group: list[Measurement], title: str, name:
         figures.certified(lines, STATES, name),
         _keys("line", {state: f"{text.STATES[state]} classifier" for state in STATES}),
         tables.table(rows, f"{own} %; in brackets the 95 % interval, {note}."),
+        tables.table(_by_patch(group, lambda each: f"{each.number}  ({each.span})"), UNIVERSAL_NOTE),
     )
+
+
+UNIVERSAL_NOTE = (
+    "In %, with 95 % intervals; those of the worst place hold for all places at once (Bonferroni). One place: the same "
+    "on every image; the patch may show something else on each. The worst place is the one that is certified least."
+)
+
+
+def _by_patch(group: list[Measurement], cell: Callable[[Estimate], str]) -> list[dict[str, str]]:
+    """A row for each state and size: what is certified anywhere and at one place, and what strict ASR is left."""
+    rows = []
+    for state in STATES:
+        for item in _certified(group, state):
+            there = {"state": state} | dict([_size(item)])
+            universal = _find(group, "universal_certified_accuracy", **there)
+            if universal is None:
+                continue
+            found: dict[str, Estimate | None] = {"certified anywhere": item.estimate, "at the worst place": universal}
+            for target in _targets(group):
+                of = f", {target}" if len(_targets(group)) > 1 else ""
+                for words, metric in BOUNDS.items():
+                    found[f"{words}{of}"] = _find(group, metric, target=target, **there)
+            cells = {name: text.NOTHING if each is None else cell(each) for name, each in found.items()}
+            rows.append({"classifier": text.STATES[state], "patch": _sized(item)} | cells)
+    return rows
+
+
+BOUNDS = {
+    "strict ASR at most, trigger’s place": "ASR_strict_bound_known_place",
+    "at most, any place": "ASR_strict_bound",
+}
+"""What is said of the bounds on the strict ASR."""
 
 
 def _targets(group: list[Measurement]) -> list[str]:
@@ -300,11 +339,20 @@ def sentences(results: Results) -> list[str]:
                 for item in group
                 if item.metric == "defended_ASR_strict" and item.place.get("state") == state
             ]
-            sizes = [f"{item.estimate.number} % for {_sized(item)}" for item in _certified(group, state)]
+            sizes = [
+                f"{item.estimate.number} % for {_sized(item)}{_at_one_place(group, item)}"
+                for item in _certified(group, state)
+            ]
             if accuracy is not None:
                 words = ", ".join([f"accuracy {accuracy.number} %", *rates])
                 told.append(f"{title}, {text.STATES[state]} classifier: {words}; certified {', '.join(sizes)}.")
     return told
+
+
+def _at_one_place(group: list[Measurement], item: Measurement) -> str:
+    """What a certified accuracy rises to if the patch lies at the same place on every image."""
+    found = _find(group, "universal_certified_accuracy", state=item.place["state"], **dict([_size(item)]))
+    return f" ({found.number} % at one place)" if found else ""
 
 
 def detection_table(results: Results) -> Table | None:
@@ -349,6 +397,16 @@ def certification_table(results: Results) -> Table | None:
     return tables.table(
         [{k: v for k, v in row.items() if k not in names} | {k: row.get(k) for k in names} for row in rows]
     )
+
+
+def universal_table(results: Results) -> Table | None:
+    """A row for each certified defense on each task, classifier and size: what holds against a trigger at one place."""
+    rows = [
+        {"defense": title} | row
+        for title, group in _certified_groups(results).items()
+        for row in _by_patch(group, shown)
+    ]
+    return tables.table(rows, UNIVERSAL_NOTE)
 
 
 def shown(found: Estimate | None) -> str:

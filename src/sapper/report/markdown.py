@@ -41,6 +41,7 @@ def render(results: Results) -> str:
         *_plain_table(
             defenses.certification_table(results), f"In %; 95 % intervals: {tables.interval_note(certified)}."
         ),
+        *_plain_table(defenses.universal_table(results), defenses.UNIVERSAL_NOTE),
         *(f"\n{sentence}" for sentence in defenses.guarantees(results)),
         *(f"\nNote: {flag}" for flag in results.flags),
     ]

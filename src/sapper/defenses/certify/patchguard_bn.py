@@ -3,9 +3,9 @@
 Threat model: one patch of at most p×p pixels, anywhere, different for each image, any content.
 
 A network in the manner of BagNet gives class scores at every place of a map, each from a few pixels only: here from
-r×r of them, r = 9, at every s-th pixel, s = 2. A patch touches at most ⌈(p + r − 1) / s⌉ places along each axis, a
-window of the map. The scores s become local evidence u = log(1 + exp s) ≥ 0, which ``masking`` aggregates and
-certifies.
+r×r of them, r = 9, at every s-th pixel, s = 2. A patch touches at most ⌈(p + r − 1) / s⌉ places along each axis: all of
+them lie in a window of the map, for which ``masking`` certifies. The scores s become local evidence
+u = log(1 + exp s) ≥ 0.
 
 Training takes away from the true class its strongest window before the mean ("provable adversarial training"), so that
 the network learns to find evidence in many places:
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from sapper.defenses.contracts import Certifier, Need
 from sapper.defenses.defender import Defender
-from sapper.defenses.masking import RobustMasking, check_side, square_windows
+from sapper.defenses.masking import RobustMasking, check_side, patch_spans, square_windows
 from sapper.defenses.measures import CERTIFIED, OfAnswers
 from sapper.downstream import Classifier
 from sapper.methods import Checked
@@ -85,7 +85,7 @@ class PatchGuardBN(Checked, Certifier):
         def windows(patch: int) -> Tensor:
             return square_windows(height, width, window(patch))
 
-        return RobustMasking(partial(_evidence, net), windows, self.patch, self.share)
+        return RobustMasking(partial(_evidence, net), windows, touched, self.patch, self.share)
 
     def fit(self, defender: Defender, run: Run) -> "Bag":
         """The network, trained on the defender's images from scratch."""
@@ -180,3 +180,15 @@ def _layer(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple[nn.Mo
 def window(patch: int) -> int:
     """How many places along an axis a patch of that side can touch at most."""
     return -(-(patch + RECEPTIVE - 1) // STRIDE)
+
+
+def touched(patch: int, size: tuple[int, int]) -> Tensor:
+    """Places of the map that see a part of a patch, bool (H − p + 1, W − p + 1, h·w), by the patch's place."""
+    rows, columns = (patch_spans(side, patch).float() @ _seen(side).float().T > 0 for side in size)
+    return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2)
+
+
+def _seen(side: int) -> Tensor:
+    """The pixels that each place of the map sees along an axis, bool (places, pixels): r around every s-th."""
+    centers = torch.arange(0, side, STRIDE).unsqueeze(1)
+    return (torch.arange(side) - centers).abs() <= RECEPTIVE // 2
