@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sapper.defenses.certify.patchcleanser import PatchCleanser, axis_masks, resolve
+from sapper.defenses.certify.patchcleanser import PatchCleanser, resolve
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import to_float
+from sapper.triggers.covers import axis_masks
 
 GRAY = torch.full((3,), 0.5)
 
