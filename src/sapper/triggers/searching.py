@@ -22,5 +22,10 @@ def unit(weight: Tensor) -> Tensor:
 
 def stamp(weights: list[Tensor], pixels: Tensor) -> tuple[Tensor, Tensor]:
     """x' = (1 − m)·x + m·Δ for every aim: masks (aims, 1, 1, H, W), images (aims, N, 3, H, W) of uint8 (N, 3, H, W)."""
+    return mixed(weights, to_float(pixels))
+
+
+def mixed(weights: list[Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of float images in [0, 1]."""
     masks, patterns = (unit(weight).unsqueeze(1) for weight in weights)
-    return masks, (1 - masks) * to_float(pixels) + masks * patterns
+    return masks, (1 - masks) * images + masks * patterns
