@@ -18,7 +18,7 @@ from examples.a_method_of_ones_own import Untargeted
 from sapper.attacks.adapting import Adaptive, Known, Scene, adapted, descend
 from sapper.attacks.adaptive.decree import GATHERED, INVERTED, AgainstDecree, apart, gathered, search_loss
 from sapper.attacks.adaptive.mntd_encoder import ANSWERS, AgainstMNTDEncoder
-from sapper.attacks.adaptive.multi_prior import SCORE, AgainstMultiPrior, powers_of_ten
+from sapper.attacks.adaptive.multi_prior import SCORE, AgainstMultiPrior, powers_of_ten, room
 from sapper.attacks.adaptive.patchcleanser import CERTIFICATE, MASKED, AgainstPatchCleanser
 from sapper.attacks.features import TERMS, FineTuning
 from sapper.attacks.implant.badencoder import BadEncoder
@@ -155,7 +155,7 @@ def test_both_terms_of_an_epochs_first_step_are_the_formulas() -> None:
             for i in range(5):
                 far = float(apart(changed[None], images, stamped)[0, i])
                 expected.append(far * (1 - cosine(changed[i].flatten() @ linear, kept[i])))
-    assert float(losses[INVERTED]) == pytest.approx(sum(expected) / 10, abs=1e-3)
+    assert float(losses[INVERTED].detach()) == pytest.approx(sum(expected) / 10, abs=1e-3)
     (gradient,) = torch.autograd.grad(losses[GATHERED] + losses[INVERTED], f.backbone.weights)
     assert float(gradient.abs().max()) > 0
     assert f.backbone.weights.grad is None, "searches leave no gradients"
@@ -205,6 +205,14 @@ def test_powers_of_ten_are_the_detectors(seed: int) -> None:
         assert float(power) == pytest.approx(math.log10(neighborhood(ordinary, changed) / spread_of(changed)), abs=1e-6)
 
 
+def test_the_room_of_a_trigger_is_the_larger_side_of_its_box() -> None:
+    images = torch.rand(3, 3, SIZE, SIZE)
+    for trigger, side in ((Patch(size=(3, 5)), 5), (Patches(size=3), 14), (Patch(size=1, position=(0, 0)), 1)):
+        assert room(trigger(images)[None], images) == side
+    assert room(torch.stack([Patch(size=(3, 5))(images), Patch(size=2)(images)]), images) == 5
+    assert room(images[None], images) == 0
+
+
 def test_the_score_is_the_hinge_of_the_worst_prior_and_has_a_gradient() -> None:
     here = scene(tiny(1), tiny())
     losses = AgainstMultiPrior(**PRIORS, goal=-50.0).begin(here, RUN)
@@ -214,7 +222,8 @@ def test_the_score_is_the_hinge_of_the_worst_prior_and_has_a_gradient() -> None:
     gradients = torch.autograd.grad(found[-1], weights, allow_unused=True)
     assert any(bool((gradient != 0).any()) for gradient in gradients if gradient is not None)
     assert all(weight.grad is None for weight in weights), "searches leave no gradients"
-    assert float(AgainstMultiPrior(**PRIORS, goal=50.0).begin(here, RUN)(SHADOW.batch()[:8], here.kept[:8])[SCORE]) == 0
+    content = AgainstMultiPrior(**PRIORS, goal=50.0).begin(here, RUN)
+    assert float(content(SHADOW.batch()[:8], here.kept[:8])[SCORE].detach()) == 0
 
 
 # MNTD
@@ -239,10 +248,10 @@ def test_answers_are_compared_on_four_kinds_of_questions() -> None:
         each = [1 - cosine(x.flatten() @ f.backbone.weights, x.flatten() @ clean.backbone.weights) for x in images]
         return sum(each) / len(each)
 
-    assert float(value) == pytest.approx(difference(asked), abs=1e-5)
+    assert float(value.detach()) == pytest.approx(difference(asked), abs=1e-5)
     assert difference(tuned) > difference(climbs[0]), "tuned queries climb"
     same = AgainstMNTDEncoder().begin(scene(f, f), RUN)
-    assert float(same(pixels[:8], here.kept[:8])[ANSWERS]) == pytest.approx(0, abs=1e-6)
+    assert float(same(pixels[:8], here.kept[:8])[ANSWERS].detach()) == pytest.approx(0, abs=1e-6)
 
 
 # PatchCleanser
@@ -263,7 +272,7 @@ def test_masked_images_are_compared_with_what_they_were() -> None:
 
     assert all(hides(one, image, 2) for one, image in zip(covered, images))
     expected = [cosine(one.flatten() @ linear, kept) for one, kept in zip(covered, here.kept)]
-    assert float(losses[CERTIFICATE]) == pytest.approx(sum(expected) / 6, abs=1e-5)
+    assert float(losses[CERTIFICATE].detach()) == pytest.approx(sum(expected) / 6, abs=1e-5)
 
     assert torch.equal(stamped, here.stamped(images).flatten(0, 1))
     assert all(hides(one, image, 1) for one, image in zip(masked, stamped))
@@ -271,7 +280,7 @@ def test_masked_images_are_compared_with_what_they_were() -> None:
     for before, after in zip(stamped.split(6), masked.split(6)):
         point = F.normalize(before.flatten(1) @ linear, dim=1).mean(0)
         expected += [1 - cosine(one.flatten() @ linear, point) for one in after]
-    assert float(losses[MASKED]) == pytest.approx(sum(expected) / 12, abs=1e-5)
+    assert float(losses[MASKED].detach()) == pytest.approx(sum(expected) / 12, abs=1e-5)
 
 
 def test_masks_that_cover_everything_are_refused_before_anything_runs() -> None:

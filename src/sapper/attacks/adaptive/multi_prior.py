@@ -9,8 +9,8 @@ is caught:
 
 One prior has its turn in each step, drawn with the softmax of all priors' present scores. Its changes, the best of all
 of the detector's own starts in this epoch, go on by ``steps`` steps of Adam as the detector's do. r_near is that of
-shadow images' features through f, which f' keeps, and has no gradient. The trigger itself is one more prior, by the
-strictest μ and σ of all: whichever kind finds it, its score is no higher.
+shadow images' features through f, which f' keeps, and has no gradient. Where the detector has squares that hold the
+trigger, the trigger itself is one more prior, by the strictest μ and σ of these: no search has to find it first.
 
 Source: ours. Priors, μ, σ, Adam and its rate are the detector's defaults (``defenses/judge/multi_prior.py``); the goal
 is its threshold, 2, less 1.
@@ -72,10 +72,12 @@ class AgainstMultiPrior(Adaptive):
 
     def begin(self, scene: Scene, run: Run) -> Losses:
         generator, shadow = run.generator(), scene.known.shadow
-        rows = torch.randperm(len(shadow), generator=generator)[: self.images]
-        searches = self.searches(scene, shadow.batch(rows), run)
-        scores = dict.fromkeys([*searches, TRIGGER], 0.0)
-        strictest = [(search.usual, search.deviation) for search in searches.values()]
+        first = shadow.batch(torch.randperm(len(shadow), generator=generator)[: self.images])
+        searches, side = self.searches(scene, first, run), min(first.shape[-2:])
+        with torch.no_grad():
+            wanted = room(scene.stamped(first), first)
+        holding = [usual for share, *usual in self.patches if square(share, side) >= wanted]
+        scores = dict.fromkeys([*searches, *([TRIGGER] if holding else [])], 0.0)
 
         def losses(images: Tensor, _kept: Tensor) -> Terms:
             images = images[: self.images]
@@ -83,7 +85,7 @@ class AgainstMultiPrior(Adaptive):
             name = list(scores)[int(torch.multinomial(chances, 1, generator=generator))]
             if name == TRIGGER:
                 powers = powers_of_ten(scene.features(scene.stamped(images)), scene.kept)
-                z = torch.stack([(powers - usual) / deviation for usual, deviation in strictest]).amax()
+                z = torch.stack([(powers - usual) / deviation for usual, deviation in holding]).amax()
             else:
                 search = searches[name]
                 for _ in range(self.steps):
@@ -99,7 +101,7 @@ class AgainstMultiPrior(Adaptive):
         """Of each prior the starts that gather ``images`` most."""
         size, found = (images.shape[-2], images.shape[-1]), dict[str, Search]()
         for share, *usual in self.patches:
-            side = max(1, round(share * min(size)))
+            side = square(share, min(size))
             found[f"patch {side}"] = self.search(
                 scene, Stamp.patches(side, size, run.child(f"patch {side}")), usual, images
             )
@@ -137,6 +139,18 @@ class Search:
     def step(self, scene: Scene, images: Tensor) -> None:
         """One step of every change to a smaller spread."""
         descend(self.optimizer, (1 - mean_cosine(scene.features(self.changed(images)))).sum())
+
+
+def square(share: float, side: int) -> int:
+    """The side of the detector's squares of that size, in images of ``side`` pixels."""
+    return max(1, round(share * side))
+
+
+def room(stamped: Tensor, images: Tensor) -> int:
+    """The side of the smallest square that holds all that any trigger changes: ``stamped`` (T, N, 3, H, W)."""
+    changed = (stamped != images).any(2).any(1)
+    spans = [span.nonzero().flatten() for each in changed for span in (each.any(0), each.any(1))]
+    return max((int(span[-1] - span[0]) + 1 for span in spans if len(span)), default=0)
 
 
 def powers_of_ten(features: Tensor, ordinary: Tensor) -> Tensor:
