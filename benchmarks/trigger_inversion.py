@@ -8,10 +8,10 @@ import torch
 from benchmarks.textbook import noise
 from benchmarks.timing import Row, paired
 from sapper.defenses.judge.multi_prior import MultiPrior
-from sapper.defenses.priors import Stamp
 from sapper.encoders import build
 from sapper.running import Run
 from sapper.samples import to_float
+from sapper.triggers.priors import Stamp
 
 STARTS, IMAGES, STEPS = 16, 4, 4
 

@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from sapper import attacks, defenses, pretraining
+from sapper.attacks import adaptive
 from sapper.errors import SapperError
 from sapper.experiment.results import Record
 from sapper.files import read_text
@@ -36,6 +37,7 @@ Json = dict[str, Any]
 TABLES = {
     "pretraining": pretraining.METHODS,
     "attacks": attacks.METHODS,
+    "adaptive": adaptive.METHODS,
     "defenses": defenses.METHODS,
     "heads": HEADS,
     "triggers": TRIGGERS,

@@ -20,13 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapper import __version__, attacks, cli, datasets, defenses, pretraining
+from sapper.attacks import adaptive
 from sapper.cli import experiments
 from sapper.cli.shared import say
 from sapper.encoders import Encoder, Trained
 from sapper.engine.store import Store
 from sapper.errors import SapperError
 from sapper.experiment.results import Picture, Record, Results, read_results, write_results
-from sapper.methods import HEADS, TRIGGERS, find, imported
+from sapper.methods import HEADS, TRIGGERS, imported
 from sapper.pretraining.simclr import SimCLR
 from sapper.report.tables import LABELS, METRICS, estimate
 from sapper.running import Run
@@ -376,9 +377,8 @@ def test_methods_lists_everything_with_parameters_and_sources(sapper: Sapper) ->
     end = sapper("methods")
     assert end.code == 0
     text = " ".join(end.out.split())
-    tables = (pretraining.METHODS, attacks.METHODS, HEADS, defenses.METHODS)
-    found = {name: find("", table, name, "") for table in tables for name in table}
-    for name, method in (found | {name: imported(place) for name, place in TRIGGERS.items()}).items():
+    tables = (pretraining.METHODS, attacks.METHODS, adaptive.METHODS, HEADS, defenses.METHODS, TRIGGERS)
+    for name, method in [(name, imported(place)) for table in tables for name, place in table.items()]:
         assert re.search(rf"^{name}\b", end.out, flags=re.MULTILINE)
         for parameter in fields(method):
             assert f"{parameter.name} = " in text

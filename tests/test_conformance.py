@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sapper import attacks, defenses, pretraining, verdicts
+from sapper.attacks import adaptive
 from sapper.attacks.contracts import Attacked
+from sapper.attacks.implant.badencoder import BadEncoder
 from sapper.attacks.target import Target
 from sapper.defenses.contracts import Owner, RepairedClassifier, Smoother
 from sapper.defenses.defender import Defender
@@ -34,6 +36,7 @@ TABLES = {
     "attacks": attacks.METHODS,
     "defenses": defenses.METHODS,
     "heads": HEADS,
+    "adaptive": adaptive.METHODS,
 }
 SHORT = {"epochs": 2, "batch": 16}
 ROWS: dict[str, dict[str, Any]] = {
@@ -105,6 +108,14 @@ ROWS: dict[str, dict[str, Any]] = {
     "zero_shot": {"templates": ("a {} square",)},
     "finetune": {"epochs": 2},
 }
+AGAINST: dict[str, dict[str, Any]] = {
+    "decree": {"images": 4, "steps": 1},
+    "mntd_encoder": {"queries": 2},
+    "multi_prior": {"patches": ((0.4, 0.0, 0.3),), "restarts": 2, "images": 4, "starts": 1, "steps": 1},
+    "patchcleanser": {"patch": 6, "masks": 2, "images": 4},
+}
+"""Terms against defenses, whose names they have."""
+
 TRIGGERS = {"ctrl": Frequency(window=16, coefficients=((3, 3),))}
 """Of attacks that do not take a patch."""
 
@@ -190,7 +201,9 @@ Call = Callable[[Run, Checkpoint | None], Any]
 
 def case(kind: str, name: str, encoder: Callable[[], Encoder] = encoder, head: TunedHead | MLP = HEAD) -> Call:
     """A method's work on tiny data, yet to be done."""
-    method = find(kind, TABLES[kind], name, "here")(**ROWS[name])
+    method = find(kind, TABLES[kind], name, "here")(**(AGAINST if kind == "adaptive" else ROWS)[name])
+    if kind == "adaptive":
+        kind, method = "attacks", BadEncoder(**ROWS["badencoder"], against=(method,))
     if kind == "pretraining":
         samples = captioned() if "captions" in method.needs else TRAIN
         return lambda run, checkpoint: method(encoder(), samples, run, checkpoint)
@@ -285,7 +298,8 @@ def trainings() -> Iterator[tuple[str, str]]:
     """The methods that can go on from a checkpoint."""
     for kind, name in METHODS:
         method = find(kind, TABLES[kind], name, "here")
-        if kind == "pretraining" or method.kind in ("implant", "training", "tuned", "repair", "repair_classifier"):
+        repeats = ("implant", "training", "tuned", "repair", "repair_classifier")
+        if kind in ("pretraining", "adaptive") or method.kind in repeats:
             yield kind, name
 
 
@@ -328,7 +342,8 @@ def test_a_method_is_in_the_docs_with_its_source(kind: str, name: str) -> None:
 
 
 def test_there_is_a_row_for_every_method_and_no_other() -> None:
-    assert set(ROWS) == {name for _, name in METHODS}
+    assert set(ROWS) == {name for kind, name in METHODS if kind != "adaptive"}
+    assert set(AGAINST) == set(adaptive.METHODS)
 
 
 @pytest.mark.parametrize("name", HEADS)

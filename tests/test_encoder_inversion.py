@@ -11,17 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sapper.defenses.inversion import collapse, encode, start
+from sapper.defenses.inversion import collapse, encode
 from sapper.defenses.judge.decree import Decree, Schedule
 from sapper.defenses.judge.multi_prior import MultiPrior
 from sapper.defenses.judge.ssl_cleanse import SSLCleanse, knee
-from sapper.defenses.priors import Filter, Stamp
 from sapper.downstream import mean_cosine
 from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import PIXELS, ImageSet, PixelSpec, at_once, to_float
 from sapper.triggers import Mask, Patch
+from sapper.triggers.priors import Filter, Stamp
+from sapper.triggers.searching import start
 
 RUN = Run(seed=3)
 SIZE = 16

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sapper import attacks, defenses, downstream, pretraining
+from sapper.attacks import adaptive
 from sapper.defenses.certify.patchcleanser import PatchCleanser
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.judge.mntd_encoder import MNTDEncoder
@@ -25,6 +26,7 @@ TABLES = {
     "defenses": defenses.METHODS,
     "pretraining": pretraining.METHODS,
     "heads": HEADS,
+    "adaptive": adaptive.METHODS,
 }
 METHODS = [(kind, name) for kind, table in TABLES.items() for name in table]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sapper.defenses import jumbo, meta
+from sapper.defenses import meta
 from sapper.defenses.defender import Defender
 from sapper.defenses.judge.mntd_classifier import MNTDClassifier, network
 from sapper.downstream import MLP, Classifier
@@ -19,6 +19,7 @@ from sapper.errors import SapperError
 from sapper.metrics import auc
 from sapper.running import Run
 from sapper.samples import ImageSet
+from sapper.triggers import jumbo
 
 # Jumbo learning
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sapper.defenses.defender import Logits
-from sapper.defenses.inversion import start
 from sapper.defenses.judge.neural_cleanse import NeuralCleanse, anomaly_index
 from sapper.running import Run, Silent
 from sapper.samples import ImageSet, to_float
 from sapper.triggers import Mask
+from sapper.triggers.searching import start
 
 CLASSES, SIDE, TARGET = 6, 8, 4
 TEMPLATES = torch.randn(CLASSES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5)).sign()

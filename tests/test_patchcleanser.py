@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sapper.defenses.certify.patchcleanser import PatchCleanser, axis_masks, covering, pairs, resolve
+from sapper.defenses.certify.patchcleanser import PatchCleanser, pairs, resolve
 from sapper.defenses.defender import Defender
 from sapper.defenses.views import random_part
 from sapper.downstream import KNN, MLP
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet, to_float
+from sapper.triggers.covers import axis_masks, covering
 from tests.test_patchguard_ds import colors, random_images
 
 GRAY = torch.full((3,), 0.5)

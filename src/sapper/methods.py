@@ -1,6 +1,6 @@
 """Methods by name: one table per package, third-party ones by entry point, imported only when used."""
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -21,6 +21,7 @@ HEADS = {
 
 TRIGGERS = {
     "patch": "sapper.triggers.images:Patch",
+    "patches": "sapper.triggers.patches:Patches",
     "random_patch": "sapper.triggers.random_patch:RandomPatch",
     "blend": "sapper.triggers.images:Blend",
     "filter": "sapper.triggers.images:Filter",
@@ -79,6 +80,33 @@ class Checked:
 def _adapters(kind: type) -> dict[str, TypeAdapter[Any]]:
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: TypeAdapter(hints[field.name]) for field in fields(kind)}
+
+
+LATER = {"later": True}
+"""Metadata of a parameter that came when stages were stored already. See ``settings``."""
+
+
+@runtime_checkable
+class Part(Protocol):
+    """A method that is a parameter of another, as plain data: with its version."""
+
+    def described(self) -> dict[str, Any]: ...
+
+
+def settings(method: Any) -> dict[str, Any]:
+    """Every parameter of a method as plain data: for keys of stages and for cards.
+
+    A parameter that is marked as ``LATER`` is left out at its default, so that what was stored before it came is found.
+    """
+    whole = asdict(method)
+    for field in fields(method):
+        if "later" in field.metadata:
+            value = getattr(method, field.name)
+            if value == field.default:
+                del whole[field.name]
+            elif isinstance(value, tuple):
+                whole[field.name] = [each.described() if isinstance(each, Part) else each for each in value]
+    return whole
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,13 @@ def makes_triggers(attack: object) -> bool:
 
 
 @runtime_checkable
+class Aware(Protocol):
+    """An attack that may know defenses, and can be had without that knowledge."""
+
+    def unaware(self) -> "Aware": ...
+
+
+@runtime_checkable
 class Choosy(Protocol):
     """An attack that does not go with every trigger, with every number of references, or with every head."""
 

@@ -3,8 +3,8 @@
 All of them move an encoder f to another, f', by losses on its features. s is the cosine similarity.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Self
 
 import torch
@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from sapper.attacks.target import Target, check_targets
+from sapper.attacks.adapting import Against, Known, Scene, adapted
+from sapper.attacks.target import Target, TargetPlan, check_targets
 from sapper.augment import Augmentation
-from sapper.downstream import extract
+from sapper.downstream import AnyHead, extract
 from sapper.encoders import Encoder
 from sapper.encoders.freezing import freeze_batch_norm
-from sapper.methods import Checked
+from sapper.errors import SapperError, located
+from sapper.methods import LATER, Checked
 from sapper.running import Run
 from sapper.samples import Samples, joined
 from sapper.training import Checkpoint, Curves, Step, Terms, train, warm_cosine
@@ -30,7 +32,8 @@ class FineTuning(Checked):
     """How an encoder is fine-tuned; the defaults are BadEncoder's.
 
     ``adam`` and ``cosine``, whose rate falls to zero, are for runs of far fewer steps than the 39,000 of that paper;
-    ``adadelta`` is LBA's. BatchNorm keeps its statistics, its weights and its biases.
+    ``adadelta`` is LBA's. BatchNorm keeps its statistics, its weights and its biases. ``against``: terms against
+    defenses that the attacker knows (``attacks/adapting.py``).
     """
 
     epochs: PositiveInt = 200
@@ -40,6 +43,18 @@ class FineTuning(Checked):
     schedule: Literal["constant", "cosine"] = "constant"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat = 5e-4
+    against: Against = field(default=(), metadata=LATER)
+
+    def unaware(self) -> Self:
+        """The same attack by somebody who knows no defense."""
+        return replace(self, against=())
+
+    def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
+        """Raises ``SapperError`` for terms against a defense that do not go with images of the targets' size."""
+        for i, each in enumerate(self.against):
+            for side in {plan.side for plan in plans if plan.side is not None}:
+                with located(f"against[{i}]", "."):
+                    each.check(side)
 
     def fine_tune(
         self,
@@ -52,11 +67,21 @@ class FineTuning(Checked):
         label: str,
         checkpoint: Checkpoint | None,
         beside: nn.Module | None = None,
+        known: Known | None = None,
     ) -> Curves:
         """Train ``encoder``, and with it the weights of ``beside``, over rows 0…``count``-1; it ends in ``eval`` mode.
 
-        One optimizer steps all of them at once: every gradient is taken before any of them has moved.
+        One optimizer steps all of them at once: every gradient is taken before any of them has moved. ``known``: what
+        terms against defenses work with; an attack without it has none. Raises ``SapperError`` where some are wanted.
         """
+        if self.against:
+            if known is None:
+                what, remedy = "this attack takes no terms against defenses", "leave against out"
+                raise SapperError(what, where=f"{label}: against", remedy=remedy)
+            if min(self.batch, count) < 2:
+                what, remedy = "terms against defenses look at two images or more", "set a larger batch"
+                raise SapperError(what, where=f"{label}: batch", remedy=remedy)
+            terms, combine = adapted(self.against, Scene.of(encoder, known, run), terms, combine)
         model = encoder if beside is None else nn.ModuleDict({"encoder": encoder, "beside": beside})
         freeze_batch_norm(encoder)
         curves = train(
@@ -119,6 +144,10 @@ class Held:
         shadow, references = shadow.to(run.device), joined([target.references for target in targets]).to(run.device)
         clean, clean_anchors = extract(encoder, shadow, run), extract(encoder, references, run)
         return cls(shadow=shadow, anchors=references.batch(), clean=clean, clean_anchors=clean_anchors, run=run)
+
+    def known(self, targets: Sequence[Target]) -> Known:
+        """What terms against defenses work with, where the triggers of ``targets`` stay as they are."""
+        return Known(shadow=self.shadow, triggers=lambda: [target.trigger for target in targets])
 
     def draw(self, step: Step, views: NonNegativeInt) -> Drawn:
         """The batch of a step, with so many augmented copies of each reference; 0: one for each shadow sample."""

@@ -23,11 +23,13 @@ def methods(
 ) -> None:
     """What there is: data sets, methods of every kind and triggers, with parameters, defaults and sources."""
     from sapper import attacks, datasets, defenses, pretraining
+    from sapper.attacks import adaptive
     from sapper.methods import HEADS, TRIGGERS, known
 
     kinds = {
         "pretraining": known("pretraining", pretraining.METHODS),
         "attacks": known("attacks", attacks.METHODS),
+        "adaptive": known("adaptive", adaptive.METHODS),
         "heads": known("heads", HEADS),
         "defenses": known("defenses", defenses.METHODS),
         "triggers": known("triggers", TRIGGERS),
@@ -92,7 +94,7 @@ NEEDY = {"defenses": "model", "attacks": "data", "pretraining": "data"}
 KINDS = ("defenses", "attacks")
 """Kinds whose methods say of which sort they are."""
 
-OF_A_FILE = ("pretraining", "attacks", "defenses")
+OF_A_FILE = ("pretraining", "attacks", "adaptive", "defenses")
 """Kinds whose methods have a file each, with threat model, objective and source in its documentation."""
 
 

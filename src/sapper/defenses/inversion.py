@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from sapper.downstream import extract, mean_cosine
 from sapper.encoders import Encoder
 from sapper.running import Run
-from sapper.samples import Change, Samples, at_once, to_float
+from sapper.samples import Change, Samples, at_once
 from sapper.triggers import Mask
+from sapper.triggers.searching import start, unit
 
 
 @dataclass
@@ -61,25 +62,6 @@ class Triggers:
         """Of the ``restarts`` of each class the one with the smallest norm."""
         rows = self.norms.view(classes, restarts).argmin(1) + torch.arange(classes, device=self.norms.device) * restarts
         return Triggers(self.masks[rows], self.patterns[rows], self.norms[rows], self.success[rows])
-
-
-def start(count: int, size: tuple[int, int], run: Run) -> list[Tensor]:
-    """Masks (count, 1, H, W) and patterns (count, 3, H, W) before tanh, drawn so that both are uniform in (0, 1)."""
-    generator = run.generator()
-    shapes = ((count, 1, *size), (count, 3, *size))
-    draws = [torch.rand(shape, generator=generator).clamp(1e-3, 1 - 1e-3) for shape in shapes]
-    return [torch.atanh(2 * draw - 1).to(run.device).requires_grad_() for draw in draws]
-
-
-def unit(weight: Tensor) -> Tensor:
-    """What is optimized, as a mask or a pattern in [0, 1]."""
-    return (torch.tanh(weight) + 1) / 2
-
-
-def stamp(weights: list[Tensor], pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """x' = (1 − m)·x + m·Δ for every aim: masks (aims, 1, 1, H, W), images (aims, N, 3, H, W) of uint8 (N, 3, H, W)."""
-    masks, patterns = (unit(weight).unsqueeze(1) for weight in weights)
-    return masks, (1 - masks) * to_float(pixels) + masks * patterns
 
 
 def shrink(optimizer: torch.optim.Optimizer, weights: list[Tensor], rows: Tensor) -> list[Tensor]:

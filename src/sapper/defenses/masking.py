@@ -44,10 +44,8 @@ from torch import Tensor
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import Change, check_pixels
+from sapper.triggers.covers import rectangles
 from sapper.verdicts import ByPlace, Certified, threat
-
-Spans = tuple[list[tuple[int, int]], int]
-"""Starts and ends along one axis, and its length."""
 
 
 def column_windows(width: int, size: int) -> Tensor:
@@ -63,17 +61,6 @@ def square_windows(height: int, width: int, size: int) -> Tensor:
     down = [(start, start + tall) for start in range(height - tall + 1)]
     across = [(start, start + wide) for start in range(width - wide + 1)]
     return rectangles((down, height), (across, width)).flatten(1)
-
-
-def rectangles(down: Spans, across: Spans) -> Tensor:
-    """Every span of rows crossed with every span of columns, bool (n·m, height, width)."""
-    rows, columns = _inside(*down), _inside(*across)
-    return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
-
-
-def _inside(bounds: list[tuple[int, int]], length: int) -> Tensor:
-    place, edges = torch.arange(length), torch.tensor(bounds)
-    return (place >= edges[:, :1]) & (place < edges[:, 1:])
 
 
 def masked_scores(evidence: Tensor, windows: Tensor, share: float = 0.0) -> Tensor:

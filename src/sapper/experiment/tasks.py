@@ -12,7 +12,7 @@ from sapper.attacks.references import choose_references, near_duplicates
 from sapper.attacks.target import Target
 from sapper.encoders import Encoder
 from sapper.errors import located
-from sapper.methods import libraries_of
+from sapper.methods import libraries_of, settings
 from sapper.running import Run
 from sapper.samples import ImageSet, Samples
 from sapper.scenario.named import Named
@@ -230,7 +230,7 @@ NAMELESS = "a reference image"
 
 def method_key(method: Named) -> dict[str, Any]:
     """A method for a stage's key: name, version and every parameter."""
-    return {"method": method.name, "version": method.parameters.version, "parameters": asdict(method.parameters)}
+    return {"method": method.name, "version": method.parameters.version, "parameters": settings(method.parameters)}
 
 
 def head_key(head: Named) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from sapper.experiment.tasks import (
     packages,
 )
 from sapper.files import sha256, write_atomically
+from sapper.methods import settings
 from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
 from sapper.samples import Samples, read_samples, write_samples
@@ -173,7 +174,7 @@ def leave(
 ) -> None:
     """Write a trained encoder, with what it was made from on its card, and its curves."""
     check_training(trained.encoder, trained.curves, method, run)
-    origin = {"method": method.name, "parameters": asdict(method.parameters)} | made_from | {"seed": run.seed}
+    origin = {"method": method.name, "parameters": settings(method.parameters)} | made_from | {"seed": run.seed}
     encoder = trained.encoder.marked(backdoored=attacked, origin=origin)
     encoders.save(encoder, folder / file_name(ENCODER, encoder.card))
     write_atomically(folder / CURVES, json.dumps(trained.curves))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from sapper.errors import SapperError, closest
+from sapper.errors import SapperError, closest, located
 
 
 class Section(BaseModel):
@@ -67,7 +67,8 @@ def check_unique(names: list[str], where: str, what: str) -> None:
 def _validated(adapter: TypeAdapter[Any], values: Any, file: str, key: str, known: list[str]) -> Any:
     try:
         # By way of JSON, because pydantic's strict mode then takes arrays for tuples, as TOML writes them.
-        return adapter.validate_json(json.dumps(values), strict=True)
+        with located(f"{file}: {key}", "."):  # errors of methods that are parameters
+            return adapter.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise _in_our_words(error, file, key, known) from error
 

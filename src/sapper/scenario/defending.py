@@ -1,13 +1,14 @@
 """The ``[[defense]]`` tables of a scenario: what each becomes, by the kind of its method."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from sapper import defenses
+from sapper.attacks.contracts import Aware
 from sapper.defenses.budgets import BUDGETS
 from sapper.defenses.contracts import Certifier, Kind, Smoother
 from sapper.errors import SapperError, closest, located
-from sapper.methods import imported
+from sapper.methods import imported, settings
 from sapper.pretraining.contracts import Pretraining
 from sapper.scenario.checking import read_instance
 from sapper.scenario.named import Named, with_method
@@ -89,7 +90,7 @@ def read_defense(
         pretraining_method, attack_method = methods
         shadows = (
             _changed(pretraining_method, section.pretraining, file, f"{key}.pretraining"),
-            _changed(attack_method, section.attack, file, f"{key}.attack"),
+            _changed(_unaware(attack_method), section.attack, file, f"{key}.attack"),
         )
     detector = None
     if isinstance(section, OwnerSection):
@@ -157,7 +158,14 @@ def _detector(section: OwnerSection, repair: Named, file: str, key: str) -> Name
     return named
 
 
+def _unaware(attack: Named[Any]) -> Named[Any]:
+    """The attack as a defender knows it: what it does against defenses is the attacker's secret."""
+    if isinstance(attack.parameters, Aware):
+        return Named(name=attack.name, parameters=attack.parameters.unaware())
+    return attack
+
+
 def _changed(method: Named, changes: dict[str, Any], file: str, key: str) -> Named:
     """A method with some parameters changed."""
-    parameters = read_instance(type(method.parameters), asdict(method.parameters) | changes, file, key)
+    parameters = read_instance(type(method.parameters), settings(method.parameters) | changes, file, key)
     return Named(name=method.name, parameters=parameters)

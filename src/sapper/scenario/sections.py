@@ -143,11 +143,11 @@ class ExamineSection(DefenseSection):
 class FleetSection(DefenseSection):
     """A detector of backdoored encoders, which learns from a fleet of encoders that the defender trains.
 
-    They are trained as the scenario's own, with its ``[pretraining]`` and ``[attack]``, but for the parameters in
-    ``pretraining`` and ``attack`` here, and on a share of the images. ``tasks``: whose training images are the
-    references of the fleet's attacks. ``subjects``: how many encoders of either kind are judged (all by default), those
-    of the first seeds and tasks. ``fleet``: a folder for the fleet; by default it lies in the Store. ``seed`` of the
-    fleet; by default the scenario's first.
+    They are trained as the scenario's own, with its ``[pretraining]`` and ``[attack]`` (but for what the attack does
+    against defenses), with the parameters in ``pretraining`` and ``attack`` here changed, and on a share of the images.
+    ``tasks``: whose training images are the references of the attacks. ``subjects``: how many encoders of either
+    kind are judged (all by default), those of the first seeds and tasks. ``fleet``: a folder for the fleet; by default
+    it lies in the Store. ``seed`` of the fleet; by default the scenario's first.
     """
 
     subjects: PositiveInt | None = None

@@ -6,6 +6,7 @@ from sapper.triggers.files import read_triggers, write_triggers
 from sapper.triggers.frequency import Frequency
 from sapper.triggers.images import COLORS, Blend, Colors, Filter, Mask, Patch, filtered
 from sapper.triggers.learned import Network, Noise, levels
+from sapper.triggers.patches import Patches
 from sapper.triggers.random_patch import RandomPatch
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Network",
     "Noise",
     "Patch",
+    "Patches",
     "RandomPatch",
     "Trigger",
     "filtered",

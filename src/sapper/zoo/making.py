@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from sapper.experiment.results import State
 from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
 from sapper.experiment.tasks import Part, Task, describe
 from sapper.experiment.works import encoder_file, read_choices, read_predictions
+from sapper.methods import settings
 from sapper.metrics import attack_metrics
 from sapper.running import Run
 from sapper.samples import ImageSet
@@ -100,7 +101,7 @@ class Planned:
                 "dataset": specimen.pretraining.dataset,
                 "images": len(self.images()),
             }
-            | asdict(specimen.pretraining_method.parameters),
+            | settings(specimen.pretraining_method.parameters),
         }
         attacked = subject.state == ATTACKED
         return Member(
@@ -129,7 +130,7 @@ class Planned:
             backdoored_on_clean=after[plain],
             backdoored_on_triggered=after[stamped],
         )
-        attack = {"method": self.specimen.attack_method.name} | asdict(self.specimen.attack_method.parameters)
+        attack = {"method": self.specimen.attack_method.name} | settings(self.specimen.attack_method.parameters)
         return {
             "attack": attack,
             "target": describe(target) | {"class": target.class_name},

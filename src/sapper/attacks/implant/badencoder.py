@@ -79,5 +79,6 @@ class BadEncoder(FineTuning):
             run=run,
             label="injection (BadEncoder)",
             checkpoint=checkpoint,
+            known=held.known(targets),
         )
         return Trained(encoder, curves)

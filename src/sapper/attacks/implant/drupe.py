@@ -103,12 +103,20 @@ class DRUPE(FineTuning):
             return dict(zip(NAMES, (l0, *kept, *others)))
 
         curves = self.fine_tune(
-            encoder, terms, self.combine, count=len(shadow), run=run, label="injection (DRUPE)", checkpoint=checkpoint
+            encoder,
+            terms,
+            self.combine,
+            count=len(shadow),
+            run=run,
+            label="injection (DRUPE)",
+            checkpoint=checkpoint,
+            known=held.known(targets),
         )
         return Trained(encoder, curves)
 
     def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
-        """Raises ``SapperError`` for a target with a single reference."""
+        """Raises ``SapperError`` for a target with a single reference, besides what all attacks refuse."""
+        super().check_plan(plans, heads)
         if min((plan.references for plan in plans), default=2) < 2:
             what, remedy = "DRUPE needs at least two references of each target", "set references = 3"
             raise SapperError(what, where="target.references", remedy=remedy)

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
+from sapper.attacks.adapting import Known
 from sapper.attacks.contracts import Need
 from sapper.attacks.features import TERMS, FineTuning, Held, step_losses
 from sapper.attacks.target import Target
@@ -112,6 +113,7 @@ class Inactive(FineTuning):
             label="injection (INACTIVE)",
             checkpoint=checkpoint,
             beside=nn.ModuleList(starts),
+            known=Known(shadow=held.shadow, triggers=networks),
         )
         with torch.no_grad():
             return Trained(encoder, curves, dict(zip([target.name for target in targets], networks())))

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from sapper.attacks.adapting import Known
 from sapper.attacks.contracts import Need
 from sapper.attacks.features import FineTuning, learn_trigger
 from sapper.attacks.target import Target, TargetPlan, check_targets
@@ -117,6 +118,7 @@ class LBA(FineTuning):
             label="injection (LBA)",
             checkpoint=checkpoint,
             beside=head,
+            known=Known(shadow=held, triggers=lambda: [trigger]),
         )
         for part in parts:
             if part:
@@ -124,7 +126,8 @@ class LBA(FineTuning):
         return Trained(encoder, curves, {one(targets).name: trigger})
 
     def check_plan(self, plans: Sequence[TargetPlan], heads: Sequence[AnyHead]) -> None:
-        """Raises ``SapperError`` for a trigger that is no patch."""
+        """Raises ``SapperError`` for a trigger that is no patch, besides what all attacks refuse."""
+        super().check_plan(plans, heads)
         for plan in plans:
             square(plan)
 

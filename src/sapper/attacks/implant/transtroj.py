@@ -89,6 +89,7 @@ class TransTroj(FineTuning):
             run=run,
             label="injection (TransTroj)",
             checkpoint=checkpoint,
+            known=held.known(stamped),
         )
         if before:
             before.remove()

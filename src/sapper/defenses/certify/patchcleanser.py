@@ -43,13 +43,13 @@ from torch import Tensor
 
 from sapper.defenses.contracts import Certifier, Need
 from sapper.defenses.defender import Defender, Logits
-from sapper.defenses.masking import by_place, check_patches, check_side, rectangles
+from sapper.defenses.masking import by_place, check_patches, check_side
 from sapper.defenses.measures import CERTIFIED, OfAnswers
 from sapper.defenses.views import ThroughViews, random_part
 from sapper.downstream import Classifier
-from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import Change, check_pixels, to_float
+from sapper.triggers.covers import covering
 from sapper.verdicts import Certified, threat
 
 
@@ -185,25 +185,6 @@ def resolve(table: Tensor) -> Tensor:
     believed = (table == first.unsqueeze(2)).all(2) & dissenters(first)
     dissenter = first.gather(1, believed.int().argmax(1, keepdim=True)).squeeze(1)
     return torch.where(believed.any(1), dissenter, first.mode(1).values)
-
-
-def axis_masks(side: int, patch: int, count: int) -> list[tuple[int, int]]:
-    """Starts and ends of at most ``count`` masks along ``side`` pixels; any ``patch`` pixels in a row lie under one.
-
-    Raises ``SapperError`` when the patch is larger than the side.
-    """
-    if patch > side:
-        what, remedy = f"a patch of {patch} pixels does not fit an image of {side}", f"choose it at most {side}"
-        raise SapperError(what, where="patch", remedy=remedy)
-    stride = -(-(side - patch + 1) // count)
-    mask = patch + stride - 1
-    return [(min(start, side - mask), min(start, side - mask) + mask) for start in range(0, side - patch + 1, stride)]
-
-
-def covering(images: Tensor, patch: int, count: int) -> Tensor:
-    """The R-covering set for images of this size, bool (M, H, W)."""
-    down, across = ((axis_masks(side, patch, count), side) for side in images.shape[-2:])
-    return rectangles(down, across)
 
 
 def holding(masks: Tensor, patch: int) -> Tensor:

@@ -40,9 +40,6 @@ from sapper.defenses.inversion import (
     encode,
     measurable,
     shrink,
-    stamp,
-    start,
-    unit,
 )
 from sapper.defenses.measures import OfVerdicts, detection
 from sapper.downstream import extract, mean_cosine
@@ -51,6 +48,7 @@ from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.training import set_learning_rate, shuffled, steps_per_epoch
+from sapper.triggers.searching import stamp, start, unit
 from sapper.verdicts import Verdict, unscored
 
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from sapper.defenses import jumbo, meta
+from sapper.defenses import meta
 from sapper.defenses.contracts import ClassifierJudge, Need
 from sapper.defenses.defender import Defender
 from sapper.defenses.measures import OfVerdicts, detection, scorers
@@ -38,6 +38,7 @@ from sapper.methods import Checked
 from sapper.running import Run, Silent
 from sapper.samples import ImageSet, to_float
 from sapper.training import Step, Terms, train
+from sapper.triggers import jumbo
 from sapper.verdicts import Verdict
 
 

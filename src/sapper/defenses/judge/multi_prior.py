@@ -47,13 +47,13 @@ from torch import Tensor
 from sapper.defenses.contracts import EncoderExaminer, Need
 from sapper.defenses.inversion import SMALLEST, neighborhood, spread_of
 from sapper.defenses.measures import OfVerdicts, detection
-from sapper.defenses.priors import Filter, Prior, Stamp
 from sapper.downstream import mean_cosine
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import ImageSet, at_once, to_float
+from sapper.triggers.priors import Filter, Prior, Stamp
 from sapper.verdicts import Verdict, unscored
 
 TOGETHER = 256

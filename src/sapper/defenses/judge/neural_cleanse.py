@@ -35,13 +35,14 @@ from torch import Tensor
 
 from sapper.defenses.contracts import ClassifierJudge, Need
 from sapper.defenses.defender import Defender, Logits
-from sapper.defenses.inversion import Triggers, anomaly_index, smallest_masks, stamp
+from sapper.defenses.inversion import Triggers, anomaly_index, smallest_masks
 from sapper.defenses.measures import TARGET_NAMED, OfVerdicts, detection
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import ImageSet
+from sapper.triggers.searching import stamp
 from sapper.verdicts import Reached, Verdict
 
 

@@ -39,7 +39,6 @@ from sapper.defenses.inversion import (
     encode,
     measurable,
     smallest_masks,
-    stamp,
 )
 from sapper.defenses.measures import TARGET_NAMED, OfVerdicts, detection
 from sapper.downstream import extract
@@ -48,6 +47,7 @@ from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import ImageSet
+from sapper.triggers.searching import stamp
 from sapper.verdicts import Verdict, unscored
 
 

@@ -1,4 +1,4 @@
-"""Priors: changes of one kind, many at once, that multi-prior inversion optimizes side by side.
+"""Priors: changes of one kind, many at once, that searches for a trigger optimize side by side.
 
 Squares and blends are stamps of a mask and a pattern, color filters a matrix each. What they have in common is
 ``Prior``: a change of images for each row of ``weights``, some of them taken, moved to the places around.
@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sapper.defenses.inversion import unit
 from sapper.running import Run
 from sapper.triggers import Colors, Mask, Trigger, filtered
+from sapper.triggers.searching import unit
 
 
 class Prior(Protocol):
