@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from benchmarks.textbook import noise
 from benchmarks.timing import Row, paired
-from sapper.defenses.certify.patchcleanser import PatchCleanser, covering
+from sapper.defenses.certify.patchcleanser import PatchCleanser
 from sapper.encoders import build
 from sapper.running import Run
 from sapper.samples import to_float
+from sapper.triggers.covers import covering
 
 CLASSES, PATCH, MASKS, IMAGES, BATCH = 10, 10, 4, 32, 16
 

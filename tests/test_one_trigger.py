@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sapper.defenses.certify.patchcleanser import PatchCleanser, axis_masks, covering, holding, resolve
+from sapper.defenses.certify.patchcleanser import PatchCleanser, holding, resolve
 from sapper.defenses.certify.patchguard_bn import Bag, PatchGuardBN, touched, window
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.contracts import Guarded
@@ -20,6 +20,7 @@ from sapper.metrics import share
 from sapper.running import Run
 from sapper.samples import Change, to_float
 from sapper.triggers import Patch
+from sapper.triggers.covers import axis_masks, covering
 from sapper.verdicts import ByPlace, Certified
 from tests.test_masking import as_sets, evidence, reachable
 

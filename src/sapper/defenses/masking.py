@@ -44,7 +44,7 @@ from torch import Tensor
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import Change, check_pixels
-from sapper.triggers.covers import rectangles
+from sapper.triggers.covers import inside, rectangles
 from sapper.verdicts import ByPlace, Certified, threat
 
 
@@ -110,7 +110,7 @@ def by_place(proven: Tensor, holds: Tensor, patch: int) -> ByPlace:
 
 def patch_spans(side: int, patch: int) -> Tensor:
     """Where a patch can lie along an axis, bool (side − p + 1, side): the pixels that it covers from each start."""
-    return _inside([(start, start + patch) for start in range(side - patch + 1)], side)
+    return inside([(start, start + patch) for start in range(side - patch + 1)], side)
 
 
 class Evidence(Protocol):

@@ -11,11 +11,12 @@ Spans = tuple[list[tuple[int, int]], int]
 
 def rectangles(down: Spans, across: Spans) -> Tensor:
     """Every span of rows crossed with every span of columns, bool (n·m, height, width)."""
-    rows, columns = _inside(*down), _inside(*across)
+    rows, columns = inside(*down), inside(*across)
     return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
 
 
-def _inside(bounds: list[tuple[int, int]], length: int) -> Tensor:
+def inside(bounds: list[tuple[int, int]], length: int) -> Tensor:
+    """Which of so many places lie in each span, bool (n, length)."""
     place, edges = torch.arange(length), torch.tensor(bounds)
     return (place >= edges[:, :1]) & (place < edges[:, 1:])
 

@@ -45,7 +45,7 @@ from torch import Tensor
 
 from sapper.defenses.contracts import ClassifierJudge, Need
 from sapper.defenses.defender import Defender
-from sapper.defenses.inversion import Triggers, stamp, start, unit
+from sapper.defenses.inversion import Triggers
 from sapper.defenses.labeled import check_classes
 from sapper.defenses.measures import TARGET_NAMED, OfVerdicts, detection
 from sapper.defenses.stages import watched
@@ -55,6 +55,7 @@ from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import ImageSet, at_once
+from sapper.triggers.searching import stamp, start, unit
 from sapper.verdicts import Reached, Verdict
 
 COVERED = 0.01
