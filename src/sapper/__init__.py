@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sapper.audits.repairing import RepairReport
     from sapper.downstream import Classifier
     from sapper.encoders import Card, Encoder, Trained, build, save
+    from sapper.engine.cluster import Ray
     from sapper.errors import SapperError
     from sapper.experiment.results import Record, Results, read_results
     from sapper.report.audit_files import write_audit
@@ -54,6 +55,7 @@ _PLACES = {
     "sapper.audits.repairing": ("RepairReport",),
     "sapper.downstream": ("Classifier",),
     "sapper.encoders": ("Card", "Encoder", "Trained", "build", "save"),
+    "sapper.engine.cluster": ("Ray",),
     "sapper.errors": ("SapperError",),
     "sapper.experiment.results": ("Record", "Results", "read_results"),
     "sapper.report.audit_files": ("write_audit",),
@@ -78,6 +80,7 @@ __all__ = [
     "ImageSet",
     "Mask",
     "Patch",
+    "Ray",
     "Record",
     "RepairReport",
     "Results",
