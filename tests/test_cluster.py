@@ -26,7 +26,7 @@ from tests.test_executors import Act, Say, chains, said, say
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """A little training with a checkpoint after every step; killed at step ``dies`` the first time that it gets there."""
+    """A little training with a checkpoint after every step; killed at step ``dies``, once."""
 
     marks: Path
     dies: int | None = None
@@ -182,7 +182,7 @@ def test_machines_that_see_another_store_or_have_other_versions_are_named() -> N
         with pytest.raises(SapperError, match="machine other sees another store") as caught:
             cluster._compare(whole | {"the store": seen}, "word", answer, "/store")
         assert caught.value.where == "/store"
-    with pytest.raises(SapperError, match="it has torch 1.0, this one has 2"):
+    with pytest.raises(SapperError, match=r"it has torch 1\.0, this one has 2"):
         cluster._compare(whole | {"torch": "1.0"}, "word", "word", "/store")
 
 

@@ -1,13 +1,13 @@
 """One training on several processes: each takes its share of every batch through the encoder.
 
 All processes draw the same batches and the same views, with the same seeds. Inside ``in_shares`` the encoder f takes
-rows of its own share alone, and what it gives is gathered, so that whatever follows (heads, losses, optimizers) sees the
+rows of its own share alone, and what it gives is gathered. So whatever follows (heads, losses, optimizers) sees the
 whole batch on every process, as if there were one:
 
     f(x) = gather_r f(x_r)        dL/dθ = Σ_r dL_r/dθ        BatchNorm: mean and variance over all shares
 
-So the losses are those of one process, up to the order in which floats are added, whatever the method is. The encoder is
-most of the work, and only it is divided.
+So the losses are those of one process, up to the order in which floats are added, whatever the method is. The encoder
+is most of the work, and only it is divided.
 """
 
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def _add_up(weight: Tensor) -> None:
 
 
 class _Gather(torch.autograd.Function):
-    """The outputs of all shares. Every process has the same loss of them, so each needs its own rows' gradient alone."""
+    """The outputs of all shares. The loss is the same on every process, so each needs the gradient of its rows alone."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, rows: int, processes: int) -> Tensor:
@@ -85,13 +85,13 @@ class _Sum(torch.autograd.Function):
     """The sum over all shares, and of its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
+    def forward(_ctx: Any, value: Tensor) -> Tensor:
         whole = value.clone()
         dist.all_reduce(whole)
         return whole
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
         whole = gradients[0].clone()
         dist.all_reduce(whole)
         return whole
