@@ -66,9 +66,17 @@ def machines() -> Iterator[Any]:
     made = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     workers = [made.add_node(num_cpus=1) for _ in range(2)]
     made.wait_for_nodes()
+    started = [
+        each.process
+        for node in (made.head_node, *workers)
+        for several in node.all_processes.values()
+        for each in several
+    ]
     yield made, workers
     ray.shutdown()
     made.shutdown()
+    for process in started:
+        process.wait(30)
 
 
 # Buckets

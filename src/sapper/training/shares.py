@@ -63,7 +63,7 @@ def _add_up(weight: Tensor) -> None:
 
 
 class _Gather(torch.autograd.Function):
-    """The outputs of all shares. The loss is the same on every process, so each needs the gradient of its rows alone."""
+    """The outputs of all shares. The loss is the same on every process, so each needs its own rows' gradient."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, rows: int, processes: int) -> Tensor:
