@@ -42,7 +42,7 @@ method = "linear"
 primary = true
 """
 ALONE = ("-m", "sapper")
-TWO = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "sapper")
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sapper")
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
