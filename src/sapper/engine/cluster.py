@@ -9,6 +9,7 @@ and begins anew where it is a bucket. Either way it ends the same.
 import os
 import platform
 import secrets
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         return
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
+        _call_up(address)
         _join(ray, address, quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where, remedy = address or "ray", "start one with `ray start --head`, and name its address with --ray-address"
@@ -128,6 +130,13 @@ def _connected(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _call_up(address: str | None) -> None:
+    """Raises ``OSError`` when nobody listens at an address, which Ray itself finds out in minutes."""
+    host, _, port = (address or os.environ.get("RAY_ADDRESS") or "").rpartition("://")[2].rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
 
 
 def _join(ray: Any, address: str | None, quiet: dict[str, Any]) -> None:
