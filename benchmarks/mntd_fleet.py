@@ -48,7 +48,7 @@ def run(dtype: torch.dtype) -> Row:
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
             stages = [stage for pair in fleet().pairs(PAIRS, draw) for stage in pair]
-            execute(stages, Store(Path(folder)), workers=Workers(torch.get_num_threads(), process.settle))
+            execute(stages, Store(Path(folder)), executor=Workers(torch.get_num_threads(), process.settle))
 
     def textbook() -> None:
         with tempfile.TemporaryDirectory() as folder:

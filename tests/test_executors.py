@@ -235,7 +235,7 @@ def leave_mark() -> None:
 def test_two_chains_run_side_by_side_in_settled_processes_of_one_thread(store: Store, tmp_path: Path) -> None:
     graph = chains(2, 3)
     told: list[Stage] = []
-    done = execute(graph, store, workers=Workers(2, leave_mark), tell=lambda stage, _: told.append(stage))
+    done = execute(graph, store, executor=Workers(2, leave_mark), tell=lambda stage, _: told.append(stage))
     assert [said(done[stage]) for stage in graph] == ["00", "0001", "000102", "10", "1011", "101112"]
     assert sorted(stage.place for stage in told) == sorted(stage.place for stage in graph)
     assert all(told.index(needed) < told.index(stage) for stage in graph for needed in stage.inputs)
@@ -251,7 +251,7 @@ def test_the_first_error_ends_all_work_at_once(store: Store, tmp_path: Path) -> 
     acts = ["fail", *(f"wait{number}" for number in range(5))]
     started = time.monotonic()
     with pytest.raises(SapperError, match="here"):
-        execute([Stage(Act(act=act, marks=tmp_path), Run(), threads=1) for act in acts], store, workers=Workers(2))
+        execute([Stage(Act(act=act, marks=tmp_path), Run(), threads=1) for act in acts], store, executor=Workers(2))
     assert time.monotonic() - started < 50
     assert not list(tmp_path.glob("ended-*"))
     assert not (tmp_path / "began-wait4").exists()
@@ -262,8 +262,8 @@ def test_a_killed_process_is_one_clear_error_and_finished_stages_are_kept(store:
     first = say("a")
     dying = Stage(Act(act="die", marks=tmp_path), Run(), (first,), threads=1)
     with pytest.raises(SapperError, match="a worker ended without a word") as caught:
-        execute([dying], store, workers=Workers(1))
-    assert "--workers" in str(caught.value.remedy)
+        execute([dying], store, executor=Workers(1))
+    assert "--jobs" in str(caught.value.remedy)
     assert store.find(first.place) is not None
 
 
@@ -276,5 +276,5 @@ def test_an_interrupt_ends_all_work_at_once(store: Store, tmp_path: Path) -> Non
 
     waiting = Stage(Act(act="wait", marks=tmp_path), Run(progress=Silent()), threads=1)
     with pytest.raises(KeyboardInterrupt):
-        execute([waiting, say("a")], store, workers=Workers(2), tell=interrupt)
+        execute([waiting, say("a")], store, executor=Workers(2), tell=interrupt)
     assert not (tmp_path / "ended-wait").exists()

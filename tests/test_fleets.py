@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
     folder = tmp_path_factory.mktemp("fleet")
-    return perform(scenario(data), folder, workers=Workers(2)), folder
+    return perform(scenario(data), folder, executor=Workers(2)), folder
 
 
 def scenario(data: Path, *overrides: str) -> Scenario:
@@ -92,12 +92,12 @@ def test_a_fleet_has_pairs_that_differ_and_twins_that_say_so(done: tuple[Results
 def test_a_fleet_grows_and_its_first_members_stay(data: Path, done: tuple[Results, Path], tmp_path: Path) -> None:
     few = ("defense.0.shadows=1",)
     told: list[str] = []
-    perform(scenario(data, *few), tmp_path, workers=Workers(0), tell=told.append)
+    perform(scenario(data, *few), tmp_path, executor=Workers(0), tell=told.append)
     small, whole = members(tmp_path), members(done[1])
     assert len(small) == 4
     assert small.items() <= whole.items()
     seen = {file: file.stat().st_mtime_ns for file in tmp_path.glob("store/fleet-*/*/encoder*.safetensors")}
-    again = perform(scenario(data), tmp_path, workers=Workers(0), tell=told.append)
+    again = perform(scenario(data), tmp_path, executor=Workers(0), tell=told.append)
     sizes = [line.split(": ")[1] for line in told if "a fleet of" in line]
     fewer, more = "a fleet of 2 + 2 encoders, trained on 32 images", "a fleet of 4 + 4 encoders, trained on 32 images"
     assert sizes == [fewer, f"{more}, 2 + 2 of them are there"]
@@ -123,9 +123,9 @@ def test_what_was_learned_is_kept_even_without_the_fleet(
 def test_a_fleet_in_a_folder_of_its_own_serves_two_scenarios(data: Path, tmp_path: Path) -> None:
     here = f"defense.0.fleet={tmp_path / 'fleet'}"
     quick = (here, "defense.0.shadows=1", "defense.0.validation=0", "seeds=[0]")
-    perform(scenario(data, *quick), tmp_path / "one", workers=Workers(0))
+    perform(scenario(data, *quick), tmp_path / "one", executor=Workers(0))
     held = sorted(path.name for path in (tmp_path / "fleet").iterdir())
-    perform(scenario(data, *quick, "head.0.epochs=3"), tmp_path / "two", workers=Workers(0))
+    perform(scenario(data, *quick, "head.0.epochs=3"), tmp_path / "two", executor=Workers(0))
     assert sorted(path.name for path in (tmp_path / "fleet").iterdir()) == held
     assert not list((tmp_path / "one" / "store").glob("fleet-*"))
 
@@ -133,9 +133,9 @@ def test_a_fleet_in_a_folder_of_its_own_serves_two_scenarios(data: Path, tmp_pat
 def test_a_fleet_does_not_depend_on_the_defenses_name_or_the_scenarios_seeds(data: Path, tmp_path: Path) -> None:
     one = ("defense.0.shadows=1", "defense.0.validation=0", "defense.0.seed=7")
     here = (f"defense.0.fleet={tmp_path / 'fleet'}", *one)
-    perform(scenario(data, *here, "seeds=[0]"), tmp_path / "one", workers=Workers(0))
+    perform(scenario(data, *here, "seeds=[0]"), tmp_path / "one", executor=Workers(0))
     held = {path: path.stat().st_mtime_ns for path in (tmp_path / "fleet").glob("*/*.safetensors")}
-    perform(scenario(data, *here, "seeds=[1]", "defense.0.name=other"), tmp_path / "two", workers=Workers(0))
+    perform(scenario(data, *here, "seeds=[1]", "defense.0.name=other"), tmp_path / "two", executor=Workers(0))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "fleet").glob("*/*.safetensors")} == held
 
 
@@ -147,7 +147,7 @@ def test_the_stores_own_folder_is_no_place_for_a_fleet(data: Path, tmp_path: Pat
 
 def test_an_error_of_a_pair_says_where_it_is(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SapperError, match="diverged") as caught:
-        perform(scenario(data, "defense.0.attack={ learning_rate = 1e30, epochs = 3 }"), tmp_path, workers=Workers(0))
+        perform(scenario(data, "defense.0.attack={ learning_rate = 1e30, epochs = 3 }"), tmp_path, executor=Workers(0))
     assert "defense[0]: pair 0 of the fleet" in str(caught.value.where)
 
 

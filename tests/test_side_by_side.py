@@ -33,7 +33,7 @@ class Drawn(Silent):
 
 def run(scenario: Scenario, folder: Path, side_by_side: bool) -> tuple[Results, list[str]]:
     lines: list[str] = []
-    lab = {"workers": Workers(2), "run": Run(progress=Drawn())}
+    lab = {"executor": Workers(2), "run": Run(progress=Drawn())}
     return perform(scenario, folder, **lab, side_by_side=side_by_side, tell=lines.append), lines
 
 

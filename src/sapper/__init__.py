@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sapper.audits.repairing import RepairReport
     from sapper.downstream import Classifier
     from sapper.encoders import Card, Encoder, Trained, build, save
+    from sapper.engine.cluster import Ray
     from sapper.errors import SapperError
     from sapper.experiment.results import Record, Results, read_results
     from sapper.report.audit_files import write_audit
@@ -56,6 +57,7 @@ _PLACES = {
     "sapper.audits.repairing": ("RepairReport",),
     "sapper.downstream": ("Classifier",),
     "sapper.encoders": ("Card", "Encoder", "Trained", "build", "save"),
+    "sapper.engine.cluster": ("Ray",),
     "sapper.errors": ("SapperError",),
     "sapper.experiment.results": ("Record", "Results", "read_results"),
     "sapper.report.audit_files": ("write_audit",),
@@ -80,6 +82,7 @@ __all__ = [
     "ImageSet",
     "Mask",
     "Patch",
+    "Ray",
     "Record",
     "RepairReport",
     "Results",

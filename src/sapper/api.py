@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sapper import datasets, defenses, encoders
+from sapper import datasets, defenses, encoders, process
 from sapper.attacks.contracts import Poisoned
 from sapper.attestations import SigningKey, signing_key
 from sapper.attestations.verifying import check_attestable, digest_of
@@ -31,9 +31,9 @@ from sapper.downstream import files as classifiers
 from sapper.encoders import Encoder
 from sapper.encoders.names import Stem
 from sapper.encoders.options import Opening
+from sapper.engine.buckets import store_at
 from sapper.engine.environment import environment
-from sapper.engine.executors import Workers
-from sapper.engine.store import Store
+from sapper.engine.executors import Executor, Workers
 from sapper.errors import SapperError, closest
 from sapper.experiment.precision import of_searching, of_training
 from sapper.experiment.results import Results, write_results
@@ -323,11 +323,11 @@ def run(
     out: Path | None = None,
     *,
     overrides: Sequence[str] = (),
-    store: Path | None = None,
+    store: str | Path | None = None,
     data_root: Path | None = None,
     download: bool = False,
-    workers: Workers | None = None,
-    side_by_side: bool = False,
+    jobs: int = 1,
+    executor: Executor | None = None,
     command: str = "sapper.run(…)",
     tell: Callable[[str], None] = lambda _line: None,
     surroundings: Run | None = None,
@@ -335,14 +335,15 @@ def run(
     """Run a scenario: a TOML file, or the name of one that comes with Sapper. Leaves ``results.json``, ``report.html``.
 
     ``out``: their folder, ``runs/NAME`` by default. ``overrides`` such as ``attack.epochs=50``. ``store``: finished
-    stages, ``store`` below ``out`` by default; interrupted, the same call goes on. ``workers``: processes for fleets,
-    and with ``side_by_side`` for all stages that do not wait for one another, each on as many threads as torch has here
-    (``torch.set_num_threads``). ``tell`` gets a line for each stage.
+    stages, a folder or an address such as ``s3://bucket/store``, ``store`` below ``out`` by default; interrupted, the
+    same call goes on. ``jobs``: processes that make stages side by side, each on as many threads as torch has here
+    (``torch.set_num_threads``); or an ``executor`` that makes them, such as ``Ray()``. ``tell`` gets a line for each
+    stage.
     """
     if not isinstance(scenario, Scenario):
         scenario = read(shipped_file(str(scenario), "scenarios", "scenario"), tuple(overrides))
     base, folder = surroundings or Run(), out or Path("runs") / scenario.name
-    kept = Store(store or folder / "store")
+    kept = store_at(store or folder / "store")
     networks = [(scenario.encoder, scenario.pretraining_method)]
     lab = Lab(
         store=kept,
@@ -350,8 +351,8 @@ def run(
         run=of_training(scenario.precision, networks, kept, base),
         command=command,
         data_root=data_root,
-        workers=workers or Workers(torch.get_num_threads()),
-        side_by_side=side_by_side,
+        executor=executor or Workers(jobs if jobs > 1 else torch.get_num_threads(), process.settle),
+        side_by_side=executor is not None or jobs > 1,
         download=download,
         tell=tell,
     )

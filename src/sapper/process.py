@@ -16,6 +16,11 @@ SPINS = "5000"
 else uses, it then keeps the very thread from running that it waits for. Sleeping at once is slow on idle cores."""
 
 
+def launched() -> int:
+    """How many processes ``torchrun`` has started to work together; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def settle() -> None:
     """Let freed memory stay with this process, and let waiting threads sleep soon.
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -43,7 +44,7 @@ class Run:
 
     ``dtype`` is the format of the matrix work (autocast); parameters stay float32. ``why`` it was chosen, in words.
     ``child(name)`` gives a part its own seed, which depends on the name and never on the order of parts. To another
-    process a run travels without its progress, which is drawn in this one.
+    process a run travels without its progress, which is drawn in this one. ``processes``: how many share a training.
     """
 
     seed: int = 0
@@ -51,9 +52,10 @@ class Run:
     dtype: torch.dtype = torch.float32
     why: str = field(default="", compare=False)
     progress: Progress = field(default_factory=Silent, compare=False)
+    processes: int = 1
 
-    def __reduce__(self) -> tuple[type["Run"], tuple[object, ...]]:
-        return Run, (self.seed, self.device, self.dtype, self.why)
+    def __reduce__(self) -> tuple[partial["Run"], tuple[object, ...]]:
+        return partial(Run, processes=self.processes), (self.seed, self.device, self.dtype, self.why)
 
     @property
     def number_format(self) -> str:

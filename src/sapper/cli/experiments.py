@@ -2,8 +2,11 @@
 
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -16,10 +19,13 @@ from sapper.cli.shared import (
     DataRoot,
     Device,
     Download,
+    ExecutorName,
+    ExecutorOption,
+    Jobs,
     Overrides,
+    RayAddress,
     StoreOption,
     Threads,
-    WorkersOption,
     check_device,
     check_writable,
     device_of,
@@ -28,11 +34,83 @@ from sapper.cli.shared import (
     say,
     telling_interrupts,
 )
+from sapper.errors import SapperError
 from sapper.files import SHIPPED, shipped_file
+
+if TYPE_CHECKING:
+    import torch
+
+    from sapper.engine.cluster import Ray
+    from sapper.engine.executors import Executor
 
 Out = Annotated[
     Path | None, typer.Option("--out", help="Folder for results.json and report.html, runs/NAME by default.")
 ]
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where stages are made: in how many processes of this machine, or on a Ray cluster."""
+
+    jobs: int = 0
+    executor: ExecutorName = ExecutorName.LOCAL
+    ray_address: str | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether stages share a machine's cores."""
+        return self.jobs > 0 or self.executor is ExecutorName.RAY
+
+    def check(self) -> None:
+        """Raises ``SapperError`` for options that do not go together, and for a missing package."""
+        if process.launched() > 1 and self.several:
+            what, remedy = "torchrun has started the processes that share the work", "leave it out"
+            raise SapperError(
+                what, where="--executor" if self.executor is ExecutorName.RAY else "--jobs", remedy=remedy
+            )
+        if self.executor is not ExecutorName.RAY:
+            if self.ray_address is not None:
+                what, remedy = "it is for --executor ray", "add that, or leave it out"
+                raise SapperError(what, where="--ray-address", remedy=remedy)
+        elif self.jobs:
+            what, remedy = "a Ray cluster uses all cores that it has", "leave it out, or say --threads"
+            raise SapperError(what, where="--jobs", remedy=remedy)
+        elif find_spec("ray") is None:
+            raise SapperError("Ray is not installed", where="--executor", remedy="pip install 'sapper[ray]'")
+
+    def cluster(self) -> "Ray | None":
+        """The executor that is a cluster."""
+        from sapper.engine.cluster import Ray
+
+        return Ray(self.ray_address, process.settle) if self.executor is ExecutorName.RAY else None
+
+
+ONE = Machines()
+
+
+@dataclass(frozen=True)
+class Crew:
+    """What makes stages, and the device of this process."""
+
+    executor: "Executor | None"
+    device: "torch.device"
+
+
+@contextmanager
+def _crew(place: "torch.device", machines: Machines) -> Iterator[Crew | None]:
+    """Who works; none in a process that ``torchrun`` has started to help the first one, once there is no more to do."""
+    if process.launched() == 1:
+        yield Crew(machines.cluster(), place)
+        return
+    from sapper.engine.together import Together, dismiss, first, help_along, joined
+
+    with joined(place) as own:
+        if not first():
+            help_along(own)
+            yield None
+            return
+        yield Crew(Together(), own)
+        dismiss()  # after an error torchrun ends the others
 
 
 def run(
@@ -44,13 +122,16 @@ def run(
     download: Download = False,
     device: Device = "auto",
     threads: Threads = 0,
-    workers: WorkersOption = 0,
+    jobs: Jobs = 0,
+    executor: ExecutorOption = ExecutorName.LOCAL,
+    ray_address: RayAddress = None,
 ) -> None:
     """Run a scenario: pre-train, attack, build classifiers, measure, report.
 
     Interrupted, the same command goes on where it stopped.
     """
-    _run(_scenario_file(scenario), out_folder, store, overrides or [], data_root, download, device, threads, workers)
+    where = Machines(jobs, executor, ray_address)
+    _run(_scenario_file(scenario), out_folder, store, overrides or [], data_root, download, device, threads, where)
 
 
 def demo(
@@ -101,13 +182,13 @@ def _scenario_file(name: str) -> Path:
 def _run(
     file: Path,
     folder: Path | None,
-    store: Path | None,
+    store: str | None,
     overrides: list[str],
     data_root: Path | None,
     download: bool,
     device: str,
     threads: int,
-    workers: int = 0,
+    machines: Machines = ONE,
 ) -> None:
     from sapper.audits.calibration import read_bag
     from sapper.errors import located
@@ -118,8 +199,9 @@ def _run(
     check_device(device)
     folder = folder or Path("runs") / outlined.root.name
     check_writable(folder)
-    if store is not None:
-        check_writable(store, "--store")
+    if store is not None and "://" not in store:
+        check_writable(Path(store), "--store")
+    machines.check()
     for key, name in outlined.sets.items():
         with located(f"{file}: {key}"):
             datasets.check_there(name, data_root, download=download)
@@ -135,33 +217,36 @@ def _run(
 
         scenario = parse(content, str(file))  # the methods' parameters, which only torch was needed for
         from sapper import api
-        from sapper.engine.executors import Workers
         from sapper.progress import progress
         from sapper.running import Run
 
     place = device_of(device)
     cores = torch.get_num_threads()
-    if threads or workers:
-        torch.set_num_threads(threads or max(1, cores // workers))
+    if threads or machines.several:
+        torch.set_num_threads(threads or max(1, cores // max(1, machines.jobs or cores)))
     options = {
         "--data-root": data_root,
         "--device": device if device != "auto" else None,
         "--threads": threads or None,
-        "--workers": workers or None,
+        "--jobs": machines.jobs or None,
+        "--executor": machines.executor.value if machines.executor is ExecutorName.RAY else None,
+        "--ray-address": machines.ray_address,
         "--store": store,
     }
-    with telling_interrupts(GOES_ON), progress(err) as bars:
+    with telling_interrupts(GOES_ON), _crew(place, machines) as crew, progress(err) as bars:
+        if crew is None:
+            return
         results = api.run(
             scenario,
             folder,
             store=store,
             data_root=data_root,
             download=download,
-            workers=Workers(workers or torch.get_num_threads(), process.settle),
-            side_by_side=workers > 1,
+            jobs=machines.jobs,
+            executor=crew.executor,
             command=_command(file, folder, overrides, options, download=download),
             tell=lambda line: err.print(line, markup=False),
-            surroundings=Run(device=place, progress=bars),
+            surroundings=Run(device=crew.device, progress=bars, processes=process.launched()),
         )
     print_results(results)
     say(f"report: {folder / 'report.html'}")

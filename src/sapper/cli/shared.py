@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,9 +44,21 @@ class _Console(Console):
 
 out, err = _Console(highlight=False), _Console(stderr=True, highlight=False)
 
+
+class ExecutorName(StrEnum):
+    """Where stages are made."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 StoreOption = Annotated[
-    Path | None,
-    typer.Option("--store", envvar="SAPPER_STORE", help="Folder of finished stages, store below --out by default."),
+    str | None,
+    typer.Option(
+        "--store",
+        envvar="SAPPER_STORE",
+        help="Folder of finished stages, or an address such as s3://bucket/store; store below --out by default.",
+    ),
 ]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", envvar="SAPPER_DATA", help="Folder of the real data sets.")
@@ -57,8 +70,16 @@ Overrides = Annotated[
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: as many as cores.")]
 BudgetOption = Annotated[str, typer.Option("--budget", help="quick, standard or thorough.")]
-WorkersOption = Annotated[
-    int, typer.Option("--workers", min=0, help="Processes that train side by side, on a share of the cores each.")
+Jobs = Annotated[
+    int,
+    typer.Option("--jobs", "--workers", "-j", min=0, help="Stages side by side, on a share of the cores each."),
+]
+ExecutorOption = Annotated[
+    ExecutorName, typer.Option("--executor", help="local: processes of this machine; ray: a Ray cluster.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray-address", help="Of a Ray cluster, e.g. 10.0.0.1:6379; the running one by default."),
 ]
 
 

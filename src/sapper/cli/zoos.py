@@ -27,7 +27,8 @@ from sapper.errors import SapperError, closest, located
 from sapper.files import shipped_file
 
 Processes = Annotated[
-    int, typer.Option("--workers", min=0, help="Processes that train or examine encoders; 0: as many as cores.")
+    int,
+    typer.Option("--jobs", "--workers", "-j", min=0, help="Processes that train or examine encoders; 0: one per core."),
 ]
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -46,6 +46,13 @@ class Work(Protocol):
         ...
 
 
+@runtime_checkable
+class Divisible(Protocol):
+    """A work that several processes can do together (``Run.processes``), and that gives nearly the same then."""
+
+    divisible: ClassVar[bool]
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """Work on the files of other stages. Two stages with the same place are equal.
@@ -65,7 +72,9 @@ class Stage:
     def key(self) -> dict[str, Any]:
         """Everything that its files depend on, as plain data."""
         inputs = [stage.place for stage in self.inputs]
-        return {"work": self.work.key(), "inputs": inputs} | surroundings(self.run, self.work.libraries, self.threads)
+        key = {"work": self.work.key(), "inputs": inputs} | surroundings(self.run, self.work.libraries, self.threads)
+        several = self.run.processes > 1 and isinstance(self.work, Divisible)
+        return key | ({"processes": self.run.processes} if several else {})
 
     @cached_property
     def place(self) -> str:

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,38 @@ class Store:
         except OSError as error:
             raise self._refused(error) from error
         return Finished(folder, seconds, cached=False)
+
+    def absolute(self) -> "Store":
+        """The same for a process that works in another folder."""
+        return replace(self, root=self.root.absolute())
+
+    def here(self, folder: Path) -> Path:
+        """The folder of a finished stage on this machine, wherever it was made."""
+        return folder
+
+    def note(self, name: str, text: str) -> None:
+        """Leave a word for other machines that see this Store, in a file of that name."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.root / name, text)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def noted(self, name: str) -> str | None:
+        """What ``note`` left; none where it left nothing."""
+        try:
+            return (self.root / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def forget(self, name: str) -> None:
+        """Remove what ``note`` left, if anything."""
+        try:
+            (self.root / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> SapperError:
         remedy = "free some space, or name another folder with --store"

@@ -172,7 +172,7 @@ def _by_fleet(
             def tell(stage: Stage, _finished: Finished) -> None:
                 bar.advance(stage in twins)
 
-            grown = execute(learned.inputs, members, workers=lab.workers, tell=tell)
+            grown = execute(learned.inputs, members, executor=lab.executor, tell=tell)
         seconds = round(sum(finished.seconds for finished in grown.values()), 2)
         cached = all(finished.cached for finished in grown.values())
         session.tell(trial, f"{plan.name}, its fleet", Finished(members.root, seconds, cached))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sapper.engine.executors import HERE, Workers, execute
+from sapper.engine.executors import HERE, Executor, execute
 from sapper.engine.stage import Stage
 from sapper.engine.store import Finished, Store
 from sapper.experiment.data import Data
@@ -25,15 +25,15 @@ class Lab:
     """Where scenarios are run: the store, the folder for results, the data, and the surroundings.
 
     ``run`` gives device, number format and progress; its seed is replaced by the scenario's. ``tell`` receives one
-    line for each finished stage. ``command`` is what a user types to repeat the run. ``workers``: processes for work
-    that goes faster in several. ``side_by_side``: they make all stages, not a fleet's alone.
+    line for each finished stage. ``command`` is what a user types to repeat the run. ``executor``: makes what goes
+    faster side by side, a fleet; with ``side_by_side`` all stages.
     """
 
     store: Store
     out: Path
     run: Run
     command: str
-    workers: Workers = field(default_factory=Workers)
+    executor: Executor = HERE
     side_by_side: bool = False
     data_root: Path | None = None
     download: bool = False
@@ -130,8 +130,8 @@ class Session:
         def tell(stage: Stage, finished: Finished) -> None:
             self.tell(stages[stage], stage.title, finished)
 
-        workers = self.lab.workers if self.lab.side_by_side else HERE
-        self.done |= execute(stages, self.lab.store, workers=workers, tell=tell, known=self.done)
+        executor = self.lab.executor if self.lab.side_by_side else HERE
+        self.done |= execute(stages, self.lab.store, executor=executor, tell=tell, known=self.done)
 
     def tell(self, trial: Trial, title: str, finished: Finished) -> None:
         """Keep the time that a stage took, and tell of it."""

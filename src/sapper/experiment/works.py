@@ -40,6 +40,7 @@ from sapper.samples import Samples, read_samples, write_samples
 from sapper.scenario.named import Named
 from sapper.scenario.sections import EncoderSection
 from sapper.training import Checkpoint, check_finite
+from sapper.training.shares import in_shares
 from sapper.triggers import Trigger, write_triggers
 
 ENCODER, CURVES, CHOICES, TRIGGERS = "encoder", "curves.json", "choices.json", "triggers.safetensors"
@@ -62,6 +63,7 @@ class Pretrain:
     images: Part
 
     name: ClassVar[str] = "pretraining"
+    divisible: ClassVar[bool] = True
 
     @property
     def libraries(self) -> tuple[str, ...]:
@@ -74,7 +76,8 @@ class Pretrain:
         images: Samples = read_poisoned(inputs[0])[0] if inputs else self.images()
         encoder = encoders.build(run.child("encoder"), **self.encoder.model_dump())
         checkpoint = Checkpoint(folder / "checkpoint.safetensors")
-        trained = self.method.parameters(encoder, images, run.child("pretraining"), checkpoint)
+        with in_shares(encoder, run):
+            trained = self.method.parameters(encoder, images, run.child("pretraining"), checkpoint)
         made_from: dict[str, Any] = {"images": identity(images)} | (read_poison(inputs[0]) if inputs else {})
         leave(folder, trained, self.method, run, made_from, attacked=bool(inputs))
         checkpoint.remove()

@@ -39,7 +39,7 @@ def build(
         def tell(stage: Stage, _finished: Finished) -> None:
             bar.advance(stage in last)
 
-        done = execute([stage for each in made for stage in each.pipeline.stages], store, workers=workers, tell=tell)
+        done = execute([stage for each in made for stage in each.pipeline.stages], store, executor=workers, tell=tell)
         members = [member for each in made for member in each.members(done, store)]
         there = [member for member in read_members(folder, plan) if member.part not in {each.part for each in members}]
         _write(folder, plan, there + members)

@@ -245,5 +245,5 @@ def examine(
         def tell(stage: Stage, _finished: Finished) -> None:
             bar.advance(stage in last)
 
-        done = execute([stage for each in examinations for stage in each.stages], store, workers=workers, tell=tell)
+        done = execute([stage for each in examinations for stage in each.stages], store, executor=workers, tell=tell)
         return [each.scored(done) for each in examinations]
