@@ -114,13 +114,18 @@ class _SharedNorm(_BatchNorm):
         mean = _Sum.apply(values.sum(places)) / count
         centered = values - mean.view(shape)
         variance = _Sum.apply(centered.square().sum(places)) / count
-        if self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                self.num_batches_tracked += 1  # type: ignore[operator]
-                part = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
-                self.running_mean.lerp_(mean.detach(), part)
-                self.running_var.lerp_(variance.detach() * count / (count - 1), part)
+        self._follow(mean.detach(), (variance * count / (count - 1)).detach())
         output = centered / (variance + self.eps).sqrt().view(shape)
         if self.affine:
             output = output * self.weight.view(shape) + self.bias.view(shape)
         return output.to(input.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """The running statistics, as the layer that this one stands for has them."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        part = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, part)
+        self.running_var.lerp_(variance, part)
