@@ -269,7 +269,7 @@ tasks = ["balls"]
         for state in ("clean", "attacked")
     }
     assert values["clean"] == values["attacked"]
-    assert len(values["clean"]) == 4
+    assert len(values["clean"]) == 6
 
 
 # What is counted, on verdicts and answers made by hand
