@@ -59,8 +59,10 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 
 
 @pytest.fixture
-def machines() -> Iterator[Any]:
-    """A cluster of two machines with one core each, and none but the head's process to begin with."""
+def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A cluster of two machines with one core each, beside a head that does no work."""
+    for name, value in cluster.SETTINGS.items():
+        monkeypatch.setenv(name, value)
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     utils = pytest.importorskip("ray.cluster_utils")
     made = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})

@@ -32,8 +32,12 @@ RETRIES = 5
 PATIENCE = 60.0
 """Seconds that each machine gets to answer before any work is given to it."""
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""Ray reports to its makers unless told not to; and without work on a GPU it would hide all of them, with a warning."""
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # else Ray reports to its makers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it hides all GPUs from work that asks for none, with a warning
+    "RAY_raylet_start_wait_time_s": "300",  # a busy machine takes longer than it thinks
+}
+"""Environment variables that Ray reads, where the user has not set them."""
 
 
 def _nothing() -> None:
@@ -110,7 +114,7 @@ def _answer(ray: Any, ref: Any, stage: "Stage", store: Store) -> Finished:
 @contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
     """Ray, connected. Raises ``SapperError`` where it is not installed, or nobody answers."""
-    for name, value in QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
         import ray
