@@ -19,7 +19,7 @@ from sapper.running import Run, native_dtype
 NAMES = (
     *("augmentation", "simclr_step", "badencoder_step", "badencoder_step_few_views"),
     *("patchguard_ds_certify", "patchguard_bn_certify", "neural_cleanse", "mntd_shadow", "mntd_meta_epoch"),
-    *("mntd_fleet", "stacked_step", "trigger_inversion", "beatrix", "patchcleanser_certify"),
+    *("mntd_fleet", "stacked_step", "trigger_inversion", "beatrix", "patchcleanser_certify", "strip"),
 )
 RESULTS = Path(__file__).parent / "results.json"
 

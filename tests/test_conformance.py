@@ -28,7 +28,7 @@ from sapper.running import Run
 from sapper.samples import ImageSet, PairSet, Samples
 from sapper.training import Checkpoint
 from sapper.triggers import Frequency, Patch
-from sapper.verdicts import Certified, Verdict
+from sapper.verdicts import Certified, Scores, Verdict
 from tests import micro
 
 TABLES = {
@@ -101,6 +101,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "fine_pruning_classifier": {"steps": 6, "batch": 16},
     "nad": {"steps": 6, "batch": 16, "teacher_steps": 3},
     "unlearning_classifier": {"steps": 6, "batch": 16},
+    "strip": {"overlays": 4},
+    "strip_encoder": {"overlays": 4},
+    "masking_test": {"places": 2},
+    "dede": {"steps": 2, "batch": 16, "width": 32, "depth": 1},
     # heads
     "mlp": {"epochs": 2, "hidden": (8, 8)},
     "linear": {"iterations": 5},
@@ -241,6 +245,17 @@ def case(kind: str, name: str, encoder: Callable[[], Encoder] = encoder, head: T
                 return answers
 
             return certified
+        case "screen":
+            model = defender.build(Run(seed=4)) if method.looks_at == "classifier" else defender.encoder
+            clean = replace(TRAIN, labels=None, classes=())
+
+            def screened(run: Run, _: Checkpoint | None) -> list[Scores]:
+                screener = method.prepare(model, clean, run)
+                values = screener.scores(TEST.images)
+                flagged = values > screener.threshold
+                return [Scores(values=values, threshold=screener.threshold, flagged=flagged)]
+
+            return screened
         case "repair":
             owner = Owner(clean=replace(TRAIN, labels=None, classes=()), triggers=(Patch(size=4),))
             return lambda run, kept: method(encoder(), owner, run, kept)
@@ -329,6 +344,9 @@ def test_a_verdict_survives_json_and_tensors(kind: str, name: str) -> None:
             told, tensors = verdicts.to_tensors(answer)
             again = verdicts.from_tensors(json.loads(json.dumps(told, allow_nan=False)), tensors, "here")
             assert equal(plain(answer), plain(again))
+        elif isinstance(answer, Scores):
+            assert answer.values.shape == (len(TEST),)
+            assert bool(answer.values.isfinite().all())
         else:
             assert isinstance(answer, Certified)
             assert not bool(answer.certified[answer.labels != TEST.targets()].any())

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         repair,
         replay,
         run,
+        screen,
     )
     from sapper.attacks.target import Target
     from sapper.attestations import SigningKey, Verified, public_key, signing_key, verify
@@ -48,7 +49,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "sapper.api": (
         *("audit", "calibrate", "load", "load_classifier", "load_data", "load_images", "load_poisoned"),
-        *("open", "repair", "replay", "run"),
+        *("open", "repair", "replay", "run", "screen"),
     ),
     "sapper.attacks.target": ("Target",),
     "sapper.attestations": ("SigningKey", "Verified", "public_key", "signing_key", "verify"),
@@ -114,6 +115,7 @@ __all__ = [
     "run",
     "save",
     "score_zoo",
+    "screen",
     "signing_key",
     "verify",
     "write_audit",

@@ -1,4 +1,4 @@
-"""What the command line does, from Python: ``sapper.open``, ``audit``, ``replay``, ``calibrate`` and ``run``.
+"""What the command line does, from Python: ``sapper.open``, ``audit``, ``screen``, ``calibrate``, ``run`` ….
 
 They take names and paths as the commands do, or the objects themselves, and return plain frozen dataclasses. Nothing is
 printed; progress goes where ``surroundings`` says. Every mistake is a ``SapperError`` with a place and a remedy.
@@ -21,11 +21,12 @@ from sapper.attestations.verifying import check_attestable, digest_of
 from sapper.audits import auditing, calibration, repairing, replaying
 from sapper.audits.auditing import AuditReport
 from sapper.audits.calibration import BOUND, Bag
+from sapper.audits.one_kind import of_one_kind
 from sapper.audits.repairing import RepairReport
 from sapper.audits.replaying import Replay
 from sapper.defenses.budgets import Budget
 from sapper.defenses.budgets import budget as budget_of
-from sapper.defenses.contracts import Examiner, Repair
+from sapper.defenses.contracts import Examiner, Repair, Screen, Screener
 from sapper.downstream import Classifier
 from sapper.downstream import files as classifiers
 from sapper.encoders import Encoder
@@ -205,7 +206,8 @@ def repair(
     ``parameters``. It works in the number format of ``surroundings``; audits choose theirs. The rest is as for
     ``audit``. Raises ``SapperError``, before anything is computed, for a method that cannot work with what is there.
     """
-    run, made = surroundings or Run(), _repair_method(method, preset, parameters or {})
+    run = surroundings or Run()
+    made: Repair = _method("repair", "repair encoders", method, preset, parameters)
     held = encoder if isinstance(encoder, Encoder) else open(encoder, allow_backdoored=True, surroundings=run)
     subject, shown = copy.deepcopy(held), _images(images, held)  # audits leave what they look at frozen
     auditing.check_images(subject, shown)
@@ -218,17 +220,40 @@ def repair(
     return RepairReport(before=before, repaired=repaired, after=after, images=auditing.about_images(shown))
 
 
-def _repair_method(name: str, preset: str | None, parameters: Mapping[str, Any]) -> Repair:
-    """The repair of that name with its parameters. Raises ``SapperError`` for anything else."""
+def screen(
+    model: str | Path | Encoder | Classifier,
+    clean: str | Path | Tensor | ImageSet,
+    *,
+    method: str = "strip",
+    preset: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    surroundings: Run | None = None,
+) -> Screener:
+    """A screen of inputs: ``screener.scores(images)`` above ``screener.threshold`` are rejected; images uint8.
+
+    ``model``: a classifier or a bare encoder, or its file, whichever the ``method`` looks at. ``clean``: images without
+    a trigger that it was not trained on, a few hundred. ``parameters``: ``false_rejections``, the share of clean
+    inputs that may be rejected, and the method's others. Raises ``SapperError`` for what does not fit.
+    """
+    run, known = surroundings or Run(), model
+    made: Screen = _method("screen", "screen inputs", method, preset, parameters)
+    if isinstance(known, str | Path):
+        opener = load_classifier if made.looks_at == "classifier" else open
+        known = opener(known, allow_backdoored=True, surroundings=run)
+    encoder = known.encoder if isinstance(known, Classifier) else known
+    return made.prepare(known, _images(clean, encoder), run)
+
+
+def _method(kind: str, does: str, name: str, preset: str | None, parameters: Mapping[str, Any] | None) -> Any:
+    """The defense of that kind and name with its parameters. Raises ``SapperError`` for anything else."""
     method = find("defenses", defenses.METHODS, name, "method")
-    if method.kind != "repair":
-        remedy = "sapper methods shows which do: their kind is repair"
-        raise SapperError(f"{name} does not repair encoders", where="method", remedy=remedy)
+    if method.kind != kind:
+        remedy = f"sapper methods shows which do: their kind is {kind}"
+        raise SapperError(f"{name} does not {does}", where="method", remedy=remedy)
     if preset is not None and preset not in method.presets:
         remedy = closest(preset, list(method.presets)) if method.presets else f"{name} has none"
         raise SapperError(f"unknown preset {preset!r}", where="preset", remedy=remedy)
-    made: Repair = read_instance(method, method.presets.get(preset, {}) | dict(parameters), name, "parameters")
-    return made
+    return read_instance(method, method.presets.get(preset, {}) | dict(parameters or {}), name, "parameters")
 
 
 def replay(
@@ -290,7 +315,7 @@ def calibrate(
             shown[side] = images(side) if callable(images) else _images(images, subject)
         return subject, shown[side]
 
-    digests, key = _of_one_kind(uris, opened, chosen)
+    digests, key = of_one_kind(uris, opened, chosen)
     run = of_searching(opened(uris[0])[0], run)
     scores: dict[str, list[float | None]] = {detector: [] for detector in chosen.detectors}
     gathered: dict[str, list[float | None]] = {detector: [] for detector in chosen.detectors}
@@ -370,27 +395,3 @@ def _bags(given: Sequence[Path | Bag] | None) -> list[Bag]:
     if given is None:
         return calibration.shipped_bags()
     return [each if isinstance(each, Bag) else calibration.read_bag(each) for each in given]
-
-
-def _of_one_kind(
-    uris: Sequence[str], opened: Callable[[str], tuple[Encoder, ImageSet]], budget: Budget
-) -> tuple[list[str], calibration.Key]:
-    """Every encoder's fingerprint, and the key that they share. Raises ``SapperError`` for copies and other kinds."""
-    seen: dict[str, str] = {}
-    keys: list[calibration.Key] = []
-    for uri in uris:
-        subject, shown = opened(uri)
-        if subject.card.backdoored:
-            what, remedy = "this encoder says that it is backdoored", "name known-clean encoders only"
-            raise SapperError(what, where=uri, remedy=remedy)
-        auditing.check_images(subject, shown)
-        digest, key = auditing.fingerprint(subject), calibration.Key.of(subject, shown, budget)
-        if digest in seen:
-            what = f"these are the weights of {seen[digest]}"
-            raise SapperError(what, where=uri, remedy="name each encoder once: copies tell nothing")
-        if keys and key != keys[0]:
-            what = f"it has other {', '.join(keys[0].differs(key))} than {uris[0]}"
-            raise SapperError(what, where=uri, remedy="make a bag of each kind")
-        seen[digest] = uri
-        keys.append(key)
-    return list(seen), keys[0]

@@ -20,13 +20,13 @@ bound holds beside each of them.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from sapper.conformal import fewest
 from sapper.defenses.budgets import Budget
 from sapper.errors import SapperError, first_mistake
 from sapper.files import read_text, write_atomically
@@ -213,11 +213,6 @@ class Match:
     bags: tuple[Bag, ...]
     reason: str
     too_small: bool = False
-
-
-def fewest(bound: float) -> int:
-    """How many known-clean encoders a bag must have for p-values as small as the bound."""
-    return ceil(1 / bound - 1e-9) - 1
 
 
 def fitting(key: Key, bags: Sequence[Bag], bound: float) -> Match:

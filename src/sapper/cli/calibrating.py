@@ -53,6 +53,7 @@ def calibrate(
     run, bars = begin(device, threads, seed)
     from sapper import api
     from sapper.audits import calibration
+    from sapper.conformal import fewest
 
     sides: dict[int, Any] = {}
 
@@ -73,7 +74,7 @@ def calibrate(
         )
     calibration.write_bag(bag, out_file)
     least = 1 / (len(uris) + 1)
-    few = calibration.fewest(calibration.BOUND)
+    few = fewest(calibration.BOUND)
     more = f"; an audit at {calibration.BOUND:.0%} takes {few} or more" if len(uris) < few else ""
     say(f"{len(uris)} known-clean encoders; the smallest p-value beside them is {least:.3g}{more}: {out_file}")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
         EncoderExaminer,
         EncoderLearner,
         Repair,
+        Screen,
         Smoother,
     )
     from sapper.defenses.judge.abs import ABS
@@ -41,6 +42,10 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     from sapper.defenses.repair.nad import NAD
     from sapper.defenses.repair.unlearning import Unlearning
     from sapper.defenses.repair.unlearning_classifier import UnlearningClassifier
+    from sapper.defenses.screen.dede import DeDe
+    from sapper.defenses.screen.masking_test import MaskingTest
+    from sapper.defenses.screen.strip import STRIP
+    from sapper.defenses.screen.strip_encoder import STRIPEncoder
 
     _judges: list[type[ClassifierJudge]] = [ABS, Beatrix, NeuralCleanse, MNTDClassifier, SCAn]
     _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse]
@@ -49,6 +54,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     _smoothers: list[type[Smoother]] = [RAB, RandomizedSmoothing]
     _repairs: list[type[Repair]] = [ANP, BCU, Distillation, FinePruning, FineTuning, IBAU, Unlearning]
     _classifier_repairs: list[type[ClassifierRepair]] = [NAD, FinePruningClassifier, UnlearningClassifier]
+    _screens: list[type[Screen]] = [DeDe, MaskingTest, STRIP, STRIPEncoder]
 
 METHODS = {
     "abs": "sapper.defenses.judge.abs:ABS",
@@ -77,4 +83,8 @@ METHODS = {
     "rab": "sapper.defenses.certify.rab:RAB",
     "randomized_smoothing": "sapper.defenses.certify.randomized_smoothing:RandomizedSmoothing",
     "ssl_cleanse": "sapper.defenses.judge.ssl_cleanse:SSLCleanse",
+    "dede": "sapper.defenses.screen.dede:DeDe",
+    "masking_test": "sapper.defenses.screen.masking_test:MaskingTest",
+    "strip": "sapper.defenses.screen.strip:STRIP",
+    "strip_encoder": "sapper.defenses.screen.strip_encoder:STRIPEncoder",
 }

@@ -12,7 +12,7 @@
 All are frozen dataclasses of their parameters. Equal seeds give equal results.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
@@ -248,22 +248,49 @@ def guarantee(method: Certifier | Smoother) -> Guarantee:
     )
 
 
-class Screener(Protocol):
-    """A screen that knows its classifier."""
+Model = Callable[[Tensor], Tensor]
+"""A classifier or a bare encoder: float images (N, 3, H, W) in [0, 1] to logits (N, K), or to features (N, D)."""
 
-    def __call__(self, samples: Samples, run: Run, change: Change | None = None) -> Scores:
-        """One score for each sample, after ``change`` if given, each as if it came alone."""
+Looks = Literal["classifier", "encoder"]
+"""What a screen looks at: a classifier's answers, or the features of a bare encoder."""
+
+
+class Screener(Protocol):
+    """A screen that knows its model, for inputs as they come."""
+
+    @property
+    def threshold(self) -> float: ...
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Float (N,) on the CPU of uint8 images (N, 3, H, W), each scored as if it came alone.
+
+        The higher, the more suspicious; what is above the threshold is rejected.
+        """
         ...
 
 
 class Screen(Defense, Protocol):
-    """Tells inputs with a trigger from ordinary ones while a classifier is in use."""
+    """Tells inputs with a trigger from ordinary ones while a model is in use.
+
+    At most the share ``false_rejections`` of clean inputs, in (0, 1), may be rejected.
+    """
 
     kind: ClassVar[Literal["screen"]]
     measures: ClassVar[tuple[OfScores, ...]]
+    looks_at: ClassVar[Looks]
 
-    def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> Screener:
-        """Get to know the classifier by the defender's clean images."""
+    @property
+    def false_rejections(self) -> float: ...
+
+    def check(self, images: int) -> None:
+        """Raises ``SapperError`` when so many clean images are too few to begin, or for the promised share."""
+        ...
+
+    def prepare(self, model: Model, clean: ImageSet, run: Run) -> Screener:
+        """Get to know the model by the defender's clean images, whose labels are not looked at.
+
+        The threshold is chosen on some from which nothing was learned. The model must not have been trained on any.
+        """
         ...
 
 

@@ -6,12 +6,12 @@ A verdict is labeled by whether its model is attacked. Rates come with Wilson's 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from math import ceil
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from sapper.conformal import conformal_threshold
 from sapper.metrics import Rate, auc, auc_rate, least_share, share
 from sapper.verdicts import Box, ByPlace, Scores, Verdict
 
@@ -57,7 +57,8 @@ class Marked:
 class Measured:
     """One value, with its 95 % interval where there is one.
 
-    ``attacked``: of the models that are attacked, of the others, or of all together. ``condition``: what else was set.
+    ``attacked``: of the models, inputs or rows that are attacked, of the others, or of all together.
+    ``condition``: what else was set.
     """
 
     name: str
@@ -210,10 +211,10 @@ def held_out(labeled: Sequence[Labeled], groups: Sequence[int]) -> Iterator[Meas
     thresholds, scores = {}, [each.verdict.score for each in labeled]
     for group in dict.fromkeys(groups):
         clean = [not each.attacked and other != group for each, other in zip(labeled, groups)]
-        others = sorted(score for score, wanted in zip(scores, clean) if wanted and score is not None)
-        rank = ceil((len(others) + 1) * (1 - FALSE_ALARMS))
-        if others and rank <= len(others):
-            thresholds[group] = others[rank - 1]
+        others = [score for score, wanted in zip(scores, clean) if wanted and score is not None]
+        threshold = conformal_threshold(others, FALSE_ALARMS)
+        if threshold is not None:
+            thresholds[group] = threshold
     for attacked in (False, True):
         ours = [group in thresholds and each.attacked is attacked for each, group in zip(labeled, groups)]
         told = [(score, thresholds[group]) for score, group, one in zip(scores, groups, ours) if one]
@@ -266,3 +267,24 @@ CERTIFIED: tuple[OfAnswers, ...] = (
     OfAnswers(("ASR_strict_bound", "ASR_strict_bound_known_place"), _bounds),
 )
 """What every certified defense is measured by, on each encoder by itself."""
+
+
+def _area_of_scores(marked: Marked) -> Iterator[Measured]:
+    values = marked.scores.values
+    yield _of("AUC", auc_rate(values[marked.attacked], values[~marked.attacked]))
+
+
+def _rejections(marked: Marked) -> Iterator[Measured]:
+    flagged = marked.scores.flagged
+    yield _rate("false_rejections", flagged[~marked.attacked], False)
+    yield _rate("rejected", flagged[marked.attacked], True)
+
+
+SCREENED: tuple[OfScores, ...] = (
+    OfScores(("AUC",), _area_of_scores),
+    OfScores(("false_rejections", "rejected"), _rejections),
+)
+"""What every screen is measured by, on images as they are and on the same with a trigger, both at least one.
+
+The AUC's interval takes both for independent samples, though each image is in both.
+"""

@@ -25,6 +25,7 @@ from sapper.scenario.sections import (
     ExamineSection,
     FleetSection,
     RepairSection,
+    ScreenSection,
     TaskSection,
 )
 
@@ -221,6 +222,12 @@ def uses(scenario: Scenario) -> Iterator[Use]:
                 count = section.images if whole is None else section.owned(whole)
                 share = 1.0 if section.images else section.share
                 yield Use(train, purpose, count, own, f"defense[{j}].images", share)
+            if isinstance(section, ScreenSection) and defended(scenario, plan, task):
+                purpose, own = f"{plan.name} on {task.name}", f"task[{i}].dataset"
+                count = task.test_images and round(section.share * task.test_images)
+                share = 1.0 if count else section.share
+                yield Use(judged, f"{purpose}, at hand", count, own, f"defense[{j}].share", share)
+                yield Use(judged, f"{purpose}, judged", section.test_images, own, f"defense[{j}].test_images")
     for j, plan in enumerate(scenario.defenses):
         if isinstance(plan.section, FleetSection):
             learner: EncoderLearner = plan.method.parameters

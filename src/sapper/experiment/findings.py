@@ -15,7 +15,18 @@ from sapper.engine.store import Finished
 from sapper.experiment.data import Use
 from sapper.experiment.effects import feature_records, trigger_records
 from sapper.experiment.pictures import feature_maps
-from sapper.experiment.results import Artifact, Audited, Curve, FeatureMap, Guaranteed, Judged, Model, Picture, Record
+from sapper.experiment.results import (
+    Artifact,
+    Audited,
+    Curve,
+    FeatureMap,
+    Guaranteed,
+    Judged,
+    Model,
+    Picture,
+    Record,
+    Roc,
+)
 from sapper.experiment.subjects import Subject
 from sapper.experiment.tasks import Choices, Task, identity
 from sapper.experiment.works import CLASSIFIER, HITS, MAP, SUSPECT, encoder_file, read_curves, read_predictions
@@ -43,6 +54,7 @@ class Findings:
     maps: list[FeatureMap] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     verdicts: list[Judged] = field(default_factory=list)
+    rocs: list[Roc] = field(default_factory=list)
     audits: list[Audited] = field(default_factory=list)
     guarantees: list[Guaranteed] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)

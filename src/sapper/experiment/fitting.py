@@ -6,7 +6,7 @@ from typing import Any
 from sapper import datasets, encoders
 from sapper.attacks.contracts import Rated, Selective
 from sapper.attacks.poisoning import check_enough, selected
-from sapper.defenses.contracts import ClassifierJudge, EncoderLearner, Repair
+from sapper.defenses.contracts import ClassifierJudge, EncoderLearner, Repair, Screen
 from sapper.errors import SapperError, located
 from sapper.experiment.data import (
     Data,
@@ -21,6 +21,7 @@ from sapper.experiment.data import (
     target_label,
     uses,
 )
+from sapper.experiment.screening import judged_and_clean
 from sapper.experiment.tasks import Part
 from sapper.pretraining.contracts import check_count
 from sapper.running import Run
@@ -34,6 +35,7 @@ from sapper.scenario.sections import (
     ExamineSection,
     FleetSection,
     RepairSection,
+    ScreenSection,
     TaskSection,
 )
 
@@ -76,6 +78,14 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
             continue
         if isinstance(section, ClassifierRepairSection):
             _check_classifier_repair(scenario, plan, section, victims, run, where)
+            continue
+        if isinstance(section, ScreenSection):
+            screen: Screen = plan.method.parameters
+            every = section.model_copy(update={"test_images": None})
+            rest, clean = judged_and_clean(Part.whole(test), every, task.name, run)
+            _check_enough(section.test_images, rest(), "what is judged of the task", f"{where}.test_images")
+            with located(where):
+                screen.check(len(clean()))
             continue
         _check_enough(section.train_images, victims, "the task", f"{where}.train_images")
         if isinstance(section, CertifySection):

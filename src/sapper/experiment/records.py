@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -160,6 +161,11 @@ def _record(place: Place, measured: Measured) -> Record:
         n=measured.n,
         unit=measured.unit,
     )
+
+
+def measured_record(place: Place, measured: Measured, *, state: State) -> Record:
+    """A value about a model of that state, whatever its ``attacked`` says of inputs."""
+    return _record(_under(place, state=state), replace(measured, attacked=None))
 
 
 def _under(place: Place, **condition: Any) -> Place:

@@ -143,6 +143,26 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Roc:
+    """How a screen's scores of one target's triggered images lie above those of plain ones, for one model.
+
+    ``subject``: the id of what the model stands on; ``state`` is its. ``points``: the ROC curve from (0, 0) to (1, 1),
+    as (share of plain images, share of triggered ones) above each threshold. ``at``: the same for the screen's own.
+    """
+
+    seed: int
+    defense: str
+    target: str
+    subject: str
+    state: State
+    points: tuple[tuple[float, float], ...]
+    at: tuple[float, float]
+    task: str | None = None
+    attack: str | None = None
+    condition: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stamped:
     """Images of an audit, changed alike: PNG in base64.
 
@@ -214,6 +234,7 @@ class Results:
     maps: tuple[FeatureMap, ...] = ()
     pictures: tuple[Picture, ...] = ()
     verdicts: tuple[Judged, ...] = ()
+    rocs: tuple[Roc, ...] = ()
     audits: tuple[Audited, ...] = ()
     guarantees: tuple[Guaranteed, ...] = ()
     timings: tuple[dict[str, Any], ...] = ()

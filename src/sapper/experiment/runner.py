@@ -75,6 +75,7 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
         maps=tuple(findings.maps),
         pictures=tuple(findings.pictures),
         verdicts=tuple(findings.verdicts),
+        rocs=tuple(findings.rocs),
         audits=unique(findings.audits, key=lambda audit: (audit.subject, audit.sha256)),
         guarantees=unique(findings.guarantees),
         timings=tuple(findings.timings),

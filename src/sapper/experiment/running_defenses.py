@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 from sapper.attacks.contracts import makes_triggers
-from sapper.defenses.contracts import Certifier, ClassifierJudge, EncoderExaminer, EncoderLearner, Smoother, guarantee
+from sapper.defenses.contracts import (
+    Certifier,
+    ClassifierJudge,
+    EncoderExaminer,
+    EncoderLearner,
+    Screen,
+    Smoother,
+    guarantee,
+)
 from sapper.engine.executors import execute
 from sapper.engine.stage import Stage
 from sapper.engine.store import Finished
@@ -25,6 +33,7 @@ from sapper.experiment.records import (
     verdicts_on_encoders,
 )
 from sapper.experiment.results import Guaranteed, Judged, State
+from sapper.experiment.screening import ScreenInputs, judged_and_clean, screen_curves, screen_records
 from sapper.experiment.streams import Stream
 from sapper.experiment.subjects import ATTACKED, CLEAN, REPAIRED, Subject
 from sapper.experiment.trial import Lab, Session, Trial, Variant
@@ -32,14 +41,15 @@ from sapper.experiment.verdicts import verdicts
 from sapper.experiment.works import read_choices
 from sapper.running import Run
 from sapper.scenario.defending import DefensePlan
+from sapper.scenario.kinds import of_encoders
 from sapper.scenario.reading import Scenario
-from sapper.scenario.sections import CertifySection, DetectSection, ExamineSection, FleetSection
+from sapper.scenario.sections import CertifySection, DetectSection, ExamineSection, FleetSection, ScreenSection
 from sapper.verdicts import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
 class Defended:
-    """A defense of the classifiers of a task: one stage for each subject that they stand on, the baseline first."""
+    """A defense of a task: one stage for each subject that its classifiers stand on, the baseline first."""
 
     plan: DefensePlan
     measured: Measured
@@ -58,7 +68,7 @@ def defended(trial: Trial, measured: Measured) -> list[Defended]:
         return []
     defenses = []
     for plan in (plan for plan in scenario.defenses if plan.on(task.name)):
-        if isinstance(plan.section, CertifySection | DetectSection):
+        if isinstance(plan.section, CertifySection | DetectSection | ScreenSection):
             made = tuple((subject, _on_classifiers(trial, plan, measured, subject)) for subject in subjects)
             defenses.append(Defended(plan=plan, measured=measured, sides=made))
     return defenses
@@ -76,10 +86,18 @@ def _on_classifiers(trial: Trial, plan: DefensePlan, measured: Measured, subject
     classifiers = Classifiers(
         task=task, head=trial.scenario.primary, poisoned=poisoned is not None, kept=kept is not None
     )
-    if isinstance(section, CertifySection):
+    inputs = [stood_on, trial.pipeline.choices[task.name], poisoned, kept]
+    if isinstance(section, ScreenSection):
+        judged, clean = judged_and_clean(task.test, section, task.name, trial.run)
+        made, own = subjects_triggers(trial, measured), None if of_encoders(plan.method.parameters) else classifiers
+        work: ScreenInputs | Certify | Detect = ScreenInputs(
+            plan=plan, task=task, images=judged, clean=clean, classifiers=own, made_triggers=made is not None
+        )
+        inputs = inputs if own else [stood_on]
+    elif isinstance(section, CertifySection):
         images = task.test.sample(section.test_images, trial.run.child(defended_part(task.name)))
         made = subjects_triggers(trial, measured)
-        work: Certify | Detect = Certify(
+        work = Certify(
             plan=plan, section=section, classifiers=classifiers, images=images, made_triggers=made is not None
         )
     else:
@@ -91,8 +109,7 @@ def _on_classifiers(trial: Trial, plan: DefensePlan, measured: Measured, subject
         work = Detect(
             plan=plan, section=section, classifiers=classifiers, stream=stream, made_triggers=made is not None
         )
-    inputs = [stood_on, trial.pipeline.choices[task.name], poisoned, kept, made]
-    there = tuple(each for each in inputs if each is not None)
+    there = tuple(each for each in (*inputs, made) if each is not None)
     return Stage(work, trial.run, there, title=f"{plan.name} on the {subject.words}, {task.name}")
 
 
@@ -118,6 +135,13 @@ def record(trial: Trial, defense: Defended, session: Session) -> None:
         promised = guarantee(certifier)
         told = Guaranteed(defense=plan.name, size_is=size_is, threat=promised.threat, covers_not=promised.covers_not)
         findings.guarantees.append(told)
+        return
+    if isinstance(plan.section, ScreenSection):
+        screen: Screen = plan.method.parameters
+        place |= {"head": None} if of_encoders(screen) else {}
+        targets = [aim.name for aim in task.aims]
+        findings.records += screen_records(place, screen.measures, targets, sides)
+        findings.rocs += screen_curves(place, targets, sides)
         return
     judged = verdicts_on_classifiers(place, task.test().classes, sides)
     findings.verdicts += judged

@@ -7,9 +7,10 @@ import torch
 from markupsafe import Markup
 
 from sapper.audits.auditing import AuditReport, Finding, beside_bag
-from sapper.audits.calibration import BOUND, Bag, InClean, fewest
+from sapper.audits.calibration import BOUND, Bag, InClean
 from sapper.audits.recorded import WORDS as WORDS
 from sapper.audits.replaying import Replay
+from sapper.conformal import fewest
 from sapper.defenses.inversion import Collapse
 from sapper.encoders.schemes import ASSUMED
 from sapper.experiment.pictures import png

@@ -168,16 +168,29 @@ def certified(lines: Mapping[str, Mapping[float, Estimate]], colors: Mapping[str
         return _svg(figure, name)
 
 
-def roc(curves: Mapping[str, Sequence[tuple[float, float]]], name: str) -> Markup:
-    """ROC curves, a color for each, and the diagonal of a coin toss; both axes in per cent."""
+def roc(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    name: str,
+    colors: Mapping[str, Key] | None = None,
+    marked: Mapping[str, tuple[float, float]] | None = None,
+) -> Markup:
+    """ROC curves, a color for each, and the diagonal of a coin toss; both axes in per cent.
+
+    ``colors``: other colors and marks (line, dotted); ``marked``: a point of a curve that a threshold chose.
+    """
     with rc_context(_STYLE):
         figure, axes = _canvas(3.4, 3.2)
         axes.set(xlim=(-2, 102), ylim=(-2, 102))
         axes.set_aspect("equal")
         axes.plot([0, 100], [0, 100], color=_PLACEHOLDERS["muted"], linestyle=":", linewidth=1)
-        for at, points in enumerate(curves.values()):
+        for at, (curve, points) in enumerate(curves.items()):
+            key = (colors or {}).get(curve, Key(class_color(at), "line", curve))
+            color, line = _PLACEHOLDERS[key.color], ":" if key.mark == "dotted" else "-"
             x, y = ([100 * value for value in values] for values in zip(*points))
-            axes.plot(x, y, color=_PLACEHOLDERS[class_color(at)], linewidth=1.6, drawstyle="steps-post", clip_on=False)
+            axes.plot(x, y, color=color, linestyle=line, linewidth=1.6, drawstyle="steps-post", clip_on=False)
+            if marked and curve in marked:
+                x, y = ([100 * value] for value in marked[curve])
+                axes.plot(x, y, color=color, marker="o", markersize=5, clip_on=False)
         return _svg(figure, name)
 
 

@@ -1,7 +1,7 @@
 """The result table as Markdown, for pages that quote results."""
 
 from sapper.experiment.results import Results
-from sapper.report import audited, defenses, effects, repairs, tables, targeted, text
+from sapper.report import audited, defenses, effects, repairs, screens, tables, targeted, text
 from sapper.report.tables import LABELS, METRICS, SummaryRow, Table
 
 DETECTION_NOTE = (
@@ -43,6 +43,7 @@ def render(results: Results) -> str:
         ),
         *_plain_table(defenses.universal_table(results), defenses.UNIVERSAL_NOTE),
         *(f"\n{sentence}" for sentence in defenses.guarantees(results)),
+        *_plain_table(screens.table(results)),
         *(f"\nNote: {flag}" for flag in results.flags),
     ]
     return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from sapper.experiment.results import Artifact, FeatureMap, Results
-from sapper.report import audited, defenses, effects, figures, repairs, tables, targeted, text
+from sapper.report import audited, defenses, effects, figures, repairs, screens, tables, targeted, text
 from sapper.report.figures import Key, Strip
 from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
 
@@ -104,6 +104,7 @@ def other_measurements(results: Results) -> Table | None:
         and not targeted.is_targeted(item)
         and item.metric not in effects.METRICS
         and not repairs.shows(results, item)
+        and not screens.shows(results, item)
     ]
     rows = [
         {
@@ -300,6 +301,7 @@ SECTIONS = (
     Section("audits", "Audit", "audits", audited.section),
     Section("detection", "Detection", "detection", defenses.detections),
     Section("certified", "Certified predictions", "certified", defenses.certifications),
+    Section("screens", "Screens of inputs", "screens", screens.section),
     Section("other", "Other measurements", "table", other_measurements),
     Section("flags", "Warnings", "flags", lambda results: results.flags),
     Section("trigger", "Trigger", "pictures", pictures),

@@ -39,7 +39,15 @@ DEFENSE_SECTIONS: dict[Kind, type[DefenseSection]] = {
 }
 """Which section a defense has, by its kind (``defenses/contracts.py``)."""
 
-RUN = (DetectSection, ExamineSection, FleetSection, CertifySection, RepairSection, ClassifierRepairSection)
+Section = (
+    DetectSection
+    | ExamineSection
+    | FleetSection
+    | CertifySection
+    | RepairSection
+    | ClassifierRepairSection
+    | ScreenSection
+)
 """Sections of the defenses that a scenario can run."""
 
 
@@ -53,7 +61,7 @@ class DefensePlan:
 
     name: str
     method: Named
-    section: DetectSection | CertifySection | ExamineSection | FleetSection | RepairSection | ClassifierRepairSection
+    section: Section
     shadows: tuple[Named[Pretraining], Named[Any]] | None = None
     detector: Named[Any] | None = None
 
@@ -74,7 +82,7 @@ def read_defense(
     common = {field: raw[field] for field in DefenseSection.model_fields if field in raw}
     kind: Kind = imported(with_place(DefenseSection, common, "defenses", defenses.METHODS, file, key)[1]).kind
     section, chosen = with_method(DEFENSE_SECTIONS[kind], raw, "defenses", defenses.METHODS, file, key)
-    if not isinstance(section, RUN):
+    if not isinstance(section, Section):
         what, remedy = f"no scenario runs a defense of the kind {kind!r}", "call it from Python"
         raise SapperError(what, where=f"{file}: {key}.method", remedy=remedy)
     for i, task in enumerate(section.tasks or []):

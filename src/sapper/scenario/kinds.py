@@ -5,14 +5,19 @@ from typing import Any
 
 from sapper.attacks.contracts import Attack, Choosy, Poison
 from sapper.attacks.target import TargetPlan
-from sapper.defenses.contracts import Kind
+from sapper.defenses.contracts import Defense, Kind
 from sapper.downstream import AnyHead
 from sapper.errors import SapperError, located
 from sapper.pretraining.contracts import Pretraining
 from sapper.triggers import Patch
 
 OF_ENCODERS: tuple[Kind, ...] = ("examine", "learn", "repair")
-"""Kinds of defenses of encoders; others look at classifiers."""
+"""Kinds of defenses of encoders; others look at classifiers, but for some screens (``of_encoders``)."""
+
+
+def of_encoders(defense: Defense) -> bool:
+    """Whether a defense looks at encoders, and at no classifier."""
+    return defense.kind in OF_ENCODERS or (defense.kind == "screen" and defense.looks_at == "encoder")  # type: ignore[attr-defined]
 
 
 def kind_of(attack: Attack | Poison) -> str:
@@ -58,13 +63,13 @@ def check_attack(name: str, attack: Attack, raw: dict[str, Any], targets: Sequen
         raise SapperError(what, where=f"{where}.method", remedy=remedy)
 
 
-def check_defense(defense: Kind, name: str, attack: Attack, where: str) -> None:
-    """Raises ``SapperError`` where a kind of attack leaves nothing that a kind of defense looks at."""
+def check_defense(defense: Defense, name: str, attack: Attack, where: str) -> None:
+    """Raises ``SapperError`` where a kind of attack leaves nothing that a defense looks at."""
     kind = kind_of(attack)
-    if defense in OF_ENCODERS and not makes_encoders(attack):
+    if of_encoders(defense) and not makes_encoders(attack):
         what, remedy = f"{name} attacks no encoder, so there is none to judge or repair", "use a defense of classifiers"
         raise SapperError(what, where=where, remedy=remedy)
-    if defense not in OF_ENCODERS and kind == "targeted":
+    if not of_encoders(defense) and kind == "targeted":
         what, remedy = f"classifiers of {name} are not kept, so no defense can look at them", "leave the defense out"
         raise SapperError(what, where=where, remedy=remedy)
 

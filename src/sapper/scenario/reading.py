@@ -162,7 +162,7 @@ def _single(single: Single, file: str) -> Scenario:
     for i, plan in enumerate(plans):
         if attack_method is not None:
             where = f"{file}: defense[{i}].method"
-            check_defense(plan.method.parameters.kind, attack_method.name, attack_method.parameters, where)
+            check_defense(plan.method.parameters, attack_method.name, attack_method.parameters, where)
             if plan.shadows is not None:
                 start, own = plan.shadows
                 check_fleet(plan.method.name, (start.name, start.parameters), (own.name, own.parameters), where)

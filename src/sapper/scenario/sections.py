@@ -158,9 +158,14 @@ class FleetSection(DefenseSection):
 
 
 class ScreenSection(DefenseSection):
-    """A screen of inputs. ``train_images`` as in ``DetectSection``, ``test_images`` as in ``CertifySection``."""
+    """A screen of inputs.
 
-    train_images: PositiveInt | None = None
+    ``share``: of the task's test images, drawn at random, that the defender holds as clean ones of its own: none of
+    them is judged, and no classifier was trained on them. ``test_images``: how many of the others are judged (all by
+    default), the same ones for every screen of the same share.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     test_images: PositiveInt | None = None
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from sapper.audits.calibration import BOUND, Bag, Key, Power, fewest, fitting, largest_p_value
+from sapper.audits.calibration import BOUND, Bag, Key, Power, fitting, largest_p_value
+from sapper.conformal import fewest
 from sapper.defenses.budgets import Budget
 from sapper.files import write_atomically
-from sapper.metrics import auc_rate
+from sapper.metrics import auc_rate, roc
 from sapper.zoo.examining import CALIBRATION, JUDGEMENT, Scored
 from sapper.zoo.making import WORKING, Member
 
@@ -199,21 +200,9 @@ def compared(
         name = ALL if len(examined) == len(scored) else ", ".join(families)
         if row := _row(name, detector, together, surprise, bound):
             rows.append(row)
-            curves[detector] = roc(*_split(together, detector))
+            scores = (torch.tensor(each, dtype=torch.double) for each in _split(together, detector))
+            curves[detector] = roc(*scores)
     return rows, curves
-
-
-def roc(positive: Sequence[float], negative: Sequence[float]) -> list[tuple[float, float]]:
-    """The ROC curve of scores, from (0, 0) to (1, 1): a point for each threshold."""
-    points = [(0.0, 0.0)]
-    for threshold in sorted({*positive, *negative}, reverse=True):
-        points.append(
-            (
-                sum(score >= threshold for score in negative) / len(negative),
-                sum(score >= threshold for score in positive) / len(positive),
-            )
-        )
-    return points
 
 
 def _row(

@@ -1,0 +1,1 @@
+"""Screens: has this input a trigger?"""
