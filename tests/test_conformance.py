@@ -28,7 +28,7 @@ from sapper.running import Run
 from sapper.samples import ImageSet, PairSet, Samples
 from sapper.training import Checkpoint
 from sapper.triggers import Frequency, Patch
-from sapper.verdicts import Certified, Verdict
+from sapper.verdicts import Certified, Scores, Verdict
 from tests import micro
 
 TABLES = {
@@ -101,6 +101,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "fine_pruning_classifier": {"steps": 6, "batch": 16},
     "nad": {"steps": 6, "batch": 16, "teacher_steps": 3},
     "unlearning_classifier": {"steps": 6, "batch": 16},
+    "activation_clustering": {"size": 0.5},
+    "density_outliers": {"neighbors": 4},
+    "patch_search": {"clusters": 3, "pasted": 4},
+    "spectral_signatures": {},
     # heads
     "mlp": {"epochs": 2, "hidden": (8, 8)},
     "linear": {"iterations": 5},
@@ -247,6 +251,8 @@ def case(kind: str, name: str, encoder: Callable[[], Encoder] = encoder, head: T
         case "repair_classifier":
             held, labeled = defender.build(Run(seed=4)), Owner(clean=TRAIN, triggers=(Patch(size=4),))
             return lambda run, kept: method(held, labeled, run, kept)
+        case "sift":
+            return lambda run, _: [method(TRAIN, encoder(), run)]
     raise AssertionError(f"this test does not know the kind {method.kind!r}")
 
 
@@ -329,6 +335,10 @@ def test_a_verdict_survives_json_and_tensors(kind: str, name: str) -> None:
             told, tensors = verdicts.to_tensors(answer)
             again = verdicts.from_tensors(json.loads(json.dumps(told, allow_nan=False)), tensors, "here")
             assert equal(plain(answer), plain(again))
+        elif isinstance(answer, Scores):
+            assert answer.values.dtype == torch.float32
+            assert answer.values.shape == answer.flagged.shape == (len(TRAIN),)
+            assert bool(answer.values.isfinite().all())
         else:
             assert isinstance(answer, Certified)
             assert not bool(answer.certified[answer.labels != TEST.targets()].any())

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
         EncoderExaminer,
         EncoderLearner,
         Repair,
+        Sift,
         Smoother,
     )
     from sapper.defenses.judge.abs import ABS
@@ -41,6 +42,10 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     from sapper.defenses.repair.nad import NAD
     from sapper.defenses.repair.unlearning import Unlearning
     from sapper.defenses.repair.unlearning_classifier import UnlearningClassifier
+    from sapper.defenses.sift.activation_clustering import ActivationClustering
+    from sapper.defenses.sift.density_outliers import DensityOutliers
+    from sapper.defenses.sift.patch_search import PatchSearch
+    from sapper.defenses.sift.spectral_signatures import SpectralSignatures
 
     _judges: list[type[ClassifierJudge]] = [ABS, Beatrix, NeuralCleanse, MNTDClassifier, SCAn]
     _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse]
@@ -49,6 +54,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     _smoothers: list[type[Smoother]] = [RAB, RandomizedSmoothing]
     _repairs: list[type[Repair]] = [ANP, BCU, Distillation, FinePruning, FineTuning, IBAU, Unlearning]
     _classifier_repairs: list[type[ClassifierRepair]] = [NAD, FinePruningClassifier, UnlearningClassifier]
+    _sifts: list[type[Sift]] = [ActivationClustering, DensityOutliers, PatchSearch, SpectralSignatures]
 
 METHODS = {
     "abs": "sapper.defenses.judge.abs:ABS",
@@ -76,5 +82,9 @@ METHODS = {
     "patchguard_ds": "sapper.defenses.certify.patchguard_ds:PatchGuardDS",
     "rab": "sapper.defenses.certify.rab:RAB",
     "randomized_smoothing": "sapper.defenses.certify.randomized_smoothing:RandomizedSmoothing",
+    "activation_clustering": "sapper.defenses.sift.activation_clustering:ActivationClustering",
+    "density_outliers": "sapper.defenses.sift.density_outliers:DensityOutliers",
+    "patch_search": "sapper.defenses.sift.patch_search:PatchSearch",
+    "spectral_signatures": "sapper.defenses.sift.spectral_signatures:SpectralSignatures",
     "ssl_cleanse": "sapper.defenses.judge.ssl_cleanse:SSLCleanse",
 }

@@ -266,3 +266,20 @@ CERTIFIED: tuple[OfAnswers, ...] = (
     OfAnswers(("ASR_strict_bound", "ASR_strict_bound_known_place"), _bounds),
 )
 """What every certified defense is measured by, on each encoder by itself."""
+
+
+def _rows_apart(marked: Marked) -> Iterator[Measured]:
+    values, poison = marked.scores.values, marked.attacked
+    if bool(poison.any()) and not bool(poison.all()):
+        yield _of("AUC", auc_rate(values[poison], values[~poison]))
+
+
+def _removed(marked: Marked) -> Iterator[Measured]:
+    for rows, of in (("poison", marked.attacked), ("clean", ~marked.attacked)):
+        if bool(of.any()):
+            yield Measured(name="removed", condition={"rows": rows}, **asdict(share(marked.scores.flagged[of])))
+
+
+SIFTED: tuple[OfScores, ...] = (OfScores(("AUC",), _rows_apart), OfScores(("removed",), _removed))
+"""What every sift is measured by: how often a row of poison scores above a clean one, and the shares that it removes
+of the ``rows`` that are poison and of those that are clean."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from sapper.experiment.results import Artifact, FeatureMap, Results
-from sapper.report import audited, defenses, effects, figures, repairs, tables, targeted, text
+from sapper.report import audited, defenses, effects, figures, repairs, sifts, tables, targeted, text
 from sapper.report.figures import Key, Strip
 from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
 
@@ -104,6 +104,7 @@ def other_measurements(results: Results) -> Table | None:
         and not targeted.is_targeted(item)
         and item.metric not in effects.METRICS
         and not repairs.shows(results, item)
+        and not sifts.shows(results, item)
     ]
     rows = [
         {
@@ -296,6 +297,7 @@ SECTIONS = (
     Section("conditions", "What was varied", "conditions", conditions),
     Section("effects", "What the trigger does", "table", effects.table),
     Section("chosen", "Chosen test images", "table", targeted.table),
+    Section("sifts", "Sifted rows", "table", sifts.table),
     Section("repairs", "Repairs", "table", repairs.table),
     Section("audits", "Audit", "audits", audited.section),
     Section("detection", "Detection", "detection", defenses.detections),

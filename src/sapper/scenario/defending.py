@@ -39,7 +39,7 @@ DEFENSE_SECTIONS: dict[Kind, type[DefenseSection]] = {
 }
 """Which section a defense has, by its kind (``defenses/contracts.py``)."""
 
-RUN = (DetectSection, ExamineSection, FleetSection, CertifySection, RepairSection, ClassifierRepairSection)
+RUN = (DetectSection, ExamineSection, FleetSection, CertifySection, RepairSection, ClassifierRepairSection, SiftSection)
 """Sections of the defenses that a scenario can run."""
 
 
@@ -53,7 +53,15 @@ class DefensePlan:
 
     name: str
     method: Named
-    section: DetectSection | CertifySection | ExamineSection | FleetSection | RepairSection | ClassifierRepairSection
+    section: (
+        DetectSection
+        | CertifySection
+        | ExamineSection
+        | FleetSection
+        | RepairSection
+        | ClassifierRepairSection
+        | SiftSection
+    )
     shadows: tuple[Named[Pretraining], Named[Any]] | None = None
     detector: Named[Any] | None = None
 
@@ -61,6 +69,11 @@ class DefensePlan:
     def repairs(self) -> bool:
         """Whether it makes another encoder, instead of judging."""
         return isinstance(self.section, RepairSection)
+
+    @property
+    def sifts(self) -> bool:
+        """Whether it filters what an attack poisoned, instead of judging."""
+        return isinstance(self.section, SiftSection)
 
     def on(self, task: str) -> bool:
         """Whether it is tried on the classifiers of ``task``."""
