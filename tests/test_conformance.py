@@ -105,6 +105,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "strip_encoder": {"overlays": 4},
     "masking_test": {"places": 2},
     "dede": {"steps": 2, "batch": 16, "width": 32, "depth": 1},
+    "activation_clustering": {"size": 0.5},
+    "density_outliers": {"neighbors": 4},
+    "patch_search": {"clusters": 3, "pasted": 4},
+    "spectral_signatures": {},
     # heads
     "mlp": {"epochs": 2, "hidden": (8, 8)},
     "linear": {"iterations": 5},
@@ -262,6 +266,8 @@ def case(kind: str, name: str, encoder: Callable[[], Encoder] = encoder, head: T
         case "repair_classifier":
             held, labeled = defender.build(Run(seed=4)), Owner(clean=TRAIN, triggers=(Patch(size=4),))
             return lambda run, kept: method(held, labeled, run, kept)
+        case "sift":
+            return lambda run, _: [method(TRAIN, encoder(), run)]
     raise AssertionError(f"this test does not know the kind {method.kind!r}")
 
 
@@ -345,7 +351,9 @@ def test_a_verdict_survives_json_and_tensors(kind: str, name: str) -> None:
             again = verdicts.from_tensors(json.loads(json.dumps(told, allow_nan=False)), tensors, "here")
             assert equal(plain(answer), plain(again))
         elif isinstance(answer, Scores):
-            assert answer.values.shape == (len(TEST),)
+            assert answer.values.dtype == torch.float32
+            assert answer.values.shape == answer.flagged.shape
+            assert len(answer.values) in (len(TRAIN), len(TEST))
             assert bool(answer.values.isfinite().all())
         else:
             assert isinstance(answer, Certified)

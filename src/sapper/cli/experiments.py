@@ -264,7 +264,7 @@ def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, 
 
 def print_results(results: Any) -> None:
     """The summary, then for each task and target a table: metrics by heads, the primary one first."""
-    from sapper.report import audited, defenses, effects, repairs, screens, targeted
+    from sapper.report import audited, defenses, effects, repairs, screens, sifts, targeted
     from sapper.report.tables import aim, interval_note, of_attack, summary_rows, summary_sentences
 
     for sentence in summary_sentences(results) + targeted.sentences(results) + audited.sentences(results):
@@ -278,7 +278,12 @@ def print_results(results: Any) -> None:
         out.print(of_attack(results, attack, aim(*aimed)), style="bold", markup=False)
         for table in _tables([row for row in rows if (row.attack, row.task, row.target) == place]):
             out.print(table, "")
-    for title, shown in (("What the trigger does", effects.table(results)), ("Repairs", repairs.table(results))):
+    shown_tables = {
+        "What the trigger does": effects.table(results),
+        "Sifted rows": sifts.table(results),
+        "Repairs": repairs.table(results),
+    }
+    for title, shown in shown_tables.items():
         if shown is not None:
             out.print(title, style="bold", markup=False)
             out.print(_plain(shown), "")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
         EncoderLearner,
         Repair,
         Screen,
+        Sift,
         Smoother,
     )
     from sapper.defenses.judge.abs import ABS
@@ -46,6 +47,10 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     from sapper.defenses.screen.masking_test import MaskingTest
     from sapper.defenses.screen.strip import STRIP
     from sapper.defenses.screen.strip_encoder import STRIPEncoder
+    from sapper.defenses.sift.activation_clustering import ActivationClustering
+    from sapper.defenses.sift.density_outliers import DensityOutliers
+    from sapper.defenses.sift.patch_search import PatchSearch
+    from sapper.defenses.sift.spectral_signatures import SpectralSignatures
 
     _judges: list[type[ClassifierJudge]] = [ABS, Beatrix, NeuralCleanse, MNTDClassifier, SCAn]
     _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse]
@@ -55,6 +60,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     _repairs: list[type[Repair]] = [ANP, BCU, Distillation, FinePruning, FineTuning, IBAU, Unlearning]
     _classifier_repairs: list[type[ClassifierRepair]] = [NAD, FinePruningClassifier, UnlearningClassifier]
     _screens: list[type[Screen]] = [DeDe, MaskingTest, STRIP, STRIPEncoder]
+    _sifts: list[type[Sift]] = [ActivationClustering, DensityOutliers, PatchSearch, SpectralSignatures]
 
 METHODS = {
     "abs": "sapper.defenses.judge.abs:ABS",
@@ -82,6 +88,10 @@ METHODS = {
     "patchguard_ds": "sapper.defenses.certify.patchguard_ds:PatchGuardDS",
     "rab": "sapper.defenses.certify.rab:RAB",
     "randomized_smoothing": "sapper.defenses.certify.randomized_smoothing:RandomizedSmoothing",
+    "activation_clustering": "sapper.defenses.sift.activation_clustering:ActivationClustering",
+    "density_outliers": "sapper.defenses.sift.density_outliers:DensityOutliers",
+    "patch_search": "sapper.defenses.sift.patch_search:PatchSearch",
+    "spectral_signatures": "sapper.defenses.sift.spectral_signatures:SpectralSignatures",
     "ssl_cleanse": "sapper.defenses.judge.ssl_cleanse:SSLCleanse",
     "dede": "sapper.defenses.screen.dede:DeDe",
     "masking_test": "sapper.defenses.screen.masking_test:MaskingTest",

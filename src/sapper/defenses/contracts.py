@@ -32,9 +32,9 @@ from sapper.verdicts import Certified, Scores, Verdict
 Kind = Literal["judge", "examine", "learn", "certify", "screen", "sift", "repair", "repair_classifier"]
 
 Need = Literal["samples", "labels", "gradients", "fleet", "trigger", "inputs"]
-"""What a defense cannot do without besides the model: ordinary clean samples; their labels; gradients through the
-model, not only its answers; models that the defender trains and attacks; a trigger that a detector recovered; images
-in doubt (``Defender.stream``), of which some may have a trigger."""
+"""What a defense cannot do without besides the model: ordinary clean samples; labels, theirs or of the rows that are
+sifted; gradients through the model, not only its answers; models that the defender trains and attacks; a trigger that
+a detector recovered; images in doubt (``Defender.stream``), of which some may have a trigger."""
 
 
 class Defense(Method, Protocol):
@@ -300,8 +300,19 @@ class Sift(Defense, Protocol):
     kind: ClassVar[Literal["sift"]]
     measures: ClassVar[tuple[OfScores, ...]]
 
-    def __call__(self, samples: Samples, encoder: Encoder, run: Run) -> Scores:
-        """One score for each row of ``samples``, looked at with ``encoder``, which may have been trained on them."""
+    def check(self, rows: int, classes: int) -> None:
+        """Raises ``SapperError`` for so few rows, and where it needs labels and there are none: then ``classes`` is 0.
+
+        Asked before anything runs.
+        """
+        ...
+
+    def __call__(self, samples: Samples, model: Encoder | Classifier, run: Run) -> Scores:
+        """One score for each row of ``samples``, by what ``model`` says of them, which was trained on these very rows.
+
+        An encoder was pre-trained on them; of a classifier, the head was trained on them, or the head and the encoder.
+        A model that has not seen the rows has not learned what is wrong with them. ``samples`` lie on the CPU.
+        """
         ...
 
 

@@ -270,8 +270,9 @@ CERTIFIED: tuple[OfAnswers, ...] = (
 
 
 def _area_of_scores(marked: Marked) -> Iterator[Measured]:
-    values = marked.scores.values
-    yield _of("AUC", auc_rate(values[marked.attacked], values[~marked.attacked]))
+    values, attacked = marked.scores.values, marked.attacked
+    if bool(attacked.any()) and not bool(attacked.all()):
+        yield _of("AUC", auc_rate(values[attacked], values[~attacked]))
 
 
 def _rejections(marked: Marked) -> Iterator[Measured]:
@@ -288,3 +289,14 @@ SCREENED: tuple[OfScores, ...] = (
 
 The AUC's interval takes both for independent samples, though each image is in both.
 """
+
+
+def _removed(marked: Marked) -> Iterator[Measured]:
+    for rows, of in (("poison", marked.attacked), ("clean", ~marked.attacked)):
+        if bool(of.any()):
+            yield Measured(name="removed", condition={"rows": rows}, **asdict(share(marked.scores.flagged[of])))
+
+
+SIFTED: tuple[OfScores, ...] = (OfScores(("AUC",), _area_of_scores), OfScores(("removed",), _removed))
+"""What every sift is measured by: how often a row of poison scores above a clean one, and the shares that it removes
+of the ``rows`` that are poison and of those that are clean."""

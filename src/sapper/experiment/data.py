@@ -10,6 +10,7 @@ from sapper import datasets
 from sapper.defenses.contracts import EncoderLearner
 from sapper.errors import SapperError, closest, located
 from sapper.experiment.repairing import RepairPlan
+from sapper.experiment.sifting import SiftPlan
 from sapper.experiment.tasks import Aim, Goals, Nearest, Part, Task
 from sapper.running import Run
 from sapper.samples import ImageSet, PairSet, Samples
@@ -91,6 +92,12 @@ class Data:
         count = plan.section.owned(whole)
         images = self.images_of_pretraining(scenario, run).sample(count, run.child("an owner's images"))
         return RepairPlan(**vars(plan), images=images)
+
+    def of_sift(self, scenario: Scenario, plan: DefensePlan) -> SiftPlan:
+        """A sift; who pre-trains without labels has none to sift by."""
+        labeled = "labels" in scenario.pretraining_method.parameters.needs
+        tasks = None if plan.section.tasks is None else frozenset(plan.section.tasks)
+        return SiftPlan(name=plan.name, method=plan.method, head=scenario.primary, labeled=labeled, tasks=tasks)
 
     def of_fleet(self, scenario: Scenario, plan: DefensePlan, run: Run) -> tuple[ImageSet, ImageSet]:
         """What a fleet is trained on, and images that its attacks may refer to, whatever the defense is called.

@@ -6,7 +6,7 @@ from typing import Any
 from sapper import datasets, encoders
 from sapper.attacks.contracts import Rated, Selective
 from sapper.attacks.poisoning import check_enough, selected
-from sapper.defenses.contracts import ClassifierJudge, EncoderLearner, Repair, Screen
+from sapper.defenses.contracts import ClassifierJudge, EncoderLearner, Repair, Screen, Sift
 from sapper.errors import SapperError, located
 from sapper.experiment.data import (
     Data,
@@ -36,6 +36,7 @@ from sapper.scenario.sections import (
     FleetSection,
     RepairSection,
     ScreenSection,
+    SiftSection,
     TaskSection,
 )
 
@@ -45,6 +46,7 @@ def check_fit(scenario: Scenario, data: Data, run: Run) -> None:
     _check_pretraining(scenario, data.sets[place_of_pretraining(scenario)])
     _check_fleets(scenario, data.sets[place_of_pretraining(scenario)])
     _check_repairs(scenario, data.sets[place_of_pretraining(scenario)], run)
+    _check_sifts(scenario, data.sets[place_of_pretraining(scenario)])
     _check_poison(scenario, data)
     _check_labels(scenario, data)
     for use in uses(scenario):
@@ -86,6 +88,9 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
             _check_enough(section.test_images, rest(), "what is judged of the task", f"{where}.test_images")
             with located(where):
                 screen.check(len(clean()))
+            continue
+        if isinstance(section, SiftSection):
+            _check_sift_of_task(scenario, plan.method.parameters, victims, where)
             continue
         _check_enough(section.train_images, victims, "the task", f"{where}.train_images")
         if isinstance(section, CertifySection):
@@ -200,6 +205,25 @@ def _check_repairs(scenario: Scenario, images: ImageSet, run: Run) -> None:
         repair: Repair = plan.method.parameters
         with located(where, "."):
             repair.check(encoder, count)
+
+
+def _check_sifts(scenario: Scenario, images: ImageSet) -> None:
+    """Raises ``SapperError`` for sifts that cannot work on the set of a pre-training, if that is what is poisoned."""
+    if scenario.attack_method is None or kind_of(scenario.attack_method.parameters) != "poison pretraining":
+        return
+    labeled = "labels" in scenario.pretraining_method.parameters.needs
+    for i, plan in enumerate(scenario.defenses):
+        if isinstance(plan.section, SiftSection):
+            sift: Sift = plan.method.parameters
+            with located(f"{scenario.file}: defense[{i}]", "."):
+                sift.check(scenario.pretraining.images or len(images), len(images.classes) if labeled else 0)
+
+
+def _check_sift_of_task(scenario: Scenario, sift: Sift, victims: ImageSet, where: str) -> None:
+    """Raises ``SapperError`` for a sift that cannot work on the ``victims``' training set, if that is poisoned."""
+    if scenario.attack_method is not None and kind_of(scenario.attack_method.parameters) == "poison task":
+        with located(where, "."):
+            sift.check(len(victims), len(victims.classes))
 
 
 def _check_poison(scenario: Scenario, data: Data) -> None:

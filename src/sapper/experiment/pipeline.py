@@ -5,7 +5,7 @@ data → [poison] → pre-train → references → [implant] → [repair] → [p
 Nothing runs here: what comes back are values, for an executor. In brackets: by what the attacker holds (``kind`` in
 ``attacks.contracts``), at most one of them; and each repair of an attacked encoder. The clean encoder of the same seed
 is always there: references are chosen by it, and every other subject is compared with it. Behind all that, repairs of
-attacked classifiers.
+attacked classifiers; and what was poisoned is sifted and trained on again, from the same seed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,7 @@ from sapper.engine.stage import Stage, Work
 from sapper.experiment.defending import Classifiers
 from sapper.experiment.repairing import RecoverTrigger, RepairEncoder, RepairPlan
 from sapper.experiment.repairing_classifiers import ClassifierRepairPlan, RecoverFromClassifier, RepairClassifier
+from sapper.experiment.sifting import SiftPlan, SiftRows
 from sapper.experiment.subjects import ATTACKED, CLEAN, REPAIRED, Subject
 from sapper.experiment.tasks import Part, Task
 from sapper.experiment.victims import AttackSingleInputs, AttackTraining, BuildHeads, TuneHead
@@ -105,6 +106,7 @@ def pipeline(
     heads: Sequence[Named] = (),
     repairs: Sequence[RepairPlan] = (),
     classifier_repairs: Sequence[ClassifierRepairPlan] = (),
+    sifts: Sequence[SiftPlan] = (),
     threads: int,
     early: str = "",
     late: str = "",
@@ -114,9 +116,9 @@ def pipeline(
     """All stages of one seed, that of ``run``: an encoder pre-trained on ``images``, attacked, measured on ``tasks``.
 
     Without ``heads`` nothing is measured. Every attacked encoder is repaired by each of ``repairs``, every attacked
-    classifier by each of ``classifier_repairs``; both are measured again. ``early`` and ``late`` go behind the ids of
-    the clean subject and of attacked ones, ``last`` behind those of repaired ones; ``where`` in front of errors in a
-    stage.
+    classifier by each of ``classifier_repairs``, every poisoned set sifted by each of ``sifts`` and trained on again;
+    all are measured again. ``early`` and ``late`` go behind the ids of the clean subject and of attacked ones, ``last``
+    behind those of repaired ones; ``where`` in front of errors in a stage.
     """
     graph = _Graph(run=run, threads=threads, where=where)
     pretrain = Pretrain(encoder=encoder, method=pretraining, images=images)
@@ -148,7 +150,9 @@ def pipeline(
                     for task in (group if heads else ())
                 ]
                 measured += own
-                for plan, repaired in _repaired(graph, subject, repairs, last or late):
+                mended = [*_repaired(graph, subject, repairs, last or late)]
+                mended += _sifted(graph, attack, pretrain, subject, group, sifts, last or late)
+                for plan, repaired in mended:
                     subjects.append(repaired)
                     measured += [
                         _measured(graph, attack, each.task, some, clean, repaired, each.before)
@@ -191,16 +195,14 @@ class _Graph:
         """Heads on a subject; ``made`` leaves the triggers that an attack made."""
         poisoned, chosen = subject.source if subject.of == "task" else None, self.choices.get(task.name)
         work = BuildHeads(task=task, heads=tuple(heads), made_triggers=made is not None, poisoned=poisoned is not None)
-        tuned = [
-            self.add(
-                f"{head.name} {title}",
-                TuneHead(task=task, head=head, poisoned=poisoned is not None),
-                *(subject.stage, chosen, poisoned),
-            )
-            for head in heads
-            if head.parameters.kind == "tuned"
-        ]
+        tuned = [self.tuned(title, task, head, subject) for head in heads if head.parameters.kind == "tuned"]
         return self.add(f"heads {title}", work, subject.stage, chosen, made, poisoned, *tuned)
+
+    def tuned(self, title: str, task: Task, head: Named, subject: Subject) -> Stage:
+        """A head that is trained together with a copy of a subject's encoder."""
+        poisoned = subject.source if subject.of == "task" else None
+        work = TuneHead(task=task, head=head, poisoned=poisoned is not None)
+        return self.add(f"{head.name} {title}", work, subject.stage, self.choices.get(task.name), poisoned)
 
 
 def _attacked(
@@ -250,7 +252,7 @@ def _attacked(
 
 def _repaired(
     graph: _Graph, subject: Subject, repairs: Sequence[RepairPlan], last: str
-) -> Iterator[tuple[RepairPlan, Subject]]:
+) -> Iterator[tuple[RepairPlan | SiftPlan, Subject]]:
     """What each repair makes of an attacked encoder."""
     for plan in repairs if subject.of == "encoder" else ():
         if not any(plan.on(task) for task in subject.tasks):
@@ -312,6 +314,40 @@ def _tuned(heads: Stage, head: Named) -> Stage | None:
     """What leaves the classifier of a head that was trained with its encoder, of those that ``heads`` asks."""
     works = ((stage, stage.work) for stage in heads.inputs)
     return next((stage for stage, work in works if isinstance(work, TuneHead) and work.head.name == head.name), None)
+
+
+def _sifted(
+    graph: _Graph,
+    attack: AttackPlan,
+    pretrain: Pretrain,
+    subject: Subject,
+    group: Sequence[Task],
+    sifts: Sequence[SiftPlan],
+    last: str,
+) -> Iterator[tuple[RepairPlan | SiftPlan, Subject]]:
+    """What comes of training on what each sift leaves of a poisoned set, an encoder or a task's training set."""
+    names = " + ".join(subject.tasks)
+    for plan in sifts if attack.kind.startswith("poison") else ():
+        if not any(plan.on(task) for task in subject.tasks):
+            continue
+        made = replace(
+            subject,
+            id=f"repaired-{'+'.join(subject.tasks)}-{plan.name}{last}",
+            state=REPAIRED,
+            parent=subject.id,
+            repair=plan.name,
+        )
+        title = f"sift of the poisoned set by {plan.name}, {names}{attack.title}"
+        if subject.of == "encoder":
+            sifted = graph.add(title, SiftRows(plan=plan), subject.source, subject.stage)
+            again = graph.add(f"pre-training on what {plan.name} left, {names}{attack.title}", pretrain, sifted)
+            yield plan, replace(made, source=sifted, stage=again)
+        else:
+            (task,), tuned = group, None
+            if plan.head.parameters.kind == "tuned":
+                tuned = graph.tuned(f"on the {subject.words}, {task.name}", task, plan.head, subject)
+            sifted = graph.add(title, SiftRows(plan=plan, task=task), subject.source, subject.stage, tuned)
+            yield plan, replace(made, source=sifted)
 
 
 def _measured(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sapper.defenses.measures import Labeled, Measured, OfAnswers, OfVerdicts, held_out
+from sapper.defenses.measures import Labeled, Marked, Measured, OfAnswers, OfScores, OfVerdicts, held_out
 from sapper.engine.store import Finished
 from sapper.experiment.defending import defended_answers
 from sapper.experiment.pictures import recovered_triggers
@@ -123,6 +123,13 @@ def certifier_records(
         there |= {"seconds": finished.seconds}
         for measure in measures:
             yield from (_record(there, each) for each in measure.of(answers))
+
+
+def sift_records(place: Place, measures: Sequence[OfScores], marked: Marked, seconds: float) -> Iterator[Record]:
+    """What a sift declares to be measured by, and how long sifting and pre-training again took."""
+    for measure in measures:
+        yield from (_record(place | {"stage": "sift"}, each) for each in measure.of(marked))
+    yield Record(**place, stage="repair", metric="repair_seconds", value=seconds, unit="s")
 
 
 STATES: dict[bool, State] = {False: CLEAN, True: ATTACKED}

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sapper.defenses.contracts import Sift
 from sapper.engine.environment import environment
 from sapper.engine.stage import Stage
 from sapper.engine.store import Finished
@@ -14,16 +15,19 @@ from sapper.experiment.findings import Findings, describe_images, unique
 from sapper.experiment.fitting import check_fit
 from sapper.experiment.pictures import trigger_pictures
 from sapper.experiment.pipeline import Measured
+from sapper.experiment.records import sift_records
 from sapper.experiment.repairing import RecoverTrigger
 from sapper.experiment.repairing_classifiers import RecoverFromClassifier
 from sapper.experiment.results import Results
 from sapper.experiment.running_defenses import Defended, check_fleets, defended, hold_out, look_at_encoders, record
+from sapper.experiment.sifting import read_marked
 from sapper.experiment.subjects import CLEAN, REPAIRED, Subject
 from sapper.experiment.tasks import Choices, Task
 from sapper.experiment.trial import Lab, Session, Trial, Variant
 from sapper.experiment.verdicts import verdicts
 from sapper.experiment.victims import TuneHead
 from sapper.experiment.works import TRIGGERS, read_choices
+from sapper.scenario.defending import DefensePlan
 from sapper.scenario.kinds import kind_of
 from sapper.scenario.reading import Scenario
 from sapper.triggers import Trigger, read_triggers
@@ -211,6 +215,10 @@ class Planned:
         place = trial.place | {"defense": repaired.repair}
         sides = (measured.baseline, done[measured.before]), (repaired, done[measured.after])
         findings.add_attack(place, measured.task, choices, *sides, primary_head=trial.scenario.primary_head)
+        plan = next(plan for plan in trial.scenario.defenses if plan.name == repaired.repair)
+        if plan.sifts:
+            self._record_sift(place | {"task": measured.task.name}, plan, repaired, session)
+            return
         made = repaired.stage if repaired.of == "encoder" else measured.after
         recovered = [stage for stage in made.inputs if stage.work.name in RECOVERIES]
         seconds = round(sum(done[stage].seconds for stage in (made, *recovered)), 2)
@@ -219,6 +227,18 @@ class Planned:
             if not any(verdict.trigger for verdict in verdicts(done[stage].folder)):
                 where = f"{measured.task.name} ({trial.title})"
                 findings.flags.append(f"{where}: no trigger was recovered, so {repaired.repair} changed nothing.")
+
+    def _record_sift(self, place: dict[str, Any], plan: DefensePlan, repaired: Subject, session: Session) -> None:
+        """What a sift took out of a poisoned set; the time is that of sifting, and of pre-training again."""
+        done = session.done
+        parent = next(each for each in self.trial.pipeline.subjects if each.id == repaired.parent)
+        assert repaired.source is not None
+        assert parent.source is not None
+        marked = read_marked(done[repaired.source].folder, done[parent.source].folder)
+        seconds = sum(done[stage].seconds for stage in {repaired.source, repaired.stage} - {parent.stage})
+        about = place | {"subject": repaired.id, "baseline": parent.id}
+        sift: Sift = plan.method.parameters
+        session.findings.records += sift_records(about, sift.measures, marked, round(seconds, 2))
 
     def _record_subjects(self, session: Session) -> None:
         """The models that were made, and which references were chosen."""

@@ -19,7 +19,7 @@ class Subject:
     set, or a classifier; ``source`` is what the attack left: all targets' triggers, and that set or classifier.
     ``head`` of a classifier: its name. ``parent``: the id of the subject that it was made from. ``tasks`` and
     ``targets``: what it was attacked for; ``attack``: by which attack, where there are several; ``repair``: by which it
-    was repaired.
+    was repaired, or its data was sifted; then ``source`` is what the sift left of the set.
     """
 
     id: str
@@ -45,7 +45,8 @@ class Subject:
         """What classifiers stand on, for people."""
         words = {CLEAN: "clean", ATTACKED: "backdoored", REPAIRED: "repaired"}[self.state] + " encoder"
         if self.of == "task":
-            words = "clean encoder with a poisoned training set"
+            what = "sifted" if self.state == REPAIRED else "poisoned"
+            words = f"clean encoder with a {what} training set"
         if self.of == "classifier":
             words = "clean encoder with an attacked training" if self.state == ATTACKED else "repaired classifier"
         told = ", ".join(filter(None, [self.attack, self.repair]))

@@ -96,6 +96,7 @@ class Trial:
                 for plan in scenario.defenses
                 if isinstance(plan.section, ClassifierRepairSection)
             ],
+            sifts=[self.data.of_sift(scenario, plan) for plan in scenario.defenses if plan.sifts],
             threads=torch.get_num_threads(),
             early=f"{variant.early}{seed}",
             late=f"{variant.attacked}{seed}",

@@ -1,7 +1,7 @@
 """The result table as Markdown, for pages that quote results."""
 
 from sapper.experiment.results import Results
-from sapper.report import audited, defenses, effects, repairs, screens, tables, targeted, text
+from sapper.report import audited, defenses, effects, repairs, screens, sifts, tables, targeted, text
 from sapper.report.tables import LABELS, METRICS, SummaryRow, Table
 
 DETECTION_NOTE = (
@@ -35,6 +35,7 @@ def render(results: Results) -> str:
         f"{f'{text.duration(seconds)} of computation; ' if seconds else ''}{environment}.",
         *_plain_table(effects.table(results), effects.NOTE),
         *_plain_table(targeted.table(results)),
+        *_plain_table(sifts.table(results)),
         *_plain_table(repairs.table(results)),
         *(_plain_table(audited.table(results), audited.NOTE) if results.audits else []),
         *_plain_table(defenses.detection_table(results), DETECTION_NOTE),

@@ -17,8 +17,8 @@ COLUMNS: dict[str, str] = {
 NOTE = (
     "In %, the lift over the clean baseline in points; first without a repair, then after each: of the encoder, with a "
     "new head, or of the classifier. Features kept: the mean cosine of an image’s features with those that the encoder "
-    "gave before it was repaired. Audits with evidence: of a backdoor, in how many "
-    "of the encoders of all seeds and tasks."
+    "gave before it was repaired; what was trained again on sifted rows has none. Audits with "
+    "evidence: of a backdoor, in how many of the encoders of all seeds and tasks."
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from sapper.experiment.results import Artifact, FeatureMap, Results
-from sapper.report import audited, defenses, effects, figures, repairs, screens, tables, targeted, text
+from sapper.report import audited, defenses, effects, figures, repairs, screens, sifts, tables, targeted, text
 from sapper.report.figures import Key, Strip
 from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
 
@@ -105,6 +105,7 @@ def other_measurements(results: Results) -> Table | None:
         and item.metric not in effects.METRICS
         and not repairs.shows(results, item)
         and not screens.shows(results, item)
+        and not sifts.shows(results, item)
     ]
     rows = [
         {
@@ -297,6 +298,7 @@ SECTIONS = (
     Section("conditions", "What was varied", "conditions", conditions),
     Section("effects", "What the trigger does", "table", effects.table),
     Section("chosen", "Chosen test images", "table", targeted.table),
+    Section("sifts", "Sifted rows", "table", sifts.table),
     Section("repairs", "Repairs", "table", repairs.table),
     Section("audits", "Audit", "audits", audited.section),
     Section("detection", "Detection", "detection", defenses.detections),

@@ -47,8 +47,9 @@ Section = (
     | RepairSection
     | ClassifierRepairSection
     | ScreenSection
+    | SiftSection
 )
-"""Sections of the defenses that a scenario can run."""
+"""Of a defense."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,11 @@ class DefensePlan:
         """Whether it makes another encoder, instead of judging."""
         return isinstance(self.section, RepairSection)
 
+    @property
+    def sifts(self) -> bool:
+        """Whether it filters what an attack poisoned, instead of judging."""
+        return isinstance(self.section, SiftSection)
+
     def on(self, task: str) -> bool:
         """Whether it is tried on the classifiers of ``task``."""
         return self.section.tasks is None or task in self.section.tasks
@@ -82,9 +88,7 @@ def read_defense(
     common = {field: raw[field] for field in DefenseSection.model_fields if field in raw}
     kind: Kind = imported(with_place(DefenseSection, common, "defenses", defenses.METHODS, file, key)[1]).kind
     section, chosen = with_method(DEFENSE_SECTIONS[kind], raw, "defenses", defenses.METHODS, file, key)
-    if not isinstance(section, Section):
-        what, remedy = f"no scenario runs a defense of the kind {kind!r}", "call it from Python"
-        raise SapperError(what, where=f"{file}: {key}.method", remedy=remedy)
+    assert isinstance(section, Section)
     for i, task in enumerate(section.tasks or []):
         if task not in attacked:
             where, remedy = f"{file}: {key}.tasks[{i}]", closest(task, attacked)

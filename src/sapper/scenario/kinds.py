@@ -69,6 +69,9 @@ def check_defense(defense: Defense, name: str, attack: Attack, where: str) -> No
     if of_encoders(defense) and not makes_encoders(attack):
         what, remedy = f"{name} attacks no encoder, so there is none to judge or repair", "use a defense of classifiers"
         raise SapperError(what, where=where, remedy=remedy)
+    if defense.kind == "sift" and not kind.startswith("poison"):
+        what, remedy = f"{name} poisons no data, so there are no rows to sift", "use another defense, or poison data"
+        raise SapperError(what, where=where, remedy=remedy)
     if not of_encoders(defense) and kind == "targeted":
         what, remedy = f"classifiers of {name} are not kept, so no defense can look at them", "leave the defense out"
         raise SapperError(what, where=where, remedy=remedy)

@@ -170,7 +170,10 @@ class ScreenSection(DefenseSection):
 
 
 class SiftSection(DefenseSection):
-    """A sift of a training set's rows."""
+    """A sift of the rows of what an attack poisoned, after which it is trained on again and everything is measured.
+
+    A task's training set is sifted by the classifier with the primary head, the set of a pre-training by the encoder.
+    """
 
 
 class OwnerSection(DefenseSection):

@@ -1,0 +1,1 @@
+"""Defenses that tell poison from clean rows of a training set."""
