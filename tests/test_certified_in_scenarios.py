@@ -8,7 +8,7 @@ import pytest
 
 from sapper.errors import SapperError
 from sapper.experiment.results import Results, read_results, write_results
-from sapper.report import defenses, markdown, render
+from sapper.report import certified, markdown, render
 from tests.micro import experiment, perform, write_data
 from tests.test_defending import SHORT, records
 
@@ -95,7 +95,7 @@ def test_what_is_guaranteed_and_what_not_is_in_the_results_and_in_the_report(res
     assert page.count("against the radius</small>") == page.count("against the patch’s side in pixels</small>") == 2
     assert "certified radius 0.05" in text
     assert "certified 2×2" in text
-    assert any("% for radius 0.01, " in sentence for sentence in defenses.sentences(results))
+    assert any("% for radius 0.01, " in sentence for sentence in certified.sentences(results))
     write_results(results, tmp_path)
     assert read_results(tmp_path).guarantees == results.guarantees
 

@@ -26,7 +26,7 @@ from sapper.experiment.results import Judged, Results, State, read_results, writ
 from sapper.experiment.subjects import Subject
 from sapper.experiment.tasks import TaskData
 from sapper.methods import Checked
-from sapper.report import defenses, render, write_report
+from sapper.report import certified, defenses, render, write_report
 from sapper.running import Run
 from sapper.samples import Change, ImageSet, to_float
 from sapper.scenario.reading import Scenario
@@ -508,8 +508,9 @@ def test_every_variant_and_seed_has_its_own_section_and_numbers(data: Path, tmp_
     assert len(titles) == len(set(titles)) == 4
     for found in defenses.detections(results):
         assert "4 classifiers on the clean" in found.sentence or "6 classifiers on the clean" in found.sentence
-    assert len(defenses.certifications(results)) == 4
-    assert len(defenses.sentences(results)) == 4 + 2 * 4
+    assert len(certified.certifications(results)) == 4
+    assert len(defenses.sentences(results)) == 4
+    assert len(certified.sentences(results)) == 2 * 4
 
 
 def test_too_small_a_share_is_refused_before_any_training(data: Path, tmp_path: Path) -> None:
@@ -533,7 +534,7 @@ def test_the_report_shows_verdicts_triggers_and_certificates(defended: tuple[Res
     for verdict in results.verdicts:
         if verdict.classifier == 0:
             assert all(trigger["png"] in page for trigger in verdict.triggers)
-    told = " ".join(defenses.sentences(results))
+    told = " ".join(defenses.sentences(results) + certified.sentences(results))
     ours = [verdict for verdict in results.verdicts if verdict.task == "balls" and verdict.state == "clean"]
     flagged = sum(verdict.flagged is True for verdict in ours)
     assert f"neural_cleanse on balls: Flags {flagged} of 2 classifiers on the clean encoder" in told
@@ -546,7 +547,7 @@ def test_the_report_shows_verdicts_triggers_and_certificates(defended: tuple[Res
     )
     assert f"{100 * record.value:.1f} % for 4×4" in told
     assert "Against one trigger at one place" in page
-    table = defenses.universal_table(results)
+    table = certified.universal_table(results)
     assert table is not None
     assert len(table.rows) == 2 * 2 * (2 + 2), "defenses, tasks, and for each size a row of each classifier"
     assert len({len(row) for row in table.rows}) == 1
@@ -570,7 +571,7 @@ def test_what_a_detector_did_not_decide_or_compare_is_told(defended: tuple[Resul
 
 def test_sizes_are_columns_in_their_order(defended: tuple[Results, Path]) -> None:
     """Whichever defense certifies for which of them."""
-    table = defenses.certification_table(defended[0])
+    table = certified.certification_table(defended[0])
     assert table is not None
     sizes = [int(heading.partition("×")[2]) for heading in table.columns if "×" in heading]
     assert sizes == sorted(sizes)

@@ -1,7 +1,7 @@
 """The result table as Markdown, for pages that quote results."""
 
 from sapper.experiment.results import Results
-from sapper.report import audited, defenses, effects, repairs, screens, sifts, tables, targeted, text
+from sapper.report import audited, certified, defenses, effects, repairs, screens, sifts, tables, targeted, text
 from sapper.report.tables import LABELS, METRICS, SummaryRow, Table
 
 DETECTION_NOTE = (
@@ -22,7 +22,7 @@ def render(results: Results) -> str:
     names = ["task → target", "head", *(LABELS.get(metric, metric) for metric in METRICS)]
     environment = ", ".join(f"{key} {results.environment[key]}" for key in SURROUNDINGS if key in results.environment)
     seconds = sum(item.get("seconds") or 0 for item in results.timings)
-    certified = [item.estimate for item in tables.measurements(results) if defenses.is_certified(item)]
+    sure = [item.estimate for item in tables.measurements(results) if certified.is_certified(item)]
     estimates = [estimate for row in rows for estimate in row.estimates.values()]
     lines = [
         f"`{results.command}`",
@@ -39,11 +39,9 @@ def render(results: Results) -> str:
         *_plain_table(repairs.table(results)),
         *(_plain_table(audited.table(results), audited.NOTE) if results.audits else []),
         *_plain_table(defenses.detection_table(results), DETECTION_NOTE),
-        *_plain_table(
-            defenses.certification_table(results), f"In %; 95 % intervals: {tables.interval_note(certified)}."
-        ),
-        *_plain_table(defenses.universal_table(results), defenses.UNIVERSAL_NOTE),
-        *(f"\n{sentence}" for sentence in defenses.guarantees(results)),
+        *_plain_table(certified.certification_table(results), f"In %; 95 % intervals: {tables.interval_note(sure)}."),
+        *_plain_table(certified.universal_table(results), certified.UNIVERSAL_NOTE),
+        *(f"\n{sentence}" for sentence in certified.guarantees(results)),
         *_plain_table(screens.table(results)),
         *(f"\nNote: {flag}" for flag in results.flags),
     ]

@@ -7,7 +7,19 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from sapper.experiment.results import Artifact, FeatureMap, Results
-from sapper.report import audited, defenses, effects, figures, repairs, screens, sifts, tables, targeted, text
+from sapper.report import (
+    audited,
+    certified,
+    defenses,
+    effects,
+    figures,
+    repairs,
+    screens,
+    sifts,
+    tables,
+    targeted,
+    text,
+)
 from sapper.report.figures import Key, Strip
 from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
 
@@ -100,7 +112,7 @@ def other_measurements(results: Results) -> Table | None:
         item
         for item in tables.measurements(results)
         if item.defense not in judged
-        and not defenses.is_certified(item)
+        and not certified.is_certified(item)
         and not targeted.is_targeted(item)
         and item.metric not in effects.METRICS
         and not repairs.shows(results, item)
@@ -302,7 +314,7 @@ SECTIONS = (
     Section("repairs", "Repairs", "table", repairs.table),
     Section("audits", "Audit", "audits", audited.section),
     Section("detection", "Detection", "detection", defenses.detections),
-    Section("certified", "Certified predictions", "certified", defenses.certifications),
+    Section("certified", "Certified predictions", "certified", certified.certifications),
     Section("screens", "Screens of inputs", "screens", screens.section),
     Section("other", "Other measurements", "table", other_measurements),
     Section("flags", "Warnings", "flags", lambda results: results.flags),
