@@ -171,9 +171,7 @@ def test_a_machine_that_is_lost_in_the_middle_loses_nothing(machines: tuple[Any,
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_on_a_cluster_is_one_clear_error(
-    machines: tuple[Any, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_goes_wrong_on_a_cluster_is_one_clear_error(machines: tuple[Any, list[Any]], tmp_path: Path) -> None:
     made, _ = machines
     ours = Ray(made.address)
     with pytest.raises(SapperError, match="here: no"):
@@ -181,8 +179,6 @@ def test_what_goes_wrong_on_a_cluster_is_one_clear_error(
     with pytest.raises(SapperError, match="needs 3 CPUs") as caught:
         execute([Stage(Say(word="a"), Run(), threads=3)], Store(tmp_path / "store"), executor=ours)
     assert "--threads" in str(caught.value.remedy)
-    monkeypatch.setattr(cluster, "COMPARED", ("sapper", "ray"))
-    execute([say("a")], Store(tmp_path / "store"), executor=ours)  # the same everywhere
 
 
 def test_machines_that_see_another_store_or_have_other_versions_are_named() -> None:
