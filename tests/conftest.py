@@ -7,6 +7,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from sapper import cli
 from sapper.__main__ import main
@@ -15,6 +16,10 @@ from tests.program import Ended, Install, Sapper
 # The tests' networks are tiny: a second thread gains nothing, and on a busy machine the two wait for one another.
 # Set here because torch reads it when it is imported; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says something of the machine, and nothing of us.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
