@@ -15,10 +15,9 @@ from sapper.defenses.contracts import ClassifierJudge, ClassifierRepair, Owner, 
 from sapper.defenses.defender import Defender
 from sapper.downstream import AnyHead, Classifier, extract
 from sapper.downstream import files as classifiers
-from sapper.experiment.defending import Classifiers
+from sapper.experiment.defending import Classifiers, triggers_of
 from sapper.experiment.tasks import TaskData, identity, method_key, packages
 from sapper.experiment.verdicts import FORM, leave_verdicts, verdicts
-from sapper.experiment.victims import own_triggers
 from sapper.experiment.views import MAP_IMAGES, all_answers, map_rows
 from sapper.experiment.works import (
     CLASSIFIER,
@@ -26,7 +25,6 @@ from sapper.experiment.works import (
     MAP,
     PREDICTIONS,
     SUSPECT,
-    TRIGGERS,
     check_training,
     encoder_file,
     read_choices,
@@ -38,7 +36,7 @@ from sapper.scenario.defending import DefensePlan
 from sapper.scenario.named import Named
 from sapper.scenario.sections import ClassifierRepairSection
 from sapper.training import Checkpoint
-from sapper.triggers import Trigger, read_triggers
+from sapper.triggers import Trigger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +111,7 @@ class RepairClassifier:
 
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         rest, who = list(inputs[2 + (self.classifiers.poisoned or self.classifiers.kept) :]), self.classifiers
-        triggers = read_triggers(rest.pop(0) / TRIGGERS) if self.made_triggers else own_triggers(who.task)
-        triggers = {aim.name: triggers[aim.name] for aim in who.task.aims}
+        triggers = triggers_of(who.task, rest.pop(0) if self.made_triggers else None)
         found = [verdict.trigger for each in rest for verdict in verdicts(each)]
         victim = who.victim(inputs, run)
         suspect, (clean, data) = victim.classifier(0), self.plan.owned(who, inputs, run)
