@@ -185,6 +185,7 @@ def test_a_neuron_that_stands_for_a_class_is_the_first_candidate() -> None:
     assert strongest == ("head 2", 0, 2)
 
 
+@pytest.mark.slow
 def test_badnets_is_found_and_its_class_named() -> None:
     """Sooner than with the authors' 1,000 steps and 20 candidates: the strongest neuron of each of the five layers."""
     method, own = ABS(images=20, held_out=80, candidates=5, steps=150, learning_rate=0.3, size=0.1), gratings(400, 7)
