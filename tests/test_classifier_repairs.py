@@ -338,6 +338,7 @@ def test_a_repaired_classifier_is_a_subject_that_is_measured_again(poisoned: tup
         assert any(curve.stage == f"repair by {name}, balls" for curve in results.curves)
     assert not [flag for flag in results.flags if "no trigger" in flag]
     assert [record for record in numbers(results) if record.defense is None] == numbers(unrepaired)
+    assert results.pictures == unrepaired.pictures, "a trigger is shown once, however many subjects obey it"
 
 
 def test_the_report_has_it_beside_the_attack(poisoned: tuple[Results, Path]) -> None:

@@ -301,4 +301,5 @@ def _first_trials(planned: Iterable[Planned]) -> dict[Stage, Trial]:
 
 
 def _attacked(trial: Trial) -> list[Task]:
-    return [measured.task for measured in trial.pipeline.measured if measured.subject is not None]
+    """The tasks that are attacked, each once, however many subjects are measured on it."""
+    return list({each.task.name: each.task for each in trial.pipeline.measured if each.subject is not None}.values())

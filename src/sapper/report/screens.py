@@ -79,7 +79,7 @@ def sentences(results: Results) -> list[str]:
                 for state, found in ours.items()
                 if found.keys() == COLUMNS.keys()
             ]
-            told.append(f"{title}, trigger of {target}. {'; '.join(words).capitalize()}.")
+            told.append(f"{title}, trigger of {target}: {'; '.join(words)}.")
     return told
 
 
