@@ -416,6 +416,7 @@ def test_an_epoch_begins_its_searches_anew_from_its_own_seed() -> None:
 # That the detectors see less
 
 
+@pytest.mark.slow
 def test_decree_finds_no_small_mask_any_more() -> None:
     """Of two encoders with the same backdoor the one whose attacker knew DECREE."""
     plain, knowing = attacked(epochs=12)[0], attacked(AgainstDecree(cosine=0.8), epochs=12)[0]
