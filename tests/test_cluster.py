@@ -120,6 +120,13 @@ def test_a_damaged_copy_is_fetched_again(bucket: Bucket) -> None:
     assert said(execute([stage], bucket)[stage]) == "a"
 
 
+def test_stages_that_a_folder_keeps_are_inputs_of_those_in_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
+    root = say("a")
+    elsewhere = execute([root], Store(tmp_path / "fleet"))
+    top = say("b", root)
+    assert said(execute([top], bucket, known=elsewhere)[top]) == "ab"
+
+
 @pytest.mark.parametrize("url", ["nowhere://bucket", "file:///proc/none/here"])
 def test_a_bucket_that_cannot_be_reached_is_one_clear_error(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -43,7 +43,12 @@ class Bucket(Store):
         return Bucket.at, (self.url,)
 
     def here(self, folder: Path) -> Path:
-        """See ``Store.here``. Raises ``SapperError`` for a stage that is not in the bucket."""
+        """See ``Store.here``. Raises ``SapperError`` for a stage that is not in the bucket.
+
+        What another Store of this machine keeps, such as a fleet in a folder of its own, is where it is.
+        """
+        if folder.parent != self.root and folder.is_dir():
+            return folder
         if (found := self.find(folder.name)) is None:
             what, remedy = f"{folder.name} is not in it", "was it emptied? the same command makes what is missing"
             raise SapperError(what, where=self.url, remedy=remedy)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from sapper.engine.executors import Ready, Tell, make_packed, packed
+from sapper.engine.executors import Ready, Tell, make_packed, nothing, packed
 from sapper.engine.store import Finished, Store
 from sapper.errors import SapperError
 
@@ -40,10 +40,6 @@ SETTINGS = {
 """Environment variables that Ray reads, where the user has not set them."""
 
 
-def _nothing() -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Ray:
     """A Ray cluster at ``address``, such as ``10.0.0.1:6379``; none: the running one, or one of this machine alone.
@@ -52,7 +48,7 @@ class Ray:
     """
 
     address: str | None = None
-    settle: Callable[[], None] = _nothing
+    settle: Callable[[], None] = nothing
 
     def takes(self, stage: "Stage") -> bool:
         return True

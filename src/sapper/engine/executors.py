@@ -26,8 +26,8 @@ DIE_WITH_PARENT = 1
 """``PR_SET_PDEATHSIG`` of Linux's ``prctl``."""
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """What there is to settle by default."""
 
 
 Tell = Callable[["Stage", Finished], None]
@@ -56,7 +56,7 @@ class Workers:
     """
 
     count: int = 0
-    settle: Callable[[], None] = _nothing
+    settle: Callable[[], None] = nothing
 
     def takes(self, stage: "Stage") -> bool:
         return self.count > 0 and stage.run.device.type == "cpu"

@@ -96,8 +96,7 @@ class Data:
     def of_sift(self, scenario: Scenario, plan: DefensePlan) -> SiftPlan:
         """A sift; who pre-trains without labels has none to sift by."""
         labeled = "labels" in scenario.pretraining_method.parameters.needs
-        tasks = None if plan.section.tasks is None else frozenset(plan.section.tasks)
-        return SiftPlan(name=plan.name, method=plan.method, head=scenario.primary, labeled=labeled, tasks=tasks)
+        return SiftPlan(**vars(plan), head=scenario.primary, labeled=labeled)
 
     def of_fleet(self, scenario: Scenario, plan: DefensePlan, run: Run) -> tuple[ImageSet, ImageSet]:
         """What a fleet is trained on, and images that its attacks may refer to, whatever the defense is called.

@@ -13,19 +13,17 @@ from sapper.attacks.poisoning import stamped
 from sapper.defenses.contracts import Model, Screen
 from sapper.defenses.measures import Marked, OfScores
 from sapper.engine.store import Finished
-from sapper.experiment.defending import Classifiers
+from sapper.experiment.defending import Classifiers, triggers_of
 from sapper.experiment.records import Place, measured_record
 from sapper.experiment.results import Record, Roc
 from sapper.experiment.subjects import Subject
 from sapper.experiment.tasks import Part, Task, method_key, packages
-from sapper.experiment.victims import own_triggers
-from sapper.experiment.works import TRIGGERS, victims_encoder
+from sapper.experiment.works import victims_encoder
 from sapper.metrics import roc
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.scenario.defending import DefensePlan
 from sapper.scenario.sections import ScreenSection
-from sapper.triggers import read_triggers
 from sapper.verdicts import Scores
 
 SCORES = "scores.safetensors"
@@ -68,7 +66,7 @@ class ScreenInputs:
         own |= {"images": self.images.origin, "clean": self.clean.origin}
         if (
             self.classifiers is None
-        ):  # the encoder's features are all that is looked at, whatever the task's victim does
+        ):  # whatever the task's victim does, the encoder's features are all that is looked at
             triggers = {aim.name: aim.trigger.describe() for aim in self.task.aims}
             versions = {aim.name: aim.trigger.version for aim in self.task.aims}
             own |= {"triggers": triggers, "trigger versions": versions, "gray": self.task.gray}
@@ -84,10 +82,9 @@ class ScreenInputs:
             model = self.classifiers.victim(inputs, run).classifier(0)
         screener = method.prepare(model, self.clean(), run.child(f"defense {self.plan.name}"))
         images = self.images().images
-        triggers = read_triggers(inputs[-1] / TRIGGERS) if self.made_triggers else own_triggers(self.task)
         found = {"threshold": torch.tensor(screener.threshold, dtype=torch.double), "plain": screener.scores(images)}
-        for name in (aim.name for aim in self.task.aims):
-            found[f"triggered/{name}"] = screener.scores(stamped(images, triggers[name]))
+        for name, trigger in triggers_of(self.task, inputs[-1] if self.made_triggers else None).items():
+            found[f"triggered/{name}"] = screener.scores(stamped(images, trigger))
         tensors.save(folder / SCORES, found)
 
 

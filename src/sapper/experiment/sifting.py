@@ -28,6 +28,7 @@ from sapper.experiment.works import (
 from sapper.files import link_atomically, write_atomically
 from sapper.running import Run
 from sapper.samples import ImageSet, PairSet, Samples, write_samples
+from sapper.scenario.defending import DefensePlan
 from sapper.scenario.named import Named
 from sapper.verdicts import Scores
 
@@ -35,22 +36,16 @@ SCORES = "scores.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiftPlan:
+class SiftPlan(DefensePlan):
     """A sift of what an attack poisoned.
 
     ``head``: of a task's training set, by whose classifier; ``labeled``: whether the rows of a pre-training come with
-    labels, which is where these are trained on. ``tasks``: those for whose sake it is tried; none: all.
+    labels, which is where these are trained on.
     """
 
-    name: str
     method: Named[Sift]
     head: Named[AnyHead]
     labeled: bool = False
-    tasks: frozenset[str] | None = None
-
-    def on(self, task: str) -> bool:
-        """Whether it is measured on a task."""
-        return self.tasks is None or task in self.tasks
 
 
 @dataclass(frozen=True, kw_only=True)
