@@ -22,7 +22,7 @@ from sapper.errors import SapperError
 from sapper.experiment.results import Results
 from sapper.experiment.works import read_predictions
 from sapper.files import sha256
-from sapper.report import defenses, render
+from sapper.report import certified, defenses, render
 from sapper.running import Run
 from sapper.scenario.reading import Scenario
 from tests.micro import PLAIN, experiment, perform, write_data
@@ -246,7 +246,7 @@ def test_certified_defenses_look_at_it_unless_they_replace_it(blinded: tuple[Res
 
 def test_reports_do_not_speak_of_a_backdoored_encoder(blinded: tuple[Results, Path, str]) -> None:
     results, _, _ = blinded
-    page, told = render(results), " ".join(defenses.sentences(results))
+    page, told = render(results), " ".join(defenses.sentences(results) + certified.sentences(results))
     assert "0 of 1 classifiers whose training was attacked" in told or "1 of 1 classifiers whose training" in told
     assert "patchcleanser on balls, backdoored classifier: accuracy" in told
     assert "backdoored encoder" not in told
