@@ -1,6 +1,6 @@
 """Checkpoints as people save them, small: each in its program's own names, with the network that was saved.
 
-``python -m tests.layouts`` writes the table of them into docs/encoders.md.
+``python -m tests.layouts`` writes the table of them into docs/state-dicts.md.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from sapper.encoders import Opening
 from sapper.running import Run
 
 State = dict[str, Tensor]
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "encoders.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "state-dicts.md"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 HALF = ((0.5,) * 3, (0.5,) * 3)
@@ -604,7 +604,7 @@ BEGIN, END = "<!-- layouts: python -m tests.layouts -->\n", "<!-- end of layouts
 
 
 def page() -> str:
-    """docs/encoders.md with the table as it is now."""
+    """docs/state-dicts.md with the table as it is now."""
     text = PAGE.read_text(encoding="utf-8")
     return text[: text.index(BEGIN) + len(BEGIN)] + table() + text[text.index(END) :]
 

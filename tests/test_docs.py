@@ -40,6 +40,13 @@ def test_a_page_shows_what_the_json_says(path: Path) -> None:
     assert written(path) == path.read_text(encoding="utf-8"), "run make docs"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(REPOSITORY)) for path in PAGES])
+def test_a_page_is_read_in_two_screens(path: Path) -> None:
+    """At most 100 lines besides comments and empty ones; the list of all methods may be as long as it is."""
+    shown = re.sub("<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert path.name == "methods.md" or sum(bool(line.strip()) for line in shown.splitlines()) <= 100
+
+
 def test_every_kept_file_is_shown_by_a_page() -> None:
     words = "".join(path.read_text(encoding="utf-8") for path in PAGES)
     assert [path.name for path in DATA if f"data/{path.name}" not in words] == []
