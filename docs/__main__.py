@@ -3,6 +3,7 @@
 A page says in a comment what it shows, and everything from there to ``<!-- end -->`` is written by this program::
 
     <!-- results data/demo.json -->        all tables of a kept results.json, as sapper report prints them
+    <!-- matrix data/matrix.json -->      every attack and every defense of a kept results.json
     <!-- bags ../../src/sapper/audits/bags --> what the bags in a folder hold
     <!-- methods attacks -->               all methods of a table, with their sources
     <!-- source sapper.PLACE:NAME -->      the code of a class or function as it stands
@@ -41,12 +42,16 @@ from sapper.report import markdown
 REPOSITORY = Path(__file__).resolve().parents[1]
 END = "<!-- end -->"
 BLOCK = re.compile(
-    r"^<!-- (results|bags|methods|source|table|text)\b(.*?)-->\n(.*?)(?=^<!-- |\Z)", re.MULTILINE | re.DOTALL
+    r"^<!-- (results|matrix|bags|methods|source|table|text)\b(.*?)-->\n(.*?)(?=^<!-- |\Z)", re.MULTILINE | re.DOTALL
 )
 
 
 def _of_results(words: str, folder: Path) -> str:
     return markdown.render(read_results(folder / words.strip()))
+
+
+def _of_matrix(words: str, folder: Path) -> str:
+    return markdown.matrices(read_results(folder / words.strip()))
 
 
 def _of_bags(words: str, folder: Path) -> str:
@@ -71,6 +76,7 @@ def _of_figures(words: str, folder: Path) -> str:
 
 KINDS: dict[str, Callable[[str, Path], str]] = {
     "results": _of_results,
+    "matrix": _of_matrix,
     "bags": _of_bags,
     "methods": _of_methods,
     "source": _of_source,

@@ -295,6 +295,7 @@ def test_a_bag_that_is_too_small_for_the_bound_is_told_with_the_size_that_would_
     assert f"Make a bag of {needed} or more" in page.meaning(report)
 
 
+@pytest.mark.slow
 def test_only_the_leading_detector_decides(bag: Bag) -> None:
     """A second opinion with p = 1/25 on every encoder must not add false alarms."""
     both = replace(BUDGET, detectors={"multi_prior": SHORT, "decree": {"epochs": 1, "images": 32, "success": 0.2}})

@@ -187,6 +187,7 @@ def test_the_audited_file_is_replayed_as_it_was_opened_wherever_it_lies(
     assert json.loads((tmp_path / "replay.json").read_text())["encoder"]["mean"] == [0.4, 0.5, 0.6]
 
 
+@pytest.mark.slow
 def test_a_bag_that_is_named_and_does_not_fit_is_told_before_the_search(
     sapper: Sapper, place: Path, tmp_path: Path
 ) -> None:
@@ -236,6 +237,7 @@ def test_a_claimed_base_is_compared(sapper: Sapper, place: Path, tmp_path: Path)
     assert findings["differential"]["evidence"]["same_tensors"] == findings["differential"]["evidence"]["tensors"]
 
 
+@pytest.mark.slow
 def test_calibrate_makes_a_bag_that_fits_the_audit(sapper: Sapper, place: Path, tmp_path: Path) -> None:
     known = tmp_path / "known"
     known.mkdir()

@@ -103,6 +103,7 @@ def test_the_recovered_trigger_is_shown_beside_the_true_ones(finished: tuple[Res
     assert not stamped[SIZE // 2 :].any()
 
 
+@pytest.mark.slow
 def test_a_trigger_that_an_attack_makes_is_the_true_one(data: Path, tmp_path: Path, install: Install) -> None:
     """The target has a small patch, the attack makes everything white."""
     install("audits", points={"sapper.attacks": {"blinding": "tests.test_kinds:Blinding"}})

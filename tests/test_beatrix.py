@@ -138,6 +138,7 @@ def test_features_without_places_are_looked_at_too() -> None:
     assert len(verdict.evidence["distances"]) == 3
 
 
+@pytest.mark.slow
 def test_images_with_the_trigger_of_badnets_give_its_class_away() -> None:
     """A tenth of the images that come have the trigger; the clean classifier is shown the same ones."""
     own, stream = gratings(400, 7), as_they_come(gratings)

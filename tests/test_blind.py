@@ -51,6 +51,7 @@ def test_where_the_loss_is_never_poisoned_the_victims_own_training_is_left() -> 
         assert torch.allclose(value, own.state_dict()[name], atol=1e-4), name
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_of_two_it_is_the_best_of_many_tried(seed: int) -> None:

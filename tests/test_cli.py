@@ -249,6 +249,7 @@ def _hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_a_training_ends_with_130(file: Path, tmp_path: Path) -> None:
     command = [*PROGRAM, "run", str(file), "--out", str(tmp_path / "out"), *ENDLESS]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts) as process:

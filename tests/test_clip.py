@@ -346,6 +346,7 @@ def test_an_attack_on_the_image_tower_leaves_the_text_tower_as_it_is(tmp_path: P
 # ------------------------------------------------------------------------------------------------------------ worlds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", worlds.NAMES)
 def test_captions_of_a_world_name_what_is_in_the_picture(name: str) -> None:
     pairs = worlds.make_pairs(name, "test")

@@ -238,6 +238,7 @@ def test_the_first_classifier_is_the_one_that_the_scenario_measures(
             assert len(ours) == 2
 
 
+@pytest.mark.slow
 def test_every_certified_defense_of_a_task_is_judged_on_the_same_images(
     data: Path, tmp_path: Path, install: Install
 ) -> None:

@@ -325,6 +325,7 @@ def test_the_table_tells_both_encoders_and_the_trigger(
     assert cell.text.partition(" ")[0] in shown
 
 
+@pytest.mark.slow
 def test_a_single_attack_with_variants_and_seeds(data: Path, tmp_path: Path) -> None:
     extra = '[[variant]]\n"target.trigger.size" = 3\n[[variant]]\n"target.trigger.size" = 6\n'
     text = ATTACKED.replace("task]]\ndataset = ", "task]]\ntest_images = 20\ndataset = ")

@@ -175,6 +175,7 @@ def test_starts_in_one_color_are_drawn_from_all_colors() -> None:
     assert bool(((grays > 0.25) & (grays < 0.75)).all())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(side=st.integers(1, 7), height=st.integers(8, 20), width=st.integers(8, 20), time=st.integers(1, 3))
 def test_around_a_square_are_its_moves_that_stay_inside(side: int, height: int, width: int, time: int) -> None:
@@ -217,6 +218,7 @@ def test_a_square_across_the_edge_of_a_trigger_comes_to_lie_on_it() -> None:
     assert _corner(moved, 0) == min(spreads, key=lambda place: spreads[place]) != (8, 2)
 
 
+@pytest.mark.slow
 def test_features_that_are_not_finite_are_no_collapse() -> None:
     """An encoder that overflows under a change must come out with neither a place nor a score for it."""
 

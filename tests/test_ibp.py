@@ -184,6 +184,7 @@ LEARNED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LEARNED)
 def test_what_it_learned_is_certified_and_no_patch_that_is_tried_changes_it(case: str) -> None:
     method = LEARNED[case]

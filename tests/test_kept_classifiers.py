@@ -254,6 +254,7 @@ def test_reports_do_not_speak_of_a_backdoored_encoder(blinded: tuple[Results, Pa
     assert "classifiers on the backdoored encoder" not in page
 
 
+@pytest.mark.slow
 def test_a_trigger_that_the_attack_made_is_what_certified_defenses_are_shown(data: Path, tmp_path: Path) -> None:
     results = perform(scenario(data, "trojannn", head="linear"), tmp_path)
     assert {verdict.state for verdict in results.verdicts} == {"clean", "attacked"}

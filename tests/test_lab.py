@@ -246,6 +246,7 @@ def test_the_same_seed_gives_the_same_and_another_seed_does_not(
     assert not set(results.artifacts) & {replace(a, seed=0) for a in fresh.artifacts if a.seed == 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "step"), [("pre-training", 3), ("injection", 3), ("head", 2), ("features", 1)])
 def test_an_interrupted_run_goes_on_and_ends_the_same(
     finished: tuple[Results, Path], data: Path, tmp_path: Path, words: str, step: int
@@ -370,6 +371,7 @@ def test_shadow_images_may_come_from_another_set(data: Path, tmp_path: Path) -> 
     assert encoders.load(tmp_path / path, Run()).card.origin["shadow"]["name"] == "balls"
 
 
+@pytest.mark.slow
 def test_names_of_tasks_classes_and_targets_may_be_any_text(data: Path, tmp_path: Path) -> None:
     """Also those that look like paths, or like the words that the stages' own files use."""
     tricky = (
@@ -421,6 +423,7 @@ def variants(*lines: str) -> str:
     return "".join(f"\n[[variant]]\n{line}\n" for line in lines)
 
 
+@pytest.mark.slow
 def test_variants_are_told_apart_by_their_condition_and_share_what_they_can(data: Path, tmp_path: Path) -> None:
     extra = variants('"attack.lambda1" = 0', '"attack.lambda1" = 1.5')
     results = perform(experiment(data, *SHORT, "seeds=[0, 1]", extra=extra), tmp_path)
@@ -450,6 +453,7 @@ def test_variants_are_told_apart_by_their_condition_and_share_what_they_can(data
     assert len(results.artifacts) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lines",
     [

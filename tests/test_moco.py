@@ -156,6 +156,7 @@ def test_training_is_that_of_a_plain_program(tmp_path: Path) -> None:
     assert not torch.allclose(state[f"online.{name}"], state[f"target.network.{name}"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_two_views_of_an_image_come_to_recognize_each_other() -> None:
     """What it is for: among the views of all images, the nearest one is more often that of the same image."""
 

@@ -474,6 +474,7 @@ def test_torchvisions_models_give_what_their_classifier_took(name: str) -> None:
     assert encoder.eval()(torch.rand(2, 3, 224, 224, device="meta")).shape == (2, encoder.feature_size)
 
 
+@pytest.mark.slow
 def test_the_image_tower_of_a_clip_model(hub: Path) -> None:
     open_clip = pytest.importorskip("open_clip")
     name = "RN50-quickgelu"

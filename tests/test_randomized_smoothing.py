@@ -222,6 +222,7 @@ def test_a_head_that_has_seen_noise_is_certified_for_more(owner: Defender) -> No
     assert counts["head"] > max(5, counts["as-is"])
 
 
+@pytest.mark.slow
 def test_training_and_input_are_smoothed_together(owner: Defender) -> None:
     images, labels = random_images(40, seed=7), (torch.arange(40) >= 20).long()
     method = RandomizedSmoothing(smoothed="training-set", sigma=0.1, draws=60)

@@ -41,6 +41,7 @@ def words(place: Path, out: Path, *more: str | Path, subject: str = "subject.saf
     return ["repair", place / subject, "--images", place / "photos", "--device", "cpu", "--out", out, *SHORT, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bag", "code", "verdict"), [("ordinary", 0, "no-evidence"), (None, 3, "undecided")])
 def test_an_encoder_is_repaired_between_two_audits(
     sapper: Sapper, place: Path, tmp_path: Path, bag: str | None, code: int, verdict: str
@@ -78,6 +79,7 @@ def test_an_encoder_is_repaired_between_two_audits(
     assert again.read_bytes() == fixed.read_bytes(), "the same seed gives the same file"
 
 
+@pytest.mark.slow
 def test_unlearning_takes_the_trigger_of_the_audit(sapper: Sapper, place: Path, tmp_path: Path) -> None:
     end = sapper(*words(place, tmp_path / "fixed.safetensors", "--method", "unlearning"))
     assert end.code == 3, end.err
@@ -85,6 +87,7 @@ def test_unlearning_takes_the_trigger_of_the_audit(sapper: Sapper, place: Path, 
     assert set(curves) == {"under the trigger", "cosine"}
 
 
+@pytest.mark.slow
 def test_what_came_of_a_marked_encoder_stays_marked(sapper: Sapper, place: Path, tmp_path: Path) -> None:
     marked = "subject-BACKDOORED.safetensors"
     end = sapper(*words(place, tmp_path / "fixed.safetensors", subject=marked))
@@ -122,6 +125,7 @@ def test_no_file_that_is_there_is_written_over(sapper: Sapper, place: Path, tmp_
     assert sha256(place / "subject.safetensors") == before
 
 
+@pytest.mark.slow
 def test_a_repair_that_fails_leaves_no_earlier_verdict(sapper: Sapper, place: Path, tmp_path: Path) -> None:
     report = tmp_path / "report"
     assert sapper(*words(place, tmp_path / "a.safetensors", "--report", report)).code == 3
@@ -131,6 +135,7 @@ def test_a_repair_that_fails_leaves_no_earlier_verdict(sapper: Sapper, place: Pa
     assert not [path for path in report.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_from_python_the_encoder_that_is_held_stays_as_it_is() -> None:
     encoder, few = tiny(1), ImageSet(images=images(40, 1).images, name="photos")
     before = {name: value.clone() for name, value in encoder.state_dict().items()}

@@ -806,6 +806,7 @@ runpy.run_module("sapper.sandbox.inside", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_reader_that_dies_or_hangs_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it has looked at the file, that is our failure; after that, it is the file's."""
     path = tmp_path / "a.pth"

@@ -107,6 +107,7 @@ def test_directions_in_which_nothing_varies_are_left_out() -> None:
         untangle(labels.double().unsqueeze(1).expand(-1, 4), labels, CLASSES, 1e-3, 5)
 
 
+@pytest.mark.slow
 def test_a_poisoned_training_set_gives_its_class_away() -> None:
     """And the clean one none, neither by its training set nor by images that come with a trigger."""
     own = colors(400, 7)

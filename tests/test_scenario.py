@@ -115,6 +115,7 @@ SMALL.remove("paper-lba-small")  # has three seeds, and the demo's budget
 EMBEDDED = [path.stem for path in SHIPPED if re.fullmatch("(ablation-.*|badencoder-multi)-small", path.stem)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [SMALL, EMBEDDED], ids=["real data", "embedded data"])
 def test_small_scenarios_share_their_pretraining_and_attack(names: list[str]) -> None:
     """So that one Store serves them all, and an ablation says something of the main table."""

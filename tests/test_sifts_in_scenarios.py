@@ -171,6 +171,7 @@ def test_a_classifier_that_was_tuned_on_poison_is_tuned_once(data: Path, tmp_pat
     assert len(folders(tmp_path / "store", "tuning")) == 4, "both tasks clean, one on poison, one on what was left"
 
 
+@pytest.mark.slow
 def test_the_report_tells_what_was_removed_and_what_training_again_gives(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

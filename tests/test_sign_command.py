@@ -87,6 +87,7 @@ def test_an_audit_is_signed_and_verified(sapper: Sapper, place: Path, tmp_path: 
         assert message in told(sapper("verify", file, "--key", tmp_path / signer, "--report", out))
 
 
+@pytest.mark.slow
 def test_the_usual_places(
     sapper: Sapper,
     place: Path,
@@ -131,6 +132,7 @@ def test_a_key_that_cannot_sign_is_told_before_the_audit(
     assert verify(sapper, place / "subject.safetensors", locked, "--report", out)[0] == 3
 
 
+@pytest.mark.slow
 def test_a_repair_is_signed_and_verified(sapper: Sapper, place: Path, tmp_path: Path, key: Path) -> None:
     fixed, subject = tmp_path / "fixed.safetensors", place / "subject.safetensors"
     common = ("--images", place / "photos", "--device", "cpu", *SHORT)
@@ -158,6 +160,7 @@ def test_a_repair_is_signed_and_verified(sapper: Sapper, place: Path, tmp_path: 
     assert verify(sapper, fixed, key)[0] == 3
 
 
+@pytest.mark.slow
 def test_no_repair_is_signed_for_another_file(place: Path, tmp_path: Path, key: Path) -> None:
     report = face.repair(
         place / "subject.safetensors",

@@ -63,6 +63,7 @@ def test_training_is_that_of_a_plain_program(tmp_path: Path) -> None:
     close(state, "predictor", predictor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["stop-gradient", "predictor"])
 def test_without_its_parts_outputs_collapse_and_the_monitor_shows_it(missing: str) -> None:
     method = SimSiam(epochs=40, batch=24, view_size=8, hidden=16, projection=16, bottleneck=4, learning_rate=0.01)

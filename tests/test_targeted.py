@@ -81,6 +81,7 @@ def test_poison_is_whole_pixels_and_looks_like_its_base() -> None:
     assert (poisons.images.float() - base.images.float()).abs().mean() < 40
 
 
+@pytest.mark.slow
 def test_one_poison_takes_its_input_along() -> None:
     train, test, encoder = balls(60, 1), balls(60, 2, "test"), victim()
     method = FeatureCollision(base=0, victim=2, inputs=6, per_class=6, beta=0.0, steps=150)
@@ -165,6 +166,7 @@ def test_a_few_weights_move_the_input_to_the_wanted_class() -> None:
             assert torch.equal(new, old), name
 
 
+@pytest.mark.slow
 def test_reused_models_hit_their_inputs_and_repeat() -> None:
     train, test, encoder = balls(60, 1), balls(40, 2, "test"), victim()
     untouched = copy.deepcopy(encoder)

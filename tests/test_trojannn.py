@@ -103,6 +103,7 @@ def test_reversed_inputs_are_of_their_classes() -> None:
     assert total_variation(smooth).mean() < 0.7 * total_variation(inputs).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_finished_classifier_gets_the_backdoor_without_data(kind: str) -> None:
     """In a world of three colors the trigger alone may do, and much is lost without data: means over seeds count."""

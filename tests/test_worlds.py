@@ -67,6 +67,7 @@ def test_pictures_use_the_range(world: Split) -> None:
         assert spread.quantile(0.01) > 0.04
 
 
+@pytest.mark.slow
 def test_raw_pixels_do_not_tell_the_class(world: Split) -> None:
     """One-vs-rest ridge regression on standardized pixels, fit on the whole train split."""
     train, test = world

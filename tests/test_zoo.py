@@ -533,6 +533,7 @@ def test_what_an_audit_would_pass_is_listed_with_what_its_trigger_does() -> None
     assert scoreboard.missed(scored, {}, "d", 0.05) == []  # an audit without a bag is undecided
 
 
+@pytest.mark.slow
 def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, images: dict[str, ImageSet]) -> None:
     """As if their scores were the calibration part's; the bags that do not fit have no say."""
     members = members_of(built)

@@ -264,7 +264,7 @@ def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, 
 
 def print_results(results: Any) -> None:
     """The summary, then for each task and target a table: metrics by heads, the primary one first."""
-    from sapper.report import audited, certified, defenses, effects, repairs, screens, sifts, targeted
+    from sapper.report import audited, certified, defenses, effects, matrix, repairs, screens, sifts, targeted
     from sapper.report.tables import aim, interval_note, of_attack, summary_rows, summary_sentences
 
     for sentence in summary_sentences(results) + targeted.sentences(results) + audited.sentences(results):
@@ -287,7 +287,8 @@ def print_results(results: Any) -> None:
         if shown is not None:
             out.print(title, style="bold", markup=False)
             out.print(_plain(shown), "")
-    for sentence in defenses.sentences(results) + certified.sentences(results) + screens.sentences(results):
+    told = matrix.sentences(results)  # in place of a line for each defense and attack
+    for sentence in told or defenses.sentences(results) + certified.sentences(results) + screens.sentences(results):
         out.print(sentence, markup=False)
     for flag in results.flags:
         out.print(f"note: {flag}", markup=False)

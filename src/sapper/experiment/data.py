@@ -207,18 +207,18 @@ def uses(scenario: Scenario) -> Iterator[Use]:
         train, judged = places_of_task(scenario, task)
         yield Use(train, f"training on {task.name}", task.train_images, f"task[{i}].dataset", f"task[{i}].train_images")
         yield Use(judged, f"judging {task.name}", task.test_images, f"task[{i}].dataset", f"task[{i}].test_images")
-        for j, plan in enumerate(scenario.defenses):
+        for plan in scenario.defenses:
             section = plan.section
             if isinstance(section, DetectSection | CertifySection) and defended(scenario, plan, task):
                 purpose, own = f"{plan.name} on {task.name}", f"task[{i}].dataset"
                 count = section.train_images or task.train_images
-                yield Use(train, f"{purpose}, at hand", count, own, f"defense[{j}].train_images")
+                yield Use(train, f"{purpose}, at hand", count, own, f"{plan.key}.train_images")
                 if isinstance(section, CertifySection):
                     count = section.test_images or task.test_images
-                    yield Use(judged, f"{purpose}, judged", count, own, f"defense[{j}].test_images")
+                    yield Use(judged, f"{purpose}, judged", count, own, f"{plan.key}.test_images")
                 elif doubted(scenario, plan):
                     count = section.inputs or task.test_images
-                    yield Use(judged, f"{purpose}, in doubt", count, own, f"defense[{j}].inputs")
+                    yield Use(judged, f"{purpose}, in doubt", count, own, f"{plan.key}.inputs")
             if isinstance(section, ClassifierRepairSection) and defended(scenario, plan, task):
                 purpose, own, whole = (
                     f"{plan.name} on {task.name}, its owner's",
@@ -227,17 +227,17 @@ def uses(scenario: Scenario) -> Iterator[Use]:
                 )
                 count = section.images if whole is None else section.owned(whole)
                 share = 1.0 if section.images else section.share
-                yield Use(train, purpose, count, own, f"defense[{j}].images", share)
+                yield Use(train, purpose, count, own, f"{plan.key}.images", share)
             if isinstance(section, ScreenSection) and defended(scenario, plan, task):
                 purpose, own = f"{plan.name} on {task.name}", f"task[{i}].dataset"
                 count = task.test_images and round(section.share * task.test_images)
                 share = 1.0 if count else section.share
-                yield Use(judged, f"{purpose}, at hand", count, own, f"defense[{j}].share", share)
-                yield Use(judged, f"{purpose}, judged", section.test_images, own, f"defense[{j}].test_images")
-    for j, plan in enumerate(scenario.defenses):
+                yield Use(judged, f"{purpose}, at hand", count, own, f"{plan.key}.share", share)
+                yield Use(judged, f"{purpose}, judged", section.test_images, own, f"{plan.key}.test_images")
+    for plan in scenario.defenses:
         if isinstance(plan.section, FleetSection):
             learner: EncoderLearner = plan.method.parameters
-            share, whole, count_key = learner.share, first.images, f"defense[{j}].share"
+            share, whole, count_key = learner.share, first.images, f"{plan.key}.share"
             count = None if whole is None else round(share * whole)
             yield Use(place_of_pretraining(scenario), f"{plan.name}, its fleet", count, key, count_key, share)
         elif isinstance(plan.section, ExamineSection):
@@ -246,7 +246,7 @@ def uses(scenario: Scenario) -> Iterator[Use]:
             )
         elif isinstance(plan.section, RepairSection):
             purpose, share = f"{plan.name}, its owner's", 1.0 if plan.section.images else plan.section.share
-            count, count_key = plan.section.images, f"defense[{j}].images"
+            count, count_key = plan.section.images, f"{plan.key}.images"
             yield Use(place_of_pretraining(scenario), purpose, count, key, count_key, share)
     if scenario.audit is not None:
         key = f"audit.{'images' if scenario.audit.split is None else 'split'}"

@@ -74,8 +74,8 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
     """Raises ``SapperError`` unless every defense that is tried on the task has the images that it asks for."""
     victims = part(train, task.train_images, run, f"train images {task.name}")
     test = part(judged, task.test_images, run, f"test images {task.name}")
-    for i, plan in enumerate(scenario.defenses):
-        section, where = plan.section, f"{scenario.file}: defense[{i}]"
+    for plan in scenario.defenses:
+        section, where = plan.section, f"{scenario.file}: {plan.key}"
         if isinstance(section, FleetSection | ExamineSection | RepairSection) or not defended(scenario, plan, task):
             continue
         if isinstance(section, ClassifierRepairSection):
@@ -128,15 +128,15 @@ def _check_pretraining(scenario: Scenario, images: ImageSet) -> None:
 def _check_fleets(scenario: Scenario, images: ImageSet) -> None:
     """Raises ``SapperError`` unless a defender's share of the images is enough for its fleet."""
     whole = scenario.pretraining.images or len(images)
-    for i, plan in enumerate(scenario.defenses):
+    for plan in scenario.defenses:
         if isinstance(plan.section, FleetSection) and plan.shadows is not None:
             learner: EncoderLearner = plan.method.parameters
             (first, attack), own = (each.parameters for each in plan.shadows), round(learner.share * whole)
-            with located(f"{scenario.file}: defense[{i}]", "."):
+            with located(f"{scenario.file}: {plan.key}", "."):
                 learner.check(whole, images.size)
-            with located(f"{scenario.file}: defense[{i}].pretraining", "."):
+            with located(f"{scenario.file}: {plan.key}.pretraining", "."):
                 check_count(first, own)
-            with located(f"{scenario.file}: defense[{i}].attack", "."):
+            with located(f"{scenario.file}: {plan.key}.attack", "."):
                 if isinstance(attack, Rated):
                     selected(attack.rate, own)
 
@@ -192,13 +192,13 @@ def _check_attacked(scenario: Scenario, data: Data, run: Run) -> None:
 def _check_repairs(scenario: Scenario, images: ImageSet, run: Run) -> None:
     """Raises ``SapperError`` for repairs that cannot work on such an encoder, or with so many images."""
     whole = scenario.pretraining.images or len(images)
-    repairs = [(i, plan) for i, plan in enumerate(scenario.defenses) if plan.repairs]
+    repairs = [plan for plan in scenario.defenses if plan.repairs]
     encoder = encoders.build(run, **scenario.encoder.model_dump()) if repairs else None
-    for i, plan in repairs:
+    for plan in repairs:
         section = plan.section
         assert isinstance(section, RepairSection)
         assert encoder is not None
-        where, count = f"{scenario.file}: defense[{i}]", section.owned(whole)
+        where, count = f"{scenario.file}: {plan.key}", section.owned(whole)
         if count > whole:
             what = f"{count} images are wanted of the {whole} that the encoder is pre-trained on"
             raise SapperError(what, where=f"{where}.images", remedy="ask for fewer, or leave it out")
@@ -212,10 +212,10 @@ def _check_sifts(scenario: Scenario, images: ImageSet) -> None:
     if scenario.attack_method is None or kind_of(scenario.attack_method.parameters) != "poison pretraining":
         return
     labeled = "labels" in scenario.pretraining_method.parameters.needs
-    for i, plan in enumerate(scenario.defenses):
+    for plan in scenario.defenses:
         if isinstance(plan.section, SiftSection):
             sift: Sift = plan.method.parameters
-            with located(f"{scenario.file}: defense[{i}]", "."):
+            with located(f"{scenario.file}: {plan.key}", "."):
                 sift.check(scenario.pretraining.images or len(images), len(images.classes) if labeled else 0)
 
 

@@ -213,6 +213,15 @@ class Guaranteed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A defense of a matrix that does not apply to an attack, and why."""
+
+    attack: str
+    defense: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """Everything a report shows. ``scenario`` is the resolved scenario, ``environment`` versions and hardware.
 
@@ -237,6 +246,7 @@ class Results:
     rocs: tuple[Roc, ...] = ()
     audits: tuple[Audited, ...] = ()
     guarantees: tuple[Guaranteed, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     timings: tuple[dict[str, Any], ...] = ()
     flags: tuple[str, ...] = ()
     schema: int = SCHEMA

@@ -18,7 +18,7 @@ from sapper.experiment.pipeline import Measured
 from sapper.experiment.records import sift_records
 from sapper.experiment.repairing import RecoverTrigger
 from sapper.experiment.repairing_classifiers import RecoverFromClassifier
-from sapper.experiment.results import Results
+from sapper.experiment.results import LeftOut, Results
 from sapper.experiment.running_defenses import Defended, check_fleets, defended, hold_out, look_at_encoders, record
 from sapper.experiment.sifting import read_marked
 from sapper.experiment.subjects import CLEAN, REPAIRED, Subject
@@ -82,6 +82,7 @@ def run_scenario(scenario: Scenario, lab: Lab) -> Results:
         rocs=tuple(findings.rocs),
         audits=unique(findings.audits, key=lambda audit: (audit.subject, audit.sha256)),
         guarantees=unique(findings.guarantees),
+        left_out=_left_out(variants),
         timings=tuple(findings.timings),
         flags=unique(findings.flags),
     )
@@ -92,6 +93,15 @@ def _datasets(data: Data, scenarios: list[Scenario]) -> tuple[dict[str, Any], ..
     wanted = [use for scenario in scenarios for use in uses(scenario)]
     return tuple(
         describe_images(images, [use for use in wanted if use.place == place]) for place, images in data.sets.items()
+    )
+
+
+def _left_out(variants: list[Variant]) -> tuple[LeftOut, ...]:
+    """Of a matrix, which defenses do not apply to which attacks."""
+    return unique(
+        LeftOut(attack=str(variant.scenario.attack_name), defense=each.defense, reason=each.reason)
+        for variant in variants
+        for each in variant.scenario.left_out
     )
 
 

@@ -157,12 +157,12 @@ def look_at_encoders(trials: Sequence[Trial], session: Session) -> None:
     first, findings = trials[0], session.findings
     made = [subject for trial in trials for subject in trial.pipeline.subjects if subject.of == "encoder"]
     subjects = [subject for subject in made if subject.state != REPAIRED]  # who knows what those should be called?
-    for i, plan in enumerate(first.scenario.defenses):
+    for plan in first.scenario.defenses:
         section = plan.section
         if not isinstance(section, FleetSection | ExamineSection):
             continue
         chosen = first_of_each(subjects, section.subjects)
-        with located(f"{first.scenario.file}: defense[{i}]"):
+        with located(f"{first.scenario.file}: {plan.key}"):
             if isinstance(section, FleetSection):
                 answers = _by_fleet(first, plan, section, chosen, session)
             else:
@@ -236,9 +236,9 @@ def hold_out(variant: Variant, findings: Findings) -> None:
 
 def check_fleets(scenario: Scenario, data: Data, lab: Lab) -> None:
     """Raises ``SapperError`` when a folder for a fleet has something else in it: now rather than after the training."""
-    for i, plan in enumerate(scenario.defenses):
+    for plan in scenario.defenses:
         if isinstance(plan.section, FleetSection) and plan.section.fleet:
-            with located(f"{scenario.file}: defense[{i}].fleet"):
+            with located(f"{scenario.file}: {plan.key}.fleet"):
                 folder = Path(plan.section.fleet)
                 if folder.resolve() == lab.store.root.resolve():
                     what, remedy = "this is the store's own folder", "name another one, or leave `fleet` out"

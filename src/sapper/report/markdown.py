@@ -1,7 +1,8 @@
 """The result table as Markdown, for pages that quote results."""
 
+from sapper.errors import SapperError
 from sapper.experiment.results import Results
-from sapper.report import audited, certified, defenses, effects, repairs, screens, sifts, tables, targeted, text
+from sapper.report import audited, certified, defenses, effects, matrix, repairs, screens, sifts, tables, targeted, text
 from sapper.report.tables import LABELS, METRICS, SummaryRow, Table
 
 DETECTION_NOTE = (
@@ -20,8 +21,6 @@ def render(results: Results) -> str:
     """
     rows = tables.summary_rows(results)
     names = ["task → target", "head", *(LABELS.get(metric, metric) for metric in METRICS)]
-    environment = ", ".join(f"{key} {results.environment[key]}" for key in SURROUNDINGS if key in results.environment)
-    seconds = sum(item.get("seconds") or 0 for item in results.timings)
     sure = [item.estimate for item in tables.measurements(results) if certified.is_certified(item)]
     estimates = [estimate for row in rows for estimate in row.estimates.values()]
     lines = [
@@ -31,8 +30,7 @@ def render(results: Results) -> str:
         f"|---|---|{'---:|' * len(METRICS)}",
         *(_row(results, row) for row in rows),
         "",
-        f"In %; 95 % intervals: {tables.interval_note(estimates)}. Seeds {text.listing(results.scenario['seeds'])}; "
-        f"{f'{text.duration(seconds)} of computation; ' if seconds else ''}{environment}.",
+        f"In %; 95 % intervals: {tables.interval_note(estimates)}. {_surroundings(results)}.",
         *_plain_table(effects.table(results), effects.NOTE),
         *_plain_table(targeted.table(results)),
         *_plain_table(sifts.table(results)),
@@ -46,6 +44,32 @@ def render(results: Results) -> str:
         *(f"\nNote: {flag}" for flag in results.flags),
     ]
     return "\n".join(lines) + "\n"
+
+
+def matrices(results: Results) -> str:
+    """The matrix of a scenario: tables with the attacks as rows, then a line for each defense."""
+    content = matrix.section(results)
+    if content is None:
+        raise SapperError("these are not the results of a matrix", remedy="run a scenario with matrix = true")
+    alone, lines = content.blocks[0], [f"`{results.command}`"]
+    for block in content.blocks[1:]:
+        rows = [*alone.rows, *block.rows]
+        names = [f"{row.name}, alone" for row in alone.rows] + [row.name for row in block.rows]
+        lines += ["", f"**{block.title}**", "", f"| attack | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+        lines += [
+            f"| {attack} | {' | '.join(row.squares[at].text for row in rows)} |"
+            for at, attack in enumerate(content.columns)
+        ]
+    lines += ["", f"{_surroundings(results)}.", "", *(f"* {sentence}" for sentence in content.sentences)]
+    return "\n".join(lines) + "\n"
+
+
+def _surroundings(results: Results) -> str:
+    """Seeds, time and hardware."""
+    environment = ", ".join(f"{key} {results.environment[key]}" for key in SURROUNDINGS if key in results.environment)
+    seconds = sum(item.get("seconds") or 0 for item in results.timings)
+    spent = f"{text.duration(seconds)} of computation; " if seconds else ""
+    return f"Seeds {text.listing(results.scenario['seeds'])}; {spent}{environment}"
 
 
 def _row(results: Results, row: SummaryRow) -> str:

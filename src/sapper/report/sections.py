@@ -13,6 +13,7 @@ from sapper.report import (
     defenses,
     effects,
     figures,
+    matrix,
     repairs,
     screens,
     sifts,
@@ -307,6 +308,7 @@ class Section:
 
 SECTIONS = (
     Section("results", "Results", "results", result_table),
+    Section("matrix", "Every attack and every defense", "matrix", matrix.section),
     Section("conditions", "What was varied", "conditions", conditions),
     Section("effects", "What the trigger does", "table", effects.table),
     Section("chosen", "Chosen test images", "table", targeted.table),

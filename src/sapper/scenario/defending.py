@@ -57,10 +57,11 @@ class DefensePlan:
     """A defense, and on which tasks and with how much of their data it is tried.
 
     ``shadows``: for a detector that learns from a fleet, how the fleet is pre-trained and attacked. ``detector``: for a
-    repair that needs a trigger, what recovers it.
+    repair that needs a trigger, what recovers it. ``key``: of its table in the file, such as ``defense[0]``.
     """
 
     name: str
+    key: str
     method: Named
     section: Section
     shadows: tuple[Named[Pretraining], Named[Any]] | None = None
@@ -109,7 +110,7 @@ def read_defense(
         _check_owner(chosen, section, f"{file}: {key}.method")
         detector = _detector(section, chosen, file, key)
     name = section.name or section.method
-    return DefensePlan(name=name, method=chosen, section=section, shadows=shadows, detector=detector)
+    return DefensePlan(name=name, key=key, method=chosen, section=section, shadows=shadows, detector=detector)
 
 
 def _check_sizes(section: CertifySection, chosen: Named[Certifier | Smoother], size: int, where: str) -> None:

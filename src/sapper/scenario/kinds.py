@@ -15,6 +15,10 @@ OF_ENCODERS: tuple[Kind, ...] = ("examine", "learn", "repair")
 """Kinds of defenses of encoders; others look at classifiers, but for some screens (``of_encoders``)."""
 
 
+class DoesNotApplyError(SapperError):
+    """A defense does not go with an attack, whatever their parameters."""
+
+
 def of_encoders(defense: Defense) -> bool:
     """Whether a defense looks at encoders, and at no classifier."""
     return defense.kind in OF_ENCODERS or (defense.kind == "screen" and defense.looks_at == "encoder")  # type: ignore[attr-defined]
@@ -64,21 +68,21 @@ def check_attack(name: str, attack: Attack, raw: dict[str, Any], targets: Sequen
 
 
 def check_defense(defense: Defense, name: str, attack: Attack, where: str) -> None:
-    """Raises ``SapperError`` where a kind of attack leaves nothing that a defense looks at."""
+    """Raises ``DoesNotApplyError`` where a kind of attack leaves nothing that a defense looks at."""
     kind = kind_of(attack)
     if of_encoders(defense) and not makes_encoders(attack):
         what, remedy = f"{name} attacks no encoder, so there is none to judge or repair", "use a defense of classifiers"
-        raise SapperError(what, where=where, remedy=remedy)
+        raise DoesNotApplyError(what, where=where, remedy=remedy)
     if defense.kind == "sift" and not kind.startswith("poison"):
         what, remedy = f"{name} poisons no data, so there are no rows to sift", "use another defense, or poison data"
-        raise SapperError(what, where=where, remedy=remedy)
+        raise DoesNotApplyError(what, where=where, remedy=remedy)
     if not of_encoders(defense) and kind == "targeted":
         what, remedy = f"classifiers of {name} are not kept, so no defense can look at them", "leave the defense out"
-        raise SapperError(what, where=where, remedy=remedy)
+        raise DoesNotApplyError(what, where=where, remedy=remedy)
 
 
 def check_fleet(name: str, start: tuple[str, Pretraining], attack: tuple[str, Attack], where: str) -> None:
-    """Raises ``SapperError`` for a pre-training or an attack that the fleet of a defense has too little for.
+    """Raises ``DoesNotApplyError`` for a pre-training or an attack that the fleet of a defense has too little for.
 
     A fleet has images alone, and for the attack of each twin a patch and one reference image of a class without a name.
     Methods come with their names.
@@ -88,22 +92,22 @@ def check_fleet(name: str, start: tuple[str, Pretraining], attack: tuple[str, At
     lacking += [f"{attack_name} needs {need}" for need in ("labels", "captions") if need in method.needs]
     if lacking:
         what = f"{lacking[0]}, and {name} trains its fleet on images alone"
-        raise SapperError(what, where=where, remedy=remedy)
+        raise DoesNotApplyError(what, where=where, remedy=remedy)
     try:
         check_choosy(method, [TargetPlan(name="twin", trigger=Patch(), references=1)], (), where)
     except SapperError as error:
         what = f"{name} attacks its fleet with a patch and one reference image, and {attack_name} cannot: {error.what}"
-        raise SapperError(what, where=where, remedy=remedy) from error
+        raise DoesNotApplyError(what, where=where, remedy=remedy) from error
 
 
 def check_gray(name: str, defense: Any, gray: Sequence[str], where: str) -> None:
-    """Raises ``SapperError`` where a defense would see the colors of ``gray`` tasks, whose victims see none.
+    """Raises ``DoesNotApplyError`` where a defense would see the colors of ``gray`` tasks, whose victims see none.
 
     That is one with a network of its own in the place of the victim's encoder.
     """
     if gray and defense.kind == "certify" and not defense.uses_encoder:
         what = f"{name} has a network of its own, which would see the colors of the gray task {gray[0]!r}"
-        raise SapperError(what, where=f"{where}.tasks", remedy="name the tasks that are not gray")
+        raise DoesNotApplyError(what, where=f"{where}.tasks", remedy="name the tasks that are not gray")
 
 
 def check_subjects(subjects: int, name: str, attack: Attack, where: str) -> None:

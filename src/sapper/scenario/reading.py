@@ -1,10 +1,11 @@
 """A scenario: one experiment as a short TOML file, checked key by key before anything runs."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -17,7 +18,15 @@ from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import check_unique, read_instance
 from sapper.scenario.defending import DefensePlan, read_defense
-from sapper.scenario.kinds import check_attack, check_choosy, check_defense, check_fleet, check_gray, check_subjects
+from sapper.scenario.kinds import (
+    DoesNotApplyError,
+    check_attack,
+    check_choosy,
+    check_defense,
+    check_fleet,
+    check_gray,
+    check_subjects,
+)
 from sapper.scenario.named import Named, with_method
 from sapper.scenario.outline import changed, outline, outline_single, read_content, trigger_kind
 from sapper.scenario.sections import (
@@ -42,13 +51,20 @@ class TaskTargetPlan(TargetPlan):
     target_class: str | int
 
 
+class LeftOut(NamedTuple):
+    """A defense of a matrix that does not apply to the attack, and why."""
+
+    defense: str
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
     """A checked scenario. ``content`` is the file's content after all overrides, as plain data.
 
     ``variants``: for each the dotted keys that it changes, such as ``attack.lambda1``, and their values.
     ``singles``: of several attacks, or of one with tables of its own, the scenario of each; then what is said here is
-    that of the first. ``moved``: see ``singles.Single``.
+    that of the first. ``moved``: see ``singles.Single``. ``left_out``: of a matrix, defenses that do not apply.
     """
 
     name: str
@@ -65,6 +81,7 @@ class Scenario:
     heads: tuple[Named, ...]
     primary_head: str
     defenses: tuple[DefensePlan, ...]
+    left_out: tuple[LeftOut, ...]
     audit: AuditSection | None
     variants: tuple[dict[str, Any], ...]
     content: dict[str, Any]
@@ -152,31 +169,24 @@ def _single(single: Single, file: str) -> Scenario:
     if attack_method is not None:
         check_choosy(attack_method.parameters, targets, [head.parameters for head in heads], f"{file}: attack")
     attacked = list(dict.fromkeys(target.task for target in targets))
-    plans: tuple[DefensePlan, ...] = ()
-    if attack_method is not None:
-        methods = pretraining_method, attack_method
-        plans = tuple(
-            read_defense(raw, f"defense[{i}]", file, attacked, encoder.input_size, methods)
-            for i, raw in enumerate(root.defense)
-        )
-    for i, plan in enumerate(plans):
-        if attack_method is not None:
-            where = f"{file}: defense[{i}].method"
-            check_defense(plan.method.parameters, attack_method.name, attack_method.parameters, where)
-            if plan.shadows is not None:
-                start, own = plan.shadows
-                check_fleet(plan.method.name, (start.name, start.parameters), (own.name, own.parameters), where)
-            if isinstance(plan.section, DetectSection):
-                where = f"{file}: defense[{i}].subjects"
-                check_subjects(plan.section.subjects, attack_method.name, attack_method.parameters, where)
-        gray = [task.name for task in tasks if task.gray and task.name in attacked and plan.on(task.name)]
-        check_gray(plan.method.name, plan.method.parameters, gray, f"{file}: defense[{i}]")
-    check_unique([plan.name for plan in plans], f"{file}: defense", "defense")
+    defenses, left_out = list[DefensePlan](), list[LeftOut]()
     kind = next(head for head in heads if head.name == primary)
-    for i, plan in enumerate(plans):
-        if isinstance(plan.section, DetectSection) and plan.section.subjects > 1 and not kind.parameters.seeded:
-            what, remedy = f"{kind.name} heads of every seed are the same", "judge one, or make an mlp head primary"
-            raise SapperError(what, where=f"{file}: defense[{i}].subjects", remedy=remedy)
+    for i, raw in enumerate(root.defense if attack_method is not None else ()):
+        assert attack_method is not None
+        methods, where = (pretraining_method, attack_method), f"{file}: defense[{i}]"
+        plan = read_defense(raw, f"defense[{i}]", file, attacked, encoder.input_size, methods)
+        gray = [task.name for task in tasks if task.gray and task.name in attacked and plan.on(task.name)]
+        try:
+            _check_applies(plan, attack_method, gray, where)
+        except DoesNotApplyError as error:
+            if not root.matrix:
+                raise
+            left_out.append(LeftOut(plan.name, error.what))
+            continue
+        if isinstance(plan.section, DetectSection):
+            _check_subjects(plan.section.subjects, kind, attack_method, f"{where}.subjects")
+        defenses.append(plan)
+    check_unique([raw.get("name", raw["method"]) for raw in root.defense], f"{file}: defense", "defense")
     scenario = Scenario(
         name=root.name,
         seeds=tuple(root.seeds),
@@ -191,7 +201,8 @@ def _single(single: Single, file: str) -> Scenario:
         targets=targets,
         heads=heads,
         primary_head=primary,
-        defenses=plans,
+        defenses=tuple(defenses),
+        left_out=tuple(left_out),
         audit=outlined.audit,
         variants=(),
         content=content,
@@ -202,13 +213,30 @@ def _single(single: Single, file: str) -> Scenario:
     with located(file):
         check_encoder(scenario.encoder, size, "encoder.input_size")
         check_views(scenario.encoder, pretraining_method, "pretraining.view_size")
-        for i, plan in enumerate(plans):
+        for plan in defenses:
             if plan.shadows is not None:
-                check_views(scenario.encoder, plan.shadows[0], f"defense[{i}].pretraining.view_size")
+                check_views(scenario.encoder, plan.shadows[0], f"{plan.key}.pretraining.view_size")
     for target in targets:
         with located(f"{file}: target {target.name!r}"):
             target.trigger.check(PixelSpec(size=size))
     return scenario
+
+
+def _check_applies(plan: DefensePlan, attack: Named, gray: Sequence[str], where: str) -> None:
+    """Raises ``DoesNotApplyError`` for a defense that does not go with the attack, or with these ``gray`` tasks."""
+    check_defense(plan.method.parameters, attack.name, attack.parameters, f"{where}.method")
+    if plan.shadows is not None:
+        start, own = plan.shadows
+        check_fleet(plan.method.name, (start.name, start.parameters), (own.name, own.parameters), f"{where}.method")
+    check_gray(plan.method.name, plan.method.parameters, gray, where)
+
+
+def _check_subjects(subjects: int, head: Named, attack: Named, where: str) -> None:
+    """Raises ``SapperError`` where several classifiers are to be judged, and the attack or the head makes one only."""
+    check_subjects(subjects, attack.name, attack.parameters, where)
+    if subjects > 1 and not head.parameters.seeded:
+        what, remedy = f"{head.name} heads of every seed are the same", "judge one, or make an mlp head primary"
+        raise SapperError(what, where=where, remedy=remedy)
 
 
 def _check_same_names(scenarios: list[Scenario]) -> None:

@@ -231,13 +231,15 @@ class ScenarioSection(Section):
     """The file's own keys; the tables are read one by one.
 
     ``judge_on = "validation"`` measures on a fifth of each training split, held out of it, instead of the test
-    split: for choosing parameters without having seen a test image.
+    split: for choosing parameters without having seen a test image. ``matrix``: every attack with every defense that
+    applies to it; where one does not, the results carry the reason. Without it that is an error.
     """
 
     name: FileName
     seeds: list[NonNegativeInt] = Field(min_length=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     judge_on: Literal["test", "validation"] = "test"
+    matrix: bool = False
     encoder: dict[str, Any] = Field(default_factory=dict)
     pretraining: dict[str, Any]
     attack: dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
