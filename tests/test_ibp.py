@@ -140,7 +140,7 @@ def test_margins_are_those_of_the_loops_and_no_wider_than_bounds_of_logits(kind:
 
 def test_an_image_is_proven_where_all_margins_at_all_places_are_above_zero() -> None:
     least = torch.tensor([[[0.0, 2, 1], [0, 1, 3]], [[0, 2, 1], [0, -0.1, 3]], [[0, 2, 1], [0, 1e-6, 3]]])
-    assert proven(least, torch.zeros(3, dtype=torch.int64)).tolist() == [True, False, False]
+    assert proven(least, torch.zeros(3, dtype=torch.int64)).tolist() == [[True, True], [True, False], [True, False]]
 
 
 def test_the_patch_grows_into_the_training() -> None:

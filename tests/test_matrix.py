@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sapper.errors import SapperError
 from sapper.experiment.results import Results, read_results, write_results
-from sapper.report import matrix, render
+from sapper.report import markdown, matrix, render
 from sapper.scenario.reading import Scenario
 from tests.micro import PLAIN, experiment, perform, write_data
 
@@ -180,11 +180,11 @@ def test_without_a_score_it_is_undecided(results: Results) -> None:
     [
         (matrix.DETECTS, 0.9, "Sees (AUC of 90 % or more)"),
         (matrix.DETECTS, 0.89, "Sees in part (70 to 90 %)"),
-        (matrix.DETECTS, 0.69, "Misses (less)"),
-        (matrix.DETECTS, 0.0, "Misses (less)"),
+        (matrix.DETECTS, 0.69, "Misses (less than 70 %)"),
+        (matrix.DETECTS, 0.0, "Misses (less than 70 %)"),
         (matrix.REPAIRS, 0.1, "Takes out (strict ASR of 10 % or less)"),
         (matrix.REPAIRS, 0.49, "Takes out in part (10 to 50 %)"),
-        (matrix.CERTIFIES, 0.51, "Lets through (more)"),
+        (matrix.CERTIFIES, 0.51, "Lets through (more than 50 %)"),
     ],
 )
 def test_limits_in_words(measure: matrix.Measure, value: float, words: str) -> None:
@@ -199,6 +199,18 @@ def test_the_page_has_the_map(results: Results) -> None:
     plain = replace(results, scenario={**results.scenario, "matrix": False})
     assert "Every attack and every defense" not in render(plain)
     assert matrix.sentences(plain) == []
+
+
+def test_pages_have_the_attacks_as_rows(results: Results) -> None:
+    lines = markdown.matrices(results).splitlines()
+    (head,) = [line for line in lines if "spectral_signatures" in line and line.startswith("| attack")]
+    assert head == "| attack | strict ASR, alone | accuracy, alone | spectral_signatures |"
+    (row,) = [line for line in lines[lines.index(head) :][:5] if line.startswith("| badnets |")]
+    (found,) = [each for (name, _), each in matrix.squares(results).items() if name == "spectral_signatures"]
+    assert row.endswith(f"| {found.numbers[0].number} |")
+    assert [line.removeprefix("* ") for line in lines if line.startswith("* ")] == matrix.sentences(results)
+    with pytest.raises(SapperError, match="not the results of a matrix"):
+        markdown.matrices(replace(results, scenario={**results.scenario, "matrix": False}))
 
 
 def test_without_matrix_a_defense_has_to_apply(data: Path) -> None:

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from sapper.defenses.certify.derandomized_smoothing import DerandomizedSmoothing
+from sapper.defenses.certify.ibp import IBP
 from sapper.defenses.certify.patchcleanser import PatchCleanser, holding, resolve
 from sapper.defenses.certify.patchguard_bn import Bag, PatchGuardBN, touched, window
 from sapper.defenses.certify.patchguard_ds import PatchGuardDS
@@ -292,6 +294,28 @@ def test_no_pixel_flips_what_mask_ds_certifies_at_its_place(share_: float) -> No
     result = search(guarded, images, labels, 1, COLORS.view(-1, 3, 1, 1))
     assert result.by_place is not None
     assert 0 < result.certified.sum() < result.by_place.certified.sum(0).max() < 60
+
+
+@pytest.mark.parametrize("rule", ["counts", "places"])
+@pytest.mark.parametrize("parts", ["bands", "blocks"])
+def test_no_pixel_flips_what_votes_of_views_certify_at_its_place(parts: str, rule: str) -> None:
+    images, labels = colored(60, 6, seed=5)
+    method = DerandomizedSmoothing(patch=1, side=2, parts=parts, rule=rule, threshold=0.34)  # type: ignore[arg-type]
+    result = search(method.guard(brightness, GRAY, (6, 6)), images, labels, 1, COLORS.view(-1, 3, 1, 1))
+    assert result.by_place is not None
+    assert len(result.by_place.group.unique()) == (6 if parts == "bands" else 36)
+    assert 0 < result.certified.sum() < result.by_place.certified.sum(0).max()
+
+
+def test_no_patch_of_one_color_flips_what_bounds_certify_at_its_place() -> None:
+    images, labels = colored(40, 5, seed=6, lead=120)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(75, 3))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.eye(3).repeat_interleave(25, 1) * torch.rand(75, generator=RUN.generator()))
+        net[1].bias.zero_()
+    result = search(IBP(patch=2).guard(net), images, labels, 2, COLORS.view(-1, 3, 1, 1).expand(-1, -1, 2, 2))
+    assert result.by_place is not None
+    assert 0 < result.certified.sum() < result.by_place.certified.sum(0).max() < 40
 
 
 class Colorful(torch.nn.Module):

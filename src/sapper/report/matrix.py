@@ -85,7 +85,7 @@ def _of_rate(rate: float) -> float:
     return 1 - rate
 
 
-TELLS = ("Sees (AUC of 90 % or more)", "Sees in part (70 to 90 %)", "Misses (less)")
+TELLS = ("Sees (AUC of 90 % or more)", "Sees in part (70 to 90 %)", "Misses (less than 70 %)")
 AREA_LIMITS, RATE_LIMITS = (_of_area(0.9), _of_area(0.7)), (_of_rate(0.1), _of_rate(0.5))
 
 DETECTS = Measure("Detectors and screens: AUC, attacked against clean, in %", ("AUC",), _of_area, AREA_LIMITS, TELLS)
@@ -95,14 +95,14 @@ REPAIRS = Measure(
     ("strict ASR", "accuracy"),
     _of_rate,
     RATE_LIMITS,
-    ("Takes out (strict ASR of 10 % or less)", "Takes out in part (10 to 50 %)", "Leaves (more)"),
+    ("Takes out (strict ASR of 10 % or less)", "Takes out in part (10 to 50 %)", "Leaves (more than 50 %)"),
 )
 CERTIFIES = Measure(
     "Certified defenses: strict ASR / accuracy / certified accuracy for the smallest size, in %",
     ("strict ASR", "accuracy", "certified accuracy"),
     _of_rate,
     RATE_LIMITS,
-    ("Stops (strict ASR of 10 % or less)", "Stops in part (10 to 50 %)", "Lets through (more)"),
+    ("Stops (strict ASR of 10 % or less)", "Stops in part (10 to 50 %)", "Lets through (more than 50 %)"),
 )
 MEASURES = (DETECTS, SIFTS, REPAIRS, CERTIFIES)
 
@@ -171,8 +171,8 @@ def sentences(results: Results) -> list[str]:
         measure, ours = _measure(found, name), {column: each for (of, column), each in found.items() if of == name}
         words = []
         if measure is not None:
-            idle = [] if measure in (DETECTS, SIFTS) else [column for column in ours if not column.worked]
-            judged = {column: each.numbers[0] for column, each in ours.items() if each.numbers and column not in idle}
+            shown = [column for column in ours if column.worked or measure in (DETECTS, SIFTS)]
+            judged = {column: ours[column].numbers[0] for column in shown if ours[column].numbers}
             for label in measure.words:
                 some = [
                     f"{column.title} ({n.number})" for column, n in judged.items() if measure.verdict(n.value) == label
@@ -180,8 +180,8 @@ def sentences(results: Results) -> list[str]:
                 words += [f"{label}: {', '.join(some)}."] if some else []
             if undecided := [column.title for column, each in ours.items() if not each.numbers]:
                 words.append(f"Undecided: {', '.join(undecided)}.")
-            if idle:
-                words.append(f"Attacks that do not work by themselves: {', '.join(each.title for each in idle)}.")
+            if idle := [column.title for column in ours if not column.worked]:
+                words.append(f"Without a defense these have a strict ASR below 50 %: {', '.join(idle)}.")
         words += [f"Does not apply to {attacks}: {reason}." for reason, attacks in _reasons(results, name).items()]
         told.append(f"{name}: {' '.join(words)}")
     return told

@@ -16,7 +16,7 @@ that touch the place, it is enough that at every place
 
     n_y(l) − n_c(l) > Δ(l),   or   n_y(l) − n_c(l) = Δ(l) and y < c                       (``rule = "places"``)
 
-which holds wherever the first rule does, and more often.
+which holds wherever the first rule does, and more often. It also tells what no patch at one known place can change.
 
 The classifier may be a backdoored one: the votes are those of a function, and a function is certified, not its honesty.
 As patchguard_ds has the same views and other sums, the two can be compared; what the classifier learns is shared
@@ -45,7 +45,7 @@ from sapper.defenses.views import ThroughViews, blocks, column_bands, confidence
 from sapper.downstream import Classifier
 from sapper.running import Run
 from sapper.samples import Change, check_pixels
-from sapper.verdicts import Certified, threat
+from sapper.verdicts import ByPlace, Certified, threat
 
 Rule = Literal["counts", "places"]
 
@@ -68,7 +68,7 @@ class DerandomizedSmoothing(ThroughViews, Certifier):
     kind: ClassVar[Literal["certify"]] = "certify"
     needs: ClassVar[frozenset[Need]] = frozenset()
     measures: ClassVar[tuple[OfAnswers, ...]] = CERTIFIED
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     uses_encoder: ClassVar[bool] = True
     source: ClassVar[str] = "Levine, Feizi, NeurIPS 2020"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
@@ -123,12 +123,15 @@ class Voting:
         votes = self.votes(images, run)
         check_labels(labels, votes.shape[2])
         answers = winners(votes)
-        return [
-            Certified(
-                labels=answers, certified=certify(votes, self.touched(patch), labels, self.rule), threat=threat(patch)
-            )
-            for patch in patches
-        ]
+        return [self._certified(votes, answers, labels, patch) for patch in patches]
+
+    def _certified(self, votes: Tensor, answers: Tensor, labels: Tensor, patch: int) -> Certified:
+        """For one size of patch; places where a patch touches the same views are one group."""
+        kinds, group = self.touched(patch).unique(dim=0, return_inverse=True)
+        there, (height, width) = at_places(votes, kinds, labels), self.seen.shape[1:]
+        places = ByPlace(patch=patch, certified=there, group=group.view(height - patch + 1, width - patch + 1))
+        anywhere = there.all(1) if self.rule == "places" else certify(votes, kinds, labels, self.rule)
+        return Certified(labels=answers, certified=anywhere, threat=threat(patch), by_place=places)
 
     def votes(self, images: Tensor, run: Run, change: Change | None = None) -> Tensor:
         """Which view votes for which class, bool (N, V, K) on the CPU."""
@@ -147,20 +150,24 @@ def winners(votes: Tensor) -> Tensor:
     return votes.sum(1).argmax(1)
 
 
-def certify(votes: Tensor, touched: Tensor, labels: Tensor, rule: Rule, chunk: int = 64) -> Tensor:
+def certify(votes: Tensor, touched: Tensor, labels: Tensor, rule: Rule) -> Tensor:
     """Whether no change of the votes of the views of any one place makes ``winners`` differ from ``labels``, bool (N,).
 
-    ``votes`` bool (N, V, K); ``touched`` bool (L, V): the views of each place; ``labels`` int64 (N,). ``chunk`` images
-    at a time bound the memory.
+    ``votes`` bool (N, V, K); ``touched`` bool (L, V): the views of each place; ``labels`` int64 (N,).
     """
+    if rule == "places":
+        return at_places(votes, touched, labels).all(1)
     most = int(touched.sum(1).amax())
-    if rule == "counts":
-        return _ahead(votes.sum(1), labels, torch.tensor(2 * most))
+    return _ahead(votes.sum(1), labels, torch.tensor(2 * most))
+
+
+def at_places(votes: Tensor, touched: Tensor, labels: Tensor, chunk: int = 64) -> Tensor:
+    """The same for the views of each place by itself, bool (N, L); ``chunk`` images at a time bound the memory."""
     free, size = (~touched).double(), touched.sum(1)  # sums of counts are exact
     proven = []
     for some, wanted in zip(votes.split(chunk), labels.split(chunk)):
         left = (free @ some.double()).long()  # (n, L, K)
-        proven.append(_ahead(left, wanted.unsqueeze(1).expand(-1, len(size)), size).all(1))
+        proven.append(_ahead(left, wanted.unsqueeze(1).expand(-1, len(size)), size))
     return torch.cat(proven)
 
 

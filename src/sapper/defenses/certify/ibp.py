@@ -12,7 +12,7 @@ and the last layer, taken together with the difference of two classes, gives a l
 
     margin_c(l) = (w_y − w_c)·m + b_y − b_c − |w_y − w_c|·r            margin_c = min_l margin_c(l)
 
-    certified   ⇔  margin_c > 0  for every c ≠ y, over all places
+    certified   ⇔  margin_c > 0  for every c ≠ y, over all places, or at one that is known
     minimize    CE( −margin, y )                                        margin_y = 0
 
 in training over all places, or over random ones of each image. There the interval grows from the image to [0, 1]: at
@@ -47,7 +47,7 @@ from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import Change, at_once, check_pixels, to_float
 from sapper.training import Step, Terms, check_finite, train
-from sapper.verdicts import Certified, threat
+from sapper.verdicts import ByPlace, Certified, threat
 
 Interval = tuple[Tensor, Tensor]
 """Middle and radius, of the same shape; the radius is not negative."""
@@ -79,7 +79,7 @@ class IBP(Checked, Certifier):
     kind: ClassVar[Literal["certify"]] = "certify"
     needs: ClassVar[frozenset[Need]] = frozenset({"samples", "labels"})
     measures: ClassVar[tuple[OfAnswers, ...]] = CERTIFIED
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     uses_encoder: ClassVar[bool] = False
     source: ClassVar[str] = "Chiang et al., ICLR 2020"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
@@ -164,17 +164,19 @@ class Bounded:
         check_labels(labels, last.out_features)
         answers, results = self.predict(images, run), []
         for patch in patches:
-            proven = self._proven(images, labels, patch, run)
-            results.append(Certified(labels=answers, certified=proven, threat=threat(patch)))
+            there = self._proven(images, labels, patch, run)
+            group = torch.arange(there.shape[1]).view(*(side - patch + 1 for side in images.shape[-2:]))
+            places = ByPlace(patch=patch, certified=there, group=group)
+            results.append(Certified(labels=answers, certified=there.all(1), threat=threat(patch), by_place=places))
         return results
 
     @torch.no_grad()
     def _proven(self, images: Tensor, labels: Tensor, patch: int, run: Run) -> Tensor:
-        """Whether all margins are above 0 at all places, bool (N,) on the CPU."""
+        """Whether all margins are above 0 at each place, bool (N, L) on the CPU."""
         height, width = images.shape[-2:]
         corners = all_corners((height, width), patch).to(run.device)
         budget = at_once(images, gradients=True)  # two maps of each are in the network
-        count, found = max(1, budget // len(corners)), [torch.empty(0, dtype=torch.bool)]
+        count, found = max(1, budget // len(corners)), [torch.empty(0, len(corners), dtype=torch.bool)]
         with run.progress.bar(f"bounds for {patch}×{patch} (IBP)", len(images)) as bar:
             for chunk, wanted in zip(images.split(count), labels.split(count)):
                 pixels, own = to_float(chunk.to(run.device)), wanted.to(run.device)
@@ -255,10 +257,9 @@ def _flat(interval: Interval) -> Interval:
 
 
 def proven(least: Tensor, labels: Tensor) -> Tensor:
-    """Whether the bounds of margins (N, L, K) are clearly above 0 for all other classes, bool (N,)."""
-    worst = least.amin(1)
-    others = worst.scatter(1, labels.unsqueeze(1), torch.inf)
-    return others.amin(1) > SLACK * least.abs().amax((1, 2))
+    """Whether the bounds of margins (N, L, K) are clearly above 0 for all other classes, at each place, bool (N, L)."""
+    others = least.scatter(2, labels.view(-1, 1, 1).expand(-1, least.shape[1], 1), torch.inf)
+    return others.amin(2) > SLACK * least.abs().amax((1, 2)).unsqueeze(1)
 
 
 class Normalize(nn.Module):
