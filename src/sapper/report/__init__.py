@@ -13,7 +13,7 @@ from sapper.experiment.results import Results
 from sapper.files import write_atomically
 from sapper.report import audited, tables, targeted, text
 from sapper.report.pages import environment
-from sapper.report.sections import SECTIONS
+from sapper.report.sections import FOLDED, SECTIONS
 from sapper.report.tables import Estimate, aim
 
 
@@ -36,6 +36,7 @@ def render(results: Results) -> str:
         lead=lead(results),
         verdicts=verdicts(results),
         sections=[(section, content) for section, content in contents if content],
+        folded=FOLDED if results.scenario.get("matrix") else (),
     )
 
 

@@ -4,7 +4,7 @@ What a square shows depends on what its defense does (``MEASURES``). Green is go
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from sapper.experiment.results import Judged, Record, Results
@@ -105,6 +105,8 @@ CERTIFIES = Measure(
     ("Stops (strict ASR of 10 % or less)", "Stops in part (10 to 50 %)", "Lets through (more than 50 %)"),
 )
 MEASURES = (DETECTS, SIFTS, REPAIRS, CERTIFIES)
+OF_MODELS = (DETECTS, SIFTS)
+"""Those that tell something of an attack that does not work, too."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def sentences(results: Results) -> list[str]:
         measure, ours = _measure(found, name), {column: each for (of, column), each in found.items() if of == name}
         words = []
         if measure is not None:
-            shown = [column for column in ours if column.worked or measure in (DETECTS, SIFTS)]
+            shown = [column for column in ours if column.worked or measure in OF_MODELS]
             judged = {column: ours[column].numbers[0] for column in shown if ours[column].numbers}
             for label in measure.words:
                 some = [
@@ -240,7 +242,12 @@ def _row(results: Results, columns: Sequence[Column], found: Places, name: str) 
     for column in columns:
         there = found.get((name, column))
         reason = left_out.get((name, column.attack), "")
-        cells.append(there.square if there is not None else Square(text.NOTHING, reason))
+        if there is None:
+            cells.append(Square(text.NOTHING, reason))
+        elif column.worked or there.measure in OF_MODELS:
+            cells.append(there.square)
+        else:  # what has not worked cannot be stopped
+            cells.append(replace(there.square, heat=None))
     return Row(name, tuple(cells))
 
 

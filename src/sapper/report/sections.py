@@ -306,9 +306,12 @@ class Section:
     content: Callable[[Results], Any]
 
 
+FOLDED = ("results", "effects", "sifts", "repairs", "detection", "certified", "screens", "trigger", "maps", "curves")
+"""Sections that are folded in the report of a matrix, which shows their numbers together."""
+
 SECTIONS = (
-    Section("results", "Results", "results", result_table),
     Section("matrix", "Every attack and every defense", "matrix", matrix.section),
+    Section("results", "Results", "results", result_table),
     Section("conditions", "What was varied", "conditions", conditions),
     Section("effects", "What the trigger does", "table", effects.table),
     Section("chosen", "Chosen test images", "table", targeted.table),
