@@ -105,7 +105,7 @@ CERTIFIES = Measure(
     ("Stops (strict ASR of 10 % or less)", "Stops in part (10 to 50 %)", "Lets through (more than 50 %)"),
 )
 MEASURES = (DETECTS, SIFTS, REPAIRS, CERTIFIES)
-OF_MODELS = (DETECTS, SIFTS)
+TELLING = (DETECTS, SIFTS)
 """Those that tell something of an attack that does not work, too."""
 
 
@@ -173,7 +173,7 @@ def sentences(results: Results) -> list[str]:
         measure, ours = _measure(found, name), {column: each for (of, column), each in found.items() if of == name}
         words = []
         if measure is not None:
-            shown = [column for column in ours if column.worked or measure in OF_MODELS]
+            shown = [column for column in ours if column.worked or measure in TELLING]
             judged = {column: ours[column].numbers[0] for column in shown if ours[column].numbers}
             for label in measure.words:
                 some = [
@@ -244,7 +244,7 @@ def _row(results: Results, columns: Sequence[Column], found: Places, name: str) 
         reason = left_out.get((name, column.attack), "")
         if there is None:
             cells.append(Square(text.NOTHING, reason))
-        elif column.worked or there.measure in OF_MODELS:
+        elif column.worked or there.measure in TELLING:
             cells.append(there.square)
         else:  # what has not worked cannot be stopped
             cells.append(replace(there.square, heat=None))
