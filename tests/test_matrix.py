@@ -1,16 +1,19 @@
 """Every attack beside every defense: what does not apply says why, and nothing that applies is missing."""
 
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.errors import SapperError
-from sapper.experiment.results import Results, read_results, write_results
+from sapper.experiment.results import Judged, Model, Record, Results, read_results, write_results
 from sapper.report import markdown, matrix, render
+from sapper.report.tables import Estimate
 from sapper.scenario.reading import Scenario
 from tests.micro import PLAIN, experiment, perform, write_data
 
@@ -81,7 +84,7 @@ REASONS = {
     "badnets attacks no encoder, so there is none to judge or repair",
     "feature_collision attacks no encoder, so there is none to judge or repair",
     "feature_collision poisons no data, so there are no rows to sift",
-    "classifiers of feature_collision are not kept, so no defense can look at them",
+    "feature_collision keeps no classifiers, so no defense can look at them",
 }
 
 
@@ -159,7 +162,9 @@ def test_scores_of_all_seeds_are_compared_together(results: Results, scores: lis
 def test_a_line_for_each_defense(results: Results) -> None:
     told = dict(line.split(": ", 1) for line in matrix.sentences(results))
     assert list(told) == ["decree", "neural_cleanse", "strip", "spectral_signatures", "fine_pruning", "patchcleanser"]
-    assert "Does not apply to badnets, feature_collision: attacks no encoder" in told["decree"]
+    assert (
+        "Does not apply (badnets attacks no encoder, so there is none to judge or repair): badnets." in told["decree"]
+    )
     for defense, words in told.items():
         for attack in ("badencoder", "badnets", "feature_collision"):
             assert attack in words, f"{defense} says nothing of {attack}"
@@ -168,35 +173,64 @@ def test_a_line_for_each_defense(results: Results) -> None:
 def test_without_a_score_it_is_undecided(results: Results) -> None:
     blind = replace(results, verdicts=tuple(replace(each, score=None) for each in results.verdicts))
     told = dict(line.split(": ", 1) for line in matrix.sentences(blind))
-    assert told["neural_cleanse"].startswith("Undecided: badencoder, badnets.")
+    assert told["neural_cleanse"].startswith(
+        "No answer (no score of attacked or of clean models): badencoder, badnets."
+    )
     content = matrix.section(blind)
     assert content is not None
     (row,) = [row for block in content.blocks for row in block.rows if row.name == "neural_cleanse"]
-    assert [(square.text, square.heat) for square in row.squares] == [("?", None), ("?", None), ("–", None)]
+    assert [(square.text, square.heat) for square in row.squares] == [("?", None), ("?", None), ("n/a", None)]
+
+
+def made_up(value: float) -> Estimate:
+    return Estimate(value, None, None, 1, "none")
+
+
+def column(rate: float = 0.9, accuracy: float = 0.8) -> matrix.Column:
+    return matrix.Column("a", "a", "t", "x", made_up(rate), made_up(accuracy))
 
 
 @pytest.mark.parametrize(
-    ("measure", "value", "words"),
+    ("numbers", "at", "heat"),
+    [((0.9,), 0, 0.8), ((0.89,), 1, 0.78), ((0.7,), 1, 0.4), ((0.69,), 2, 0.38), ((0.0,), 2, 0.0), ((1.0,), 0, 1.0)],
+)
+@pytest.mark.parametrize("measure", [matrix.DETECTS, matrix.SCREENS, matrix.SIFTS])
+def test_an_auc_in_words_and_colors(measure: matrix.Measure, numbers: tuple[float], at: int, heat: float) -> None:
+    for there in (column(), column(rate=0.2)):
+        found = matrix.Found(measure, tuple(map(made_up, numbers)))
+        assert found.words(there) == measure.words[at]
+        assert found.heat(there) == pytest.approx(heat)
+
+
+@pytest.mark.parametrize(
+    ("rate", "accuracy", "at", "heat"),
     [
-        (matrix.DETECTS, 0.9, "Sees (AUC of 90 % or more)"),
-        (matrix.DETECTS, 0.89, "Sees in part (70 to 90 %)"),
-        (matrix.DETECTS, 0.69, "Misses (less than 70 %)"),
-        (matrix.DETECTS, 0.0, "Misses (less than 70 %)"),
-        (matrix.REPAIRS, 0.1, "Takes out (strict ASR of 10 % or less)"),
-        (matrix.REPAIRS, 0.49, "Takes out in part (10 to 50 %)"),
-        (matrix.CERTIFIES, 0.51, "Lets through (more than 50 %)"),
+        (0.1, 0.78, 0, 0.9 * 0.78 / 0.8),
+        (0.1, 0.76, 1, 0.9 * 0.76 / 0.8),
+        (0.0, 0.1, 1, 0.125),
+        (0.11, 0.9, 1, 0.89),
+        (0.5, 0.8, 1, 0.5),
+        (0.51, 0.8, 2, 0.49),
     ],
 )
-def test_limits_in_words(measure: matrix.Measure, value: float, words: str) -> None:
-    assert measure.verdict(value) == words
+@pytest.mark.parametrize("measure", [matrix.REPAIRS, matrix.CERTIFIES])
+def test_what_is_left_in_words_and_colors(
+    measure: matrix.Measure, rate: float, accuracy: float, at: int, heat: float
+) -> None:
+    found = matrix.Found(measure, (made_up(rate), made_up(accuracy), made_up(0.3)))
+    assert found.words(column()) == measure.words[at]
+    assert found.heat(column()) == pytest.approx(heat)
+    assert found.heat(column(rate=0.5)) == pytest.approx(heat)
+    assert found.heat(column(rate=0.49)) is None, "an attack that does not work"
 
 
 def test_the_page_has_the_map(results: Results) -> None:
     page = render(results)
     assert "Every attack and every defense" in page
-    squares = matrix.squares(results).items()
-    worked = [each for (_, column), each in squares if column.worked or each.measure in (matrix.DETECTS, matrix.SIFTS)]
-    assert page.count('class="number heat"') == sum(bool(each.numbers) for each in worked) > 3
+    shown = {(name, there): each.heat(there) for (name, there), each in matrix.squares(results).items()}
+    heats = re.findall(r'class="number heat" style="--heat: ([0-9.]+)"', page)
+    assert sorted(heats) == sorted(f"{heat:.2f}" for heat in shown.values() if heat is not None)
+    assert len(heats) > 3
     assert 'title="badencoder poisons no data, so there are no rows to sift"' in page
     plain = replace(results, scenario={**results.scenario, "matrix": False})
     assert "Every attack and every defense" not in render(plain)
@@ -208,7 +242,7 @@ def test_the_page_has_the_map(results: Results) -> None:
 def test_pages_have_the_attacks_as_rows(results: Results) -> None:
     lines = markdown.matrices(results).splitlines()
     (head,) = [line for line in lines if "spectral_signatures" in line and line.startswith("| attack")]
-    assert head == "| attack | strict ASR, alone | accuracy, alone | spectral_signatures |"
+    assert head == "| attack | spectral_signatures |"
     (row,) = [line for line in lines[lines.index(head) :][:5] if line.startswith("| badnets |")]
     (found,) = [each for (name, _), each in matrix.squares(results).items() if name == "spectral_signatures"]
     assert row.endswith(f"| {found.numbers[0].number} |")
@@ -231,3 +265,111 @@ def test_a_mistake_in_a_defense_stays_one(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SapperError, match="4000 images are wanted") as late:
         perform(scenario(data, "defense.5.test_images=4000"), tmp_path)
     assert "defense[5].test_images" in str(late.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [('variant=[{"attack.epochs" = 2}]', "a matrix has no variants"), ("attack=[]", "attack")],
+)
+def test_a_matrix_has_attacks_and_no_variants(data: Path, change: str, message: str) -> None:
+    with pytest.raises(SapperError, match=message):
+        scenario(data, change)
+
+
+def test_a_defense_may_name_tasks_that_another_attack_has(data: Path) -> None:
+    told = scenario(data, 'defense.0.tasks=["balls"]', 'defense.5.tasks=["balls"]')
+    lone = next(each for each in told.singles if each.attack_name == "feature_collision")
+    assert not lone.defenses
+    with pytest.raises(SapperError, match="no task with a target is called 'bells'"):
+        scenario(data, 'defense.0.tasks=["bells"]')
+
+
+def test_a_gray_task_leaves_the_others(data: Path) -> None:
+    more = """
+[[task]]
+dataset = "{data}/balls"
+name = "gray"
+gray = true
+
+[[target]]
+task = "gray"
+class = "red"
+trigger = {{ size = 4 }}
+
+[[defense]]
+method = "ibp"
+patch = 2
+patches = [2]
+"""
+    one_task = PLAIN.replace('[[task]]\ndataset = "{data}/boxes"\n\n', "")
+    key, rest = ATTACKS.split("\n\n", 1)
+    text = key + one_task + rest.replace("{", "{{").replace("}", "}}") + more
+    first = experiment(data, text=text, extra="").singles[0]
+    (plan,) = [plan for plan in first.defenses if plan.name == "ibp"]
+    assert plan.section.tasks == ["balls"]
+    assert ("ibp", "ibp has a network of its own, which would see the colors of the gray task 'gray'") in first.left_out
+    with pytest.raises(SapperError, match="which would see the colors"):
+        experiment(data, "matrix=false", "attack.2.instead.defense=[]", "defense=[{method='ibp', patch=2}]", text=text)
+
+
+# Made-up results: several tasks, one encoder for all, heads of an attack's own
+
+
+def record(metric: str, value: float, **place: Any) -> Record:
+    there = {"seed": 0, "attack": "badencoder", "head": "mlp", "stage": "measure"} | place
+    return Record(**there, metric=metric, value=value)
+
+
+def several() -> Results:
+    """One encoder for two tasks, judged by a detector of encoders and a screen; a third task is not attacked."""
+    records = [
+        record(metric, value, task=task, target=None if metric == "BA" else f"{task}/red")
+        for task, rate in (("balls", 0.9), ("boxes", 0.3))
+        for metric, value in (("BA", 0.8), ("ASR_strict", rate), ("ASR", rate), ("lift", rate))
+    ]
+    records.append(record("CA", 0.7, task="rings"))
+    records += [
+        record(
+            "AUC", value, task=task, target=f"{task}/red", head=None, stage="screen", defense="dede", condition=where
+        )
+        for task, value in (("balls", 0.95), ("boxes", 0.6))
+        for where in ({"state": "attacked"},)
+    ]
+    records += [
+        record(metric, value, task="balls", target="balls/red" if metric == "ASR_strict" else None, defense=name)
+        for name, rate in (("fine_pruning", 0.05),)
+        for metric, value in (("BA", 0.79), ("ASR_strict", rate))
+    ]
+    for metric, value in (("BA", 0.8), ("ASR_strict", 0.9), ("trigger_recovered", 0.0)):
+        target = "balls/red" if metric == "ASR_strict" else None
+        head = None if metric == "trigger_recovered" else "mlp"
+        stage = "repair" if head is None else "measure"
+        records.append(record(metric, value, task="balls", target=target, defense="unlearning", head=head, stage=stage))
+    common: dict[str, Any] = {"seed": 0, "defense": "decree", "threshold": 1.0, "flagged": True, "seconds": 1.0}
+    verdicts = (
+        Judged(**common, subject="clean-seed0", state="clean", score=0.0, attack="badencoder"),
+        Judged(**common, subject="all", state="attacked", score=2.0, attack="badencoder", task="balls + boxes"),
+    )
+    subjects = (
+        Model(id="clean-seed0", state="clean", seed=0),
+        Model(id="all", state="attacked", seed=0, tasks=("balls", "boxes")),
+    )
+    names = ("decree", "dede", "fine_pruning", "unlearning", "strip")
+    told = {"matrix": True, "seeds": [0], "primary_head": "mlp", "defense": [{"method": name} for name in names]}
+    return Results(
+        scenario=told, environment={}, command="", records=tuple(records), verdicts=verdicts, subjects=subjects
+    )
+
+
+def test_each_task_has_a_column_and_one_encoder_counts_for_both() -> None:
+    results = several()
+    assert [each.title for each in matrix.attacks(results)] == ["balls → red", "boxes → red"]
+    found = {(name, column.task): each for (name, column), each in matrix.squares(results).items()}
+    for task in ("balls", "boxes"):
+        assert found["decree", task].shown == "100.0"
+    assert (found["dede", "balls"].shown, found["dede", "boxes"].shown) == ("95.0", "60.0")
+    told = dict(line.split(": ", 1) for line in matrix.sentences(results))
+    assert told["fine_pruning"].endswith(": balls → red (5.0, accuracy 79.0). Not tried: boxes → red.")
+    assert told["unlearning"].startswith("No answer (no trigger was recovered, so nothing was changed): balls → red.")
+    assert told["strip"] == "Not tried: balls → red, boxes → red."
+    assert "Without a defense these have a strict ASR below 50 %: boxes → red." in told["decree"]

@@ -290,6 +290,8 @@ def print_results(results: Any) -> None:
     told = matrix.sentences(results)  # in place of a line for each defense and attack
     for sentence in told or defenses.sentences(results) + certified.sentences(results) + screens.sentences(results):
         out.print(sentence, markup=False)
+    if told:
+        out.print("The report has a map of all of this, and what each defense measured besides.", markup=False)
     for flag in results.flags:
         out.print(f"note: {flag}", markup=False)
 

@@ -18,7 +18,7 @@ from sapper.experiment.pipeline import Measured
 from sapper.experiment.records import sift_records
 from sapper.experiment.repairing import RecoverTrigger
 from sapper.experiment.repairing_classifiers import RecoverFromClassifier
-from sapper.experiment.results import LeftOut, Results
+from sapper.experiment.results import LeftOut, Record, Results
 from sapper.experiment.running_defenses import Defended, check_fleets, defended, hold_out, look_at_encoders, record
 from sapper.experiment.sifting import read_marked
 from sapper.experiment.subjects import CLEAN, REPAIRED, Subject
@@ -233,8 +233,13 @@ class Planned:
         recovered = [stage for stage in made.inputs if stage.work.name in RECOVERIES]
         seconds = round(sum(done[stage].seconds for stage in (made, *recovered)), 2)
         findings.add_repair(place, measured.task, repaired, done[suspect], done[measured.after], seconds)
-        for stage in recovered:
-            if not any(verdict.trigger for verdict in verdicts(done[stage].folder)):
+        if recovered:
+            there = any(verdict.trigger for stage in recovered for verdict in verdicts(done[stage].folder))
+            about = place | {"task": measured.task.name, "subject": repaired.id}
+            findings.records.append(
+                Record(**about, stage="repair", metric="trigger_recovered", value=float(there), n=1)
+            )
+            if not there:
                 where = f"{measured.task.name} ({trial.title})"
                 findings.flags.append(f"{where}: no trigger was recovered, so {repaired.repair} changed nothing.")
 

@@ -58,7 +58,9 @@ class Verdict:
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    """A verdict for each task and target of the primary head; none where all was varied."""
+    """A verdict for each task and target of the primary head; none where all was varied, or a matrix tells it."""
+    if results.scenario.get("matrix"):
+        return []
     return [
         Verdict(
             tables.of_attack(results, row.attack, aim(row.task, row.target)),

@@ -31,6 +31,7 @@ def render(results: Results) -> str:
         *(_row(results, row) for row in rows),
         "",
         f"In %; 95 % intervals: {tables.interval_note(estimates)}. {_surroundings(results)}.",
+        *(["", matrices(results)] if results.scenario.get("matrix") else []),
         *_plain_table(effects.table(results), effects.NOTE),
         *_plain_table(targeted.table(results)),
         *_plain_table(sifts.table(results)),
@@ -47,21 +48,28 @@ def render(results: Results) -> str:
 
 
 def matrices(results: Results) -> str:
-    """The matrix of a scenario: tables with the attacks as rows, then a line for each defense."""
+    """The matrix of a scenario: tables with the attacks as rows, then a line for each defense.
+
+    Raises ``SapperError`` for the results of another scenario.
+    """
     content = matrix.section(results)
     if content is None:
         raise SapperError("these are not the results of a matrix", remedy="run a scenario with matrix = true")
-    alone, lines = content.blocks[0], [f"`{results.command}`"]
-    for block in content.blocks[1:]:
-        rows = [*alone.rows, *block.rows]
-        names = [f"{row.name}, alone" for row in alone.rows] + [row.name for row in block.rows]
+    lines = [f"`{results.command}`"]
+    for block in content.blocks:
+        names = [row.name for row in block.rows]
         lines += ["", f"**{block.title}**", "", f"| attack | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
-        lines += [
-            f"| {attack} | {' | '.join(row.squares[at].text for row in rows)} |"
-            for at, attack in enumerate(content.columns)
-        ]
-    lines += ["", f"{_surroundings(results)}.", "", *(f"* {sentence}" for sentence in content.sentences)]
+        for at, attack in enumerate(content.columns):
+            cells = (row.squares[at].text for row in block.rows)
+            lines.append(f"| {attack.replace('|', '&#124;')} | {' | '.join(cells)} |")
+    lines += ["", f"{MATRIX_NOTE} {_surroundings(results)}.", "", *(f"* {sentence}" for sentence in content.sentences)]
     return "\n".join(lines) + "\n"
+
+
+MATRIX_NOTE = (
+    "n/a: the defense does not apply to the attack; –: it was not tried; ?: it gave no answer. The report has the "
+    "intervals and the reasons."
+)
 
 
 def _surroundings(results: Results) -> str:

@@ -3,13 +3,22 @@
 What a square shows depends on what its defense does (``MEASURES``). Green is good for the defender.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from sapper.experiment.results import Judged, Record, Results
 from sapper.report import tables, text
 from sapper.report.tables import Estimate
+
+WORKS = 0.5
+"""The strict ASR from which on an attack works by itself; what has not worked cannot be stopped."""
+
+SEEN, MISSED = 0.9, 0.7
+"""AUC from which on a detector sees an attack, and below which it misses it."""
+
+STOPPED, LEFT, COST = 0.1, 0.5, 0.03
+"""Strict ASR up to which an attack is stopped, and above which it is left; how much accuracy that may cost."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Matrix:
-    """``columns``: the attacks, with their tasks where they have several."""
+    """``columns``: the attacks, with their tasks where they have several. The first block is without a defense."""
 
     columns: tuple[str, ...]
     blocks: tuple[Block, ...]
@@ -46,118 +55,169 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Column:
-    """An attack on one task, for one target; none of these where it has no target."""
+    """An attack on one task, for one target, and what it does without a defense; no target: it has no trigger."""
 
     attack: str
-    task: str | None
-    target: str | None
     title: str
-    worked: bool
+    task: str | None = None
+    target: str | None = None
+    rate: Estimate | None = None
+    accuracy: Estimate | None = None
+
+    @property
+    def worked(self) -> bool:
+        return self.rate is not None and self.rate.value >= WORKS
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is told of defenses of one kind: the ``names`` of the numbers in a square, of which the first decides.
+    """What is told of defenses of one kind: the ``names`` of the numbers in a square.
 
-    ``heat`` of that number: from 0 (the defense does nothing) to 1. ``limits``: the heat from which on it saw an
-    attack, and below which it missed it; ``words`` for these two, what lies between in the middle.
+    ``words`` for a defense that did its work, did it in part, and did not. ``stops``: the first number is a strict ASR,
+    the second the accuracy; else there is an AUC alone.
     """
 
     title: str
     names: tuple[str, ...]
-    heat: Callable[[float], float]
-    limits: tuple[float, float]
     words: tuple[str, str, str]
-
-    def verdict(self, value: float) -> str:
-        """In words, whether the defense did its work."""
-        saw, between, missed = self.words
-        good, poor = self.limits
-        heat = self.heat(value)
-        return saw if heat >= good else missed if heat < poor else between
-
-
-def _of_area(area: float) -> float:
-    return min(max(2 * area - 1, 0.0), 1.0)
-
-
-def _of_rate(rate: float) -> float:
-    return 1 - rate
+    stops: bool = False
 
 
 TELLS = ("Sees (AUC of 90 % or more)", "Sees in part (70 to 90 %)", "Misses (less than 70 %)")
-AREA_LIMITS, RATE_LIMITS = (_of_area(0.9), _of_area(0.7)), (_of_rate(0.1), _of_rate(0.5))
-
-DETECTS = Measure("Detectors and screens: AUC, attacked against clean, in %", ("AUC",), _of_area, AREA_LIMITS, TELLS)
-SIFTS = Measure("Sifts: AUC, poison against clean rows, in %", ("AUC",), _of_area, AREA_LIMITS, TELLS)
+DETECTS = Measure("Detectors: AUC, attacked models against clean ones, in %", ("AUC",), TELLS)
+SCREENS = Measure("Screens: AUC, triggered inputs against plain ones, in %", ("AUC",), TELLS)
+SIFTS = Measure("Sifts: AUC, rows of poison against clean ones, in %", ("AUC",), TELLS)
 REPAIRS = Measure(
     "Repairs: strict ASR / accuracy afterwards, in %",
     ("strict ASR", "accuracy"),
-    _of_rate,
-    RATE_LIMITS,
-    ("Takes out (strict ASR of 10 % or less)", "Takes out in part (10 to 50 %)", "Leaves (more than 50 %)"),
+    (
+        "Takes out (strict ASR of 10 % or less, at 3 points of accuracy or less)",
+        "In part, or at a higher cost (strict ASR of 50 % or less)",
+        "Leaves (more)",
+    ),
+    stops=True,
 )
 CERTIFIES = Measure(
     "Certified defenses: strict ASR / accuracy / certified accuracy for the smallest size, in %",
     ("strict ASR", "accuracy", "certified accuracy"),
-    _of_rate,
-    RATE_LIMITS,
-    ("Stops (strict ASR of 10 % or less)", "Stops in part (10 to 50 %)", "Lets through (more than 50 %)"),
+    (
+        "Stops (strict ASR of 10 % or less, at 3 points of accuracy or less)",
+        "In part, or at a higher cost (strict ASR of 50 % or less)",
+        "Lets through (more)",
+    ),
+    stops=True,
 )
-MEASURES = (DETECTS, SIFTS, REPAIRS, CERTIFIES)
-TELLING = (DETECTS, SIFTS)
-"""Those that tell something of an attack that does not work, too."""
+MEASURES = (DETECTS, SCREENS, SIFTS, REPAIRS, CERTIFIES)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a defense did against an attack: ``numbers`` as its measure names them; none where it could not decide."""
+    """What a defense did against an attack: ``numbers`` as its measure names them; none where there was nothing to say.
+
+    ``about``: what else there is to know, or why there are no numbers.
+    """
 
     measure: Measure
     numbers: tuple[Estimate, ...]
     about: str = ""
 
     @property
-    def square(self) -> Square:
-        if not self.numbers:
-            return Square("?", self.about)
-        shown = " / ".join(each.number for each in self.numbers)
-        named = [f"{name} {_full(each)}" for name, each in zip(self.measure.names, self.numbers)]
-        return Square(shown, ", ".join([*named, *filter(None, [self.about])]), self.measure.heat(self.numbers[0].value))
+    def shown(self) -> str:
+        return " / ".join(each.number for each in self.numbers) or "?"
+
+    @property
+    def title(self) -> str:
+        named = [
+            f"{name} {each.number}{f' ({each.span})' if each.span else ''}"
+            for name, each in zip(self.measure.names, self.numbers)
+        ]
+        return ", ".join([*named, *filter(None, [self.about])])
+
+    def counts(self, column: Column) -> bool:
+        """Whether it tells something of the defense: a defense that stops attacks needs one that works."""
+        return bool(self.numbers) and (column.worked or not self.measure.stops)
+
+    def heat(self, column: Column) -> float | None:
+        """From 0 to 1: how far AUC is above chance, or the share that is not hit times the accuracy kept."""
+        if not self.counts(column):
+            return None
+        first = self.numbers[0].value
+        if not self.measure.stops:
+            return min(max(2 * first - 1, 0.0), 1.0)
+        kept = self.numbers[1].value / column.accuracy.value if column.accuracy and column.accuracy.value else 1.0
+        return (1 - first) * min(1.0, kept)
+
+    def words(self, column: Column) -> str:
+        """In words, whether the defense did its work."""
+        did, in_part, did_not = self.measure.words
+        first = self.numbers[0].value
+        if not self.measure.stops:
+            return did if first >= SEEN else did_not if first < MISSED else in_part
+        lost = column.accuracy.value - self.numbers[1].value if column.accuracy else 0.0
+        return did_not if first > LEFT else did if first <= STOPPED and lost <= COST else in_part
 
 
-def _full(estimate: Estimate) -> str:
-    return f"{estimate.number} ({estimate.span})" if estimate.span else estimate.number
-
-
-WORKS = 0.5
-"""The strict ASR from which on an attack works; of others a repair or a certified defense cannot show anything."""
+Places = Mapping[tuple[str, Column], Found]
 
 
 def section(results: Results) -> Matrix | None:
     """The heat map of a scenario that is a matrix."""
     if not results.scenario.get("matrix"):
         return None
-    columns, found = _columns(results), squares(results)
-    alone = _alone(results, columns)
-    blocks = [Block("Without a defense, in %", alone)] if alone else []
-    for measure in MEASURES:
-        of_kind = [name for name in _defenses(results) if _measure(found, name) is measure]
-        if of_kind:
-            blocks.append(Block(measure.title, tuple(_row(results, columns, found, name) for name in of_kind)))
+    columns, found, reasons = attacks(results), squares(results), _reasons(results)
+    alone = (
+        Row("strict ASR", tuple(_plain(column.rate) for column in columns)),
+        Row("accuracy", tuple(_plain(column.accuracy) for column in columns)),
+    )
+    blocks = [Block("Without a defense, in %", alone)]
+    for measure in (*MEASURES, None):
+        names = [name for name in _defenses(results) if _measure(found, name) is measure]
+        rows = [Row(name, tuple(_square(name, column, found, reasons) for column in columns)) for name in names]
+        blocks += [Block(measure.title if measure else "Not tried", tuple(rows))] if rows else []
     return Matrix(tuple(column.title for column in columns), tuple(blocks), tuple(sentences(results)))
 
 
-Places = Mapping[tuple[str, Column], Found]
+def _plain(value: Estimate | None) -> Square:
+    return Square(text.NOTHING) if value is None else Square(value.number, value.span)
+
+
+def _square(name: str, column: Column, found: Places, reasons: Mapping[tuple[str, str], str]) -> Square:
+    there = found.get((name, column))
+    if there is not None:
+        return Square(there.shown, there.title, there.heat(column))
+    reason = reasons.get((name, column.attack))
+    return Square(text.NOTHING, "not tried") if reason is None else Square("n/a", reason)
+
+
+def attacks(results: Results) -> list[Column]:
+    """Every attack, on each of its tasks and for each of its targets."""
+    rows = [row for row in tables.summary_rows(results) if row.primary and "ASR_strict" in row.estimates]
+    count = [row.attack for row in rows]
+    columns = [
+        Column(
+            attack=str(row.attack),
+            title=tables.of_attack(results, row.attack, tables.aim(row.task, row.target))
+            if count.count(row.attack) > 1
+            else str(row.attack),
+            task=row.task,
+            target=row.target,
+            rate=row.estimates["ASR_strict"],
+            accuracy=row.estimates.get("BA"),
+        )
+        for row in rows
+    ]
+    known = {column.attack for column in columns}
+    others = dict.fromkeys([*tables.attacks(results), *(each.attack for each in results.left_out)])
+    return columns + [Column(attack=name, title=name) for name in others if name not in known]
 
 
 def squares(results: Results) -> Places:
     """What was found, by defense and column."""
-    columns, found = _columns(results), {}
+    found = {}
     for name in _defenses(results):
         ours = [record for record in results.records if record.defense == name]
         verdicts = [verdict for verdict in results.verdicts if verdict.defense == name]
-        for column in columns:
+        for column in (column for column in attacks(results) if column.target is not None):
             there = _found(results, column, [each for each in ours if _is_of(each, column)], verdicts)
             if there is not None:
                 found[name, column] = there
@@ -165,90 +225,53 @@ def squares(results: Results) -> Places:
 
 
 def sentences(results: Results) -> list[str]:
-    """A line for each defense: what it saw, which attacks it missed, and where it does not apply."""
+    """A line for each defense: what it saw, which attacks it missed, and where it was not tried and why."""
     if not results.scenario.get("matrix"):
         return []
-    found, told = squares(results), []
-    for name in _defenses(results):
-        measure, ours = _measure(found, name), {column: each for (of, column), each in found.items() if of == name}
-        words = []
-        if measure is not None:
-            shown = [column for column in ours if column.worked or measure in TELLING]
-            judged = {column: ours[column].numbers[0] for column in shown if ours[column].numbers}
-            for label in measure.words:
-                some = [
-                    f"{column.title} ({n.number})" for column, n in judged.items() if measure.verdict(n.value) == label
-                ]
-                words += [f"{label}: {', '.join(some)}."] if some else []
-            if undecided := [column.title for column, each in ours.items() if not each.numbers]:
-                words.append(f"Undecided: {', '.join(undecided)}.")
-            if idle := [column.title for column in ours if not column.worked]:
-                words.append(f"Without a defense these have a strict ASR below 50 %: {', '.join(idle)}.")
-        words += [f"Does not apply to {attacks}: {reason}." for reason, attacks in _reasons(results, name).items()]
-        told.append(f"{name}: {' '.join(words)}")
-    return told
+    columns, found, reasons = attacks(results), squares(results), _reasons(results)
+    return [f"{name}: {' '.join(_told(name, columns, found, reasons))}" for name in _defenses(results)]
 
 
-def _reasons(results: Results, defense: str) -> dict[str, str]:
-    """Why it does not apply, and the attacks of which this is so."""
-    reasons: dict[str, list[str]] = {}
-    for each in results.left_out:
-        if each.defense == defense:
-            reasons.setdefault(each.reason.removeprefix(f"{each.attack} "), []).append(each.attack)
-    return {reason: ", ".join(attacks) for reason, attacks in reasons.items()}
+def _told(name: str, columns: Sequence[Column], found: Places, reasons: Mapping[tuple[str, str], str]) -> Iterable[str]:
+    ours = {column: found[name, column] for column in columns if (name, column) in found}
+    counted = {column: each for column, each in ours.items() if each.counts(column)}
+    measure = _measure(found, name)
+    for label in measure.words if measure is not None else ():
+        some = [_named(column, each) for column, each in counted.items() if each.words(column) == label]
+        if some:
+            yield f"{label}: {', '.join(some)}."
+    groups = {
+        f"Without a defense these have a strict ASR below {WORKS:.0%}".replace("%", " %"): [
+            column for column, each in ours.items() if each.numbers and not column.worked
+        ]
+    }
+    for column, each in ours.items():
+        if not each.numbers:
+            groups.setdefault(f"No answer ({each.about})", []).append(column)
+    for column in (column for column in columns if column not in ours):
+        reason = reasons.get((name, column.attack))
+        groups.setdefault("Not tried" if reason is None else f"Does not apply ({reason})", []).append(column)
+    for label, some_columns in groups.items():
+        if some_columns:
+            yield f"{label}: {', '.join(column.title for column in some_columns)}."
+
+
+def _named(column: Column, found: Found) -> str:
+    """``badencoder (2.4, accuracy 72.6)``."""
+    beside = f", accuracy {found.numbers[1].number}" if found.measure.stops else ""
+    return f"{column.title} ({found.numbers[0].number}{beside})"
+
+
+def _reasons(results: Results) -> dict[tuple[str, str], str]:
+    """Why a defense does not apply to an attack."""
+    return {(each.defense, each.attack): each.reason for each in results.left_out}
 
 
 def _defenses(results: Results) -> list[str]:
     """Their names, in the order of the scenario's file."""
-    tables_of = results.scenario.get("defense", [])
-    named = [str(each.get("name", each.get("method"))) for each in tables_of]
+    named = [str(each.get("name", each.get("method"))) for each in results.scenario.get("defense", [])]
     there = [record.defense for record in results.records if record.defense is not None]
     return list(dict.fromkeys([*named, *there, *(each.defense for each in results.left_out)]))
-
-
-def _columns(results: Results) -> list[Column]:
-    """Every attack, on each of its tasks."""
-    rows = [row for row in tables.summary_rows(results) if row.primary and row.attack is not None]
-    several = {row.attack for row in rows if sum(each.attack == row.attack for each in rows) > 1}
-    columns = []
-    for row in rows:
-        title = f"{row.attack}: {tables.aim(row.task, row.target)}" if row.attack in several else str(row.attack)
-        rate = row.estimates.get("ASR_strict")
-        worked = rate is not None and rate.value >= WORKS
-        columns.append(Column(str(row.attack), row.task, row.target, title, worked))
-    lone = list(dict.fromkeys([*tables.attacks(results), *(each.attack for each in results.left_out)]))
-    known = {column.attack for column in columns}
-    return columns + [Column(name, None, None, name, False) for name in lone if name not in known]
-
-
-def _alone(results: Results, columns: Sequence[Column]) -> tuple[Row, ...]:
-    """What each attack does where nobody defends: its strict ASR, and the accuracy on clean images."""
-    rows = {(row.attack, row.task, row.target): row for row in tables.summary_rows(results) if row.primary}
-    shown = {"strict ASR": "ASR_strict", "accuracy": "BA"}
-    made = []
-    for name, metric in shown.items():
-        cells = []
-        for column in columns:
-            row = rows.get((column.attack, column.task, column.target))
-            value = row.estimates.get(metric) if row is not None else None
-            cells.append(Square(text.NOTHING) if value is None else Square(value.number, value.span))
-        made.append(Row(name, tuple(cells)))
-    return tuple(made)
-
-
-def _row(results: Results, columns: Sequence[Column], found: Places, name: str) -> Row:
-    left_out = {(each.defense, each.attack): each.reason for each in results.left_out}
-    cells = []
-    for column in columns:
-        there = found.get((name, column))
-        reason = left_out.get((name, column.attack), "")
-        if there is None:
-            cells.append(Square(text.NOTHING, reason))
-        elif column.worked or there.measure in TELLING:
-            cells.append(there.square)
-        else:  # what has not worked cannot be stopped
-            cells.append(replace(there.square, heat=None))
-    return Row(name, tuple(cells))
 
 
 def _measure(found: Places, name: str) -> Measure | None:
@@ -261,28 +284,37 @@ def _is_of(record: Record, column: Column) -> bool:
 
 
 def _found(results: Results, column: Column, records: Sequence[Record], verdicts: Sequence[Judged]) -> Found | None:
-    """What a defense with these records and verdicts did against an attack."""
-    heads = (tables.primary_head(results, column.attack), None)
-    ours = [each for each in records if each.head in heads]
-    of = partial(_estimate, [each for each in ours if each.condition.get("state", "attacked") == "attacked"])
-    judged = [each for each in verdicts if each.attack == column.attack and each.task in (column.task, None)]
+    """What a defense with these records and verdicts did against an attack; none where it was not tried."""
+    judged = [each for each in verdicts if each.attack == column.attack and _looks_at(results, each, column)]
     if judged:
         return _detected(judged)
-    certified = of("defended_ASR_strict")
-    if certified is not None:
-        beside = [of("defended_accuracy"), of("certified_accuracy")]
-        return Found(CERTIFIES, (certified, *filter(None, beside)))
-    area = of("AUC")
-    if area is not None:
-        sifted = [each for each in (of("ASR_strict"), of("BA")) if each is not None]
-        if len(sifted) == 2:
-            after = f"trained again: strict ASR {sifted[0].number}, accuracy {sifted[1].number}"
-            return Found(SIFTS, (area,), after)
-        return Found(DETECTS, (area,))
-    rate, accuracy = of("ASR_strict"), of("BA")
-    if rate is not None and accuracy is not None:
-        return Found(REPAIRS, (rate, accuracy))
-    return None
+    heads = (tables.primary_head(results, column.attack), None)
+    ours = [each for each in records if each.head in heads and each.condition.get("state", "attacked") == "attacked"]
+    stages, of = {each.stage for each in ours}, partial(_estimate, ours)
+    if "certify" in stages:
+        return Found(CERTIFIES, _all(map(of, ("defended_ASR_strict", "defended_accuracy", "certified_accuracy"))))
+    if "screen" in stages:
+        return Found(SCREENS, _all([of("AUC")]))
+    after = _all(map(of, ("ASR_strict", "BA")))
+    if "sift" in stages:
+        told = f"trained again: strict ASR {after[0].number}, accuracy {after[1].number}" if len(after) == 2 else ""
+        return Found(SIFTS, _all([of("AUC")]), told)
+    recovered = of("trigger_recovered")
+    if recovered is not None and recovered.value == 0:
+        return Found(REPAIRS, (), "no trigger was recovered, so nothing was changed")
+    return Found(REPAIRS, after) if len(after) == 2 else None
+
+
+def _all(estimates: Iterable[Estimate | None]) -> tuple[Estimate, ...]:
+    return tuple(each for each in estimates if each is not None)
+
+
+def _looks_at(results: Results, verdict: Judged, column: Column) -> bool:
+    """Whether a verdict is of a classifier of the task, of an encoder attacked for it, or of a clean encoder."""
+    if verdict.classifier is not None:
+        return verdict.task == column.task
+    of = next((model.tasks for model in results.subjects if model.id == verdict.subject), ())
+    return verdict.state == "clean" or column.task in (of or (verdict.task,))
 
 
 def _detected(judged: Sequence[Judged]) -> Found:
@@ -291,15 +323,15 @@ def _detected(judged: Sequence[Judged]) -> Found:
 
     from sapper.metrics import auc_rate
 
-    scores = {
-        state: [each.score for each in judged if each.state == state and each.score is not None]
+    attacked, clean = (
+        [each.score for each in judged if each.state == state and each.score is not None]
         for state in ("attacked", "clean")
-    }
-    if not scores["attacked"] or not scores["clean"]:
-        return Found(DETECTS, (), "no score of the attacked or of the clean models")
-    area = auc_rate(torch.tensor(scores["attacked"]), torch.tensor(scores["clean"]))
+    )
+    if not attacked or not clean:
+        return Found(DETECTS, (), "no score of attacked or of clean models")
+    area = auc_rate(torch.tensor(attacked), torch.tensor(clean))
     seeds = len({each.seed for each in judged})
-    about = f"{len(scores['attacked'])} against {len(scores['clean'])}"
+    about = f"{len(attacked)} attacked and {len(clean)} clean models"
     return Found(DETECTS, (Estimate(area.value, area.low, area.high, seeds, "images"),), about)
 
 

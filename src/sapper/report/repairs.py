@@ -12,12 +12,14 @@ COLUMNS: dict[str, str] = {
     "ASR_strict": "ASR strict",
     "lift": "lift",
     "cosine_kept": "features kept",
+    "trigger_recovered": "trigger recovered",
     "repair_seconds": "time",
 }
 NOTE = (
     "In %, the lift over the clean baseline in points; first without a repair, then after each: of the encoder, with a "
     "new head, or of the classifier. Features kept: the mean cosine of an image’s features with those that the encoder "
-    "gave before it was repaired; what was trained again on sifted rows has none. Audits with "
+    "gave before it was repaired; what was trained again on sifted rows has none. Trigger recovered: from how many of "
+    "the models, where a repair needs one. Audits with "
     "evidence: of a backdoor, in how many of the encoders of all seeds and tasks."
 )
 

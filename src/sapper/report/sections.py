@@ -307,7 +307,7 @@ class Section:
 
 
 FOLDED = ("results", "effects", "sifts", "repairs", "detection", "certified", "screens", "trigger", "maps", "curves")
-"""Sections that are folded in the report of a matrix, which shows their numbers together."""
+"""Sections that are folded in the report of a matrix: there they are long."""
 
 SECTIONS = (
     Section("matrix", "Every attack and every defense", "matrix", matrix.section),

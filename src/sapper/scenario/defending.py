@@ -11,6 +11,7 @@ from sapper.errors import SapperError, closest, located
 from sapper.methods import imported, settings
 from sapper.pretraining.contracts import Pretraining
 from sapper.scenario.checking import read_instance
+from sapper.scenario.kinds import DoesNotApplyError, check_defense, check_fleet
 from sapper.scenario.named import Named, with_method
 from sapper.scenario.outline import with_place
 from sapper.scenario.sections import (
@@ -83,28 +84,44 @@ class DefensePlan:
 
 
 def read_defense(
-    raw: dict[str, Any], key: str, file: str, attacked: list[str], size: int, methods: tuple[Named, Named]
+    raw: dict[str, Any],
+    key: str,
+    file: str,
+    attacked: list[str],
+    size: int,
+    methods: tuple[Named, Named],
+    elsewhere: frozenset[str] = frozenset(),
 ) -> DefensePlan:
-    """``methods``: the scenario's own pre-training and attack."""
+    """``methods``: the scenario's own pre-training and attack. ``elsewhere``: of a matrix, all tasks that are attacked.
+
+    Raises ``DoesNotApplyError`` for a defense that such an attack leaves nothing to do.
+    """
     common = {field: raw[field] for field in DefenseSection.model_fields if field in raw}
     kind: Kind = imported(with_place(DefenseSection, common, "defenses", defenses.METHODS, file, key)[1]).kind
     section, chosen = with_method(DEFENSE_SECTIONS[kind], raw, "defenses", defenses.METHODS, file, key)
     assert isinstance(section, Section)
+    pretraining, attack = methods
+    check_defense(chosen.parameters, attack.name, attack.parameters, f"{file}: {key}.method")
     for i, task in enumerate(section.tasks or []):
-        if task not in attacked:
+        if task not in attacked and task not in elsewhere:
             where, remedy = f"{file}: {key}.tasks[{i}]", closest(task, attacked)
             raise SapperError(f"no task with a target is called {task!r}", where=where, remedy=remedy)
+    if section.tasks and not set(section.tasks) & set(attacked):
+        what, remedy = f"{attack.name} attacks none of its tasks", "name one that has a target"
+        raise DoesNotApplyError(what, where=f"{file}: {key}.tasks", remedy=remedy)
     if isinstance(section, CertifySection):
         _check_sizes(section, chosen, size, f"{file}: {key}")
     if isinstance(section, DetectSection):
         _check_inputs(section, chosen, f"{file}: {key}")
     shadows = None
     if isinstance(section, FleetSection):
-        pretraining_method, attack_method = methods
+        unaware, where = _unaware(attack), f"{file}: {key}.method"
+        check_fleet(chosen.name, pretraining, unaware, where)
         shadows = (
-            _changed(pretraining_method, section.pretraining, file, f"{key}.pretraining"),
-            _changed(_unaware(attack_method), section.attack, file, f"{key}.attack"),
+            _changed(pretraining, section.pretraining, file, f"{key}.pretraining"),
+            _changed(unaware, section.attack, file, f"{key}.attack"),
         )
+        check_fleet(chosen.name, *shadows, where)
     detector = None
     if isinstance(section, OwnerSection):
         _check_owner(chosen, section, f"{file}: {key}.method")

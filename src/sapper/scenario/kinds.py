@@ -9,6 +9,7 @@ from sapper.defenses.contracts import Defense, Kind
 from sapper.downstream import AnyHead
 from sapper.errors import SapperError, located
 from sapper.pretraining.contracts import Pretraining
+from sapper.scenario.named import Named
 from sapper.triggers import Patch
 
 OF_ENCODERS: tuple[Kind, ...] = ("examine", "learn", "repair")
@@ -16,7 +17,7 @@ OF_ENCODERS: tuple[Kind, ...] = ("examine", "learn", "repair")
 
 
 class DoesNotApplyError(SapperError):
-    """A defense does not go with an attack, whatever their parameters."""
+    """There is nothing for a defense to do about an attack, though neither is a mistake by itself."""
 
 
 def of_encoders(defense: Defense) -> bool:
@@ -77,26 +78,25 @@ def check_defense(defense: Defense, name: str, attack: Attack, where: str) -> No
         what, remedy = f"{name} poisons no data, so there are no rows to sift", "use another defense, or poison data"
         raise DoesNotApplyError(what, where=where, remedy=remedy)
     if not of_encoders(defense) and kind == "targeted":
-        what, remedy = f"classifiers of {name} are not kept, so no defense can look at them", "leave the defense out"
+        what, remedy = f"{name} keeps no classifiers, so no defense can look at them", "leave the defense out"
         raise DoesNotApplyError(what, where=where, remedy=remedy)
 
 
-def check_fleet(name: str, start: tuple[str, Pretraining], attack: tuple[str, Attack], where: str) -> None:
+def check_fleet(name: str, start: Named[Pretraining], attack: Named[Any], where: str) -> None:
     """Raises ``DoesNotApplyError`` for a pre-training or an attack that the fleet of a defense has too little for.
 
     A fleet has images alone, and for the attack of each twin a patch and one reference image of a class without a name.
-    Methods come with their names.
     """
-    (start_name, first), (attack_name, method), remedy = start, attack, "leave the defense out"
-    lacking = [f"{start_name} needs captions"] if "captions" in first.needs else []
-    lacking += [f"{attack_name} needs {need}" for need in ("labels", "captions") if need in method.needs]
+    method, remedy = attack.parameters, "leave the defense out"
+    lacking = [f"{start.name} needs captions"] if "captions" in start.parameters.needs else []
+    lacking += [f"{attack.name} needs {need}" for need in ("labels", "captions") if need in method.needs]
     if lacking:
         what = f"{lacking[0]}, and {name} trains its fleet on images alone"
         raise DoesNotApplyError(what, where=where, remedy=remedy)
     try:
         check_choosy(method, [TargetPlan(name="twin", trigger=Patch(), references=1)], (), where)
     except SapperError as error:
-        what = f"{name} attacks its fleet with a patch and one reference image, and {attack_name} cannot: {error.what}"
+        what = f"{name} attacks its fleet with a patch and one reference image, and {attack.name} cannot: {error.what}"
         raise DoesNotApplyError(what, where=where, remedy=remedy) from error
 
 

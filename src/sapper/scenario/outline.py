@@ -62,6 +62,9 @@ def outline(content: dict[str, Any], file: str) -> Outline:
     """
     check_plain(content, file)
     root = read_section(ScenarioSection, content, file, "")
+    if root.matrix and (root.attack is None or root.variant):
+        what = "a matrix needs attacks" if root.attack is None else "a matrix has no variants"
+        raise SapperError(what, where=f"{file}: matrix", remedy="leave it out, or add [[attack]] and no [[variant]]")
     outlines, sets = [], dict[str, str]()
     for single in singles(content, file):
         with single.placed(file):

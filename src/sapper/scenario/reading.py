@@ -22,8 +22,6 @@ from sapper.scenario.kinds import (
     DoesNotApplyError,
     check_attack,
     check_choosy,
-    check_defense,
-    check_fleet,
     check_gray,
     check_subjects,
 )
@@ -129,10 +127,12 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> Scenario:
 
 def parse(content: dict[str, Any], file: str) -> Scenario:
     """Check the content of a scenario file."""
-    outlined, alone = outline(content, file), []
-    for single in singles(content, file):
+    outlined, split, alone = outline(content, file), singles(content, file), list[Scenario]()
+    targets = (target for single in split for target in single.content.get("target", ()))
+    elsewhere = frozenset(str(target.get("task")) for target in targets) if outlined.root.matrix else frozenset()
+    for single in split:
         with single.placed(file):
-            alone.append(_single(single, file))
+            alone.append(_single(single, file, elsewhere))
     own = isinstance(content.get("attack"), list) or alone[0].moved.keys() > {"attack"}
     scenario = replace(
         alone[0], content=content, variants=outlined.variants, singles=tuple(alone) if own else (), moved={}
@@ -143,8 +143,8 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
     return scenario
 
 
-def _single(single: Single, file: str) -> Scenario:
-    """The scenario with one of its attacks."""
+def _single(single: Single, file: str, elsewhere: frozenset[str]) -> Scenario:
+    """The scenario with one of its attacks. ``elsewhere``: of a matrix, the tasks that any attack is on."""
     content = single.content
     outlined = outline_single(content, file)
     root, encoder, tasks = outlined.root, outlined.encoder, outlined.tasks
@@ -174,15 +174,19 @@ def _single(single: Single, file: str) -> Scenario:
     for i, raw in enumerate(root.defense if attack_method is not None else ()):
         assert attack_method is not None
         methods, where = (pretraining_method, attack_method), f"{file}: defense[{i}]"
-        plan = read_defense(raw, f"defense[{i}]", file, attacked, encoder.input_size, methods)
-        gray = [task.name for task in tasks if task.gray and task.name in attacked and plan.on(task.name)]
         try:
-            _check_applies(plan, attack_method, gray, where)
+            plan = read_defense(raw, f"defense[{i}]", file, attacked, encoder.input_size, methods, elsewhere)
+            colored, reason = _in_colors(plan, tasks, attacked, where)
         except DoesNotApplyError as error:
             if not root.matrix:
                 raise
-            left_out.append(LeftOut(plan.name, error.what))
+            left_out.append(LeftOut(str(raw.get("name", raw["method"])), error.what))
             continue
+        if reason is not None:
+            if not root.matrix:
+                raise reason
+            left_out.append(LeftOut(plan.name, reason.what))
+            plan = replace(plan, section=plan.section.model_copy(update={"tasks": colored}))
         if isinstance(plan.section, DetectSection):
             _check_subjects(plan.section.subjects, kind, attack_method, f"{where}.subjects")
         defenses.append(plan)
@@ -222,13 +226,22 @@ def _single(single: Single, file: str) -> Scenario:
     return scenario
 
 
-def _check_applies(plan: DefensePlan, attack: Named, gray: Sequence[str], where: str) -> None:
-    """Raises ``DoesNotApplyError`` for a defense that does not go with the attack, or with these ``gray`` tasks."""
-    check_defense(plan.method.parameters, attack.name, attack.parameters, f"{where}.method")
-    if plan.shadows is not None:
-        start, own = plan.shadows
-        check_fleet(plan.method.name, (start.name, start.parameters), (own.name, own.parameters), f"{where}.method")
-    check_gray(plan.method.name, plan.method.parameters, gray, where)
+def _in_colors(
+    plan: DefensePlan, tasks: Sequence[TaskSection], attacked: Sequence[str], where: str
+) -> tuple[list[str], DoesNotApplyError | None]:
+    """The attacked tasks that a defense can be tried on, and why not on the others, which are gray.
+
+    Raises ``DoesNotApplyError`` where none is left.
+    """
+    ours = [task for task in tasks if task.name in attacked and plan.on(task.name)]
+    gray, colored = ([task.name for task in ours if task.gray is kind] for kind in (True, False))
+    try:
+        check_gray(plan.method.name, plan.method.parameters, gray, where)
+    except DoesNotApplyError as error:
+        if not colored:
+            raise
+        return colored, error
+    return [task.name for task in ours], None
 
 
 def _check_subjects(subjects: int, head: Named, attack: Named, where: str) -> None:

@@ -16,7 +16,8 @@ that touch the place, it is enough that at every place
 
     n_y(l) − n_c(l) > Δ(l),   or   n_y(l) − n_c(l) = Δ(l) and y < c                       (``rule = "places"``)
 
-which holds wherever the first rule does, and more often. It also tells what no patch at one known place can change.
+which holds wherever the first rule does, and more often. Whatever the ``rule``, what no patch at one known place can
+change is told by this one.
 
 The classifier may be a backdoored one: the votes are those of a function, and a function is certified, not its honesty.
 As patchguard_ds has the same views and other sums, the two can be compared; what the classifier learns is shared
