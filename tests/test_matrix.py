@@ -328,23 +328,14 @@ def several() -> Results:
         for metric, value in (("BA", 0.8), ("ASR_strict", rate), ("ASR", rate), ("lift", rate))
     ]
     records.append(record("CA", 0.7, task="rings"))
-    records += [
-        record(
-            "AUC", value, task=task, target=f"{task}/red", head=None, stage="screen", defense="dede", condition=where
-        )
-        for task, value in (("balls", 0.95), ("boxes", 0.6))
-        for where in ({"state": "attacked"},)
-    ]
-    records += [
-        record(metric, value, task="balls", target="balls/red" if metric == "ASR_strict" else None, defense=name)
-        for name, rate in (("fine_pruning", 0.05),)
-        for metric, value in (("BA", 0.79), ("ASR_strict", rate))
-    ]
-    for metric, value in (("BA", 0.8), ("ASR_strict", 0.9), ("trigger_recovered", 0.0)):
-        target = "balls/red" if metric == "ASR_strict" else None
-        head = None if metric == "trigger_recovered" else "mlp"
-        stage = "repair" if head is None else "measure"
-        records.append(record(metric, value, task="balls", target=target, defense="unlearning", head=head, stage=stage))
+    on_encoders: dict[str, Any] = {"head": None, "stage": "screen", "defense": "dede"}
+    for task, area in (("balls", 0.95), ("boxes", 0.6)):
+        there = {"task": task, "target": f"{task}/red", "condition": {"state": "attacked"}}
+        records.append(record("AUC", area, **on_encoders | there))
+    for name, rate in (("fine_pruning", 0.05), ("unlearning", 0.9)):
+        records.append(record("BA", 0.79, task="balls", defense=name))
+        records.append(record("ASR_strict", rate, task="balls", target="balls/red", defense=name))
+    records.append(record("trigger_recovered", 0.0, task="balls", defense="unlearning", head=None, stage="repair"))
     common: dict[str, Any] = {"seed": 0, "defense": "decree", "threshold": 1.0, "flagged": True, "seconds": 1.0}
     verdicts = (
         Judged(**common, subject="clean-seed0", state="clean", score=0.0, attack="badencoder"),
