@@ -66,7 +66,8 @@ class Column(Spec):
 
 
 class RecordTable(Spec):
-    """``rows``: the keys that tell rows apart, each with a column. A value of ``where`` may be a list of allowed ones.
+    """``rows``: the keys that tell rows apart, each with a column. A value of ``where`` may be a list of
+    allowed ones, or "" for a key that says nothing.
 
     ``names``: other headings, by key. ``format``: for columns that have none of their own.
     """
@@ -245,8 +246,9 @@ def said(record: Json) -> Json:
 
 
 def _fits(record: Json, where: Json) -> bool:
-    """Whether the record says all of it."""
-    return all(said(record).get(key) in (value if isinstance(value, list) else [value]) for key, value in where.items())
+    """Whether the record says all of it; "" stands for nothing."""
+    found = {key: "" if said(record).get(key) is None else said(record)[key] for key in where}
+    return all(found[key] in (value if isinstance(value, list) else [value]) for key, value in where.items())
 
 
 def _heading(key: str, names: dict[str, str]) -> str:

@@ -60,13 +60,13 @@ def test_an_encoder_is_repaired_between_two_audits(
         assert {path.name for path in (report / name).iterdir()} == FILES
     content = json.loads((report / "repair.json").read_text())
     assert content["after"]["verdict"] == verdict
-    assert content["method"] == "distillation"
+    assert content["method"] == "fine_pruning"
     assert content["parameters"]["steps"] == 4
     assert content["encoder"]["sha256"] == sha256(fixed)
     assert -1 <= content["cosine_kept"] <= 1
     repaired = face.open(fixed)
     origin = repaired.card.origin
-    assert origin["method"] == "distillation"
+    assert origin["method"] == "fine_pruning"
     assert origin["repaired"]["sha256"] == before
     assert origin["triggers"] == []
     assert origin["images"]["n"] == 64

@@ -35,7 +35,7 @@ from sapper.encoders import Encoder, build
 from sapper.encoders.freezing import frozen_copy
 from sapper.errors import SapperError
 from sapper.experiment.repairing import RepairEncoder, RepairPlan
-from sapper.experiment.results import Results
+from sapper.experiment.results import Audited, Results, State
 from sapper.experiment.tasks import Part
 from sapper.experiment.verdicts import leave_verdicts
 from sapper.pretraining.simclr import SimCLR
@@ -426,7 +426,8 @@ def test_a_repaired_encoder_is_a_subject_that_is_measured_again(finished: tuple[
         for head in ("mlp", "linear"):
             metrics = {(r.task, r.metric) for r in ours if r.head == head}
             assert metrics == {(t, m) for t in ("balls", "boxes") for m in ("BA", "ASR", "ASR_strict", "lift")}
-        assert {r.metric for r in ours if r.head is None} == {"cosine_kept", "repair_seconds"}
+        recovered = {"trigger_recovered"} if name == "forget" else set()
+        assert {r.metric for r in ours if r.head is None} == {"cosine_kept", "repair_seconds"} | recovered
         assert {r.baseline for r in ours if r.metric == "lift"} == {"clean-seed0"}
         assert {r.baseline for r in ours if r.metric == "cosine_kept"} == {model.parent}
         (artifact,) = [each for each in results.artifacts if each.subject == model.id]
@@ -456,6 +457,19 @@ def test_repairs_change_nothing_else(finished: tuple[Results, Path], data: Path,
     assert 'id="repairs"' in page
     assert "| balls → red | distillation |" in markdown.render(finished[0])
     assert 'id="repairs"' not in render(plain)
+
+
+def test_the_table_counts_audits_of_a_single_attack(finished: tuple[Results, Path]) -> None:
+    def audited(seed: int, state: State, verdict: str, repair: str | None = None) -> Audited:
+        about: dict[str, Any] = {"seed": seed, "state": state, "repair": repair, "report": {"verdict": verdict}}
+        return Audited(**about, subject=f"{state}-{seed}", sha256="")
+
+    audits = [audited(seed, "attacked", "backdoor" if seed else "no-evidence") for seed in range(3)]
+    audits += [audited(0, "repaired", "no-evidence", "distillation"), audited(0, "clean", "backdoor")]
+    table = repairs.table(replace(finished[0], audits=tuple(audits)))
+    assert table is not None
+    shown = [(row[1].text, row[-1].text) for row in table.rows[:3]]
+    assert shown == [("–", "2 of 3"), ("distillation", "0 of 1"), ("forget", "–")]
 
 
 @pytest.mark.parametrize(

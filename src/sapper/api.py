@@ -191,7 +191,7 @@ def repair(
     encoder: str | Path | Encoder,
     images: str | Path | Tensor | ImageSet,
     *,
-    method: str = "distillation",
+    method: str = "fine_pruning",
     preset: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     budget: str = "quick",

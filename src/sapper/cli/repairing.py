@@ -51,7 +51,7 @@ def repair(
     out_file: Annotated[Path, typer.Option("--out", help="The file for the repaired encoder, .safetensors.")],
     method: Annotated[
         str, typer.Option("--method", help="A defense of the kind repair; sapper methods shows them.")
-    ] = "distillation",
+    ] = "fine_pruning",
     preset: Annotated[str | None, typer.Option("--preset", help="One of its named sets of parameters.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a parameter of it, e.g. steps=2000. Repeatable.")

@@ -85,6 +85,6 @@ def _audits(results: Results, repair: str | None, attack: str | None) -> Cell:
     ours: Sequence[str] = [
         each.report["verdict"]
         for each in results.audits
-        if (each.state, each.repair, each.attack) == (state, repair, attack)
+        if (each.state, each.repair) == (state, repair) and each.attack in (attack, None)  # of several alone by name
     ]
     return Cell(f"{ours.count('backdoor')} of {len(ours)}" if ours else text.NOTHING, kind="number")
