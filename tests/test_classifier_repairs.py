@@ -326,7 +326,8 @@ def test_a_repaired_classifier_is_a_subject_that_is_measured_again(poisoned: tup
         assert (parent.state, parent.of) == ("attacked", "task")
         assert {(record.subject, record.task) for record in ours} == {(model.id, "balls")}
         assert {r.metric for r in ours if r.head == "linear"} == {"BA", "ASR", "ASR_strict", "lift"}
-        assert {r.metric for r in ours if r.head is None} == {"cosine_kept", "repair_seconds"}
+        recovered = {"trigger_recovered"} if name == "forget" else set()
+        assert {r.metric for r in ours if r.head is None} == {"cosine_kept", "repair_seconds"} | recovered
         assert {r.baseline for r in ours if r.metric == "lift"} == {"clean-seed0"}
         (artifact,) = [each for each in results.artifacts if each.subject == model.id]
         assert artifact.path == f"classifiers/balls-{name}-seed0-BACKDOORED.safetensors"

@@ -549,6 +549,7 @@ def test_where_nothing_was_recovered_the_encoder_stays(tmp_path: Path) -> None:
     leave_verdicts(tmp_path / "found", [Verdict(score=0.1, threshold=0.9, flagged=False)])
     plan = RepairPlan(
         name="forget",
+        key="defense[0]",
         method=Named(name="unlearning", parameters=Unlearning(**SHORT)),
         section=RepairSection(method="unlearning"),
         images=Part.whole(images(8, 1)),
