@@ -249,7 +249,6 @@ def _hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_a_training_ends_with_130(file: Path, tmp_path: Path) -> None:
     command = [*PROGRAM, "run", str(file), "--out", str(tmp_path / "out"), *ENDLESS]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts) as process:
@@ -321,7 +320,8 @@ def test_at_a_terminal_a_long_stage_shows_a_bar_with_the_time_left(file: Path, t
     ours, theirs = pty.openpty()
     command = [*PROGRAM, "run", str(file), "--out", str(tmp_path / "out"), *ENDLESS]
     seen = ""
-    with subprocess.Popen(command, stderr=theirs, env=os.environ | {"TERM": "xterm", "COLUMNS": "120"}) as process:
+    surroundings = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stderr=theirs, env=surroundings, preexec_fn=_hear_interrupts) as process:
         os.close(theirs)
         while not re.search(r"injection \(BadEncoder\).*/2000000.*\d:\d\d", seen):
             seen += os.read(ours, 1000).decode(errors="replace")

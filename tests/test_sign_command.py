@@ -144,7 +144,7 @@ def test_a_repair_is_signed_and_verified(sapper: Sapper, place: Path, tmp_path: 
     assert f": {folder / ATTESTATION}" in end.out
     code, text = verify(sapper, fixed, key)
     assert code == 3, text
-    assert "repair: distillation; before it: Undecided" in text
+    assert "repair: fine_pruning; before it: Undecided" in text
     assert f"as it was signed: {folder}" in text
     repair = face.verify(fixed, key=key.with_suffix(".pub")).statement.predicate.repair
     assert repair is not None
