@@ -174,7 +174,8 @@ def section(results: Results) -> Matrix | None:
         names = [name for name in _defenses(results) if _measure(found, name) is measure]
         rows = [Row(name, tuple(_square(name, column, found, reasons) for column in columns)) for name in names]
         blocks += [Block(measure.title if measure else "Not tried", tuple(rows))] if rows else []
-    return Matrix(tuple(column.title for column in columns), tuple(blocks), tuple(sentences(results)))
+    told = tuple(_line(name, columns, found, reasons) for name in _defenses(results))
+    return Matrix(tuple(column.title for column in columns), tuple(blocks), told)
 
 
 def _plain(value: Estimate | None) -> Square:
@@ -213,11 +214,11 @@ def attacks(results: Results) -> list[Column]:
 
 def squares(results: Results) -> Places:
     """What was found, by defense and column."""
-    found = {}
+    found, columns = {}, [column for column in attacks(results) if column.target is not None]
     for name in _defenses(results):
         ours = [record for record in results.records if record.defense == name]
         verdicts = [verdict for verdict in results.verdicts if verdict.defense == name]
-        for column in (column for column in attacks(results) if column.target is not None):
+        for column in columns:
             there = _found(results, column, [each for each in ours if _is_of(each, column)], verdicts)
             if there is not None:
                 found[name, column] = there
@@ -229,7 +230,11 @@ def sentences(results: Results) -> list[str]:
     if not results.scenario.get("matrix"):
         return []
     columns, found, reasons = attacks(results), squares(results), _reasons(results)
-    return [f"{name}: {' '.join(_told(name, columns, found, reasons))}" for name in _defenses(results)]
+    return [_line(name, columns, found, reasons) for name in _defenses(results)]
+
+
+def _line(name: str, columns: Sequence[Column], found: Places, reasons: Mapping[tuple[str, str], str]) -> str:
+    return f"{name}: {' '.join(_told(name, columns, found, reasons))}"
 
 
 def _told(name: str, columns: Sequence[Column], found: Places, reasons: Mapping[tuple[str, str], str]) -> Iterable[str]:
