@@ -5,7 +5,7 @@ the encoder alone learns.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from sapper.defenses.contracts import Owner
 from sapper.defenses.repairing import Retraining, check_count
 from sapper.downstream import Classifier
+from sapper.encoders.freezing import trained
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet, only_images
+from sapper.training import Checkpoint, Curves, Step, Terms
 
 LABELS = "cross-entropy"
 """Of the curves: the loss on the owner's labels."""
@@ -42,6 +44,28 @@ class Relearning(Retraining):
             return super().optimizer_of(weights)
         decay = self.weight_decay
         return torch.optim.SGD(weights, self.learning_rate, self.momentum, weight_decay=decay, nesterov=True)
+
+    def teach(
+        self,
+        lesson: "Lesson",
+        terms: Callable[[Step], Terms],
+        run: Run,
+        label: str,
+        checkpoint: Checkpoint | None,
+        after_step: Callable[[Step], None] | None = None,
+    ) -> Curves:
+        """Train the student of a ``lesson``, encoder and head, over its images."""
+        return self.retrain(
+            lesson.student,
+            terms,
+            trained(lesson.student),
+            count=len(lesson.images),
+            run=run,
+            label=label,
+            checkpoint=checkpoint,
+            mode=lesson.mode,
+            after_step=after_step,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sapper.conformal import conformal_threshold, fewest
@@ -93,6 +93,22 @@ class Screening(Checked):
             what = "the model gives numbers that are not finite for clean images"
             raise SapperError(what, where=label, remedy="give a model that was trained")
         return replace(begun, threshold=threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blending(Screening):
+    """The same of a screen that blends other images over an input.
+
+    ``overlays``: N, how many clean images are blended over each input. ``weights``: a of the input, b of the overlay.
+    """
+
+    overlays: PositiveInt = 100
+    weights: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+
+    @property
+    def learns_from(self) -> int:
+        """The overlays."""
+        return self.overlays
 
 
 @dataclass(frozen=True, kw_only=True)

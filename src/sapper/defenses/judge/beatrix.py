@@ -33,7 +33,6 @@ two in the middle. A public port left out the power F^p, and with it all but the
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -42,13 +41,11 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sapper.defenses.contracts import ClassifierJudge, Need
-from sapper.defenses.defender import Defender
 from sapper.defenses.inside import Seen, before_last_stage, seen_maps
 from sapper.defenses.inversion import anomaly_index
-from sapper.defenses.labeled import check_classes, check_labeled, of_each_class
+from sapper.defenses.labeled import Comparing, of_each_class
 from sapper.defenses.measures import TARGET_NAMED, OfVerdicts, detection
 from sapper.downstream import Classifier
-from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.verdicts import Verdict
@@ -66,7 +63,7 @@ ENTRIES = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beatrix(Checked, ClassifierJudge):
+class Beatrix(Comparing, ClassifierJudge):
     """Looks for a class whose inputs are of two kinds, by Gram matrices of features (Ma et al., NDSS 2023).
 
     ``per_class`` clean images of each class give bounds of ``deviations`` MADs for the ``orders``. ``cut``: the share
@@ -89,21 +86,6 @@ class Beatrix(Checked, ClassifierJudge):
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Ma et al., NDSS 2023"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
-
-    def check(self, images: int, classes: int) -> None:
-        """Raises ``SapperError`` for fewer than 3 classes, or too few images for ``per_class`` of each."""
-        check_classes(classes)
-        check_labeled(images, classes, self.per_class)
-
-    def judge(self, classifiers: Sequence[Classifier], defender: Defender, run: Run) -> list[Verdict]:
-        """A verdict for each classifier; see ``examine``."""
-        stream = defender.in_doubt("Beatrix")
-        self.check(len(defender.train), defender.classes)
-        defender.check(classifiers, run)
-        return [
-            self.examine(classifier, defender.train, stream, run.child(f"classifier {i}"))
-            for i, classifier in enumerate(classifiers)
-        ]
 
     def examine(self, classifier: Classifier, clean: ImageSet, stream: ImageSet, run: Run) -> Verdict:
         """Whether a classifier has a backdoor, by ``clean`` labeled images and images in doubt.

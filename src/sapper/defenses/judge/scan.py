@@ -31,7 +31,6 @@ above the median alone.
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -40,14 +39,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.contracts import ClassifierJudge, Need
-from sapper.defenses.defender import Defender
 from sapper.defenses.inside import last_features
 from sapper.defenses.inversion import anomaly_index
-from sapper.defenses.labeled import check_classes, check_labeled, of_each_class
+from sapper.defenses.labeled import Comparing, of_each_class
 from sapper.defenses.measures import TARGET_NAMED, OfVerdicts, detection
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
-from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.verdicts import Verdict
@@ -57,7 +54,7 @@ SETTLED = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class SCAn(Checked, ClassifierJudge):
+class SCAn(Comparing, ClassifierJudge):
     """Looks for a class whose features come from two groups, by a likelihood ratio (Tang et al., USENIX Security 2021).
 
     ``per_class`` clean images of each class estimate what varies within classes, in at most ``steps`` of EM. ``rank``:
@@ -79,24 +76,6 @@ class SCAn(Checked, ClassifierJudge):
     source: ClassVar[str] = "Tang et al., USENIX Security 2021"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def check(self, images: int, classes: int) -> None:
-        """Raises ``SapperError`` for fewer than 3 classes, or too few images for ``per_class`` of each."""
-        check_classes(classes)
-        check_labeled(images, classes, self.per_class)
-
-    def judge(self, classifiers: Sequence[Classifier], defender: Defender, run: Run) -> list[Verdict]:
-        """A verdict for each classifier; see ``examine``."""
-        stream = defender.in_doubt("SCAn")
-        self.check(len(defender.train), defender.classes)
-        defender.check(classifiers, run)
-        if stream.labels is not None and stream.classes != defender.train.classes:
-            what = "the set in doubt has labels of other classes than the clean images"
-            raise SapperError(what, where="stream", remedy="give it the same classes, or no labels")
-        return [
-            self.examine(classifier, defender.train, stream, run.child(f"classifier {i}"))
-            for i, classifier in enumerate(classifiers)
-        ]
-
     def examine(self, classifier: Classifier, clean: ImageSet, stream: ImageSet, run: Run) -> Verdict:
         """Whether a classifier has a backdoor, by ``clean`` labeled images and a set in doubt.
 
@@ -104,6 +83,9 @@ class SCAn(Checked, ClassifierJudge):
         how many of the ``inputs`` are of it, and the share ``apart`` of them on the side where fewer clean images are.
         A class without inputs has no ratio; where fewer than three have one the answer is undecided.
         """
+        if stream.labels is not None and stream.classes != clean.classes:
+            what = "the set in doubt has labels of other classes than the clean images"
+            raise SapperError(what, where="stream", remedy="give it the same classes, or no labels")
         started = time.perf_counter()
         chosen = of_each_class(clean, self.per_class, classifier, run.child("clean images"))
         own = last_features(classifier, clean.take(chosen.flatten()), run).values.double()

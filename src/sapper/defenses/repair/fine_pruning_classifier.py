@@ -32,7 +32,6 @@ from sapper.defenses.repairing_classifiers import LABELS, Lesson, Relearning, ac
 from sapper.defenses.stages import parts, stages, watched
 from sapper.downstream import Classifier
 from sapper.encoders import Encoder
-from sapper.encoders.freezing import trained
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.training import Checkpoint, Step, Terms
@@ -76,17 +75,10 @@ class FinePruningClassifier(Relearning):
             wanted = lesson.labels[step.rows.to(run.device)]
             return {LABELS: miss(lesson.student, lesson.images.batch(step.rows), wanted, run)}
 
-        curves = self.retrain(
-            lesson.student,
-            terms,
-            trained(lesson.student),
-            count=len(lesson.images),
-            run=run,
-            label="Fine-Pruning",
-            checkpoint=checkpoint,
-            mode=lesson.mode,
-            after_step=lambda _step: prune(layers, dict.fromkeys(layers, gone), bias=True),
-        )
+        def stay_pruned(_step: Step) -> None:
+            prune(layers, dict.fromkeys(layers, gone), bias=True)
+
+        curves = self.teach(lesson, terms, run, "Fine-Pruning", checkpoint, stay_pruned)
         return RepairedClassifier(classifier=lesson.student.eval(), curves=curves | {PRUNED: [float(gone.sum())]})
 
     def choose(self, lesson: Lesson, run: Run) -> Tensor:

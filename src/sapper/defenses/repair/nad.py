@@ -31,7 +31,7 @@ from sapper.defenses.repairing_classifiers import LABELS, Lesson, Relearning, an
 from sapper.defenses.stages import attention, check_attention, stages, watched
 from sapper.downstream import Classifier
 from sapper.encoders import Encoder
-from sapper.encoders.freezing import frozen_copy, trained
+from sapper.encoders.freezing import frozen_copy
 from sapper.running import Run
 from sapper.training import Checkpoint, Curves, Step, Terms
 
@@ -95,16 +95,7 @@ class NAD(Relearning):
             apart = attention_loss(ours, theirs, self.beta)
             return {LABELS: F.cross_entropy(logits, wanted), ATTENTION: apart}
 
-        return self.retrain(
-            student,
-            terms,
-            trained(student),
-            count=len(lesson.images),
-            run=run,
-            label=label,
-            checkpoint=checkpoint,
-            mode=lesson.mode,
-        )
+        return self.teach(lesson, terms, run, label, checkpoint)
 
 
 def attention_loss(ours: list[Tensor], theirs: list[Tensor], beta: tuple[float, ...]) -> Tensor:

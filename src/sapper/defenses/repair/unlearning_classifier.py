@@ -24,7 +24,6 @@ from torch import Tensor
 from sapper.defenses.contracts import Need, Owner, RepairedClassifier
 from sapper.defenses.repairing_classifiers import LABELS, Relearning, begin, miss
 from sapper.downstream import Classifier
-from sapper.encoders.freezing import trained
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.training import Checkpoint, Step, Terms
@@ -62,16 +61,7 @@ class UnlearningClassifier(Relearning):
             shown = stamp(lesson.images.batch(step.rows), owner.triggers, self.stamped)
             return {LABELS: miss(lesson.student, shown, lesson.labels[step.rows.to(run.device)], run)}
 
-        curves = self.retrain(
-            lesson.student,
-            terms,
-            trained(lesson.student),
-            count=len(lesson.images),
-            run=run,
-            label="unlearning",
-            checkpoint=checkpoint,
-            mode=lesson.mode,
-        )
+        curves = self.teach(lesson, terms, run, "unlearning", checkpoint)
         return RepairedClassifier(classifier=lesson.student.eval(), curves=curves)
 
 

@@ -21,26 +21,22 @@ code: N = 100, both weights 1 on 8-bit images, so that sums saturate, and a fals
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.contracts import Looks, Model, Need, Screen
 from sapper.defenses.measures import SCREENED, OfScores
-from sapper.defenses.screening import Calibrated, Screening, over_blends
+from sapper.defenses.screening import Blending, Calibrated, over_blends
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class STRIP(Screening, Screen):
+class STRIP(Blending, Screen):
     """Rejects inputs of which a classifier says the same whatever is blended over them (Gao et al., ACSAC 2019).
 
     ``overlays``: N, how many clean images are blended over each input. ``weights``: a of the input, b of the overlay.
     """
-
-    overlays: PositiveInt = 100
-    weights: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
 
     kind: ClassVar[Literal["screen"]] = "screen"
     looks_at: ClassVar[Looks] = "classifier"
@@ -49,11 +45,6 @@ class STRIP(Screening, Screen):
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Gao, Xu, Wang, Chen, Ranasinghe, Nepal, ACSAC 2019"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"false_rejections": 0.01}}
-
-    @property
-    def learns_from(self) -> int:
-        """The overlays."""
-        return self.overlays
 
     def prepare(self, model: Model, clean: ImageSet, run: Run) -> Calibrated:
         """The screen of a classifier, its overlays and its threshold drawn from the clean images."""

@@ -18,26 +18,25 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
 from sapper.defenses.contracts import Looks, Model, Need, Screen
 from sapper.defenses.measures import SCREENED, OfScores
-from sapper.defenses.screening import Calibrated, Screening, asked, blended, over_blends
+from sapper.defenses.screening import Blending, Calibrated, asked, blended, over_blends
 from sapper.downstream import mean_cosine
 from sapper.running import Run
 from sapper.samples import ImageSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class STRIPEncoder(Screening, Screen):
+class STRIPEncoder(Blending, Screen):
     """Rejects inputs whose features an encoder keeps together whatever is blended over them (ours, after STRIP).
 
     ``overlays``: N, how many clean images are blended over each input. ``weights``: a of the input, b of the overlay.
     """
 
     overlays: Annotated[int, Field(ge=2)] = 100
-    weights: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
 
     kind: ClassVar[Literal["screen"]] = "screen"
     looks_at: ClassVar[Looks] = "encoder"
@@ -46,11 +45,6 @@ class STRIPEncoder(Screening, Screen):
     version: ClassVar[int] = 1
     source: ClassVar[str] = "ours, after Gao et al., ACSAC 2019"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    @property
-    def learns_from(self) -> int:
-        """The overlays."""
-        return self.overlays
 
     def prepare(self, model: Model, clean: ImageSet, run: Run) -> Calibrated:
         """The screen of an encoder, its overlays and its threshold drawn from the clean images."""
