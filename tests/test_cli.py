@@ -527,6 +527,29 @@ def test_a_report_is_made_from_the_results_alone(sapper: Sapper, tmp_path: Path)
     assert numbers(read_results(tmp_path / "moved")) == numbers(made_up(("mlp",)))
 
 
+@pytest.mark.slow
+def test_runs_with_other_seeds_are_put_together(sapper: Sapper, file: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        sapper("run", file, "--out", tmp_path / f"run{seed}", *QUICK, "--set", f"seeds=[{seed}]")
+    end = sapper("merge", tmp_path / "run0", tmp_path / "run1", "--out", tmp_path / "both")
+    assert end.code == 0, end.err
+    assert {record.seed for record in read_results(tmp_path / "both").records} == {0, 1}
+    assert (tmp_path / "both" / "report.html").is_file()
+    again = sapper("merge", tmp_path / "run0", tmp_path / "both", "--out", tmp_path / "all")
+    assert f"{tmp_path / 'both'}: seed 0 is in {tmp_path / 'run0'}, too" in told(again)
+    assert not (tmp_path / "all").exists()
+
+
+def test_what_cannot_be_put_together_is_told(sapper: Sapper, tmp_path: Path) -> None:
+    one = write_results(replace(made_up(("mlp",)), scenario={}), tmp_path / "one").parent
+    two = write_results(made_up(("mlp",)), tmp_path / "two").parent
+    assert "--out" in sapper("merge", one, two).err
+    assert "one run" in told(sapper("merge", two, "--out", tmp_path / "new"))
+    assert f"{one}: its scenario has no seeds" in told(sapper("merge", one, two, "--out", tmp_path / "new"))
+    assert "three: cannot be read" in told(sapper("merge", two, tmp_path / "three", "--out", tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_results_without_pictures_give_the_same_table(sapper: Sapper, tmp_path: Path) -> None:
     picture = Picture(task="signs", target="t", role="clean", caption="", png="")
     results = replace(made_up(("mlp",)), scenario={"seeds": [0]}, pictures=(picture,))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sapper.errors import SapperError
     from sapper.experiment.results import Record, Results, read_results
     from sapper.report.audit_files import write_audit
+    from sapper.report.merging import merge
     from sapper.report.repaired import write_repair
     from sapper.running import Run
     from sapper.samples import ImageSet, Samples
@@ -62,6 +63,7 @@ _PLACES = {
     "sapper.errors": ("SapperError",),
     "sapper.experiment.results": ("Record", "Results", "read_results"),
     "sapper.report.audit_files": ("write_audit",),
+    "sapper.report.merging": ("merge",),
     "sapper.report.repaired": ("write_repair",),
     "sapper.running": ("Run",),
     "sapper.samples": ("ImageSet", "Samples"),
@@ -106,6 +108,7 @@ __all__ = [
     "load_data",
     "load_images",
     "load_poisoned",
+    "merge",
     "open",
     "public_key",
     "read_bag",

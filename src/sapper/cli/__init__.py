@@ -43,6 +43,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     experiments.run,
     experiments.demo,
     experiments.report,
+    experiments.merge,
     audits.audit,
     audits.replay,
     repairing.repair,

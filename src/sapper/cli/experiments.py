@@ -174,6 +174,18 @@ def report(
     say(f"report: {path}")
 
 
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="The folders of two runs or more.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the new results.json and report.html.")],
+) -> None:
+    """Put runs of one scenario together that had different seeds, such as from several machines."""
+    check_writable(out_folder)
+    from sapper.report.merging import merge as merge_runs
+
+    print_results(merge_runs(folders, out_folder))
+    say(f"report: {out_folder / 'report.html'}")
+
+
 def _scenario_file(name: str) -> Path:
     """The file itself, or the shipped scenario of that name."""
     return shipped_file(name, "scenarios", "scenario")

@@ -3,7 +3,7 @@
 ``place`` is what all records of a defense on a task share: seed, task, attack, head, defense, condition.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -97,6 +97,28 @@ def detector_records(
         elif ids is not None:
             there |= {"subject": ids[STATES[each.attacked is True]]}
         yield _record(there, each)
+
+
+def records_of_encoders(place: Place, measures: Sequence[OfVerdicts], judged: Sequence[Judged]) -> Iterator[Record]:
+    """The same of a detector of encoders, on those of all seeds together."""
+    seconds: dict[State, float] = {
+        state: sum((verdict.seconds for verdict in judged if verdict.state == state), 0.0) for state in STATES.values()
+    }
+    return detector_records(place | {"seed": None}, measures, judged, frozenset(), seconds)
+
+
+def by_detector(judged: Iterable[Judged]) -> list[tuple[Place, list[Judged]]]:
+    """Verdicts by what has the same place: one detector's, on classifiers of one task or on encoders, of all seeds."""
+    groups = list[tuple[Place, list[Judged]]]()
+    for verdict in judged:
+        task = None if verdict.classifier is None else verdict.task
+        place = {"attack": verdict.attack, "condition": verdict.condition, "defense": verdict.defense, "task": task}
+        own = next((members for known, members in groups if known == place), None)
+        if own is None:
+            groups.append((place, [verdict]))
+        else:
+            own.append(verdict)
+    return groups
 
 
 def held_out_records(place: Place, judged: Sequence[Judged]) -> Iterator[Record]:

@@ -25,17 +25,19 @@ from sapper.experiment.findings import Findings
 from sapper.experiment.fleets import Fleet, claimed, learn
 from sapper.experiment.pipeline import Measured
 from sapper.experiment.records import (
+    by_detector,
     certifier_records,
     detector_records,
     first_of_each,
     held_out_records,
+    records_of_encoders,
     verdicts_on_classifiers,
     verdicts_on_encoders,
 )
-from sapper.experiment.results import Guaranteed, Judged, State
+from sapper.experiment.results import Guaranteed, State
 from sapper.experiment.screening import ScreenInputs, judged_and_clean, screen_curves, screen_records
 from sapper.experiment.streams import Stream
-from sapper.experiment.subjects import ATTACKED, CLEAN, REPAIRED, Subject
+from sapper.experiment.subjects import REPAIRED, Subject
 from sapper.experiment.trial import Lab, Session, Trial, Variant
 from sapper.experiment.verdicts import verdicts
 from sapper.experiment.works import read_choices
@@ -167,15 +169,11 @@ def look_at_encoders(trials: Sequence[Trial], session: Session) -> None:
                 answers = _by_fleet(first, plan, section, chosen, session)
             else:
                 answers = _by_images(first, plan, chosen, session)
-        place = first.place | {"seed": None, "defense": plan.name}
+        place = first.place | {"defense": plan.name}
         judged = verdicts_on_encoders(place, chosen, answers)
         findings.verdicts += judged
-        seconds: dict[State, float] = {
-            state: sum((verdict.seconds for verdict in judged if verdict.state == state), 0.0)
-            for state in (CLEAN, ATTACKED)
-        }
         detector: EncoderLearner | EncoderExaminer = plan.method.parameters
-        findings.records += detector_records(place, detector.measures, judged, frozenset(), seconds)
+        findings.records += records_of_encoders(place, detector.measures, judged)
 
 
 def _by_fleet(
@@ -222,16 +220,10 @@ def _by_images(trial: Trial, plan: DefensePlan, chosen: Sequence[Subject], sessi
 def hold_out(variant: Variant, findings: Findings) -> None:
     """For every detector, what a threshold from other seeds would have flagged."""
     scenario = variant.scenario
-    attack = scenario.attack_name
-    groups: dict[tuple[str, str | None], list[Judged]] = {}
-    ours = (verdict for verdict in findings.verdicts if verdict.attack == attack)
-    for verdict in (verdict for verdict in ours if verdict.condition == variant.condition):
-        task = None if verdict.classifier is None else verdict.task
-        groups.setdefault((verdict.defense, task), []).append(verdict)
-    for (defense, task), judged in groups.items():
-        head = None if task is None else scenario.primary_head
-        place = {"task": task, "attack": attack, "head": head, "defense": defense, "condition": variant.condition}
-        findings.records += held_out_records(place, judged)
+    ours = (verdict for verdict in findings.verdicts if verdict.attack == scenario.attack_name)
+    for place, judged in by_detector(verdict for verdict in ours if verdict.condition == variant.condition):
+        head = None if place["task"] is None else scenario.primary_head
+        findings.records += held_out_records(place | {"head": head}, judged)
 
 
 def check_fleets(scenario: Scenario, data: Data, lab: Lab) -> None:
