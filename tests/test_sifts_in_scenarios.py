@@ -203,6 +203,7 @@ def test_the_report_tells_what_was_removed_and_what_training_again_gives(
     [
         (NO_POISON.format("badencoder") + SPECTRAL, "poisons no data", "method"),
         (NO_POISON.format("trojannn") + SPECTRAL, "poisons no data", "method"),
+        (OF_ENCODER + SPECTRAL, "needs labels, and these rows have none", "clusters"),
         (BADNETS + SPECTRAL.replace("0.2", "1.0"), "less than 1", "epsilon"),
         (BADNETS + SPECTRAL + "tasks = ['cups']\n", "no task with a target", "tasks"),
     ],
@@ -218,7 +219,6 @@ def test_a_sift_that_cannot_be_is_told_when_the_scenario_is_read(
 @pytest.mark.parametrize(
     ("extra", "message", "where"),
     [
-        (OF_ENCODER + SPECTRAL, "needs labels, and these rows have none", "clusters"),
         (OF_ENCODER + SPECTRAL + "clusters = 99\n", "60 rows cannot be in 99 clusters", "clusters"),
         (BADNETS + SPECTRAL + "clusters = 99\n", "60 rows cannot be in 99 clusters", "clusters"),
         (BADNETS + '\n[[defense]]\nmethod = "density_outliers"\nneighbors = 60\n', "do not have 60", "neighbors"),

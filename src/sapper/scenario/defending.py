@@ -11,7 +11,7 @@ from sapper.errors import SapperError, closest, located
 from sapper.methods import imported, settings
 from sapper.pretraining.contracts import Pretraining
 from sapper.scenario.checking import read_instance
-from sapper.scenario.kinds import DoesNotApplyError, check_defense, check_fleet
+from sapper.scenario.kinds import DoesNotApplyError, check_defense, check_fleet, check_sift
 from sapper.scenario.named import Named, with_method
 from sapper.scenario.outline import with_place
 from sapper.scenario.sections import (
@@ -111,6 +111,8 @@ def read_defense(
         raise DoesNotApplyError(what, where=f"{file}: {key}.tasks", remedy=remedy)
     if isinstance(section, CertifySection):
         _check_sizes(section, chosen, size, f"{file}: {key}")
+    if isinstance(section, SiftSection):
+        check_sift(chosen.parameters, pretraining.parameters, attack.parameters, f"{file}: {key}")
     if isinstance(section, DetectSection):
         _check_inputs(section, chosen, f"{file}: {key}")
     shadows = None

@@ -1,11 +1,12 @@
 """What an attack's kind allows in a scenario: which keys, how many targets, which defenses."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from sapper.attacks.contracts import Attack, Choosy, Poison
 from sapper.attacks.target import TargetPlan
-from sapper.defenses.contracts import Defense, Kind
+from sapper.defenses.contracts import Defense, Kind, Sift
 from sapper.downstream import AnyHead
 from sapper.errors import SapperError, located
 from sapper.pretraining.contracts import Pretraining
@@ -98,6 +99,16 @@ def check_fleet(name: str, start: Named[Pretraining], attack: Named[Any], where:
     except SapperError as error:
         what = f"{name} attacks its fleet with a patch and one reference image, and {attack.name} cannot: {error.what}"
         raise DoesNotApplyError(what, where=where, remedy=remedy) from error
+
+
+def check_sift(sift: Sift, start: Pretraining, attack: Attack, where: str) -> None:
+    """Raises ``DoesNotApplyError`` where rows of a pre-training are sifted by labels that it does not have."""
+    if kind_of(attack) != "poison pretraining" or "labels" in start.needs:
+        return
+    try:
+        sift.check(sys.maxsize, 0)
+    except SapperError as error:
+        raise DoesNotApplyError(error.what, where=f"{where}.{error.where}", remedy=error.remedy) from error
 
 
 def check_gray(name: str, defense: Any, gray: Sequence[str], where: str) -> None:
