@@ -16,6 +16,7 @@ from sapper.defenses.certify.ibp import (
     all_corners,
     bounds,
     growth,
+    least_margins,
     margins,
     network,
     proven,
@@ -25,6 +26,7 @@ from sapper.defenses.defender import Defender
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet, to_float
+from sapper.samples.images import PIXELS
 from tests.victims import plain
 
 RUN = Run(seed=1)
@@ -141,6 +143,25 @@ def test_margins_are_those_of_the_loops_and_no_wider_than_bounds_of_logits(kind:
 def test_an_image_is_proven_where_all_margins_at_all_places_are_above_zero() -> None:
     least = torch.tensor([[[0.0, 2, 1], [0, 1, 3]], [[0, 2, 1], [0, -0.1, 3]], [[0, 2, 1], [0, 1e-6, 3]]])
     assert proven(least, torch.zeros(3, dtype=torch.int64)).tolist() == [[True, True], [True, False], [True, False]]
+
+
+def test_a_few_images_at_a_time_give_the_same_margins_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    learning, dice = net("cnn", size=9).requires_grad_(True), torch.Generator().manual_seed(3)
+    images, labels = torch.rand(5, 3, 9, 9, generator=dice), torch.randint(3, (5,), generator=dice)
+    corners = torch.randint(6, (5, 4, 2), generator=dice)
+    found = []
+    for pixels in (2**19, 8 * 81):  # all at once, two at a time
+        monkeypatch.setitem(PIXELS, "cpu", pixels)
+        least = least_margins(learning, images, corners, labels, 3, 0.7)
+        learning.zero_grad()
+        least.square().sum().backward()
+        found.append(
+            [least.detach(), *(weight.grad.clone() for weight in learning.parameters() if weight.grad is not None)]
+        )
+    whole = margins(learning, under_patch(images, corners, 3, 0.7), labels).amin(1)
+    torch.testing.assert_close(found[0][0], whole.detach(), rtol=0, atol=0)
+    assert len(found[0]) > 10
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_patch_grows_into_the_training() -> None:

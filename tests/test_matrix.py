@@ -10,6 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sapper
+from sapper.engine.executors import Tell
+from sapper.engine.stage import Stage
+from sapper.engine.store import Finished, Store
 from sapper.errors import SapperError
 from sapper.experiment.results import Judged, Model, Record, Results, read_results, write_results
 from sapper.report import markdown, matrix, render
@@ -364,3 +368,24 @@ def test_each_task_has_a_column_and_one_encoder_counts_for_both() -> None:
     assert told["unlearning"].startswith("No answer (no trigger was recovered, so nothing was changed): balls → red.")
     assert told["strip"] == "Not tried: balls → red, boxes → red."
     assert "Without a defense these have a strict ASR below 50 %: boxes → red." in told["decree"]
+
+
+class StartedError(Exception):
+    """Something is about to be made."""
+
+
+class Starting:
+    """An executor that takes all stages and makes none."""
+
+    def takes(self, stage: Stage) -> bool:
+        return True
+
+    def make(self, missing: list[Stage], done: dict[Stage, Finished], store: Store, tell: Tell) -> None:
+        raise StartedError(len(missing))
+
+
+@pytest.mark.slow  # its data are drawn
+def test_the_matrix_of_all_methods_starts(tmp_path: Path) -> None:
+    with pytest.raises(StartedError) as started:
+        sapper.run("matrix", tmp_path, overrides=("seeds=[0]", 'precision="float32"'), executor=Starting())
+    assert started.value.args[0] > 500

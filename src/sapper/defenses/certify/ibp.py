@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as again
 
 from sapper.defenses.contracts import Certifier, Need
 from sapper.defenses.defender import Defender
@@ -79,7 +80,7 @@ class IBP(Checked, Certifier):
     kind: ClassVar[Literal["certify"]] = "certify"
     needs: ClassVar[frozenset[Need]] = frozenset({"samples", "labels"})
     measures: ClassVar[tuple[OfAnswers, ...]] = CERTIFIED
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     uses_encoder: ClassVar[bool] = False
     source: ClassVar[str] = "Chiang et al., ICLR 2020"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
@@ -109,8 +110,8 @@ class IBP(Checked, Certifier):
             def terms(step: Step) -> Terms:
                 pixels, wanted = images.batch(step.rows), labels[step.rows.to(run.device)]
                 corners = self._corners(len(pixels), defender.train.size, dice).to(run.device)
-                interval = under_patch(pixels, corners, self.patch, growth(step.done))
-                return {"loss": F.cross_entropy(-margins(net, interval, wanted).amin(1), wanted)}
+                least = least_margins(net, pixels, corners, wanted, self.patch, growth(step.done))
+                return {"loss": F.cross_entropy(-least, wanted)}
 
             train(
                 net,
@@ -250,6 +251,24 @@ def margins(net: nn.Sequential, interval: Interval, labels: Tensor) -> Tensor:
     difference = last.weight[labels].unsqueeze(1) - last.weight  # (N, K, D)
     offset = (last.bias[labels].unsqueeze(1) - last.bias).unsqueeze(1)
     return middle @ difference.mT - radius @ difference.abs().mT + offset
+
+
+def least_margins(
+    net: nn.Sequential, images: Tensor, corners: Tensor, labels: Tensor, patch: int, reach: float
+) -> Tensor:
+    """The least margin over the places of each image, float (N, K), with gradients; ``corners`` int64 (N, L, 2).
+
+    A few images at a time: what their gradients need is computed again when they are wanted, or it would not fit.
+    """
+
+    def some(pixels: Tensor, places: Tensor, own: Tensor) -> Tensor:
+        return margins(net, under_patch(pixels, places, patch, reach), own).amin(1)
+
+    count = max(1, at_once(images, gradients=True) // corners.shape[1])
+    if len(images) <= count:
+        return some(images, corners, labels)
+    parts = zip(images.split(count), corners.split(count), labels.split(count))
+    return torch.cat([again(some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
 def _flat(interval: Interval) -> Interval:
