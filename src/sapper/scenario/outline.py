@@ -118,7 +118,21 @@ def with_place(
 ) -> tuple[Any, str]:
     """A section whose table also holds the parameters of its method, without these; and the place of the method."""
     section: Any = read_section(model, {name: value for name, value in raw.items() if name in keys(model)}, file, key)
-    return section, place_of(kind, table, section.method, f"{file}: {key}.method")
+    name, where = section.method, f"{file}: {key}.method"
+    others = (words for other, (names, words) in TABLES.items() if other != kind and name in known(other, names))
+    belongs = next(others, None)
+    if belongs is not None and name not in known(kind, table):
+        raise SapperError(f"{name} is no method of this section", where=where, remedy=f"put it into {belongs}")
+    return section, place_of(kind, table, name, where)
+
+
+TABLES = {
+    "pretraining": (pretraining.METHODS, "[pretraining]"),
+    "attacks": (attacks.METHODS, "[attack]"),
+    "defenses": (defenses.METHODS, "[[defense]]"),
+    "heads": (HEADS, "[[head]]"),
+}
+"""The methods that sections choose from, and how these are written in a file."""
 
 
 def keys(model: type[Section]) -> set[str]:
