@@ -249,7 +249,8 @@ def test_pages_have_the_attacks_as_rows(results: Results) -> None:
     assert head == "| attack | spectral_signatures |"
     (row,) = [line for line in lines[lines.index(head) :][:5] if line.startswith("| badnets |")]
     (found,) = [each for (name, _), each in matrix.squares(results).items() if name == "spectral_signatures"]
-    assert row.endswith(f"| {found.numbers[0].number} |")
+    assert row.endswith(f"| {found.numbers[0].number}<br><sub>{found.numbers[0].span}</sub> |")
+    assert "…" in found.span
     assert [line.removeprefix("* ") for line in lines if line.startswith("* ")] == matrix.sentences(results)
     with pytest.raises(SapperError, match="not the results of a matrix"):
         markdown.matrices(replace(results, scenario={**results.scenario, "matrix": False}))

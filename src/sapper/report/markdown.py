@@ -60,16 +60,20 @@ def matrices(results: Results) -> str:
         names = [row.name for row in block.rows]
         lines += ["", f"**{block.title}**", "", f"| attack | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
         for at, attack in enumerate(content.columns):
-            cells = (row.squares[at].text for row in block.rows)
+            cells = (_square(row.squares[at]) for row in block.rows)
             lines.append(f"| {attack.replace('|', '&#124;')} | {' | '.join(cells)} |")
     lines += ["", f"{MATRIX_NOTE} {_surroundings(results)}.", "", *(f"* {sentence}" for sentence in content.sentences)]
     return "\n".join(lines) + "\n"
 
 
 MATRIX_NOTE = (
-    "n/a: the defense does not apply to the attack; –: it was not tried; ?: it gave no answer. The report has the "
-    "intervals and the reasons."
+    "n/a: the defense does not apply to the attack; –: it was not tried; ?: it gave no answer. Below the numbers are "
+    "their 95 % intervals. The report has the reasons."
 )
+
+
+def _square(square: matrix.Square) -> str:
+    return f"{square.text}<br><sub>{square.span}</sub>" if square.span else square.text
 
 
 def _surroundings(results: Results) -> str:

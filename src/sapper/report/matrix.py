@@ -23,11 +23,15 @@ STOPPED, LEFT, COST = 0.1, 0.5, 0.03
 
 @dataclass(frozen=True)
 class Square:
-    """One attack and one defense. ``heat``: 1 where the defense works, 0 where it does nothing, none for neither."""
+    """One attack and one defense. ``heat``: 1 where the defense works, 0 where it does nothing, none for neither.
+
+    ``span``: the 95 % intervals of the numbers in ``text``.
+    """
 
     text: str
     title: str = ""
     heat: float | None = None
+    span: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,11 @@ class Found:
         return " / ".join(each.number for each in self.numbers) or "?"
 
     @property
+    def span(self) -> str:
+        there = any(each.span for each in self.numbers)
+        return " / ".join(each.span or text.NOTHING for each in self.numbers) if there else ""
+
+    @property
     def title(self) -> str:
         named = [
             f"{name} {each.number}{f' ({each.span})' if each.span else ''}"
@@ -179,13 +188,13 @@ def section(results: Results) -> Matrix | None:
 
 
 def _plain(value: Estimate | None) -> Square:
-    return Square(text.NOTHING) if value is None else Square(value.number, value.span)
+    return Square(text.NOTHING) if value is None else Square(value.number, value.span, span=value.span)
 
 
 def _square(name: str, column: Column, found: Places, reasons: Mapping[tuple[str, str], str]) -> Square:
     there = found.get((name, column))
     if there is not None:
-        return Square(there.shown, there.title, there.heat(column))
+        return Square(there.shown, there.title, there.heat(column), there.span)
     reason = reasons.get((name, column.attack))
     return Square(text.NOTHING, "not tried") if reason is None else Square("n/a", reason)
 
