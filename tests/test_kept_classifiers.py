@@ -229,7 +229,7 @@ def test_the_classifier_that_was_measured_is_the_one_that_is_kept(
 
 
 def test_certified_defenses_look_at_it_unless_they_replace_it(blinded: tuple[Results, Path, str]) -> None:
-    results, folder, _ = blinded
+    results, folder, head = blinded
 
     def answers(defense: str) -> list[list[float]]:
         ours = [record for record in results.records if record.defense == defense]
@@ -240,8 +240,9 @@ def test_certified_defenses_look_at_it_unless_they_replace_it(blinded: tuple[Res
     assert plain == attacked, "a network of its own takes the place of either"
     assert len(answers("patchcleanser")[1]) == len(plain)
     works = [json.loads(file.read_text())["key"]["work"] for file in folder.glob("store/certify-*/stage.json")]
-    assert [work["victim"].get("kept") for work in works if work["name"] == "patchguard_bn"] == [None]
-    assert {work["victim"].get("kept") for work in works if work["name"] == "patchcleanser"} == {None, True}
+    clean = True if head == "other" else None  # which is tuned, and kept, too
+    assert [work["victim"].get("kept") for work in works if work["name"] == "patchguard_bn"] == [clean]
+    assert {work["victim"].get("kept") for work in works if work["name"] == "patchcleanser"} == {clean, True}
 
 
 def test_reports_do_not_speak_of_a_backdoored_encoder(blinded: tuple[Results, Path, str]) -> None:

@@ -7,6 +7,9 @@ import pytest
 from sapper import datasets, encoders
 from sapper.downstream import Finetune
 from sapper.downstream import files as classifiers
+from sapper.engine.executors import Tell
+from sapper.engine.stage import Stage
+from sapper.engine.store import Finished, Store
 from sapper.experiment.results import Results
 from sapper.running import Run
 from tests.micro import PLAIN, experiment, perform, write_data
@@ -77,3 +80,58 @@ def test_it_is_the_classifier_that_its_head_makes(tmp_path: Path) -> None:
     direct = Finetune(epochs=2, hidden=(6,)).tune(encoders.load(start, run), train, run.child("head finetune"))
     kept = [classifiers.load(file, run)[0] for file in (tmp_path / "out" / "store").glob("tuning-*/*.safetensors")]
     assert [same(each, direct) for each in kept].count(True) == 1
+
+
+DEFENSES = """
+[[defense]]
+method = "neural_cleanse"
+steps = 2
+minibatches = 1
+subjects = 2
+tasks = ["balls"]
+
+[[defense]]
+method = "scan"
+per_class = 5
+tasks = ["balls"]
+
+[[defense]]
+method = "strip"
+overlays = 4
+share = 0.7
+test_images = 12
+tasks = ["balls"]
+
+[[defense]]
+method = "patchguard_bn"
+epochs = 1
+patch = 3
+patches = [3]
+tasks = ["balls"]
+"""
+
+
+class Looking:
+    """An executor that sees all stages and leaves them to the caller."""
+
+    def __init__(self) -> None:
+        self.seen: list[Stage] = []
+
+    def takes(self, stage: Stage) -> bool:
+        self.seen.append(stage)
+        return False
+
+    def make(self, missing: list[Stage], done: dict[Stage, Finished], store: Store, tell: Tell) -> None:
+        raise AssertionError("it takes none")
+
+
+def test_defenses_look_at_the_classifier_that_was_tuned(tmp_path: Path) -> None:
+    data, looking = write_data(tmp_path / "data"), Looking()
+    scenario = experiment(data, "pretraining.epochs=1", HEAD, text=PLAIN, extra=SECTIONS + DEFENSES)
+    results = perform(scenario, tmp_path / "out", executor=looking, side_by_side=True)
+    defended = [stage for stage in looking.seen if stage.work.name in ("detect", "screen", "certify")]
+    assert {stage.work.name for stage in defended} == {"detect", "screen", "certify"}
+    for stage in defended:
+        assert [each.work.name for each in stage.inputs].count("tuning") == 1, stage.title
+    judged = [each for each in results.verdicts if each.defense == "neural_cleanse" and each.attack == "patch"]
+    assert [each.classifier for each in judged] == [0, 1, 0, 1]

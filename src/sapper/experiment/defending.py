@@ -1,8 +1,8 @@
 """The works of those who defend: classifiers that a victim built, and encoders, looked at by detectors.
 
-Inputs of what looks at classifiers: the encoder, the choices of the task's references, and, where ``poisoned``, what
-holds the poisoned training set, or, where ``kept``, what holds a classifier that was trained before; of what
-shows them triggers, where ``made_triggers``, what holds those.
+Inputs of what looks at classifiers: the encoder, the choices of the task's references; where ``poisoned``, what holds
+the poisoned training set; where ``kept``, what holds a classifier that was trained before; of what shows them triggers,
+where ``made_triggers``, what holds those.
 """
 
 from collections.abc import Mapping
@@ -58,9 +58,9 @@ CERTIFIED_FORM = 2
 class Victim:
     """Who built classifiers for a task on an encoder.
 
-    Classifier 0 is the one whose CA or BA the scenario measures; the others differ from it in their head's seed. Of an
-    attacked training there is none but the one that it made, ``kept`` in a file. ``delivered``: the training set that
-    they are built on, where it is not the task's own but a poisoned one.
+    Classifier 0 is the one whose CA or BA the scenario measures; the others differ from it in their head's seed. Where
+    its training took long, it was ``kept`` in a file; of an attacked training there are no others. ``delivered``: the
+    training set that they are built on, where it is not the task's own but a poisoned one.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Victim:
 
     def classifier(self, number: int) -> Classifier:
         """The victim's classifier with that number."""
-        if self.kept is not None:
+        if self.kept is not None and number == 0:
             return load(self.kept, self.run)[0].requires_grad_(False)
         name = f"head {self.head.name}{f' {number}' if number else ''}"
         return self.holdings.build(self.run.child(name))
@@ -121,9 +121,9 @@ class Classifiers:
 
     def victim(self, inputs: tuple[Path, ...], run: Run) -> Victim:
         """Their owner."""
-        data = self.task.victim(read_choices(inputs[1]))
-        delivered = read_poisoned(inputs[2])[0] if self.poisoned else None
-        kept = classifier_file(inputs[2]) if self.kept else None
+        data, rest = self.task.victim(read_choices(inputs[1])), list(inputs[2:])
+        delivered = read_poisoned(rest.pop(0))[0] if self.poisoned else None
+        kept = classifier_file(rest.pop(0)) if self.kept else None
         return Victim(data, victims_encoder(self.task, inputs[0], run), self.head, run, kept, delivered)
 
 

@@ -285,7 +285,7 @@ def _repaired_classifiers(
     for plan in repairs:
         if not plan.on(task.name) or subject.head not in (None, plan.head.name):
             continue
-        kept = subject.source if subject.of == "classifier" else _tuned(after, plan.head)
+        kept = subject.source if subject.of == "classifier" else tuned_head(after, plan.head)
         poisoned = subject.source if subject.of == "task" and kept is None else None
         who = Classifiers(task=task, head=plan.head, poisoned=poisoned is not None, kept=kept is not None)
         there, place = (subject.stage, graph.choices[task.name], poisoned, kept), f"on the {subject.words}, {task.name}"
@@ -310,7 +310,7 @@ def _repaired_classifiers(
         yield Measured(task=task, baseline=attacked.baseline, before=attacked.before, subject=repaired, after=stage)
 
 
-def _tuned(heads: Stage, head: Named) -> Stage | None:
+def tuned_head(heads: Stage, head: Named) -> Stage | None:
     """What leaves the classifier of a head that was trained with its encoder, of those that ``heads`` asks."""
     works = ((stage, stage.work) for stage in heads.inputs)
     return next((stage for stage, work in works if isinstance(work, TuneHead) and work.head.name == head.name), None)

@@ -23,7 +23,7 @@ from sapper.experiment.data import Data, defended_part, stream_part
 from sapper.experiment.defending import Certify, Classifiers, Detect, Examine, Judge, needs_inputs
 from sapper.experiment.findings import Findings
 from sapper.experiment.fleets import Fleet, claimed, learn
-from sapper.experiment.pipeline import Measured
+from sapper.experiment.pipeline import Measured, tuned_head
 from sapper.experiment.records import (
     by_detector,
     certifier_records,
@@ -80,11 +80,12 @@ def _on_classifiers(trial: Trial, plan: DefensePlan, measured: Measured, subject
     task, section = measured.task, plan.section
     stood_on, made = subject.stage, None
     poisoned = subject.source if subject.of == "task" else None
-    kept = subject.source if subject.of == "classifier" else None
+    heads = measured.before if subject is measured.baseline else measured.after
+    kept = subject.source if subject.of == "classifier" else _tuned(heads, trial)
     if isinstance(section, CertifySection):
         certifier: Certifier | Smoother = plan.method.parameters
         if not certifier.uses_encoder:  # a network of its own takes the place of all that was built
-            stood_on, kept = measured.baseline.stage, None
+            stood_on, kept = measured.baseline.stage, _tuned(measured.before, trial)
     classifiers = Classifiers(
         task=task, head=trial.scenario.primary, poisoned=poisoned is not None, kept=kept is not None
     )
@@ -113,6 +114,10 @@ def _on_classifiers(trial: Trial, plan: DefensePlan, measured: Measured, subject
         )
     there = tuple(each for each in (*inputs, made) if each is not None)
     return Stage(work, trial.run, there, title=f"{plan.name} on the {subject.words}, {task.name}")
+
+
+def _tuned(heads: Stage | None, trial: Trial) -> Stage | None:
+    return None if heads is None else tuned_head(heads, trial.scenario.primary)
 
 
 def subjects_triggers(trial: Trial, measured: Measured) -> Stage | None:
