@@ -137,6 +137,8 @@ def test_one_run_is_too_few_and_none_is_written_over(runs: dict[Path, Results], 
     one, zero, _ = runs
     with pytest.raises(SapperError, match="one run"):
         merge([one], tmp_path / "new")
+    with pytest.raises(SapperError, match="verdicts of all seeds"):
+        merged({one: replace(runs[one], verdicts=()), zero: runs[zero]}, tmp_path / "new")
     with pytest.raises(SapperError, match="twice"):
         merge([one, one / "results.json"], tmp_path / "new")
     before = (zero / "results.json").read_bytes()

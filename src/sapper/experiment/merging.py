@@ -6,6 +6,7 @@ every run, so what each run tells of it stays by itself, under the condition ``s
 """
 
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def merged(runs: Mapping[Path, Results], out: Path) -> Results:
         first,
         scenario=content,
         environment=environment,
-        command=" ".join(["sapper merge", *(str(folder) for folder in ordered), "--out", str(out)]),
+        command=shlex.join(["sapper", "merge", *(str(folder) for folder in ordered), "--out", str(out)]),
         records=(*_records(every, scenario), *_counted_again(verdicts, scenario)),
         subjects=unique(_all(every, lambda each: each.subjects)),
         artifacts=tuple(
@@ -68,6 +69,10 @@ def _check(runs: Mapping[Path, Results]) -> None:
     for folder, results in runs.items():
         if not results.scenario.get("seeds"):
             raise SapperError("its scenario has no seeds", where=str(folder), remedy="name a run of a scenario")
+        told = {record.defense for record in results.records if record.seed is None}
+        if told - {verdict.defense for verdict in results.verdicts}:
+            what = "verdicts of all seeds would be counted again, and they are not in its results"
+            raise SapperError(what, where=str(folder), remedy="name the run's own folder")
     (one, first), *others = runs.items()
     known = dict.fromkeys(first.scenario["seeds"], one)
     for folder, results in others:
