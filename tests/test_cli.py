@@ -545,7 +545,8 @@ def test_what_cannot_be_put_together_is_told(sapper: Sapper, tmp_path: Path) -> 
     two = write_results(made_up(("mlp",)), tmp_path / "two").parent
     assert "--out" in sapper("merge", one, two).err
     assert "one run" in told(sapper("merge", two, "--out", tmp_path / "new"))
-    assert f"{one}: its scenario has no seeds" in told(sapper("merge", one, two, "--out", tmp_path / "new"))
+    unlike = told(sapper("merge", one, two, "--out", tmp_path / "new"))
+    assert f"{one}: the seeds of its scenario are None, and not a list of numbers" in unlike
     assert "three: cannot be read" in told(sapper("merge", two, tmp_path / "three", "--out", tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 

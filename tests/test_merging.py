@@ -122,6 +122,9 @@ def test_other_machines_are_told(runs: dict[Path, Results]) -> None:
     [
         ({"name": "other"}, "differs from that of .* in 'name'"),
         ({"seeds": [2, 0]}, "seed 0 is in .*, too"),
+        ({"seeds": []}, "not a list of numbers"),
+        ({"seeds": 1}, "not a list of numbers"),
+        ({"seeds": ["1"]}, "not a list of numbers"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(

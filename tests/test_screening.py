@@ -137,6 +137,10 @@ def test_the_report_shows_the_table_and_the_curves(
     print_results(results)
     told = " ".join(capsys.readouterr().out.split())
     assert f"backdoored: rejects {100 * rejected.value:.1f} % of triggered images" in told
+    later = replace(results, rocs=results.rocs + tuple(replace(each, seed=1) for each in results.rocs))
+    (once, *_), (twice, *_) = (screens.section(each).groups for each in (results, later))  # type: ignore[union-attr]
+    assert twice.drawing.count("<path") > once.drawing.count("<path"), "each seed has its line"
+    assert twice.keys == once.keys, "of one color"
     nothing = replace(results, rocs=())
     assert screens.section(nothing) is None
     assert screens.sentences(nothing) == []

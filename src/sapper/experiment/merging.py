@@ -67,8 +67,10 @@ def _check(runs: Mapping[Path, Results]) -> None:
     if len(runs) < 2:
         raise SapperError("there is one run, or none", where="merge", remedy="name the folders of two runs or more")
     for folder, results in runs.items():
-        if not results.scenario.get("seeds"):
-            raise SapperError("its scenario has no seeds", where=str(folder), remedy="name a run of a scenario")
+        seeds = results.scenario.get("seeds")
+        if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
+            what = f"the seeds of its scenario are {seeds!r}, and not a list of numbers"
+            raise SapperError(what, where=str(folder), remedy="name a run of a scenario")
         told = {record.defense for record in results.records if record.seed is None}
         if told - {verdict.defense for verdict in results.verdicts}:
             what = "verdicts of all seeds would be counted again, and they are not in its results"

@@ -7,6 +7,7 @@ page's style sheet, so that the same drawing fits light and dark.
 
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,15 @@ class Key:
     mark: str
     name: str
     value: str = ""
+
+
+@dataclass(frozen=True)
+class RocLine:
+    """One ROC curve: ``points``, from (0, 0) to (1, 1); ``at``: the one that a threshold chose."""
+
+    key: Key
+    points: Sequence[tuple[float, float]]
+    at: tuple[float, float] | None = None
 
 
 def class_color(label: float) -> str:
@@ -168,29 +178,22 @@ def certified(lines: Mapping[str, Mapping[float, Estimate]], colors: Mapping[str
         return _svg(figure, name)
 
 
-def roc(
-    curves: Mapping[str, Sequence[tuple[float, float]]],
-    name: str,
-    colors: Mapping[str, Key] | None = None,
-    marked: Mapping[str, tuple[float, float]] | None = None,
-) -> Markup:
-    """ROC curves, a color for each, and the diagonal of a coin toss; both axes in per cent.
-
-    ``colors``: other colors and marks (line, dotted); ``marked``: a point of a curve that a threshold chose.
-    """
+def roc(lines: Sequence[RocLine], name: str) -> Markup:
+    """ROC curves, and the diagonal of a coin toss; both axes in per cent. Of several with one key, each is thinner."""
     with rc_context(_STYLE):
         figure, axes = _canvas(3.4, 3.2)
         axes.set(xlim=(-2, 102), ylim=(-2, 102))
         axes.set_aspect("equal")
         axes.plot([0, 100], [0, 100], color=_PLACEHOLDERS["muted"], linestyle=":", linewidth=1)
-        for at, (curve, points) in enumerate(curves.items()):
-            key = (colors or {}).get(curve, Key(class_color(at), "line", curve))
-            color, line = _PLACEHOLDERS[key.color], ":" if key.mark == "dotted" else "-"
-            x, y = ([100 * value for value in values] for values in zip(*points))
-            axes.plot(x, y, color=color, linestyle=line, linewidth=1.6, drawstyle="steps-post", clip_on=False)
-            if marked and curve in marked:
-                x, y = ([100 * value] for value in marked[curve])
-                axes.plot(x, y, color=color, marker="o", markersize=5, clip_on=False)
+        counts = Counter(line.key for line in lines)
+        for line in lines:
+            color, alone = _PLACEHOLDERS[line.key.color], counts[line.key] == 1
+            style: dict[str, Any] = {"color": color, "alpha": 1.0 if alone else 0.7, "clip_on": False}
+            x, y = ([100 * value for value in values] for values in zip(*line.points))
+            dots = ":" if line.key.mark == "dotted" else "-"
+            axes.plot(x, y, linestyle=dots, linewidth=1.6 if alone else 0.9, drawstyle="steps-post", **style)
+            if line.at:
+                axes.plot(100 * line.at[0], 100 * line.at[1], marker="o", markersize=5 if alone else 3.5, **style)
         return _svg(figure, name)
 
 

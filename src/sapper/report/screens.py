@@ -8,7 +8,7 @@ from markupsafe import Markup
 from sapper.experiment.results import Results, Roc
 from sapper.report import figures, tables, text
 from sapper.report.defenses import PLACES, STATES
-from sapper.report.figures import Key
+from sapper.report.figures import Key, RocLine
 from sapper.report.tables import Cell, Estimate, Measurement, Table
 
 COLUMNS = {"AUC": "AUC", "false_rejections": "false rejections", "rejected": "rejected with the trigger"}
@@ -26,7 +26,7 @@ MARKS = ("line", "dotted")
 
 @dataclass(frozen=True)
 class Screened:
-    """The ROC curves of one screen on one task, of the first seed."""
+    """The ROC curves of one screen on one task: a line for each seed."""
 
     title: str
     drawing: Markup
@@ -111,17 +111,10 @@ def _cell(found: Estimate | None) -> Cell:
 
 
 def _drawn(group: list[Roc], title: str, name: str) -> Screened:
-    """Curves of the first seed in the colors of their models' states."""
-    first, targets = [curve for curve in group if curve.seed == group[0].seed], list[str]()
-    keys: dict[str, Key] = {}
-    for curve in first:
-        targets += [] if curve.target in targets else [curve.target]
-        mark, words = MARKS[min(targets.index(curve.target), 1)], f"{text.STATES[curve.state]}, {curve.target}"
-        keys[words] = Key(STATES[curve.state], mark, words)
-    drawing = figures.roc(
-        dict(zip(keys, (curve.points for curve in first))),
-        name,
-        keys,
-        dict(zip(keys, (curve.at for curve in first))),
-    )
-    return Screened(title, drawing, list(keys.values()))
+    """A line for each seed and target, in the colors of their models' states."""
+    targets, lines = list(dict.fromkeys(curve.target for curve in group)), list[RocLine]()
+    for curve in group:
+        mark = MARKS[min(targets.index(curve.target), 1)]
+        key = Key(STATES[curve.state], mark, f"{text.STATES[curve.state]}, {curve.target}")
+        lines.append(RocLine(key, curve.points, curve.at))
+    return Screened(title, figures.roc(lines, name), list(dict.fromkeys(line.key for line in lines)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sapper.files import write_atomically
 from sapper.report import figures, text
-from sapper.report.figures import Key
+from sapper.report.figures import Key, RocLine
 from sapper.report.pages import environment
 from sapper.zoo.scoreboard import Row, Scoreboard, Share
 
@@ -29,7 +29,7 @@ def render(board: Scoreboard) -> str:
             missed_columns=MISSED,
             missed=missed(board),
             keys=keys,
-            drawing=figures.roc(board.curves, "roc"),
+            drawing=figures.roc([RocLine(key, board.curves[key.name]) for key in keys], "roc"),
         )
     )
 
