@@ -62,10 +62,10 @@ class DeDe(Screening, Screen):
 
     hidden: Share = 0.9
     hidden_at_test: Share = 0.99
-    width: Annotated[int, Field(ge=HEAD, multiple_of=HEAD)] = 128
+    width: Annotated[int, Field(ge=HEAD, multiple_of=HEAD)] = 64
     depth: PositiveInt = 4
-    steps: PositiveInt = 2000
-    batch: PositiveInt = 128
+    steps: PositiveInt = 1000
+    batch: PositiveInt = 32
     learning_rate: PositiveFloat = 1e-3
 
     kind: ClassVar[Literal["screen"]] = "screen"
