@@ -3,7 +3,8 @@
 A page says in a comment what it shows, and everything from there to ``<!-- end -->`` is written by this program::
 
     <!-- results data/demo.json -->        all tables of a kept results.json, as sapper report prints them
-    <!-- matrix data/matrix.json -->      every attack and every defense of a kept results.json
+    <!-- matrix data/matrix.json -->      every attack and every defense of a kept results.json;
+                                          or only its "tables" or "sentences", named after the file
     <!-- bags ../../src/sapper/audits/bags --> what the bags in a folder hold
     <!-- methods attacks -->               all methods of a table, with their sources
     <!-- source sapper.PLACE:NAME -->      the code of a class or function as it stands
@@ -51,7 +52,10 @@ def _of_results(words: str, folder: Path) -> str:
 
 
 def _of_matrix(words: str, folder: Path) -> str:
-    return markdown.matrices(read_results(folder / words.strip()))
+    path, _, part = words.strip().partition(" ")
+    if part not in ("", "tables", "sentences"):
+        raise SapperError(f"a matrix has no part {part!r}", remedy="ask for tables, for sentences, or for no part")
+    return markdown.matrices(read_results(folder / path), part)
 
 
 def _of_bags(words: str, folder: Path) -> str:

@@ -150,6 +150,7 @@ def test_kept_results_are_shown_as_the_report_prints_them(tmp_path: Path) -> Non
     [
         ("<!-- bags b -->\n\nno end\n", "no <!-- end -->"),
         ("<!-- bags b -->\n<!-- bags b -->\n<!-- end -->\n", "no <!-- end -->"),
+        ("<!-- matrix a.json rows -->\n<!-- end -->\n", "no part 'rows'"),
         ('<!-- table\nfrom = "a.json"\nrows = []\ncolumns = []\ncolour = 1\n-->\n<!-- end -->\n', "colour"),
         ("<!-- text\ntext = '{n}'\nfigures = {}\n-->\n<!-- end -->\n", "names the figure 'n'"),
         ("<!-- table\nfrom = \n-->\n<!-- end -->\n", "Invalid value"),

@@ -252,6 +252,11 @@ def test_pages_have_the_attacks_as_rows(results: Results) -> None:
     assert row.endswith(f"| {found.numbers[0].number}<br><sub>{found.numbers[0].span}</sub> |")
     assert "…" in found.span
     assert [line.removeprefix("* ") for line in lines if line.startswith("* ")] == matrix.sentences(results)
+    below = lines[lines.index(head) + 2 :]
+    sifted = [line.split(" | ")[0] for line in below[: below.index("")]]
+    assert sifted == ["| badnets"], "a sift applies to no other attack"
+    tables, told = (markdown.matrices(results, part) for part in ("tables", "sentences"))
+    assert f"{tables}\n{told}".splitlines() == lines
     with pytest.raises(SapperError, match="not the results of a matrix"):
         markdown.matrices(replace(results, scenario={**results.scenario, "matrix": False}))
 

@@ -1,5 +1,7 @@
 """The result table as Markdown, for pages that quote results."""
 
+from typing import Literal
+
 from sapper.errors import SapperError
 from sapper.experiment.results import Results
 from sapper.report import audited, certified, defenses, effects, matrix, repairs, screens, sifts, tables, targeted, text
@@ -47,28 +49,34 @@ def render(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def matrices(results: Results) -> str:
-    """The matrix of a scenario: tables with the attacks as rows, then a line for each defense.
+def matrices(results: Results, part: Literal["", "tables", "sentences"] = "") -> str:
+    """The matrix of a scenario: tables with the attacks as rows, and a line for each defense; or one ``part`` of it.
 
-    Raises ``SapperError`` for the results of another scenario.
+    A table leaves out attacks to which none of its defenses applies. Raises ``SapperError`` for the results of another
+    scenario.
     """
     content = matrix.section(results)
     if content is None:
         raise SapperError("these are not the results of a matrix", remedy="run a scenario with matrix = true")
+    told = [f"* {sentence}" for sentence in content.sentences]
+    if part == "sentences":
+        return "\n".join(told) + "\n"
     lines = [f"`{results.command}`"]
     for block in content.blocks:
         names = [row.name for row in block.rows]
         lines += ["", f"**{block.title}**", "", f"| attack | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
         for at, attack in enumerate(content.columns):
-            cells = (_square(row.squares[at]) for row in block.rows)
-            lines.append(f"| {attack.replace('|', '&#124;')} | {' | '.join(cells)} |")
-    lines += ["", f"{MATRIX_NOTE} {_surroundings(results)}.", "", *(f"* {sentence}" for sentence in content.sentences)]
-    return "\n".join(lines) + "\n"
+            squares = [row.squares[at] for row in block.rows]
+            if any(square.text not in (text.NOTHING, matrix.OUT) for square in squares):
+                cells = " | ".join(map(_square, squares))
+                lines.append(f"| {attack.replace('|', '&#124;')} | {cells} |")
+    lines += ["", f"{MATRIX_NOTE} {_surroundings(results)}."]
+    return "\n".join(lines if part else [*lines, "", *told]) + "\n"
 
 
 MATRIX_NOTE = (
-    "n/a: the defense does not apply to the attack; –: it was not tried; ?: it gave no answer. Below the numbers are "
-    "their 95 % intervals. The report has the reasons."
+    "n/a: the defense does not apply to the attack; –: it was not tried; ?: it gave no answer. Attacks to which no "
+    "defense of a table applies are not in it. Below the numbers are their 95 % intervals. The report has the reasons."
 )
 
 

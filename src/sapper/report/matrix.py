@@ -17,6 +17,9 @@ WORKS = 0.5
 SEEN, MISSED = 0.9, 0.7
 """AUC from which on a detector sees an attack, and below which it misses it."""
 
+OUT = "n/a"
+"""The text of a square whose defense does not apply to the attack."""
+
 STOPPED, LEFT, COST = 0.1, 0.5, 0.03
 """Strict ASR up to which an attack is stopped, and above which it is left; how much accuracy that may cost."""
 
@@ -196,7 +199,7 @@ def _square(name: str, column: Column, found: Places, reasons: Mapping[tuple[str
     if there is not None:
         return Square(there.shown, there.title, there.heat(column), there.span)
     reason = reasons.get((name, column.attack))
-    return Square(text.NOTHING, "not tried") if reason is None else Square("n/a", reason)
+    return Square(text.NOTHING, "not tried") if reason is None else Square(OUT, reason)
 
 
 def attacks(results: Results) -> list[Column]:
