@@ -425,5 +425,5 @@ def test_what_a_repair_cannot_work_with_is_told_before_the_training(
 
 def test_single_inputs_leave_no_classifier_to_repair(data: Path) -> None:
     text = ONE_TASK + '[attack]\nmethod = "feature_collision"\n' + NAD_SECTION
-    with pytest.raises(SapperError, match="feature_collision keeps no classifiers"):
+    with pytest.raises(SapperError, match="no classifier is kept"):
         experiment(data, text=text)

@@ -84,11 +84,9 @@ CLASSIFIERS = {"neural_cleanse", "strip", "patchcleanser"}
 APPLIES = {("badencoder", each) for each in ENCODERS | CLASSIFIERS}
 APPLIES |= {("badnets", each) for each in CLASSIFIERS | {"spectral_signatures"}}
 REASONS = {
-    "badencoder poisons no data, so there are no rows to sift",
-    "badnets attacks no encoder, so there is none to judge or repair",
-    "feature_collision attacks no encoder, so there is none to judge or repair",
-    "feature_collision poisons no data, so there are no rows to sift",
-    "feature_collision keeps no classifiers, so no defense can look at them",
+    "no data are poisoned, so there are no rows to sift",
+    "no encoder is attacked, so there is none to judge or repair",
+    "no classifier is kept, so there is none to look at",
 }
 
 
@@ -167,7 +165,8 @@ def test_a_line_for_each_defense(results: Results) -> None:
     told = dict(line.split(": ", 1) for line in matrix.sentences(results))
     assert list(told) == ["decree", "neural_cleanse", "strip", "spectral_signatures", "fine_pruning", "patchcleanser"]
     assert (
-        "Does not apply (badnets attacks no encoder, so there is none to judge or repair): badnets." in told["decree"]
+        "Does not apply (no encoder is attacked, so there is none to judge or repair): badnets, feature_collision."
+        in told["decree"]
     )
     for defense, words in told.items():
         for attack in ("badencoder", "badnets", "feature_collision"):
@@ -235,7 +234,7 @@ def test_the_page_has_the_map(results: Results) -> None:
     heats = re.findall(r'class="number heat" style="--heat: ([0-9.]+)"', page)
     assert sorted(heats) == sorted(f"{heat:.2f}" for heat in shown.values() if heat is not None)
     assert len(heats) > 3
-    assert 'title="badencoder poisons no data, so there are no rows to sift"' in page
+    assert 'title="no data are poisoned, so there are no rows to sift"' in page
     plain = replace(results, scenario={**results.scenario, "matrix": False})
     assert "Every attack and every defense" not in render(plain)
     assert page.count("<summary>Show</summary>") >= 5
@@ -262,7 +261,7 @@ def test_pages_have_the_attacks_as_rows(results: Results) -> None:
 
 
 def test_without_matrix_a_defense_has_to_apply(data: Path) -> None:
-    with pytest.raises(SapperError, match="poisons no data") as caught:
+    with pytest.raises(SapperError, match="no data are poisoned") as caught:
         scenario(data, "matrix=false")
     assert caught.value.where is not None
     assert caught.value.where.endswith("defense[3].method")

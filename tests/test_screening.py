@@ -180,7 +180,7 @@ def test_classifiers_of_poisoned_data_and_attacked_trainings_are_screened(
     for state, kind in (("clean", "encoder"), ("attacked", {"badnets": "task", "blind": "classifier"}[method])):
         (area,) = found(results, "AUC", condition={"state": state})
         assert of[str(area.subject)] == kind
-    with pytest.raises(SapperError, match=f"{method} attacks no encoder") as caught:
+    with pytest.raises(SapperError, match="no encoder is attacked") as caught:
         experiment(data, *SHORT[::2], extra=attack + "\n" + other, text=text)
     assert str(caught.value.where).endswith("defense[0].method")
 

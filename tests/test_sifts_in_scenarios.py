@@ -201,8 +201,8 @@ def test_the_report_tells_what_was_removed_and_what_training_again_gives(
 @pytest.mark.parametrize(
     ("extra", "message", "where"),
     [
-        (NO_POISON.format("badencoder") + SPECTRAL, "poisons no data", "method"),
-        (NO_POISON.format("trojannn") + SPECTRAL, "poisons no data", "method"),
+        (NO_POISON.format("badencoder") + SPECTRAL, "no data are poisoned", "method"),
+        (NO_POISON.format("trojannn") + SPECTRAL, "no data are poisoned", "method"),
         (OF_ENCODER + SPECTRAL, "needs labels, and these rows have none", "clusters"),
         (BADNETS + SPECTRAL.replace("0.2", "1.0"), "less than 1", "epsilon"),
         (BADNETS + SPECTRAL + "tasks = ['cups']\n", "no task with a target", "tasks"),

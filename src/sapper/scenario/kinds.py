@@ -73,13 +73,13 @@ def check_defense(defense: Defense, name: str, attack: Attack, where: str) -> No
     """Raises ``DoesNotApplyError`` where a kind of attack leaves nothing that a defense looks at."""
     kind = kind_of(attack)
     if of_encoders(defense) and not makes_encoders(attack):
-        what, remedy = f"{name} attacks no encoder, so there is none to judge or repair", "use a defense of classifiers"
+        what, remedy = "no encoder is attacked, so there is none to judge or repair", f"do not use it against {name}"
         raise DoesNotApplyError(what, where=where, remedy=remedy)
     if defense.kind == "sift" and not kind.startswith("poison"):
-        what, remedy = f"{name} poisons no data, so there are no rows to sift", "use another defense, or poison data"
+        what, remedy = "no data are poisoned, so there are no rows to sift", f"do not use it against {name}"
         raise DoesNotApplyError(what, where=where, remedy=remedy)
     if not of_encoders(defense) and kind == "targeted":
-        what, remedy = f"{name} keeps no classifiers, so no defense can look at them", "leave the defense out"
+        what, remedy = "no classifier is kept, so there is none to look at", f"do not use it against {name}"
         raise DoesNotApplyError(what, where=where, remedy=remedy)
 
 
