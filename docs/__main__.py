@@ -30,6 +30,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast, get_args
 
 from pydantic import ValidationError
 
@@ -53,9 +54,9 @@ def _of_results(words: str, folder: Path) -> str:
 
 def _of_matrix(words: str, folder: Path) -> str:
     path, _, part = words.strip().partition(" ")
-    if part not in ("", "tables", "sentences"):
+    if part not in get_args(markdown.MatrixPart):
         raise SapperError(f"a matrix has no part {part!r}", remedy="ask for tables, for sentences, or for no part")
-    return markdown.matrices(read_results(folder / path), part)
+    return markdown.matrices(read_results(folder / path), cast(markdown.MatrixPart, part))
 
 
 def _of_bags(words: str, folder: Path) -> str:

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from docs import tables
+from docs import keep, tables
 from docs.__main__ import REPOSITORY, main, pages, written
 from sapper.errors import SapperError
-from sapper.experiment.results import read_results
+from sapper.experiment.results import read_results, write_results
 from sapper.report import markdown
+from tests.test_report import made_up
 
 PAGES = pages()
 DATA = sorted((REPOSITORY / "docs" / "results" / "data").glob("*.json"))
@@ -180,3 +181,18 @@ def test_links_lead_somewhere(path: Path) -> None:
         goal = (path.parent / place).resolve() if place else path
         assert goal.exists(), link
         assert not anchor or anchor in headings(goal), link
+
+
+def test_what_pages_show_is_kept_of_a_run(tmp_path: Path) -> None:
+    run = write_results(made_up(), tmp_path / "run").parent
+    assert keep.main([str(run), str(tmp_path / "all.json"), "sapper run micro"]) == 0
+    whole, before = read_results(tmp_path / "all.json"), read_results(run)
+    assert (whole.records, whole.command) == (before.records, "sapper run micro")
+    assert before.curves
+    assert (whole.curves, whole.pictures) == ((), ())
+    assert len(whole.verdicts) == len(before.verdicts)
+    keep.main([str(run), str(tmp_path / "some.json"), "sapper run micro", "--metrics", "BA"])
+    assert {record.metric for record in read_results(tmp_path / "some.json").records} == {"BA"}
+    with pytest.raises(SapperError, match="nothing is told of 'BB'"):
+        keep.main([str(run), str(tmp_path / "none.json"), "sapper run micro", "--metrics", "BB"])
+    assert not (tmp_path / "none.json").exists()

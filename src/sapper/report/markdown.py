@@ -49,7 +49,10 @@ def render(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def matrices(results: Results, part: Literal["", "tables", "sentences"] = "") -> str:
+MatrixPart = Literal["", "tables", "sentences"]
+
+
+def matrices(results: Results, part: MatrixPart = "") -> str:
     """The matrix of a scenario: tables with the attacks as rows, and a line for each defense; or one ``part`` of it.
 
     A table leaves out attacks to which none of its defenses applies. Raises ``SapperError`` for the results of another
