@@ -52,7 +52,7 @@ class FinePruning(Distilling):
     """
 
     steps: PositiveInt = 400
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 1e-2
     drop: Annotated[float, Field(gt=0, le=1)] = 0.1
     at_once: Annotated[float, Field(gt=0, le=1)] = 0.02
 
