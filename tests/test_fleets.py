@@ -9,6 +9,7 @@ import torch
 
 from sapper import encoders, tensors
 from sapper.defenses.judge.mntd_encoder import MNTDEncoder
+from sapper.engine.buckets import Bucket
 from sapper.engine.executors import Workers
 from sapper.errors import SapperError
 from sapper.experiment.results import Results
@@ -137,6 +138,22 @@ def test_a_fleet_does_not_depend_on_the_defenses_name_or_the_scenarios_seeds(dat
     held = {path: path.stat().st_mtime_ns for path in (tmp_path / "fleet").glob("*/*.safetensors")}
     perform(scenario(data, *here, "seeds=[1]", "defense.0.name=other"), tmp_path / "two", executor=Workers(0))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "fleet").glob("*/*.safetensors")} == held
+
+
+def test_the_fleet_of_a_bucket_is_there_for_every_machine(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = scenario(data, "defense.0.shadows=1", "defense.0.validation=0", "seeds=[0]")
+    made = {}
+    for machine in ("one", "two"):  # each has copies of its own
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        store = Bucket.at(f"file://{tmp_path / 'bucket'}")
+        made[machine] = perform(quick, tmp_path / f"out-{machine}", store=store, executor=Workers(0))
+        for learned in (tmp_path / "bucket").glob("fit-*"):
+            shutil.rmtree(learned)
+    (grown,) = [each for each in made["two"].timings if each["stage"].endswith("its fleet")]
+    assert grown["cached"]
+    assert numbers(made["two"]) == numbers(made["one"])
 
 
 def test_the_stores_own_folder_is_no_place_for_a_fleet(data: Path, tmp_path: Path) -> None:

@@ -118,6 +118,18 @@ def test_mistakes_are_told_and_nothing_is_left(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_repair_needs_images(sapper: Sapper, place: Path, tmp_path: Path) -> None:
+    plain, out = ["repair", place / "subject.safetensors", "--device", "cpu", *SHORT], tmp_path / "out"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    end = sapper(*plain, "--out", out / "fixed.safetensors")
+    assert end.code == 2
+    assert "--images" in end.err
+    for lacking in (tmp_path / "nowhere", empty):
+        assert str(lacking) in told(sapper(*plain, "--out", out / "fixed.safetensors", "--images", lacking))
+    assert not [path for path in out.rglob("*") if path.is_file()]
+
+
 def test_no_file_that_is_there_is_written_over(sapper: Sapper, place: Path, tmp_path: Path) -> None:
     assert "is a .safetensors file" in told(sapper(*words(place, tmp_path / "fixed.pt")))
     before = sha256(place / "subject.safetensors")

@@ -20,7 +20,8 @@ PASSPHRASE = "SAPPER_KEY_PASSPHRASE"
 SignOption = Annotated[
     Path | None,
     typer.Option(
-        "--sign", help=f"Sign the result with this private key (P-256, PEM). Its passphrase: {PASSPHRASE}, or asked."
+        "--sign",
+        help=f"Sign the result with this private key (PEM; P-256, P-384, P-521). Its passphrase: {PASSPHRASE}, or asked.",
     ),
 ]
 

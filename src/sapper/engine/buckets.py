@@ -42,6 +42,10 @@ class Bucket(Store):
     def __reduce__(self) -> tuple[Callable[[str], "Bucket"], tuple[str]]:
         return Bucket.at, (self.url,)
 
+    def within(self, place: str) -> Store:
+        """This Store itself: whatever machine works on with these stages looks for them at its address."""
+        return self
+
     def here(self, folder: Path) -> Path:
         """See ``Store.here``. Raises ``SapperError`` for a stage that is not in the bucket.
 

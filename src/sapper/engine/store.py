@@ -89,6 +89,10 @@ class Store:
         """The same for a process that works in another folder."""
         return replace(self, root=self.root.absolute())
 
+    def within(self, place: str) -> "Store":
+        """A Store for what belongs together, in a folder of this one."""
+        return Store(self.root / place)
+
     def here(self, folder: Path) -> Path:
         """The folder of a finished stage on this machine, wherever it was made."""
         return folder

@@ -95,10 +95,8 @@ class Fleet:
         return made
 
     def store(self, around: Store, section: FleetSection) -> Store:
-        """Where its members lie: in the folder that the section names, or in one of the store's."""
-        return (
-            claimed(Path(section.fleet), self) if section.fleet else Store(around.root / place_of("fleet", self.key()))
-        )
+        """Where its members lie: in the folder that the section names, or within the store."""
+        return claimed(Path(section.fleet), self) if section.fleet else around.within(place_of("fleet", self.key()))
 
 
 def claimed(folder: Path, fleet: Fleet) -> Store:

@@ -1,6 +1,7 @@
 """Defenses in a scenario: their stages, on the classifiers of each trial and on the encoders of all, and records."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -194,7 +195,8 @@ def _by_fleet(
     lab.tell(f"{plan.name}: a fleet of {pairs} + {pairs} encoders, trained on {len(fleet.images)} images{known}")
     if lab.store.find(learned.place) is None:
         twins = set(learned.inputs[1::2])
-        with members.locked(), trial.run.progress.bar(f"fleet of {pairs} + {pairs} encoders", pairs) as bar:
+        ours = nullcontext() if members is lab.store else members.locked()  # the run has locked its own
+        with ours, trial.run.progress.bar(f"fleet of {pairs} + {pairs} encoders", pairs) as bar:
 
             def tell(stage: Stage, _finished: Finished) -> None:
                 bar.advance(stage in twins)

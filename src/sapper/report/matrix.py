@@ -146,8 +146,8 @@ class Found:
         return ", ".join([*named, *filter(None, [self.about])])
 
     def counts(self, column: Column) -> bool:
-        """Whether it tells something of the defense: a defense that stops attacks needs one that works."""
-        return bool(self.numbers) and (column.worked or not self.measure.stops)
+        """Whether it tells something of the defense: that needs an attack that works, but for sifts, which see rows."""
+        return bool(self.numbers) and (column.worked or self.measure is SIFTS)
 
     def heat(self, column: Column) -> float | None:
         """From 0 to 1: how far AUC is above chance, or the share that is not hit times the accuracy kept."""
