@@ -21,7 +21,7 @@ SignOption = Annotated[
     Path | None,
     typer.Option(
         "--sign",
-        help=f"Sign the result with this private key (PEM; P-256, P-384, P-521). Its passphrase: {PASSPHRASE}, or asked.",
+        help=f"Sign the result with this private key (PEM, P-256 to P-521). Its passphrase: {PASSPHRASE}, or asked.",
     ),
 ]
 
