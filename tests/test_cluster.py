@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from sapper.cli import experiments
 from sapper.engine import cluster
 from sapper.engine.buckets import Bucket, store_at
 from sapper.engine.cluster import Ray
@@ -21,6 +22,8 @@ from sapper.engine.store import Store
 from sapper.errors import SapperError
 from sapper.files import sha256
 from sapper.running import Run
+from tests.micro import experiment, numbers, perform, write_data
+from tests.program import Sapper
 from tests.test_executors import Act, Say, chains, said, say
 
 
@@ -178,6 +181,15 @@ def test_a_machine_that_is_lost_in_the_middle_loses_nothing(machines: tuple[Any,
 
 
 @pytest.mark.slow
+def test_a_scenario_on_a_cluster_has_the_same_numbers(machines: tuple[Any, list[Any]], tmp_path: Path) -> None:
+    made, _ = machines
+    quick = ("pretraining.epochs=1", "attack.epochs=1", "head.0.epochs=2", "seeds=[0]")
+    scenario = experiment(write_data(tmp_path / "data"), *quick)
+    there = perform(scenario, tmp_path / "there", executor=Ray(made.address))
+    assert numbers(there) == numbers(perform(scenario, tmp_path / "here"))
+
+
+@pytest.mark.slow
 def test_what_goes_wrong_on_a_cluster_is_one_clear_error(machines: tuple[Any, list[Any]], tmp_path: Path) -> None:
     made, _ = machines
     ours = Ray(made.address)
@@ -208,3 +220,37 @@ def test_a_cluster_that_does_not_answer_is_one_clear_error(tmp_path: Path) -> No
     assert caught.value.where == "127.0.0.1:1"
     assert "ray start" in str(caught.value.remedy)
     assert time.monotonic() - started < 300
+
+
+@pytest.mark.slow
+def test_the_command_says_when_no_cluster_answers(sapper: Sapper, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    end = sapper("run", "demo", "--executor", "ray", "--ray-address", "127.0.0.1:1", "--out", tmp_path / "out")
+    assert end.code == 2
+    assert "no Ray cluster answers" in " ".join(end.err.split())
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        (("--ray-address", "10.0.0.1:6379"), "--ray-address"),
+        (("--executor", "ray", "--jobs", "2"), "--jobs"),
+    ],
+)
+def test_options_of_a_cluster_that_do_not_go_together(
+    sapper: Sapper, tmp_path: Path, options: tuple[str, ...], where: str
+) -> None:
+    end = sapper("run", "demo", "--out", tmp_path / "out", *options)
+    assert end.code == 2
+    assert where in end.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_ray_the_command_says_what_to_install(
+    sapper: Sapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "find_spec", lambda _name: None)
+    end = sapper("run", "demo", "--executor", "ray", "--out", tmp_path / "out")
+    assert end.code == 2
+    assert "sapper[ray]" in end.err
