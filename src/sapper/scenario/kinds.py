@@ -71,15 +71,15 @@ def check_attack(name: str, attack: Attack, raw: dict[str, Any], targets: Sequen
 
 def check_defense(defense: Defense, name: str, attack: Attack, where: str) -> None:
     """Raises ``DoesNotApplyError`` where a kind of attack leaves nothing that a defense looks at."""
-    kind = kind_of(attack)
+    kind, remedy = kind_of(attack), f"do not use it against {name}"
     if of_encoders(defense) and not makes_encoders(attack):
-        what, remedy = "no encoder is attacked, so there is none to judge or repair", f"do not use it against {name}"
+        what = "no encoder is attacked, so there is none to judge or repair"
         raise DoesNotApplyError(what, where=where, remedy=remedy)
     if defense.kind == "sift" and not kind.startswith("poison"):
-        what, remedy = "no data are poisoned, so there are no rows to sift", f"do not use it against {name}"
+        what = "no data are poisoned, so there are no rows to sift"
         raise DoesNotApplyError(what, where=where, remedy=remedy)
     if not of_encoders(defense) and kind == "targeted":
-        what, remedy = "no classifier is kept, so there is none to look at", f"do not use it against {name}"
+        what = "no classifier is kept, so there is none to look at"
         raise DoesNotApplyError(what, where=where, remedy=remedy)
 
 
