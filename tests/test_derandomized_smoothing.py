@@ -1,5 +1,6 @@
 """Derandomized smoothing: its votes, both rules against everything an attacker can do, and what it learns."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -13,6 +14,7 @@ from sapper.defenses.certify.patchguard_ds import PatchGuardDS
 from sapper.defenses.defender import Defender
 from sapper.defenses.masking import column_windows
 from sapper.defenses.views import blocks, column_bands
+from sapper.downstream import Finetune, Linear, extract
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import to_float
@@ -157,6 +159,18 @@ def test_it_learns_bands_as_patchguard_does(owner: Defender, training: str) -> N
     theirs = PatchGuardDS(band=2, patch=2, **settings).prepare(owner.build(RUN), owner, RUN)  # type: ignore[arg-type]
     images = random_images(12, seed=7)
     assert torch.equal(ours.votes(images, RUN), theirs.evidence(images, RUN) >= 0.2)
+
+
+def test_an_owner_who_fits_no_head_has_a_linear_one_on_the_own_encoder(owner: Defender) -> None:
+    tuner = replace(owner, head=Finetune(epochs=2, batch=16))
+    classifier = tuner.build(RUN)
+    learned = DerandomizedSmoothing(side=2, patch=2, training="head", views=2).learned(
+        classifier, tuner, lambda images, _: images, RUN, "derandomized_smoothing"
+    )
+    assert learned.encoder is classifier.encoder is not tuner.encoder
+    features = extract(classifier.encoder, tuner.train, RUN)
+    fitted = Linear().fit(torch.cat([features, features]), tuner.train.targets().repeat(2), 2, RUN)
+    assert torch.equal(learned.head(features).argmax(1), fitted(features).argmax(1))
 
 
 def test_a_trained_classifier_is_certified_for_something(owner: Defender) -> None:

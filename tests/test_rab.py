@@ -104,7 +104,7 @@ def test_noise_of_a_test_is_a_function_of_the_head() -> None:
 
 
 def test_the_answer_is_the_mean_of_all_heads(owner: Defender) -> None:
-    guarded = RAB(models=4, sigma=0.1).prepare(owner.build(RUN), owner, RUN)
+    guarded = RAB(models=4, sigma=0.1, alpha=0.2).prepare(owner.build(RUN), owner, RUN)
     images = random_images(5, seed=7)
     changed = 1 - to_float(images)
     with torch.no_grad():
@@ -203,11 +203,17 @@ def test_what_it_cannot_do_is_told(owner: Defender, ensemble: Ensemble) -> None:
         owner.encoder, owner.head, replace(plain(owner.train), classes=("red", "gray")), owner.features
     )
     with pytest.raises(SapperError, match="needs labels"):
-        RAB(models=1).prepare(classifier, unlabeled, RUN)
+        RAB(models=1, alpha=0.7).prepare(classifier, unlabeled, RUN)
     tuned = Defender(owner.encoder, Finetune(), owner.train, owner.features)
     with pytest.raises(SapperError, match="not fitted to features"):
-        RAB(models=1, head="owner").prepare(classifier, tuned, RUN)
-    assert len(RAB(models=1).prepare(classifier, tuned, RUN).classifiers) == 1
+        RAB(models=1, alpha=0.7, head="owner").prepare(classifier, tuned, RUN)
+    assert len(RAB(models=1, alpha=0.7).prepare(classifier, tuned, RUN).classifiers) == 1
+    with pytest.raises(SapperError, match=r"(?s)13 models can certify nothing about 2 classes.*: take 14 or more"):
+        RAB(models=13)
+    assert RAB(models=14).models == 14
+    four = replace(owner, train=replace(owner.train, classes=tuple("abcd")))
+    with pytest.raises(SapperError, match=r"(?s)8 models can certify nothing about 4 classes.*: take 9 or more"):
+        RAB(models=8, alpha=0.05).prepare(four.build(RUN), four, RUN)
     with pytest.raises(SapperError, match=r"a radius of 0"):
         ensemble.certify(images, labels, [0.0], RUN)
     with pytest.raises(SapperError, match="labels run from 0 to 9"):

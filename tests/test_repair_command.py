@@ -88,6 +88,20 @@ def test_unlearning_takes_the_trigger_of_the_audit(sapper: Sapper, place: Path, 
 
 
 @pytest.mark.slow
+def test_unlearning_takes_the_trigger_of_the_detector_that_is_named(
+    sapper: Sapper, place: Path, tmp_path: Path
+) -> None:
+    fixed = tmp_path / "fixed.safetensors"
+    end = sapper(*words(place, fixed, "--method", "unlearning", "--trigger-of", "decree"))
+    assert end.code == 3, end.err
+    triggers = face.open(fixed).card.origin["triggers"]
+    assert [trigger["kind"] for trigger in triggers] == ["mask"], "DECREE's, not the square of the leading detector"
+    for name in ("before", "after"):
+        content = json.loads((tmp_path / "fixed-repair" / name / "audit.json").read_text())
+        assert [finding["method"] for finding in content["detectors"]] == ["multi_prior", "decree"]
+
+
+@pytest.mark.slow
 def test_what_came_of_a_marked_encoder_stays_marked(sapper: Sapper, place: Path, tmp_path: Path) -> None:
     marked = "subject-BACKDOORED.safetensors"
     end = sapper(*words(place, tmp_path / "fixed.safetensors", subject=marked))
@@ -109,6 +123,9 @@ def test_what_came_of_a_marked_encoder_stays_marked(sapper: Sapper, place: Path,
         (("--set", "stepps=3"), "stepps"),
         (("--false-alarms", "2"), "2 is no share"),
         (("--budget", "slow"), "no budget"),
+        (("--trigger-of", "decree"), "fine_pruning unlearns no trigger"),
+        (("--method", "unlearning", "--trigger-of", "mntd_encoder"), "does not examine an encoder by itself"),
+        (("--method", "unlearning", "--trigger-of", "ssl_clense"), "ssl_cleanse"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_left(

@@ -194,6 +194,7 @@ def repair(
     method: str = "fine_pruning",
     preset: str | None = None,
     parameters: Mapping[str, Any] | None = None,
+    trigger_of: str | None = None,
     budget: str = "quick",
     bags: Sequence[Path | Bag] | None = None,
     false_alarms: float = BOUND,
@@ -203,7 +204,8 @@ def repair(
 
     ``report.repaired.encoder`` is the new encoder (``save`` keeps it), ``report.after.verdict`` what is to be said of
     it; ``encoder`` is left as it is. ``method``: a defense of the kind ``repair``, with one of its presets and with
-    ``parameters``. It works in the number format of ``surroundings``; audits choose theirs. The rest is as for
+    ``parameters``. ``trigger_of``: for one that unlearns a trigger, the detector that recovers it; by default the one
+    that leads the audit. It works in the number format of ``surroundings``; audits choose theirs. The rest is as for
     ``audit``. Raises ``SapperError``, before anything is computed, for a method that cannot work with what is there.
     """
     run = surroundings or Run()
@@ -212,12 +214,23 @@ def repair(
     subject, shown = copy.deepcopy(held), _images(images, held)  # audits leave what they look at frozen
     auditing.check_images(subject, shown)
     made.check(subject, len(shown))
-    more: dict[str, Any] = {"budget": budget, "bags": bags, "false_alarms": false_alarms, "surroundings": run}
-    before = audit(subject, shown, **more)
-    repaired = repairing.repair(subject, shown, method, made, dataclasses.asdict(made), before, run)
-    after = audit(repaired.encoder, shown, **more)
+    more = _further(trigger_of, made, method, budget)
+    ask: dict[str, Any] = {"budget": budget, "bags": bags, "false_alarms": false_alarms, "surroundings": run}
+    before = audit(subject, shown, more=more, **ask)
+    repaired = repairing.repair(subject, shown, method, made, before, run, trigger_of=trigger_of)
+    after = audit(repaired.encoder, shown, more=more, **ask)
     repaired.encoder.eval().requires_grad_(True)
     return RepairReport(before=before, repaired=repaired, after=after, images=auditing.about_images(shown))
+
+
+def _further(trigger_of: str | None, repair: Repair, name: str, budget: str) -> dict[str, Examiner]:
+    """The detector that is to recover the trigger, where the audit's budget does not have it."""
+    if trigger_of is None:
+        return {}
+    if "trigger" not in repair.needs:
+        raise SapperError(f"{name} unlearns no trigger", where="trigger_of", remedy="leave it out")
+    detector = _method("examine", "examine an encoder by itself", trigger_of, None, None, where="trigger_of")
+    return {} if trigger_of in budget_of(budget).detectors else {trigger_of: detector}
 
 
 def screen(
@@ -244,12 +257,14 @@ def screen(
     return made.prepare(known, _images(clean, encoder), run)
 
 
-def _method(kind: str, does: str, name: str, preset: str | None, parameters: Mapping[str, Any] | None) -> Any:
+def _method(
+    kind: str, does: str, name: str, preset: str | None, parameters: Mapping[str, Any] | None, where: str = "method"
+) -> Any:
     """The defense of that kind and name with its parameters. Raises ``SapperError`` for anything else."""
-    method = find("defenses", defenses.METHODS, name, "method")
+    method = find("defenses", defenses.METHODS, name, where)
     if method.kind != kind:
         remedy = f"sapper methods shows which do: their kind is {kind}"
-        raise SapperError(f"{name} does not {does}", where="method", remedy=remedy)
+        raise SapperError(f"{name} does not {does}", where=where, remedy=remedy)
     if preset is not None and preset not in method.presets:
         remedy = closest(preset, list(method.presets)) if method.presets else f"{name} has none"
         raise SapperError(f"unknown preset {preset!r}", where="preset", remedy=remedy)

@@ -5,7 +5,7 @@ Nothing is proved by it: the second audit sees what the first one can see, and n
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sapper.audits.auditing import AuditReport, about_images, fingerprint
@@ -47,16 +47,21 @@ def repair(
     images: ImageSet,
     name: str,
     method: Repair,
-    parameters: dict[str, Any],
     found: AuditReport,
     run: Run,
+    *,
+    trigger_of: str | None = None,
 ) -> Repaired:
     """A repaired copy of ``encoder``; ``found``: what its audit recovered, for methods that need a trigger.
+
+    ``trigger_of``: whose trigger, of the audit's detectors; by default that of the one that leads.
 
     Its card says from what, by what and with which images it was made; the mark of a backdoored one stays. Raises
     ``SapperError`` where the method cannot work with what is there.
     """
-    trigger = found.leading.trigger if "trigger" in method.needs else None
+    leading = found.leading.method
+    found_by = next(finding for finding in found.detectors if finding.method == (trigger_of or leading))
+    trigger = found_by.trigger if "trigger" in method.needs else None
     owner = Owner(clean=images, triggers=() if trigger is None else (trigger,))
     started, card = time.perf_counter(), encoder.card
     trained = method(copy.deepcopy(encoder), owner, run.child("repair"))
@@ -64,6 +69,7 @@ def repair(
     seconds = time.perf_counter() - started
     before, after = (extract(each, images, run) for each in (encoder, trained.encoder))
     made_from = {key: card.origin[key] for key in ("opened", "sha256", "layout", "normalization") if key in card.origin}
+    parameters = asdict(method)
     origin: dict[str, Any] = {"method": name, "parameters": parameters, "images": about_images(images)}
     origin |= {"repaired": {"weights": fingerprint(encoder)} | made_from}
     origin |= {"triggers": [each.describe() for each in owner.triggers]}

@@ -56,6 +56,12 @@ def repair(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a parameter of it, e.g. steps=2000. Repeatable.")
     ] = None,
+    trigger_of: Annotated[
+        str | None,
+        typer.Option(
+            "--trigger-of", help="For unlearning: the detector that recovers the trigger, by default the audit's own."
+        ),
+    ] = None,
     report_folder: Annotated[
         Path | None, typer.Option("--report", help="Folder for the reports, beside --out by default.")
     ] = None,
@@ -126,6 +132,7 @@ def repair(
             method=method,
             preset=preset,
             parameters=changes,
+            trigger_of=trigger_of,
             budget=budget,
             bags=known,
             false_alarms=bound,

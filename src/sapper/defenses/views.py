@@ -1,9 +1,13 @@
 """Classifiers that see one part of an image at a time, or one draw of noise on it, and how they learn to.
 
 A classifier that never saw such views says little of them. So there are three ways to come by one: as the victim built
-it; with a new head, trained on views through the encoder as it is; and with the encoder fine-tuned on views, too,
+it; with a new head, trained on views through the classifier's encoder as it is; and with the encoder fine-tuned on
+views, too,
 
     minimize  mean_x CE( h(f(one random view of x)), y )        over head h, or over encoder f and head h
+
+The new head is of the victim's kind. Where the victim fits none, because it fine-tunes the encoder or names the classes
+by captions, it is a linear one.
 """
 
 from collections.abc import Callable
@@ -18,7 +22,8 @@ from torch import Tensor
 
 from sapper.defenses.defender import Defender, Logits
 from sapper.defenses.masking import column_windows
-from sapper.downstream import Classifier, extract
+from sapper.downstream import Classifier, Linear, extract
+from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
@@ -99,21 +104,19 @@ class ThroughViews(Checked):
     def learned(self, classifier: Classifier, defender: Defender, view: View, run: Run, name: str) -> Classifier:
         """The classifier as it is, or trained on views; the owner's encoder stays as it is. ``name``: for errors."""
         if self.training != "as-is":
-            classifier = self._with_head(defender, view, run, name)
+            classifier = self._with_head(classifier.encoder, defender, view, run)
         if self.training == "encoder":
             classifier = self._fine_tuned(classifier, defender, view, run, name)
         return classifier
 
-    def _with_head(self, defender: Defender, view: View, run: Run, name: str) -> Classifier:
-        """The encoder as it is, with a head of the owner's kind that has seen views."""
-        if defender.head.kind != "fitted":
-            what, remedy = "a head of this kind cannot be fitted to views", "make an mlp or linear head primary"
-            raise SapperError(what, where=f"{name}.training", remedy=remedy)
+    def _with_head(self, encoder: Encoder, defender: Defender, view: View, run: Run) -> Classifier:
+        """The classifier's encoder as it is, with a head that has seen views."""
+        head = defender.head if defender.head.kind == "fitted" else Linear()
         samples, generator = defender.train, run.child("bands").generator()
         labels = samples.targets().repeat(self.views)
-        features = [extract(defender.encoder, samples, run, drawn(view, generator)) for _ in range(self.views)]
-        head = defender.head.fit(torch.cat(features), labels, defender.classes, run.child("head"))
-        return Classifier(defender.encoder, head).eval()
+        features = [extract(encoder, samples, run, drawn(view, generator)) for _ in range(self.views)]
+        fitted = head.fit(torch.cat(features), labels, defender.classes, run.child("head"))
+        return Classifier(encoder, fitted).eval()
 
     def _fine_tuned(self, classifier: Classifier, defender: Defender, view: View, run: Run, name: str) -> Classifier:
         """A copy of the classifier, all of it trained on random views."""

@@ -25,6 +25,7 @@ however many models there are). σ is our choice.
 """
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -89,6 +90,10 @@ class RAB(Checked, Smoother):
         """What it certifies against, in words."""
         return _threat("the radius", self.alpha)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_models(2)
+
     def check(self, size: int) -> None:
         """Nothing to refuse: it takes images of every size."""
 
@@ -99,6 +104,7 @@ class RAB(Checked, Smoother):
     def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> "Ensemble":
         """Heads from noised training sets, in place of the classifier's own."""
         defender.check([classifier], run)
+        self._check_models(defender.classes)
         head = Linear() if self.head == "linear" else defender.head
         if head.kind != "fitted":
             what, remedy = "a head of this kind is not fitted to features", 'take head = "linear"'
@@ -106,6 +112,14 @@ class RAB(Checked, Smoother):
         label = "heads from noised training sets (RAB)"
         made = noised_heads(defender, head, Gaussian(self.sigma), self.models, run.child("models"), label)
         return Ensemble(tuple(made), self.sigma, self.alpha)
+
+    def _check_models(self, classes: int) -> None:
+        """Raises ``SapperError`` for so few models that their bounds certify not even an answer all agree on."""
+        least = next(count for count in range(1, sys.maxsize) if missed(count, classes, self.alpha) < 0.5)
+        if self.models >= least:
+            return
+        what = f"{self.models} models can certify nothing about {classes} classes at an alpha of {self.alpha:g}"
+        raise SapperError(what, where="rab.models", remedy=f"take {least} or more, or a larger alpha")
 
 
 @dataclass(frozen=True)
@@ -155,15 +169,19 @@ class Ensemble:
         return torch.cat(found)
 
 
+def missed(models: int, classes: int, alpha: float) -> float:
+    """t, by how much a mean confidence of so many models may miss its expectation."""
+    return hoeffding(models, alpha if classes == 2 else alpha / classes)
+
+
 def certified_radius(means: Tensor, labels: Tensor, models: int, sigma: float, alpha: float) -> Tensor:
     """R for the true class, float64 (N,), from mean confidences float64 (N, K) and int64 labels (N,).
 
     0 or less where nothing is certified. K bounds hold together with probability 1 − ``alpha``; for K = 2 they are one.
     """
-    classes = means.shape[1]
-    missed = hoeffding(models, alpha if classes == 2 else alpha / classes)
-    lower = (means.gather(1, labels.unsqueeze(1)).squeeze(1) - missed).clamp(0, 1)
-    others = means.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1) + missed
+    off = missed(models, means.shape[1], alpha)
+    lower = (means.gather(1, labels.unsqueeze(1)).squeeze(1) - off).clamp(0, 1)
+    others = means.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1) + off
     return gaussian_radius(lower, torch.minimum(others.clamp(0, 1), 1 - lower), sigma)
 
 
