@@ -82,7 +82,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "patchcleanser": {"patch": 3, "masks": 2, "training": "encoder", "views": 1, "epochs": 1},
     "patchguard_bn": {"patch": 2, "width": 4, "epochs": 1},
     "patchguard_ds": {"patch": 2, "band": 2},
-    "rab": {"models": 3},
+    "rab": {"models": 8, "alpha": 0.3},
     "randomized_smoothing": {"draws": 5, "training": "head", "views": 1},
     "anp": {"steps": 6, "batch": 16},
     "bcu": {"steps": 6, "batch": 16},

@@ -417,11 +417,11 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Resu
 def test_a_repaired_encoder_is_a_subject_that_is_measured_again(finished: tuple[Results, Path]) -> None:
     results, folder = finished
     models = {model.id: model for model in results.subjects}
-    repaired = {model.repair: model for model in models.values() if model.state == "repaired"}
+    repaired = {model.repair: model for model in models.values() if model.state == "repaired" and model.tasks}
     assert set(repaired) == {"distillation", "forget"}
     for name, model in repaired.items():
         assert models[str(model.parent)].state == "attacked"
-        ours = [record for record in results.records if record.defense == name]
+        ours = [record for record in results.records if record.defense == name and record.metric != "CA"]
         assert {record.subject for record in ours} == {model.id}
         for head in ("mlp", "linear"):
             metrics = {(r.task, r.metric) for r in ours if r.head == head}
@@ -438,6 +438,23 @@ def test_a_repaired_encoder_is_a_subject_that_is_measured_again(finished: tuple[
         assert len(card.origin["triggers"]) == (name == "forget")
 
 
+def test_the_clean_encoder_is_repaired_too_as_a_control(finished: tuple[Results, Path]) -> None:
+    results, folder = finished
+    controls = {model.repair: model for model in results.subjects if model.state == "repaired" and not model.tasks}
+    assert set(controls) == {"distillation", "forget"}
+    for name, model in controls.items():
+        assert (model.parent, model.targets) == ("clean-seed0", ())
+        ours = [record for record in results.records if record.subject == model.id]
+        assert {(r.metric, r.task, r.head, r.defense) for r in ours} == {
+            ("CA", task, head, name) for task in ("balls", "boxes") for head in ("mlp", "linear")
+        }
+        assert len(ours) == 4
+        (artifact,) = [each for each in results.artifacts if each.subject == model.id]
+        card = encoders.load(folder / artifact.path, RUN).card
+        assert not card.backdoored
+        assert card.origin["repaired"] == next(a.sha256 for a in results.artifacts if a.subject == "clean-seed0")
+
+
 def test_repairs_change_nothing_else(finished: tuple[Results, Path], data: Path, tmp_path: Path) -> None:
     plain = perform(experiment(data), tmp_path)
     kept = [record for record in numbers(finished[0]) if record.defense is None]
@@ -452,7 +469,8 @@ def test_repairs_change_nothing_else(finished: tuple[Results, Path], data: Path,
     for row, task in zip(rows, ["balls"] * 3 + ["boxes"] * 3):
         repair = None if row[1] == "–" else row[1]
         assert row[2] == f"{100 * found[task, repair, 'BA']:.1f}"
-        assert (row[6] == "–") == (repair is None), "features kept"
+        assert row[6] == f"{100 * found[task, repair, 'CA']:.1f}"
+        assert (row[7] == "–") == (repair is None), "features kept"
     page = render(finished[0])
     assert 'id="repairs"' in page
     assert "| balls → red | distillation |" in markdown.render(finished[0])
@@ -462,14 +480,15 @@ def test_repairs_change_nothing_else(finished: tuple[Results, Path], data: Path,
 def test_the_table_counts_audits_of_a_single_attack(finished: tuple[Results, Path]) -> None:
     def audited(seed: int, state: State, verdict: str, repair: str | None = None) -> Audited:
         about: dict[str, Any] = {"seed": seed, "state": state, "repair": repair, "report": {"verdict": verdict}}
-        return Audited(**about, subject=f"{state}-{seed}", sha256="")
+        return Audited(**about, subject=f"{state}-{seed}", sha256="", task=None if state == "clean" else "balls")
 
     audits = [audited(seed, "attacked", "backdoor" if seed else "no-evidence") for seed in range(3)]
     audits += [audited(0, "repaired", "no-evidence", "distillation"), audited(0, "clean", "backdoor")]
+    audits += [replace(audited(seed, "repaired", "backdoor", "distillation"), task=None) for seed in range(2)]
     table = repairs.table(replace(finished[0], audits=tuple(audits)))
     assert table is not None
-    shown = [(row[1].text, row[-1].text) for row in table.rows[:3]]
-    assert shown == [("–", "2 of 3"), ("distillation", "0 of 1"), ("forget", "–")]
+    shown = [tuple(row[i].text for i in (1, -2, -1)) for row in table.rows[:3]]
+    assert shown == [("–", "2 of 3", "1 of 1"), ("distillation", "0 of 1", "2 of 2"), ("forget", "–", "–")]
 
 
 @pytest.mark.parametrize(
@@ -535,11 +554,11 @@ batch = 8
     results = perform(experiment(data, "attack.encoders=one-per-task", extra=extra), tmp_path)
     ours = [record for record in results.records if record.defense == "bcu"]
     assert {record.task for record in ours} == {"boxes"}
-    repaired = [model for model in results.subjects if model.state == "repaired"]
+    repaired = [model for model in results.subjects if model.state == "repaired" and model.tasks]
     assert {model.tasks for model in repaired} == {("boxes",)}
     assert len(repaired) == len({model.id for model in repaired}) == 2
     paths = [each.path for each in results.artifacts if each.state == "repaired"]
-    assert len(set(paths)) == 2
+    assert len(set(paths)) == len(paths) == 4, "with the clean encoder, after each form"
 
 
 def test_where_nothing_was_recovered_the_encoder_stays(tmp_path: Path) -> None:

@@ -108,11 +108,13 @@ class Findings:
             )
 
     def add_accuracy(self, common: dict[str, Any], task: Task, clean: Finished, subject: Subject) -> None:
-        """CA of a task that nobody attacks."""
+        """CA of a task that nobody attacks, or of a clean encoder after a repair."""
         labels = task.test().targets()
         for name, predicted in read_predictions(clean.folder).items():
-            place = common | {"task": task.name, "head": name.removesuffix("/clean"), "subject": subject.id}
-            self._add(place, "CA", share(predicted == labels), clean)
+            head, _, view = name.partition("/")
+            if view == "clean":
+                place = common | {"task": task.name, "head": head, "subject": subject.id}
+                self._add(place, "CA", share(predicted == labels), clean)
 
     def add_attack(
         self,

@@ -115,10 +115,11 @@ def pipeline(
 ) -> Pipeline:
     """All stages of one seed, that of ``run``: an encoder pre-trained on ``images``, attacked, measured on ``tasks``.
 
-    Without ``heads`` nothing is measured. Every attacked encoder is repaired by each of ``repairs``, every attacked
-    classifier by each of ``classifier_repairs``, every poisoned set sifted by each of ``sifts`` and trained on again;
-    all are measured again. ``early`` and ``late`` go behind the ids of the clean subject and of attacked ones, ``last``
-    behind those of repaired ones; ``where`` in front of errors in a stage.
+    Without ``heads`` nothing is measured. Every attacked encoder is repaired by each of ``repairs``, and the clean one,
+    too, to see what that costs where nothing was planted. Every attacked classifier is repaired by each of
+    ``classifier_repairs``, every poisoned set is sifted by each of ``sifts`` and trained on again; all are measured
+    again. ``early`` and ``late`` go behind the ids of the clean subject and of attacked ones, ``last`` behind those of
+    repaired ones; ``where`` in front of errors in a stage.
     """
     graph = _Graph(run=run, threads=threads, where=where)
     pretrain = Pretrain(encoder=encoder, method=pretraining, images=images)
@@ -142,6 +143,8 @@ def pipeline(
                 (task, head, graph.add(f"attack on {task.name}, {head.name} head{attack.title}", work, clean.stage))
             )
     elif attack is not None:
+        controls = [*_controls(graph, clean, attack, repairs, last or late)]
+        subjects += [control for _, control in controls]
         for group in attack.groups([task for task in tasks if task.aims]):
             for subject, some in _attacked(graph, attack, pretrain, clean, group, heads, late):
                 subjects.append(subject)
@@ -156,6 +159,13 @@ def pipeline(
                     subjects.append(repaired)
                     measured += [
                         _measured(graph, attack, each.task, some, clean, repaired, each.before)
+                        for each in own
+                        if plan.on(each.task.name)
+                    ]
+                for plan, control in controls:
+                    shown = replace(control, source=subject.source)  # its triggers are the attack's
+                    measured += [
+                        _measured(graph, attack, each.task, some, clean, shown, each.before)
                         for each in own
                         if plan.on(each.task.name)
                     ]
@@ -255,24 +265,28 @@ def _repaired(
 ) -> Iterator[tuple[RepairPlan | SiftPlan, Subject]]:
     """What each repair makes of an attacked encoder."""
     for plan in repairs if subject.of == "encoder" else ():
-        if not any(plan.on(task) for task in subject.tasks):
-            continue
-        found = None
-        if plan.detector is not None:
-            work = RecoverTrigger(detector=plan.detector, images=plan.images)
-            found = graph.add(f"recovery of a trigger from the {subject.words}, {subject.task}", work, subject.stage)
-        title = f"repair of the {subject.words} by {plan.name}, {subject.task}"
-        yield (
-            plan,
-            replace(
-                subject,
-                id=f"repaired-{'+'.join(subject.tasks)}-{plan.name}{last}",
-                state=REPAIRED,
-                parent=subject.id,
-                repair=plan.name,
-                stage=graph.add(title, RepairEncoder(plan=plan), subject.stage, found),
-            ),
-        )
+        if any(plan.on(task) for task in subject.tasks):
+            named = f"repaired-{'+'.join(subject.tasks)}-{plan.name}{last}"
+            yield plan, _repair(graph, subject, plan, named, f", {subject.task}")
+
+
+def _controls(
+    graph: _Graph, clean: Subject, attack: AttackPlan, repairs: Sequence[RepairPlan], last: str
+) -> Iterator[tuple[RepairPlan, Subject]]:
+    """What each repair makes of the clean encoder, as a control of an attack that makes encoders."""
+    for plan in repairs if makes_encoders(attack.method.parameters) else ():
+        yield plan, replace(_repair(graph, clean, plan, f"repaired-clean-{plan.name}{last}"), attack=attack.name)
+
+
+def _repair(graph: _Graph, subject: Subject, plan: RepairPlan, named: str, of: str = "") -> Subject:
+    """An encoder after a repair; ``named``: its id, ``of``: what is added to titles."""
+    found = None
+    if plan.detector is not None:
+        work = RecoverTrigger(detector=plan.detector, images=plan.images)
+        found = graph.add(f"recovery of a trigger from the {subject.words}{of}", work, subject.stage)
+    title = f"repair of the {subject.words} by {plan.name}{of}"
+    made = graph.add(title, RepairEncoder(plan=plan), subject.stage, found)
+    return replace(subject, id=named, state=REPAIRED, parent=subject.id, repair=plan.name, stage=made)
 
 
 def _repaired_classifiers(

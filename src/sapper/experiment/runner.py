@@ -195,6 +195,10 @@ class Planned:
                 continue
             after, choices = done[measured.after], read_choices(done[trial.pipeline.choices[task.name]].folder)
             sides = ((measured.baseline, before), (measured.subject, after))
+            if measured.subject.control:
+                place = trial.place | {"defense": measured.subject.repair}
+                findings.add_accuracy(place, task, after, measured.subject)
+                continue
             if measured.subject.state == REPAIRED:
                 self._record_repair(measured, choices, session)
                 continue
@@ -269,8 +273,9 @@ class Planned:
                 label = "-".join(filter(None, ["+".join(subject.tasks), subject.head])) + variant.attacked
                 if subject.repair:
                     name = f"-{variant.attack}" if variant.attack else ""
-                    stage = f"repair by {subject.repair}, {subject.task}{variant.suffix}{name}"
-                    label = f"{'+'.join(subject.tasks)}-{subject.repair}{variant.suffix}{name}"
+                    of = "the clean encoder" if subject.control else subject.task
+                    stage = f"repair by {subject.repair}, {of}{variant.suffix}{name}"
+                    label = f"{'+'.join(subject.tasks) or 'clean'}-{subject.repair}{variant.suffix}{name}"
             trained = (subject.source if subject.of == "classifier" else None) or subject.stage
             session.findings.add_subject(subject, session.done[trained].folder, stage, label)
 

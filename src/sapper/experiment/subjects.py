@@ -19,7 +19,8 @@ class Subject:
     set, or a classifier; ``source`` is what the attack left: all targets' triggers, and that set or classifier.
     ``head`` of a classifier: its name. ``parent``: the id of the subject that it was made from. ``tasks`` and
     ``targets``: what it was attacked for; ``attack``: by which attack, where there are several; ``repair``: by which it
-    was repaired, or its data was sifted; then ``source`` is what the sift left of the set.
+    was repaired, or its data was sifted; then ``source`` is what the sift left of the set. A repaired clean encoder has
+    no ``tasks``.
     """
 
     id: str
@@ -41,8 +42,15 @@ class Subject:
         return " + ".join(self.tasks) or None
 
     @property
+    def control(self) -> bool:
+        """Whether it is a clean encoder that was repaired, to see what a repair costs where nothing was planted."""
+        return self.state == REPAIRED and not self.tasks
+
+    @property
     def words(self) -> str:
         """What classifiers stand on, for people."""
+        if self.control:
+            return f"clean encoder repaired by {self.repair}"
         words = {CLEAN: "clean", ATTACKED: "backdoored", REPAIRED: "repaired"}[self.state] + " encoder"
         if self.of == "task":
             what = "sifted" if self.state == REPAIRED else "poisoned"

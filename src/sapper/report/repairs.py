@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from sapper.experiment.results import Record, Results
+from sapper.experiment.results import Record, Results, State
 from sapper.report import tables, text
 from sapper.report.tables import Cell, Estimate, Measurement, Table
 
@@ -11,16 +11,18 @@ COLUMNS: dict[str, str] = {
     "ASR": "ASR",
     "ASR_strict": "ASR strict",
     "lift": "lift",
+    "CA": "clean encoder: CA",
     "cosine_kept": "features kept",
     "trigger_recovered": "trigger recovered",
     "repair_seconds": "time",
 }
 NOTE = (
     "In %, the lift over the clean baseline in points; first without a repair, then after each: of the encoder, with a "
-    "new head, or of the classifier. Features kept: the mean cosine of an image’s features with those that the encoder "
-    "gave before it was repaired; what was trained again on sifted rows has none. Trigger recovered: from how many of "
-    "the models, where a repair needs one. Audits with "
-    "evidence: of a backdoor, in how many of the encoders of all seeds and tasks."
+    "new head, or of the classifier. Clean encoder: its accuracy, after the same repair. Features kept: the mean "
+    "cosine of an image’s features with those that the encoder gave before it was repaired; what was trained again on "
+    "sifted rows has none. Trigger recovered: from how many of the models, where a repair needs one. Audits with "
+    "evidence: of a backdoor, in how many of the attacked encoders of all seeds and tasks; false alarms: in how many "
+    "of the clean ones after the same repair."
 )
 
 
@@ -52,8 +54,9 @@ def table(results: Results) -> Table | None:
             if not any(record.metric == "BA" for record in some):
                 continue
             found = [_of(some, metric) for metric in COLUMNS]
-            rows.append((Cell(title), Cell(repair or "–"), *map(_cell, found), _audits(results, repair, attack)))
-    return Table(("attack on", "repair", *COLUMNS.values(), "audits with evidence"), tuple(rows), NOTE)
+            audits = [_audits(results, repair, attack, clean=clean) for clean in (False, True)]
+            rows.append((Cell(title), Cell(repair or "–"), *map(_cell, found), *audits))
+    return Table(("attack on", "repair", *COLUMNS.values(), "audits with evidence", "false alarms"), tuple(rows), NOTE)
 
 
 def shows(results: Results, item: Measurement) -> bool:
@@ -79,12 +82,13 @@ def _cell(value: Estimate | None) -> Cell:
     return Cell(value.number, title=value.span, kind="number")
 
 
-def _audits(results: Results, repair: str | None, attack: str | None) -> Cell:
-    """How many of the encoders an audit has something against."""
-    state = "attacked" if repair is None else "repaired"
+def _audits(results: Results, repair: str | None, attack: str | None, *, clean: bool) -> Cell:
+    """How many of the encoders an audit has something against: of attacked ones, or of ``clean`` ones."""
+    state: State = "repaired" if repair is not None else "clean" if clean else "attacked"
     ours: Sequence[str] = [
         each.report["verdict"]
         for each in results.audits
-        if (each.state, each.repair) == (state, repair) and each.attack in (attack, None)  # of several alone by name
+        if (each.state, each.repair, each.task is None) == (state, repair, clean)
+        and each.attack in (attack, None)  # of several alone by name
     ]
     return Cell(f"{ours.count('backdoor')} of {len(ours)}" if ours else text.NOTHING, kind="number")
