@@ -31,7 +31,7 @@ from sapper.defenses.repair.unlearning import Unlearning
 from sapper.defenses.repairing import apart, fresh
 from sapper.defenses.stages import attention, stage_of, stages, watched
 from sapper.downstream import extract
-from sapper.encoders import Encoder, build
+from sapper.encoders import Card, Encoder, build
 from sapper.encoders.freezing import frozen_copy
 from sapper.errors import SapperError
 from sapper.experiment.repairing import RepairEncoder, RepairPlan
@@ -41,7 +41,7 @@ from sapper.experiment.verdicts import leave_verdicts
 from sapper.pretraining.simclr import SimCLR
 from sapper.report import markdown, render, repairs
 from sapper.running import Run
-from sapper.samples import ImageSet
+from sapper.samples import ImageSet, PixelSpec
 from sapper.scenario.named import Named
 from sapper.scenario.sections import RepairSection
 from sapper.triggers import Patch
@@ -381,6 +381,48 @@ def test_a_disturbance_of_anp_moves_features_more_than_a_random_one() -> None:
         none = float(apart(anp.disturbed(encoder, layers, ones, None, shown, RUN), wanted))
     assert none == pytest.approx(0, abs=1e-5)
     assert ours > theirs > 0
+
+
+class Planted(nn.Module):
+    """Eight channels that mean something, and one that is asleep until it sees white, and then shouts."""
+
+    def __init__(self, shown: Tensor) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(8)
+        conv, norm = nn.Conv2d(3, 9, 3, padding=1, bias=False), nn.BatchNorm2d(9)
+        with torch.no_grad():
+            conv.weight.copy_(torch.randn(9, 3, 3, 3, generator=generator))
+            conv.weight[8] = 1.0  # 27 on white, 13.5 on noise
+            seen = conv(shown)
+            norm.running_mean.copy_(seen.mean((0, 2, 3)))  # type: ignore[union-attr]
+            norm.running_var.copy_(seen.var((0, 2, 3)))  # type: ignore[union-attr]
+            norm.running_mean[8], norm.running_var[8] = 0.0, 1.0  # type: ignore[index]
+            norm.weight[8], norm.bias[8] = 40.0, -22.0 * 40.0
+        self.layer1 = nn.Sequential(conv, norm, nn.ReLU())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.layer1(pixels).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def moved_by_the_trigger(encoder: Encoder, shown: Tensor) -> float:
+    return float(1 - (unit(encoder, shown) * unit(encoder, TRIGGER(shown))).sum(1).mean())
+
+
+@pytest.mark.parametrize("name", ["anp", "fine_pruning"])
+def test_a_planted_channel_that_is_asleep_is_cut_out(name: str) -> None:
+    """What both papers are about: a backdoor in a channel of its own. ANP finds it by what it disturbs, and only so."""
+    some, others = images(128, 1), images(16, 2).batch()
+    card = Card(architecture="planted", input=PixelSpec(size=16, mean=(0, 0, 0), std=(1, 1, 1)))
+    encoder = Encoder(Planted(some.batch()), card, 9).eval()
+    assert moved_by_the_trigger(encoder, others) > 0.5
+    method = ANP(steps=40, batch=32) if name == "anp" else FinePruning(steps=20, batch=32, learning_rate=1e-3)
+    repaired = method(copy.deepcopy(encoder), Owner(clean=some), RUN).encoder
+    assert float(repaired.backbone.layer1[1].weight[8].detach()) == 0  # type: ignore[index, union-attr]
+    assert moved_by_the_trigger(repaired, others) < 0.1
+    assert float((unit(encoder, others) * unit(repaired, others)).sum(1).mean()) > 0.9, "as far as drop allows"
+    if name == "anp":
+        blind = ANP(steps=40, batch=32, epsilon=1e-6)(copy.deepcopy(encoder), Owner(clean=some), RUN).encoder
+        assert moved_by_the_trigger(blind, others) > 0.5
 
 
 # In a scenario
