@@ -111,7 +111,7 @@ def of_records(spec: RecordTable, folder: Path) -> str:
     ]
     every = [cell.estimate for found in cells.values() for cell in found if cell.estimate]
     sources = dict.fromkeys(record["source"] for record in chosen if "source" in record)
-    over_seeds = [each for each in every if each.source == "seeds"]
+    over_seeds = [each for each in every if each.source in ("seeds", "models")]
     notes = [f"{tables.interval_note(over_seeds)}."] if over_seeds else []
     return "\n".join([*lines, "", *(f"{_sentence(note)}" for note in [*sources, *notes])])
 
@@ -216,7 +216,8 @@ def _record(record: Json, key: str, form: str) -> Record:
         low, high = (record.get(end if key == "value" else f"{key}_{end}") for end in ("low", "high"))
     unit = "fraction" if form in ("%", "+%") else ""
     metric = "lift" if form == "+%" else key
-    return Record(seed=record.get("seed"), stage="", metric=metric, value=value, low=low, high=high, unit=unit)
+    told: Json = {"value": value, "low": low, "high": high, "n": record.get("n") if key == "value" else None}
+    return Record(seed=record.get("seed"), stage="", metric=metric, unit=unit, **told)
 
 
 def shown(value: float | None, form: str = "") -> str:

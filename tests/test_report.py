@@ -16,7 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from scipy import stats
 
 from sapper.errors import SapperError
 from sapper.experiment.results import Artifact, Curve, FeatureMap, Picture, Record, Results, State
@@ -252,6 +255,18 @@ def test_one_seed_keeps_its_own_interval() -> None:
     found = estimate([Record(seed=0, stage="s", metric="BA", value=0.5, low=0.4, high=0.65)])
     assert (found.low, found.high, found.source) == (0.4, 0.65, "images")
     assert estimate([Record(seed=0, stage="s", metric="BA", value=0.5)]).source == "none"
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=12))
+def test_single_models_of_seeds_are_counted_as_one_sample(flagged: list[bool]) -> None:
+    records = [
+        Record(seed=seed, stage="s", metric="flagged", value=float(value), n=1) for seed, value in enumerate(flagged)
+    ]
+    found, known = estimate(records), stats.binomtest(sum(flagged), len(flagged)).proportion_ci(method="wilson")
+    assert (found.value, found.source) == (pytest.approx(sum(flagged) / len(flagged)), "models")
+    assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=1e-9)
+    several = estimate([replace(record, n=4) for record in records])
+    assert several.source == "seeds"
 
 
 def test_two_values_for_one_seed_are_refused() -> None:

@@ -20,9 +20,10 @@ SIGNED = ("lift", "accuracy_change")  # differences of two rates
 LABELS = {"ASR_strict": "ASR strict", "ASR_B": "ASR-B", "ASR_B_strict": "ASR-B strict"}
 """How a metric is called in headings, where its key is not its name."""
 
-Source = Literal["seeds", "images", "none"]
+Source = Literal["seeds", "models", "images", "none"]
 INTERVALS: dict[Source, str] = {
     "seeds": "Student’s t over the seeds",
+    "models": "Wilson’s for shares of models, one of each seed",
     "images": "one seed; the interval covers the choice of test images, not of the seed",
     "none": "no interval was recorded",
 }
@@ -97,8 +98,9 @@ class Table:
 def estimate(records: Sequence[Record]) -> Estimate:
     """Mean over seeds. Its interval is Student's t over seeds, or the record's own when there is one seed.
 
-    A t interval knows nothing of the range of a rate and is cut to it (``text.LIMITS``). Raises ``SapperError`` for
-    records of one seed with different values.
+    A t interval knows nothing of the range of a rate and is cut to it (``text.LIMITS``). Where each seed has a single
+    model that is counted or not, it is Wilson's for their share: all alike, they would have none over seeds. Raises
+    ``SapperError`` for records of one seed with different values.
     """
     of_seed: dict[int | None, Record] = {}
     for record in records:
@@ -111,6 +113,13 @@ def estimate(records: Sequence[Record]) -> Estimate:
     if len(values) == 1:
         has_interval = first.low is not None and first.high is not None
         return shown(values[0], first.low, first.high, 1, "images" if has_interval else "none")
+    if all(record.n == 1 and record.value in (0, 1) for record in of_seed.values()):
+        from torch import tensor
+
+        from sapper.metrics import share  # torch takes its time to load, too
+
+        rate = share(tensor(values) > 0.5)
+        return shown(rate.value, rate.low, rate.high, len(values), "models")
     from scipy.special import stdtrit  # takes half a second, which an audit need not wait for
 
     mean = fmean(values)
@@ -125,7 +134,7 @@ def interval_note(estimates: Iterable[Estimate]) -> str:
     """Where the intervals of these estimates come from, in words."""
     sources = {item.source: item.n_seeds for item in estimates}
     return "; ".join(
-        f"{words} (n = {sources[source]})" if source == "seeds" else words
+        f"{words} (n = {sources[source]})" if source in ("seeds", "models") else words
         for source, words in INTERVALS.items()
         if source in sources
     )
