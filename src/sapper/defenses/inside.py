@@ -91,7 +91,7 @@ def seen_maps(
 def batches(classifier: Classifier, samples: Samples, run: Run) -> Iterator[Tensor]:
     """Batches on the run's device, as many at once as memory is meant for; the classifier answers as in use."""
     classifier.to(run.device).eval()
-    for batch in samples.batches(min(500, samples.at_once(gradients=False))):
+    for batch in samples.batches(min(500, samples.at_once(gradients=False, device=run.device))):
         yield batch.to(run.device)
 
 

@@ -27,7 +27,7 @@ from sapper.encoders import Encoder
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
-from sapper.samples import Change, to_float
+from sapper.samples import Change, at_once, to_float
 from sapper.training import Step, Terms, check_finite, train, warm_cosine
 
 View = Callable[[Tensor, torch.Generator], Tensor]
@@ -67,16 +67,17 @@ def confidences(
 ) -> Tensor:
     """Softmax confidences in every part, float (N, V, K), of uint8 ``images`` (N, 3, H, W), after ``change`` if given.
 
-    ``seen`` bool (V, H, W); around a part is ``blank``, float (3,). 512 views are looked at together.
+    ``seen`` bool (V, H, W); around a part is ``blank``, float (3,).
     """
     shown, fill = seen.to(run.device).unsqueeze(1), blank.to(run.device).view(3, 1, 1)
     parts = []
     with run.progress.bar(label, len(images)) as bar:
-        for chunk in images.split(max(1, 512 // len(seen))):
+        together = at_once(images, gradients=False, device=run.device)
+        for chunk in images.split(max(1, together // len(seen))):
             pixels = to_float(chunk.to(run.device))
             changed = (pixels if change is None else change(pixels)).unsqueeze(1)
             told = []
-            for some in shown.split(max(1, 512 // len(chunk))):
+            for some in shown.split(max(1, together // len(chunk))):
                 views = torch.where(some, changed, fill)
                 with run.autocast():
                     answers = logits(views.flatten(0, 1))

@@ -21,7 +21,7 @@ def extract(encoder: Encoder, samples: Samples, run: Run, change: Change | None 
     """
     encoder.eval()
     features = []
-    size = min(batch, samples.at_once(gradients=False))
+    size = min(batch, samples.at_once(gradients=False, device=run.device))
     with run.progress.bar("features", len(samples)) as bar:
         for start in range(0, len(samples), size):
             inputs = samples.batch(slice(start, start + size)).to(run.device)

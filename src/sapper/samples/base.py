@@ -54,8 +54,11 @@ class Samples(ABC):
         """
 
     @abstractmethod
-    def at_once(self, *, gradients: bool) -> int:
-        """How many samples may be in an encoder at once: what memory allows, more without gradients."""
+    def at_once(self, *, gradients: bool, device: torch.device | None = None) -> int:
+        """How many samples are in an encoder at once: what memory allows, more without gradients, and what is fast.
+
+        ``device``: where the encoder is, if it is not where the samples are.
+        """
 
     @abstractmethod
     def check(self, spec: InputSpec) -> None:

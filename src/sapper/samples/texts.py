@@ -122,9 +122,9 @@ class TextSet(Samples):
             rows = rows.to(self.ids.device)
         return Tokens(self.ids, self.lengths) if rows is None else Tokens(self.ids[rows], self.lengths[rows])
 
-    def at_once(self, *, gradients: bool) -> int:
+    def at_once(self, *, gradients: bool, device: torch.device | None = None) -> int:
         """How many of these texts go through an encoder at once."""
-        most = TOKENS["cpu" if self.ids.device.type == "cpu" else "cuda"] // self.ids.shape[1]
+        most = TOKENS["cpu" if (device or self.ids.device).type == "cpu" else "cuda"] // self.ids.shape[1]
         return max(1, most if gradients else 8 * most)
 
     def check(self, spec: InputSpec) -> None:

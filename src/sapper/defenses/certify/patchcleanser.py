@@ -48,7 +48,7 @@ from sapper.defenses.measures import CERTIFIED, OfAnswers
 from sapper.defenses.views import ThroughViews, random_part
 from sapper.downstream import Classifier
 from sapper.running import Run
-from sapper.samples import Change, check_pixels, to_float
+from sapper.samples import Change, at_once, check_pixels, to_float
 from sapper.triggers.covers import covering
 from sapper.verdicts import Certified, threat
 
@@ -156,11 +156,12 @@ class TwoRounds:
     def _answers(
         self, images: Tensor, masks: Tensor, which: Tensor, run: Run, label: str, change: Change | None
     ) -> Tensor:
-        """Predictions, int64 (n,) on the CPU, for ``which`` (n, 2): an image and its mask; 512 of them at a time."""
+        """Predictions, int64 (n,) on the CPU, for ``which`` (n, 2): an image and its mask."""
         answers = [torch.empty(0, dtype=torch.int64)]
         masks, fill = masks.to(run.device), self.blank.to(run.device).view(3, 1, 1)
+        together = at_once(images, gradients=False, device=run.device)
         with run.progress.bar(label, len(which)) as bar:
-            for image, mask in (rows.unbind(1) for rows in which.split(512) if len(rows)):
+            for image, mask in (rows.unbind(1) for rows in which.split(together) if len(rows)):
                 pixels = to_float(images[image].to(run.device))
                 changed = pixels if change is None else change(pixels)
                 covered = torch.where(masks[mask.to(run.device)].unsqueeze(1), fill, changed)

@@ -51,7 +51,7 @@ from sapper.downstream import Classifier, Linear
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
-from sapper.samples import Change, check_pixels, to_float
+from sapper.samples import Change, at_once, check_pixels, to_float
 from sapper.verdicts import Certified
 
 
@@ -157,7 +157,7 @@ class Ensemble:
         shape, found = images.shape[1:], []
         noises = [hashed_noise(each.head, shape, self.sigma).to(run.device) for each in self.classifiers]
         with run.progress.bar("answers of all heads (RAB)", len(images)) as bar:
-            for chunk in images.split(512):
+            for chunk in images.split(at_once(images, gradients=False, device=run.device)):
                 pixels = to_float(chunk.to(run.device))
                 changed, total = pixels if change is None else change(pixels), torch.zeros(())
                 for classifier, noise in zip(self.classifiers, noises):

@@ -44,7 +44,7 @@ from sapper.defenses.views import ThroughViews
 from sapper.downstream import Classifier, Linear
 from sapper.errors import SapperError
 from sapper.running import Run
-from sapper.samples import Change, check_pixels, to_float
+from sapper.samples import Change, at_once, check_pixels, to_float
 from sapper.verdicts import Certified
 
 
@@ -146,8 +146,8 @@ class AsOne:
     draws: int
 
     def votes(self, images: Tensor, noise: Noise, generator: torch.Generator, run: Run) -> Tensor:
-        """How many of the draws vote for each class; about 512 images are looked at together."""
-        group, done, found = max(1, 512 // len(images)), 0, []
+        """How many of the draws vote for each class; as many at once as are fast."""
+        group, done, found = max(1, at_once(images, gradients=False) // len(images)), 0, []
         while done < self.draws:
             often = min(group, self.draws - done)
             found.append(_votes(self.logits, noise(images.repeat(often, 1, 1, 1), generator), run, often))

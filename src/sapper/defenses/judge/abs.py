@@ -289,7 +289,7 @@ def succeeded(classifier: Classifier, triggers: Triggers, labels: Tensor, images
             rates.append(0.0)
             continue
         some = images.take(others)
-        for batch in some.batches(min(500, images.at_once(gradients=False))):
+        for batch in some.batches(min(500, images.at_once(gradients=False, device=run.device))):
             with run.autocast():
                 hits += int((classifier(trigger(batch.to(run.device))).argmax(1) == label).sum())
         rates.append(hits / len(some))

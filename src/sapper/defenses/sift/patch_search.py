@@ -96,7 +96,9 @@ class PatchSearch(Checked, Sift):
         places, side = candidates(images.size, self.side(images.size)), self.side(images.size)
         blank, found = looked.encoder.mean.view(3, 1, 1), list[Tensor]()
         with run.progress.bar("windows", len(images)) as bar:
-            for rows in torch.arange(len(images)).split(max(1, images.at_once(gradients=False) // len(places))):
+            for rows in torch.arange(len(images)).split(
+                max(1, images.at_once(gradients=False, device=run.device) // len(places))
+            ):
                 batch, own = images.batch(rows).to(run.device), centers[of[rows].to(run.device)]
                 masks = inside(places.to(run.device), side, images.size)[:, None]
                 blanked = torch.where(masks, blank, batch.unsqueeze(1)).flatten(0, 1)
