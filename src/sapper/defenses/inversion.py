@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from sapper.downstream import extract, mean_cosine
 from sapper.encoders import Encoder
 from sapper.running import Run
-from sapper.samples import Change, Samples, at_once
+from sapper.samples import Change, Samples, at_once, in_memory
 from sapper.triggers import Mask
 from sapper.triggers.searching import start, unit
 
@@ -197,15 +197,21 @@ def anomaly_index(norms: list[float], least: float = 1e-6) -> tuple[float | None
 def encode(encoder: Encoder, images: Tensor, run: Run) -> Tensor:
     """Features, float (N, D), of float images (N, 3, H, W), with gradients.
 
-    Of more images than memory is meant for (``at_once``) in chunks, of which each is computed once more for its
+    Of more images than memory is meant for (``in_memory``) in chunks, of which each is computed once more for its
     gradient.
     """
-    most = at_once(images, gradients=True)
+    most = in_memory(images, gradients=True)
     with run.autocast():
         if len(images) <= most:
             return encoder(images).float()
         parts = [checkpoint(encoder, chunk, use_reentrant=False).float() for chunk in images.split(most)]
         return torch.cat(parts)
+
+
+def groups(count: int, images: Tensor) -> list[slice]:
+    """``count`` aims in groups: as many as are fast at once with gradients, each on all of the images (N, 3, H, W)."""
+    several = max(1, at_once(images, gradients=True) // len(images))
+    return [slice(start, min(start + several, count)) for start in range(0, count, several)]
 
 
 SMALLEST = 1e-6

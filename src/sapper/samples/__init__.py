@@ -2,7 +2,17 @@
 
 from sapper.samples.base import Samples, joined
 from sapper.samples.files import read_samples, write_samples
-from sapper.samples.images import PIXELS, Canvases, Change, ImageSet, at_once, check_pixels, only_images, to_float
+from sapper.samples.images import (
+    PIXELS,
+    Canvases,
+    Change,
+    ImageSet,
+    at_once,
+    check_pixels,
+    in_memory,
+    only_images,
+    to_float,
+)
 from sapper.samples.pairs import PairSet
 from sapper.samples.specs import InputSpec, PixelSpec, TokenSpec
 from sapper.samples.texts import TextSet, Tokens
@@ -21,6 +31,7 @@ __all__ = [
     "Tokens",
     "at_once",
     "check_pixels",
+    "in_memory",
     "joined",
     "only_images",
     "read_samples",

@@ -31,21 +31,26 @@ CACHED = 2**17
 With 512 a forward pass takes half as long again (ResNet-10 and ResNet-18 of width 16, one thread of an AMD EPYC).
 """
 
-FEW = 8
+FEW = 10
 """Images that go through an encoder together however large they are, so that its weights are not read for each."""
 
 
-def at_once(images: Tensor, *, gradients: bool, device: torch.device | None = None) -> int:
-    """How many images of that size, (…, 3, H, W), go through an encoder at once.
+def in_memory(images: Tensor, *, gradients: bool, device: torch.device | None = None) -> int:
+    """How many images of that size, (…, 3, H, W), memory is meant for in an encoder at once.
 
-    As many as memory is meant for, and on a CPU without gradients no more than are fast. ``device``: where the encoder
-    is, if it is not where the images are.
+    ``device``: where the encoder is, if it is not where the images are.
     """
     kind, size = (device or images.device).type, images.shape[-2] * images.shape[-1]
     most = PIXELS["cpu" if kind == "cpu" else "cuda"] // size
-    if not gradients:
-        most = min(8 * most, max(FEW, CACHED // size)) if kind == "cpu" else 8 * most
-    return max(1, int(most))
+    return max(1, int(most if gradients else 8 * most))
+
+
+def at_once(images: Tensor, *, gradients: bool, device: torch.device | None = None) -> int:
+    """The same, but on a CPU no more than are fast."""
+    most = in_memory(images, gradients=gradients, device=device)
+    if (device or images.device).type != "cpu":
+        return most
+    return min(most, max(FEW, CACHED // (images.shape[-2] * images.shape[-1])))
 
 
 @dataclass(frozen=True, kw_only=True)

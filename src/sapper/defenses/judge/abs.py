@@ -54,7 +54,7 @@ from sapper.downstream import Classifier
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
-from sapper.samples import ImageSet, at_once
+from sapper.samples import ImageSet, in_memory
 from sapper.triggers.searching import stamp, start, unit
 from sapper.verdicts import Reached, Verdict
 
@@ -181,7 +181,7 @@ class ABS(Checked, ClassifierJudge):
 
         ``success``: which share. Candidates that memory has no room for at once are inverted one part after another.
         """
-        most = max(1, at_once(seeds.images.to(run.device), gradients=True) // (len(seeds) * self.starts))
+        most = max(1, in_memory(seeds.images.to(run.device), gradients=True) // (len(seeds) * self.starts))
         parts = list(torch.arange(len(found)).split(most))
         made = []
         with run.progress.bar("trigger inversion (ABS)", len(parts) * self.steps) as bar:

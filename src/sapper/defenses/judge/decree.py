@@ -38,6 +38,7 @@ from sapper.defenses.inversion import (
     UNMEASURABLE,
     Triggers,
     encode,
+    groups,
     measurable,
     shrink,
 )
@@ -151,13 +152,16 @@ class Decree(Checked, EncoderExaminer):
         run: Run,
     ) -> Tensor:
         """One step of Adam for every restart on the same images; the mean cosine of each, before it."""
-        masks, stamped = stamp(weights, pixels)
-        features = F.normalize(encode(encoder, stamped.flatten(0, 1), run), dim=1)
-        cosines = mean_cosine(features.unflatten(0, (len(masks), -1)))
+        found = []
         optimizer.zero_grad(set_to_none=True)
-        (-cosines + cost * 3 * masks.flatten(1).sum(1)).sum().backward()
+        for some in groups(len(cost), pixels):
+            masks, stamped = stamp([weight[some] for weight in weights], pixels)
+            features = F.normalize(encode(encoder, stamped.flatten(0, 1), run), dim=1)
+            cosines = mean_cosine(features.unflatten(0, (len(masks), -1)))
+            (-cosines + cost[some] * 3 * masks.flatten(1).sum(1)).sum().backward()
+            found.append(cosines.detach())
         optimizer.step()
-        return cosines.detach()
+        return torch.cat(found)
 
 
 @dataclass

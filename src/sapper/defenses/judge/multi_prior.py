@@ -57,7 +57,7 @@ from sapper.triggers.priors import Filter, Prior, Stamp
 from sapper.verdicts import Verdict, unscored
 
 TOGETHER = 256
-"""Images that go through the encoder at once; fewer of large ones (``at_once``)."""
+"""Images that go through the encoder at once; fewer on a CPU, and of large ones (``at_once``)."""
 
 PLACING = 16
 """Images by which a change's place is chosen."""

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from sapper.defenses.contracts import ClassifierJudge, Need
 from sapper.defenses.defender import Defender, Logits
-from sapper.defenses.inversion import Triggers, anomaly_index, smallest_masks
+from sapper.defenses.inversion import Triggers, anomaly_index, groups, smallest_masks
 from sapper.defenses.measures import TARGET_NAMED, OfVerdicts, detection
 from sapper.downstream import Classifier
 from sapper.errors import SapperError
@@ -145,12 +145,15 @@ class NeuralCleanse(Checked, ClassifierJudge):
         run: Run,
     ) -> Tensor:
         """One step of Adam for every aim on the same images; the share of them that reaches each, before it."""
-        masks, stamped = stamp(weights, pixels)
-        with run.autocast():
-            answers = logits(stamped.flatten(0, 1))
-        wanted = aims.repeat_interleave(len(pixels))
-        losses = F.cross_entropy(answers.float(), wanted, reduction="none").view(len(aims), -1).mean(1)
+        found = []
         optimizer.zero_grad(set_to_none=True)
-        (losses + cost * masks.flatten(1).sum(1)).sum().backward()
+        for some in groups(len(aims), pixels):
+            masks, stamped = stamp([weight[some] for weight in weights], pixels)
+            with run.autocast():
+                answers = logits(stamped.flatten(0, 1))
+            wanted = aims[some].repeat_interleave(len(pixels))
+            losses = F.cross_entropy(answers.float(), wanted, reduction="none").view(len(masks), -1).mean(1)
+            (losses + cost[some] * masks.flatten(1).sum(1)).sum().backward()
+            found.append((answers.argmax(1) == wanted).view(len(masks), -1).float().mean(1))
         optimizer.step()
-        return (answers.argmax(1) == wanted).view(len(aims), -1).float().mean(1)
+        return torch.cat(found)

@@ -37,6 +37,7 @@ from sapper.defenses.inversion import (
     Triggers,
     anomaly_index,
     encode,
+    groups,
     measurable,
     smallest_masks,
 )
@@ -164,13 +165,16 @@ class SSLCleanse(Checked, EncoderExaminer):
         run: Run,
     ) -> Tensor:
         """One step of Adam for every cluster on the same images; each one's nearest image before it, (clusters, B)."""
-        masks, stamped = stamp(weights, pixels)
-        units = F.normalize(encode(encoder, stamped.flatten(0, 1), run), dim=1).unflatten(0, (len(masks), -1))
-        losses = 1 - (units * centers.unsqueeze(1)).sum(2).mean(1)
+        found = []
         optimizer.zero_grad(set_to_none=True)
-        (losses + cost * masks.flatten(1).mean(1)).sum().backward()
+        for some in groups(len(cost), pixels):
+            masks, stamped = stamp([weight[some] for weight in weights], pixels)
+            units = F.normalize(encode(encoder, stamped.flatten(0, 1), run), dim=1).unflatten(0, (len(masks), -1))
+            losses = 1 - (units * centers[some].unsqueeze(1)).sum(2).mean(1)
+            (losses + cost[some] * masks.flatten(1).mean(1)).sum().backward()
+            found.append((units.detach() @ features.T).argmax(2))
         optimizer.step()
-        return (units.detach() @ features.T).argmax(2)
+        return torch.cat(found)
 
 
 def knee(inertias: list[float]) -> int:
