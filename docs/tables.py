@@ -215,8 +215,8 @@ def _record(record: Json, key: str, form: str) -> Record:
     else:
         low, high = (record.get(end if key == "value" else f"{key}_{end}") for end in ("low", "high"))
     unit = "fraction" if form in ("%", "+%") else ""
-    metric = "lift" if form == "+%" else key
-    told: Json = {"value": value, "low": low, "high": high, "n": record.get("n") if key == "value" else None}
+    metric = "lift" if form == "+%" else record.get("metric", key) if key == "value" else key
+    told: Json = {"value": value, "low": low, "high": high, "n": record.get("n")}
     return Record(seed=record.get("seed"), stage="", metric=metric, unit=unit, **told)
 
 

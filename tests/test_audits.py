@@ -218,6 +218,23 @@ def test_several_seeds_are_counted_and_named() -> None:
     assert "audit of the clean encoder of seed 1" in audited.sentences(results)[3]
 
 
+def test_repaired_clean_encoders_are_no_repaired_backdoored_ones() -> None:
+    repaired = replace(PAIR[0], state="repaired", repair="anp", report=PAIR[1].report)
+    control = replace(PAIR[0], state="repaired", repair="anp", task=None, sha256="of the control")
+    results = of(*PAIR, repaired, control, replace(control, condition={"lambda1": 2.0}))
+    assert audited.headline(results).endswith(
+        "no evidence in the repaired encoder (p = 0.52), evidence of a backdoor in the backdoored one (p = 0.032), no "
+        "evidence in the clean one (p = 0.52), evidence of a backdoor in the repaired clean one (p = 0.032)."
+    )
+    told = audited.sentences(results)
+    assert len(told) == 4, "variants share a repaired clean encoder"
+    assert told[2].startswith("audit of the repaired encoder (anp): No evidence")
+    assert told[3].startswith("audit of the repaired clean encoder (anp): Evidence")
+    page = render(results)
+    assert "this run’s repaired clean encoder" in page
+    assert "None" not in "".join(told)
+
+
 def test_page_and_markdown_tell_verdict_score_and_what_was_compared() -> None:
     results = of(*PAIR)
     page, written = render(results), markdown.render(replace(results, scenario={"seeds": [0]}))

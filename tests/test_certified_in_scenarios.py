@@ -109,6 +109,14 @@ def test_results_without_guarantees_are_read_and_shown(results: Results, tmp_pat
     assert "Not covered" not in render(read_results(tmp_path))
 
 
+def test_too_few_models_for_the_tasks_classes_are_told_before_any_training(data: Path, tmp_path: Path) -> None:
+    few = experiment(data, *SHORT, extra=DEFENSES.replace("models = 6\nalpha = 0.3", "models = 14"))
+    with pytest.raises(SapperError, match="14 models can certify nothing about 3 classes") as caught:
+        perform(few, tmp_path / "out")
+    assert str(caught.value.where).endswith("micro.toml: defense[3].models")
+    assert not (tmp_path / "out" / "store").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "key", "says"),
     [

@@ -14,7 +14,7 @@ from torch import Tensor
 from sapper.defenses.defender import Logits
 from sapper.defenses.judge.neural_cleanse import NeuralCleanse, anomaly_index
 from sapper.running import Run, Silent
-from sapper.samples import ImageSet, to_float
+from sapper.samples import PIXELS, ImageSet, to_float
 from sapper.triggers import Mask
 from sapper.triggers.searching import start
 
@@ -132,15 +132,19 @@ class Notes(Silent):
 
 
 @pytest.mark.parametrize(("early_stop", "left"), [(100, 6), (3, 1)], ids=["to the end", "classes finish early"])
-def test_all_classes_at_once_are_the_loop_over_the_classes(early_stop: int, left: int) -> None:
+@pytest.mark.parametrize("together", [4, 6], ids=["in two groups", "at once"])
+def test_all_classes_at_once_are_the_loop_over_the_classes(
+    monkeypatch: pytest.MonkeyPatch, early_stop: int, left: int, together: int
+) -> None:
+    monkeypatch.setitem(PIXELS, "cpu", together * 8 * SIDE * SIDE)
     method = NeuralCleanse(steps=40, minibatches=2, batch=8, early_stop=early_stop, success=0.9, cost=0.05, patience=2)
     network, run = classifier(backdoored=True), Run(seed=3, progress=Notes())
-    together = method.invert(network, IMAGES, CLASSES, run)
+    found = method.invert(network, IMAGES, CLASSES, run)
     assert run.progress.notes[-1] == f"{left} of {CLASSES} left"
     for label, (norm, mask) in enumerate(serial(network, method, run)):
-        assert float(together.norms[label]) == pytest.approx(norm, rel=1e-3)
+        assert float(found.norms[label]) == pytest.approx(norm, rel=1e-3)
         if math.isfinite(norm):
-            torch.testing.assert_close(together.masks[label], mask, atol=2e-3, rtol=0)
+            torch.testing.assert_close(found.masks[label], mask, atol=2e-3, rtol=0)
 
 
 def test_the_smallest_of_several_restarts_counts() -> None:

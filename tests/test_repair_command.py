@@ -94,8 +94,10 @@ def test_unlearning_takes_the_trigger_of_the_detector_that_is_named(
     fixed = tmp_path / "fixed.safetensors"
     end = sapper(*words(place, fixed, "--method", "unlearning", "--trigger-of", "decree"))
     assert end.code == 3, end.err
-    triggers = face.open(fixed).card.origin["triggers"]
-    assert [trigger["kind"] for trigger in triggers] == ["mask"], "DECREE's, not the square of the leading detector"
+    origin = face.open(fixed).card.origin
+    assert [each["kind"] for each in origin["triggers"]] == ["mask"], "DECREE's, not the leading detector's square"
+    assert origin["trigger_of"] == json.loads((tmp_path / "fixed-repair" / "repair.json").read_text())["trigger_of"]
+    assert "repair: unlearning of the trigger that decree recovered" in end.out
     for name in ("before", "after"):
         content = json.loads((tmp_path / "fixed-repair" / name / "audit.json").read_text())
         assert [finding["method"] for finding in content["detectors"]] == ["multi_prior", "decree"]

@@ -35,7 +35,7 @@ from sapper.encoders import Card, Encoder, build
 from sapper.encoders.freezing import frozen_copy
 from sapper.errors import SapperError
 from sapper.experiment.repairing import RepairEncoder, RepairPlan
-from sapper.experiment.results import Audited, Results, State
+from sapper.experiment.results import Audited, Results
 from sapper.experiment.tasks import Part
 from sapper.experiment.verdicts import leave_verdicts
 from sapper.pretraining.simclr import SimCLR
@@ -463,7 +463,8 @@ def test_a_repaired_encoder_is_a_subject_that_is_measured_again(finished: tuple[
     assert set(repaired) == {"distillation", "forget"}
     for name, model in repaired.items():
         assert models[str(model.parent)].state == "attacked"
-        ours = [record for record in results.records if record.defense == name and record.metric != "CA"]
+        of_control = {each.id for each in models.values() if each.state == "repaired" and not each.tasks}
+        ours = [r for r in results.records if r.defense == name and r.subject not in of_control]
         assert {record.subject for record in ours} == {model.id}
         for head in ("mlp", "linear"):
             metrics = {(r.task, r.metric) for r in ours if r.head == head}
@@ -487,10 +488,14 @@ def test_the_clean_encoder_is_repaired_too_as_a_control(finished: tuple[Results,
     for name, model in controls.items():
         assert (model.parent, model.targets) == ("clean-seed0", ())
         ours = [record for record in results.records if record.subject == model.id]
-        assert {(r.metric, r.task, r.head, r.defense) for r in ours} == {
-            ("CA", task, head, name) for task in ("balls", "boxes") for head in ("mlp", "linear")
-        }
-        assert len(ours) == 4
+        assert {record.defense for record in ours} == {name}
+        rates = [(r.task, r.head) for r in ours if r.metric == "CA"]
+        assert sorted(rates) == [(task, head) for task in ("balls", "boxes") for head in ("linear", "mlp")]
+        recovered = [r for r in ours if r.metric == "trigger_recovered"]
+        assert len(recovered) == (2 if name == "forget" else 0), "of each task"
+        assert len(ours) == 4 + len(recovered)
+        told = [flag for flag in results.flags if "recovered from the clean encoder" in flag and name in flag]
+        assert len(told) == sum(not record.value for record in recovered)
         (artifact,) = [each for each in results.artifacts if each.subject == model.id]
         card = encoders.load(folder / artifact.path, RUN).card
         assert not card.backdoored
@@ -520,17 +525,18 @@ def test_repairs_change_nothing_else(finished: tuple[Results, Path], data: Path,
 
 
 def test_the_table_counts_audits_of_a_single_attack(finished: tuple[Results, Path]) -> None:
-    def audited(seed: int, state: State, verdict: str, repair: str | None = None) -> Audited:
-        about: dict[str, Any] = {"seed": seed, "state": state, "repair": repair, "report": {"verdict": verdict}}
-        return Audited(**about, subject=f"{state}-{seed}", sha256="", task=None if state == "clean" else "balls")
-
-    audits = [audited(seed, "attacked", "backdoor" if seed else "no-evidence") for seed in range(3)]
-    audits += [audited(0, "repaired", "no-evidence", "distillation"), audited(0, "clean", "backdoor")]
-    audits += [replace(audited(seed, "repaired", "backdoor", "distillation"), task=None) for seed in range(2)]
-    table = repairs.table(replace(finished[0], audits=tuple(audits)))
+    results = finished[0]
+    (attacked,) = [model for model in results.subjects if model.state == "attacked"]
+    flagged = {attacked.id: "backdoor", "clean-seed0": "no-evidence", "control-distillation-seed0": "backdoor"}
+    about: dict[str, Any] = {"seed": 0, "state": "clean"}  # what counts is whose records a row shows
+    audits = [
+        Audited(**about, subject=subject, sha256=subject, report={"verdict": verdict})
+        for subject, verdict in flagged.items()
+    ]
+    table = repairs.table(replace(results, audits=(*audits, *audits)))
     assert table is not None
     shown = [tuple(row[i].text for i in (1, -2, -1)) for row in table.rows[:3]]
-    assert shown == [("–", "2 of 3", "1 of 1"), ("distillation", "0 of 1", "2 of 2"), ("forget", "–", "–")]
+    assert shown == [("–", "1 of 1", "0 of 1"), ("distillation", "–", "1 of 1"), ("forget", "–", "–")]
 
 
 @pytest.mark.parametrize(

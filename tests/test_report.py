@@ -265,8 +265,8 @@ def test_single_models_of_seeds_are_counted_as_one_sample(flagged: list[bool]) -
     found, known = estimate(records), stats.binomtest(sum(flagged), len(flagged)).proportion_ci(method="wilson")
     assert (found.value, found.source) == (pytest.approx(sum(flagged) / len(flagged)), "models")
     assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=1e-9)
-    several = estimate([replace(record, n=4) for record in records])
-    assert several.source == "seeds"
+    assert estimate([replace(record, n=4) for record in records]).source == "seeds", "several models of each seed"
+    assert estimate([replace(record, metric="score") for record in records]).source == "seeds", "a score is no share"
 
 
 def test_two_values_for_one_seed_are_refused() -> None:

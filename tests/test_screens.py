@@ -248,7 +248,7 @@ def test_an_image_is_scored_as_if_it_came_alone(name: str, rows: list[int]) -> N
 
 def test_a_large_batch_goes_through_the_model_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = PREPARED["strip"].scores(TEST.images)
-    monkeypatch.setattr("sapper.samples.images.PIXELS", {"cpu": 3 * 16 * 16 / 8})
+    monkeypatch.setattr("sapper.samples.images.PIXELS", {"cpu": 3 * 16 * 16})
     assert torch.allclose(PREPARED["strip"].scores(TEST.images), whole, atol=1e-5)
 
 

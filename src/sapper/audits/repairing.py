@@ -8,10 +8,11 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sapper.audits.auditing import AuditReport, about_images, fingerprint
+from sapper.audits.auditing import AuditReport, Finding, about_images, fingerprint
 from sapper.defenses.contracts import Owner, Repair
 from sapper.downstream import extract
 from sapper.encoders import Encoder
+from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.training import Curves, check_finite
@@ -21,7 +22,8 @@ from sapper.training import Curves, check_finite
 class Repaired:
     """A repaired encoder, in ``eval`` mode, its losses per epoch, and how it came about.
 
-    ``kept``: the mean cosine of both encoders' features of the images. ``seconds`` of the repair alone.
+    ``kept``: the mean cosine of both encoders' features of the images. ``seconds`` of the repair alone. ``trigger_of``:
+    the detector whose trigger it worked with, for a method that needs one.
     """
 
     encoder: Encoder
@@ -30,6 +32,7 @@ class Repaired:
     parameters: dict[str, Any]
     kept: float
     seconds: float
+    trigger_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,8 @@ def repair(
     Its card says from what, by what and with which images it was made; the mark of a backdoored one stays. Raises
     ``SapperError`` where the method cannot work with what is there.
     """
-    leading = found.leading.method
-    found_by = next(finding for finding in found.detectors if finding.method == (trigger_of or leading))
-    trigger = found_by.trigger if "trigger" in method.needs else None
-    owner = Owner(clean=images, triggers=() if trigger is None else (trigger,))
+    used = _with_trigger(found, trigger_of) if "trigger" in method.needs else None
+    owner = Owner(clean=images, triggers=() if used is None or used.trigger is None else (used.trigger,))
     started, card = time.perf_counter(), encoder.card
     trained = method(copy.deepcopy(encoder), owner, run.child("repair"))
     check_finite(trained.encoder, name)
@@ -73,6 +74,7 @@ def repair(
     origin: dict[str, Any] = {"method": name, "parameters": parameters, "images": about_images(images)}
     origin |= {"repaired": {"weights": fingerprint(encoder)} | made_from}
     origin |= {"triggers": [each.describe() for each in owner.triggers]}
+    origin |= {} if used is None else {"trigger_of": used.method}
     origin |= {"seed": run.seed, "number format": run.number_format}
     return Repaired(
         encoder=trained.encoder.marked(backdoored=card.backdoored, origin=origin),
@@ -81,4 +83,15 @@ def repair(
         parameters=parameters,
         kept=float((before * after).sum(1).mean()),
         seconds=seconds,
+        trigger_of=None if used is None else used.method,
     )
+
+
+def _with_trigger(found: AuditReport, name: str | None) -> Finding:
+    """What the named detector, or the leading one, found. Raises ``SapperError`` where that is no trigger."""
+    finding = next(each for each in found.detectors if each.method == (name or found.leading.method))
+    if finding.trigger is None:
+        others = [each.method for each in found.detectors if each.trigger is not None]
+        remedy = f"take that of {' or '.join(others)}" if others else "take a repair that needs none"
+        raise SapperError(f"{finding.method} recovered no trigger to unlearn", where="repair", remedy=remedy)
+    return finding

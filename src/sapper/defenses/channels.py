@@ -80,7 +80,7 @@ def put_back(layers: Mapping[str, Layer], kept: Mapping[str, Mapping[str, Tensor
 def drift(encoder: Encoder, images: ImageSet, wanted: Tensor, run: Run) -> float:
     """1 − the mean cosine of the features of the first ``LOOKED`` images with ``wanted`` (≥ LOOKED, D)."""
     encoder.eval()
-    size = images.at_once(gradients=False)
+    size = images.at_once()
     some = images.take(torch.arange(min(LOOKED, len(images))))
     features = torch.cat([answers(encoder, batch, run) for batch in some.batches(size)])
     return float(apart(features, wanted[: len(features)]))
@@ -91,7 +91,7 @@ def activations(encoder: Encoder, layers: Mapping[str, nn.Module], images: Image
     """The mean over images and places of what each layer's channels give after a ReLU, float (C,) on the CPU."""
     encoder.eval()
     sums = {name: torch.tensor(0.0, dtype=torch.float64) for name in layers}
-    for batch in images.batches(images.at_once(gradients=False)):
+    for batch in images.batches(images.at_once()):
         with watched(list(layers.values())) as seen:
             answers(encoder, batch, run)
         for name, output in zip(layers, seen):

@@ -222,6 +222,10 @@ class Smoother(Defense, Protocol):
         """Raises ``SapperError`` for a radius that there is not."""
         ...
 
+    def check_classes(self, classes: int) -> None:
+        """Raises ``SapperError`` where it can certify nothing about so many classes."""
+        ...
+
     def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> GuardedWithin:
         """The classifier under the defense, as it is or trained for it."""
         ...

@@ -89,9 +89,9 @@ def seen_maps(
 
 
 def batches(classifier: Classifier, samples: Samples, run: Run) -> Iterator[Tensor]:
-    """Batches on the run's device, as many at once as memory is meant for; the classifier answers as in use."""
+    """Batches on the run's device, as many as go through an encoder at once; the classifier answers as in use."""
     classifier.to(run.device).eval()
-    for batch in samples.batches(min(500, samples.at_once(gradients=False, device=run.device))):
+    for batch in samples.batches(min(500, samples.at_once(run.device))):
         yield batch.to(run.device)
 
 

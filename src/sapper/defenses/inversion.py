@@ -200,7 +200,7 @@ def encode(encoder: Encoder, images: Tensor, run: Run) -> Tensor:
     Of more images than memory is meant for (``in_memory``) in chunks, of which each is computed once more for its
     gradient.
     """
-    most = in_memory(images, gradients=True)
+    most = in_memory(images)
     with run.autocast():
         if len(images) <= most:
             return encoder(images).float()
@@ -210,7 +210,7 @@ def encode(encoder: Encoder, images: Tensor, run: Run) -> Tensor:
 
 def groups(count: int, images: Tensor) -> list[slice]:
     """``count`` aims in groups: as many as are fast at once with gradients, each on all of the images (N, 3, H, W)."""
-    several = max(1, at_once(images, gradients=True) // len(images))
+    several = max(1, at_once(images) // len(images))
     return [slice(start, min(start + several, count)) for start in range(0, count, several)]
 
 

@@ -118,7 +118,7 @@ def miss(classifier: Classifier, images: Tensor, labels: Tensor, run: Run) -> Te
 def accuracy(classifier: Classifier, images: ImageSet, labels: Tensor, run: Run) -> float:
     """The share of images that the classifier, in ``eval`` mode, gives their ``labels``, int64 (N,)."""
     classifier.eval()
-    size = images.at_once(gradients=False)
+    size = images.at_once()
     right = [
         (answered(classifier, batch, run).argmax(1) == wanted).sum()
         for batch, wanted in zip(images.batches(size), labels.split(size))

@@ -144,9 +144,9 @@ class Calibrated:
         return Scores(values=values, threshold=self.threshold, flagged=values > self.threshold)
 
     def parts(self, images: Tensor) -> Iterator[Tensor]:
-        """The images, as many at a time as memory allows."""
+        """The images, as many at a time as go through a model at once."""
         there = images[:1].to(self.run.device)
-        yield from images.split(max(1, at_once(there, gradients=False) // self.copies))
+        yield from images.split(max(1, at_once(there) // self.copies))
 
 
 def check_model(looks_at: Looks, model: Model, clean: ImageSet) -> None:
@@ -165,9 +165,9 @@ def check_model(looks_at: Looks, model: Model, clean: ImageSet) -> None:
 
 
 def asked(model: Model, images: Tensor, run: Run) -> Tensor:
-    """What a model gives for float images (n, 3, H, W), float32 (n, D); as many at once as memory allows."""
+    """What a model gives for float images (n, 3, H, W), float32 (n, D)."""
     with run.autocast():
-        return torch.cat([model(part).float() for part in images.split(at_once(images, gradients=False))])
+        return torch.cat([model(part).float() for part in images.split(at_once(images))])
 
 
 def blended(images: Tensor, others: Tensor, weights: tuple[float, float]) -> Tensor:

@@ -62,7 +62,7 @@ def leads(classifier: Classifier, place: Place, images: Tensor, run: Run, *, lev
     (output,) = outputs
     count, found = output.shape[place.channels], list[Tensor]()
     values = torch.arange(1, levels, device=output.device) * (reach * output.float().max() / levels)
-    at_a_time = max(1, at_once(images, gradients=False) // (len(values) * len(images)))
+    at_a_time = max(1, at_once(images) // (len(values) * len(images)))
     for neurons in torch.arange(count, device=output.device).split(at_a_time):
         hook = place.module.register_forward_hook(
             lambda _module, _inputs, given, some=neurons: stimulated(given, some, values, place.channels)

@@ -72,7 +72,7 @@ def confidences(
     shown, fill = seen.to(run.device).unsqueeze(1), blank.to(run.device).view(3, 1, 1)
     parts = []
     with run.progress.bar(label, len(images)) as bar:
-        together = at_once(images, gradients=False, device=run.device)
+        together = at_once(images, run.device)
         for chunk in images.split(max(1, together // len(seen))):
             pixels = to_float(chunk.to(run.device))
             changed = (pixels if change is None else change(pixels)).unsqueeze(1)

@@ -17,11 +17,11 @@ def extract(encoder: Encoder, samples: Samples, run: Run, change: Change | None 
     """L2-normalized features, float32 (N, D) on the run's device.
 
     With ``change``, of what it makes of the samples (a trigger stamps them). At most ``batch`` of them are in the
-    encoder at once, fewer of large ones. The encoder is used in ``eval`` mode and left in it.
+    encoder at once, fewer on a CPU and of large ones. The encoder is used in ``eval`` mode and left in it.
     """
     encoder.eval()
     features = []
-    size = min(batch, samples.at_once(gradients=False, device=run.device))
+    size = min(batch, samples.at_once(run.device))
     with run.progress.bar("features", len(samples)) as bar:
         for start in range(0, len(samples), size):
             inputs = samples.batch(slice(start, start + size)).to(run.device)

@@ -81,7 +81,7 @@ def trigger_records(
 def pixel_rates(images: ImageSet, trigger: Trigger) -> dict[str, Rate]:
     """The means of ``OF_PIXELS`` over images, none of a single one."""
     n, found = len(images), dict[str, list[Tensor]]()
-    for plain in images.batches(images.at_once(gradients=True)):
+    for plain in images.batches(images.at_once()):
         stamped = trigger(plain)
         for metric, (measure, *_) in OF_PIXELS.items():
             found.setdefault(metric, []).append(measure(stamped, plain).double())

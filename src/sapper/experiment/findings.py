@@ -115,6 +115,8 @@ class Findings:
             if view == "clean":
                 place = common | {"task": task.name, "head": head, "subject": subject.id}
                 self._add(place, "CA", share(predicted == labels), clean)
+                if subject.control and is_constant(predicted):
+                    self._warn_constant(task, f"seed {subject.seed}", head, subject)
 
     def add_attack(
         self,
@@ -159,10 +161,7 @@ class Findings:
         for head in heads:
             for one, predictions in ((baseline, then), (subject, now)):
                 if is_constant(predictions[f"{head}/clean"]):
-                    self.flags.append(
-                        f"{task.name} ({setting}): the {head} head on the {one.words} calls nearly every clean "
-                        "image the same class. Its numbers measure nothing."
-                    )
+                    self._warn_constant(task, setting, head, one)
 
     def add_effects(
         self,
@@ -254,6 +253,12 @@ class Findings:
                 f"“{classes[common]}” instead. The trigger works, but for this head its reference lies outside of the "
                 "target class: take more references."
             )
+
+    def _warn_constant(self, task: Task, setting: str, head: str, subject: Subject) -> None:
+        self.flags.append(
+            f"{task.name} ({setting}): the {head} head on the {subject.words} calls nearly every clean image the same "
+            "class. Its numbers measure nothing."
+        )
 
     def _warn(self, place: str, baseline: Rate) -> None:
         if baseline.value >= HIGH_BASELINE:

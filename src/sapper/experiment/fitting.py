@@ -6,7 +6,7 @@ from typing import Any
 from sapper import datasets, encoders
 from sapper.attacks.contracts import Rated, Selective
 from sapper.attacks.poisoning import check_enough, selected
-from sapper.defenses.contracts import ClassifierJudge, EncoderLearner, Repair, Screen, Sift
+from sapper.defenses.contracts import ClassifierJudge, EncoderLearner, Repair, Screen, Sift, Smoother
 from sapper.errors import SapperError, located
 from sapper.experiment.data import (
     Data,
@@ -97,6 +97,9 @@ def _check_defenders(scenario: Scenario, task: TaskSection, train: ImageSet, jud
             _check_enough(section.test_images, test, "the task", f"{where}.test_images")
             with located(f"{where}.test_images"):
                 datasets.check_task(victims, part(test, section.test_images, run, defended_part(task.name)))
+            if isinstance(plan.method.parameters, Smoother):
+                with located(where, "."):
+                    plan.method.parameters.check_classes(len(victims.classes))
         else:
             if doubted(scenario, plan):
                 _check_enough(section.inputs, test, "the task", f"{where}.inputs")

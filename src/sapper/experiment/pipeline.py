@@ -275,7 +275,7 @@ def _controls(
 ) -> Iterator[tuple[RepairPlan, Subject]]:
     """What each repair makes of the clean encoder, as a control of an attack that makes encoders."""
     for plan in repairs if makes_encoders(attack.method.parameters) else ():
-        yield plan, replace(_repair(graph, clean, plan, f"repaired-clean-{plan.name}{last}"), attack=attack.name)
+        yield plan, replace(_repair(graph, clean, plan, f"control-{plan.name}{last}"), attack=attack.name)
 
 
 def _repair(graph: _Graph, subject: Subject, plan: RepairPlan, named: str, of: str = "") -> Subject:

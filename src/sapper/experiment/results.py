@@ -198,6 +198,11 @@ class Audited:
     beside: dict[str, list[float]] = field(default_factory=dict)
     stamped: tuple[Stamped, ...] = ()
 
+    @property
+    def control(self) -> bool:
+        """Whether it is of a clean encoder that was repaired."""
+        return self.state == "repaired" and self.task is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guaranteed:

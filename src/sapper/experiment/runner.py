@@ -196,8 +196,7 @@ class Planned:
             after, choices = done[measured.after], read_choices(done[trial.pipeline.choices[task.name]].folder)
             sides = ((measured.baseline, before), (measured.subject, after))
             if measured.subject.control:
-                place = trial.place | {"defense": measured.subject.repair}
-                findings.add_accuracy(place, task, after, measured.subject)
+                self._record_control(measured, session)
                 continue
             if measured.subject.state == REPAIRED:
                 self._record_repair(measured, choices, session)
@@ -234,11 +233,10 @@ class Planned:
             self._record_sift(place | {"task": measured.task.name}, plan, repaired, session)
             return
         made = repaired.stage if repaired.of == "encoder" else measured.after
-        recovered = [stage for stage in made.inputs if stage.work.name in RECOVERIES]
-        seconds = round(sum(done[stage].seconds for stage in (made, *recovered)), 2)
+        seconds = round(sum(done[stage].seconds for stage in (made, *_recoveries(made))), 2)
         findings.add_repair(place, measured.task, repaired, done[suspect], done[measured.after], seconds)
-        if recovered:
-            there = any(verdict.trigger for stage in recovered for verdict in verdicts(done[stage].folder))
+        there = _recovered(made, done)
+        if there is not None:
             about = place | {"task": measured.task.name, "subject": repaired.id}
             findings.records.append(
                 Record(**about, stage="repair", metric="trigger_recovered", value=float(there), n=1)
@@ -246,6 +244,26 @@ class Planned:
             if not there:
                 where = f"{measured.task.name} ({trial.title})"
                 findings.flags.append(f"{where}: no trigger was recovered, so {repaired.repair} changed nothing.")
+
+    def _record_control(self, measured: Measured, session: Session) -> None:
+        """What a repair makes of the clean encoder: accuracy on it, and whether there was a trigger to work with."""
+        trial, findings, control = self.trial, session.findings, measured.subject
+        assert control is not None
+        assert measured.after is not None
+        place = trial.place | {"defense": control.repair}
+        findings.add_accuracy(place, measured.task, session.done[measured.after], control)
+        there = _recovered(control.stage, session.done)
+        if there is None:
+            return
+        about = place | {"task": measured.task.name, "subject": control.id}
+        about["condition"] = about["condition"] | {"state": CLEAN}
+        findings.records.append(Record(**about, stage="repair", metric="trigger_recovered", value=float(there), n=1))
+        if not there:
+            where = f"{measured.task.name} ({trial.title})"
+            findings.flags.append(
+                f"{where}: no trigger was recovered from the clean encoder, so {control.repair} left it as it was. "
+                "What is said of it afterwards is what is said of a clean encoder."
+            )
 
     def _record_sift(self, place: dict[str, Any], plan: DefensePlan, repaired: Subject, session: Session) -> None:
         """What a sift took out of a poisoned set; the time is that of sifting, and of pre-training again."""
@@ -309,6 +327,17 @@ def _seconds(measured: Measured, done: Mapping[Stage, Finished]) -> float:
     tuned = {stage for stage in measured.after.inputs if stage.work.name == TuneHead.name}
     stages = {measured.subject.source, measured.subject.stage, measured.after, *tuned} - {measured.baseline.stage, None}
     return round(sum(done[stage].seconds for stage in stages if stage is not None), 2)
+
+
+def _recoveries(repair: Stage) -> list[Stage]:
+    """Of a repair that needs a trigger: what recovers it."""
+    return [stage for stage in repair.inputs if stage.work.name in RECOVERIES]
+
+
+def _recovered(repair: Stage, done: Mapping[Stage, Finished]) -> bool | None:
+    """Whether a trigger was recovered; none where the repair needs none."""
+    stages = _recoveries(repair)
+    return any(verdict.trigger for stage in stages for verdict in verdicts(done[stage].folder)) if stages else None
 
 
 def _first_trials(planned: Iterable[Planned]) -> dict[Stage, Trial]:

@@ -18,7 +18,7 @@ MAP_IMAGES = 500
 def all_answers(classifier: Classifier, test: ImageSet, triggers: dict[str, Trigger], run: Run) -> dict[str, Tensor]:
     """What a classifier says of the test images as they are, and with each trigger, int64 (N,) each on the CPU."""
     changes: dict[str, Change | None] = {"clean": None} | {f"triggered/{name}": each for name, each in triggers.items()}
-    size = min(500, test.at_once(gradients=False, device=run.device))
+    size = min(500, test.at_once(run.device))
     answers = {}
     with torch.no_grad():
         for view, change in changes.items():

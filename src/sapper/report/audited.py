@@ -13,8 +13,11 @@ from sapper.report.audit import WORDS
 from sapper.report.figures import Key, Strip, class_color
 from sapper.report.tables import Cell, Table, aim
 
-COLORS = {"clean": "ink", "attacked": "alarm", "repaired": "c0"}
-"""The colors of a scenario's own encoders, beside the known-clean ones of the bags."""
+KINDS = {"control": "repaired clean", **text.STATES}
+"""Kinds of a scenario's own encoders, in words: what was done to them, and clean ones that were repaired."""
+
+COLORS = {"clean": "ink", "attacked": "alarm", "repaired": "c0", "control": "c3"}
+"""Their colors, beside the known-clean ones of the bags."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +44,39 @@ def section(results: Results) -> Audits | None:
     """Every audit of the results."""
     if not results.audits:
         return None
+    audits = different(results)
     return Audits(
         table=table(results),
-        compared=_compared(results.audits),
-        drawing=_drawing(results.audits),
-        keys=_keys(results.audits),
-        recovered=[_recovered(results, each) for each in results.audits if each.stamped],
+        compared=_compared(audits),
+        drawing=_drawing(audits),
+        keys=_keys(audits),
+        recovered=[_recovered(results, each) for each in audits if each.stamped],
     )
+
+
+def different(results: Results) -> tuple[Audited, ...]:
+    """The audits, but of each repaired clean encoder one: attacks and variants share it."""
+    first = {each.sha256: each for each in reversed(results.audits) if each.control}
+    return tuple(each for each in results.audits if not each.control or first[each.sha256] is each)
+
+
+def _kind(each: Audited) -> str:
+    return "control" if each.control else each.state
 
 
 def sentences(results: Results) -> list[str]:
     """A line for each audit: ``audit of the clean encoder: No evidence of a backdoor (p = 0.52). …``."""
-    return [f"audit of {_name(results, each)}: {_told(each)}" for each in results.audits]
+    return [f"audit of {_name(results, each)}: {_told(each)}" for each in different(results)]
 
 
 def headline(results: Results) -> str:
     """All audits in one sentence; empty where there are none."""
-    states = {state: [each for each in results.audits if each.state == state] for state in reversed(text.STATES)}
-    there = [(text.STATES[state], some) for state, some in states.items() if some]
+    kinds = {kind: [each for each in different(results) if _kind(each) == kind] for kind in reversed(KINDS)}
+    there = [(KINDS[kind], some) for kind, some in kinds.items() if some]
     if not there:
         return ""
-    count = _counted if any(len(some) > 1 for some in states.values()) else _single
-    found = [count(kind, some, noun) for (kind, some), noun in zip(there, ("encoder", "one", "one"))]
+    count = _counted if any(len(some) > 1 for some in kinds.values()) else _single
+    found = [count(kind, some, noun) for (kind, some), noun in zip(there, ("encoder", "one", "one", "one"))]
     return f"The audit, which sees an encoder’s weights and ordinary images alone, says: {', '.join(found)}."
 
 
@@ -88,7 +102,7 @@ def _p(audit: Audited) -> str:
 def table(results: Results) -> Table:
     """A row for each audit."""
     rows = []
-    for each in results.audits:
+    for each in different(results):
         leading = _leading(each)
         effect, usual = leading["collapse"], leading["in_clean"]
         rows.append(
@@ -125,9 +139,9 @@ def _told(each: Audited) -> str:
 
 def _name(results: Results, each: Audited) -> str:
     """What sets an encoder apart from the others that were audited."""
-    alike = [other for other in results.audits if other.state == each.state]
-    of = ", ".join(filter(None, [each.attack, each.repair]))
-    told = f"the {text.STATES[each.state]} encoder{f' ({of})' if of else ''}"
+    alike = [other for other in different(results) if _kind(other) == _kind(each)]
+    of = ", ".join(filter(None, [None if each.control else each.attack, each.repair]))
+    told = f"the {KINDS[_kind(each)]} encoder{f' ({of})' if of else ''}"
     if len({other.task for other in alike}) > 1:
         told += f" for {each.task}"
     if len({other.seed for other in alike}) > 1:
@@ -171,7 +185,7 @@ def _own(audits: Sequence[Audited]) -> dict[str, list[float]]:
     scores: dict[str, list[float]] = {}
     for each in audits:
         if (score := _leading(each)["score"]) is not None:
-            scores.setdefault(each.state, []).append(score)
+            scores.setdefault(_kind(each), []).append(score)
     return scores
 
 
@@ -182,7 +196,7 @@ def _keys(audits: Sequence[Audited]) -> list[Key]:
         for at, (name, scores) in enumerate(bags.items())
     ]
     keys += [
-        Key(COLORS[kind], "dot", f"this run’s {text.STATES[kind]} encoder{'s' if len(own) > 1 else ''}")
+        Key(COLORS[kind], "dot", f"this run’s {KINDS[kind]} encoder{'s' if len(own) > 1 else ''}")
         for kind, own in _own(audits).items()
     ]
     threshold = _leading(audits[0])["threshold"]

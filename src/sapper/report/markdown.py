@@ -8,8 +8,8 @@ from sapper.report import audited, certified, defenses, effects, matrix, repairs
 from sapper.report.tables import LABELS, METRICS, SummaryRow, Table
 
 DETECTION_NOTE = (
-    "Rates in %; 95 % intervals of one seed over the judged models, as if these were independent samples, or over the "
-    "seeds where there are several."
+    "Rates in %; 95 % intervals over the judged models, as if these were independent samples, or over the seeds where "
+    "there are several with several models each."
 )
 
 SURROUNDINGS = ("processor", "device", "threads", "number format", "torch")

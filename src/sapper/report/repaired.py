@@ -58,7 +58,7 @@ def render(report: RepairReport, surroundings: dict[str, str], command: str, fil
             meaning=page.meaning(report.after),
             not_said=NOT_SAID,
             facts=[
-                f"repair {repaired.method}",
+                f"repair {_method(report)}",
                 f"{report.images['n']} images of {report.images['name']}",
                 f"features kept: cosine {repaired.kept:.3f}",
                 text.duration(repaired.seconds),
@@ -76,7 +76,7 @@ def lines(report: RepairReport) -> list[str]:
     repaired = report.repaired
     told = [
         f"before: {page.WORDS[report.before.verdict]}. {_score(report.before)}",
-        f"repair: {repaired.method}, {text.duration(repaired.seconds)}; cosine of both encoders' features "
+        f"repair: {_method(report)}, {text.duration(repaired.seconds)}; cosine of both encoders' features "
         f"{repaired.kept:.3f}",
         f"after: {page.WORDS[report.after.verdict]}. {_score(report.after)}",
     ]
@@ -117,6 +117,7 @@ def write_repair(
         "after": _told(report.after),
         "method": repaired.method,
         "parameters": repaired.parameters,
+        "trigger_of": repaired.trigger_of,
         "images": report.images,
         "cosine_kept": repaired.kept,
         "seconds": repaired.seconds,
@@ -135,6 +136,12 @@ def write_repair(
         signed = {ATTESTATION: seal(statements.written(statement), sign)}
     write_files(folder, files | signed)
     return folder / "repair.html"
+
+
+def _method(report: RepairReport) -> str:
+    """The repair, and whose trigger it worked with."""
+    of = report.repaired.trigger_of
+    return report.repaired.method + (f" of the trigger that {of} recovered" if of else "")
 
 
 def _title(report: RepairReport) -> str:

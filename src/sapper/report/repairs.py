@@ -1,8 +1,8 @@
 """Repairs in a scenario: what each leaves of an attack, and what it costs, beside the attack itself."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from sapper.experiment.results import Record, Results, State
+from sapper.experiment.results import Record, Results
 from sapper.report import tables, text
 from sapper.report.tables import Cell, Estimate, Measurement, Table
 
@@ -21,8 +21,8 @@ NOTE = (
     "new head, or of the classifier. Clean encoder: its accuracy, after the same repair. Features kept: the mean "
     "cosine of an image’s features with those that the encoder gave before it was repaired; what was trained again on "
     "sifted rows has none. Trigger recovered: from how many of the models, where a repair needs one. Audits with "
-    "evidence: of a backdoor, in how many of the attacked encoders of all seeds and tasks; false alarms: in how many "
-    "of the clean ones after the same repair."
+    "evidence: of a backdoor, in how many of the attacked encoders of all seeds; false alarms: in how many of the "
+    "clean ones, after the same repair."
 )
 
 
@@ -54,7 +54,7 @@ def table(results: Results) -> Table | None:
             if not any(record.metric == "BA" for record in some):
                 continue
             found = [_of(some, metric) for metric in COLUMNS]
-            audits = [_audits(results, repair, attack, clean=clean) for clean in (False, True)]
+            audits = [_audits(results, some, metric) for metric in ("BA", "CA")]
             rows.append((Cell(title), Cell(repair or "–"), *map(_cell, found), *audits))
     return Table(("attack on", "repair", *COLUMNS.values(), "audits with evidence", "false alarms"), tuple(rows), NOTE)
 
@@ -82,13 +82,9 @@ def _cell(value: Estimate | None) -> Cell:
     return Cell(value.number, title=value.span, kind="number")
 
 
-def _audits(results: Results, repair: str | None, attack: str | None, *, clean: bool) -> Cell:
-    """How many of the encoders an audit has something against: of attacked ones, or of ``clean`` ones."""
-    state: State = "repaired" if repair is not None else "clean" if clean else "attacked"
-    ours: Sequence[str] = [
-        each.report["verdict"]
-        for each in results.audits
-        if (each.state, each.repair, each.task is None) == (state, repair, clean)
-        and each.attack in (attack, None)  # of several alone by name
-    ]
-    return Cell(f"{ours.count('backdoor')} of {len(ours)}" if ours else text.NOTHING, kind="number")
+def _audits(results: Results, records: Iterable[Record], metric: str) -> Cell:
+    """How many of the encoders that a metric is of an audit has something against; each encoder counts once."""
+    measured = {record.subject for record in records if record.metric == metric}
+    verdicts = {each.sha256: each.report["verdict"] for each in results.audits if each.subject in measured}
+    found = list(verdicts.values()).count("backdoor")
+    return Cell(f"{found} of {len(verdicts)}" if verdicts else text.NOTHING, kind="number")

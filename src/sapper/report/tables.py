@@ -29,6 +29,10 @@ INTERVALS: dict[Source, str] = {
 }
 
 
+OF_MODELS = ("flagged", "target_named", "trigger_recovered")
+"""Shares of models, of each of which it is so or not."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over seeds and its 95 % interval; ``source`` tells where the interval comes from (``INTERVALS``)."""
@@ -99,8 +103,8 @@ def estimate(records: Sequence[Record]) -> Estimate:
     """Mean over seeds. Its interval is Student's t over seeds, or the record's own when there is one seed.
 
     A t interval knows nothing of the range of a rate and is cut to it (``text.LIMITS``). Where each seed has a single
-    model that is counted or not, it is Wilson's for their share: all alike, they would have none over seeds. Raises
-    ``SapperError`` for records of one seed with different values.
+    model of which something is so or not (``OF_MODELS``), it is Wilson's for their share: all alike, they would have
+    none over seeds. Raises ``SapperError`` for records of one seed with different values.
     """
     of_seed: dict[int | None, Record] = {}
     for record in records:
@@ -113,7 +117,7 @@ def estimate(records: Sequence[Record]) -> Estimate:
     if len(values) == 1:
         has_interval = first.low is not None and first.high is not None
         return shown(values[0], first.low, first.high, 1, "images" if has_interval else "none")
-    if all(record.n == 1 and record.value in (0, 1) for record in of_seed.values()):
+    if first.metric in OF_MODELS and all(record.n == 1 for record in of_seed.values()):
         from torch import tensor
 
         from sapper.metrics import share  # torch takes its time to load, too

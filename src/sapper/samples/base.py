@@ -54,8 +54,8 @@ class Samples(ABC):
         """
 
     @abstractmethod
-    def at_once(self, *, gradients: bool, device: torch.device | None = None) -> int:
-        """How many samples are in an encoder at once: what memory allows, more without gradients, and what is fast.
+    def at_once(self, device: torch.device | None = None) -> int:
+        """How many samples are in an encoder at once: what memory allows, and what is fast.
 
         ``device``: where the encoder is, if it is not where the samples are.
         """

@@ -19,10 +19,9 @@ Change = Callable[[Tensor], Tensor]
 
 
 PIXELS = {"cpu": 2**19, "cuda": 2**23}
-"""Pixels of which an encoder may keep all activations for gradients at once.
+"""Pixels of which an encoder may keep all activations at once.
 
-For a ResNet-50 in float32 that is 1 GB on a CPU (10 images of 224×224, which is also fastest, 512 of 32×32), and
-16 GB on an accelerator. Without gradients it is 8 times as many.
+For a ResNet-50 in float32 that is 1 GB on a CPU (10 images of 224×224, 512 of 32×32), and 16 GB on an accelerator.
 """
 
 CACHED = 2**17
@@ -32,22 +31,21 @@ With 512 a forward pass takes half as long again (ResNet-10 and ResNet-18 of wid
 """
 
 FEW = 10
-"""Images that go through an encoder together however large they are, so that its weights are not read for each."""
+"""Images that go through an encoder together, if memory allows, however large: its weights are read once for them."""
 
 
-def in_memory(images: Tensor, *, gradients: bool, device: torch.device | None = None) -> int:
+def in_memory(images: Tensor, device: torch.device | None = None) -> int:
     """How many images of that size, (…, 3, H, W), memory is meant for in an encoder at once.
 
     ``device``: where the encoder is, if it is not where the images are.
     """
-    kind, size = (device or images.device).type, images.shape[-2] * images.shape[-1]
-    most = PIXELS["cpu" if kind == "cpu" else "cuda"] // size
-    return max(1, int(most if gradients else 8 * most))
+    kind = "cpu" if (device or images.device).type == "cpu" else "cuda"
+    return max(1, int(PIXELS[kind] // (images.shape[-2] * images.shape[-1])))
 
 
-def at_once(images: Tensor, *, gradients: bool, device: torch.device | None = None) -> int:
+def at_once(images: Tensor, device: torch.device | None = None) -> int:
     """The same, but on a CPU no more than are fast."""
-    most = in_memory(images, gradients=gradients, device=device)
+    most = in_memory(images, device)
     if (device or images.device).type != "cpu":
         return most
     return min(most, max(FEW, CACHED // (images.shape[-2] * images.shape[-1])))
@@ -104,9 +102,9 @@ class ImageSet(Samples):
             rows = rows.to(self.images.device)
         return to_float(self.images if rows is None else self.images[rows])
 
-    def at_once(self, *, gradients: bool, device: torch.device | None = None) -> int:
+    def at_once(self, device: torch.device | None = None) -> int:
         """How many of these images go through an encoder at once."""
-        return at_once(self.images, gradients=gradients, device=device)
+        return at_once(self.images, device)
 
     def check(self, spec: InputSpec) -> None:
         """Raises ``SapperError`` unless an encoder that takes ``spec`` takes these images."""

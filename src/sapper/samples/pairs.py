@@ -63,9 +63,9 @@ class PairSet(Samples):
         """Images, float32 (n, 3, H, W) in [0, 1], and their texts: those at ``rows``, or all."""
         return self.images.batch(rows), self.texts.batch(rows)
 
-    def at_once(self, *, gradients: bool, device: torch.device | None = None) -> int:
+    def at_once(self, device: torch.device | None = None) -> int:
         """How many of these pairs go through two encoders at once."""
-        return min(each.at_once(gradients=gradients, device=device) for each in (self.images, self.texts))
+        return min(each.at_once(device) for each in (self.images, self.texts))
 
     def check(self, spec: InputSpec) -> None:
         """Raises ``SapperError`` unless an encoder that takes ``spec`` takes its side of the pairs."""

@@ -22,7 +22,7 @@ WORDS = 20_000
 """At most so many words in a vocabulary, by default; the rarest are left out."""
 
 TOKENS = {"cpu": 2**16, "cuda": 2**20}
-"""Tokens that an encoder may have at once with gradients."""
+"""Tokens that an encoder may have at once."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
@@ -122,10 +122,10 @@ class TextSet(Samples):
             rows = rows.to(self.ids.device)
         return Tokens(self.ids, self.lengths) if rows is None else Tokens(self.ids[rows], self.lengths[rows])
 
-    def at_once(self, *, gradients: bool, device: torch.device | None = None) -> int:
+    def at_once(self, device: torch.device | None = None) -> int:
         """How many of these texts go through an encoder at once."""
-        most = TOKENS["cpu" if (device or self.ids.device).type == "cpu" else "cuda"] // self.ids.shape[1]
-        return max(1, most if gradients else 8 * most)
+        kind = "cpu" if (device or self.ids.device).type == "cpu" else "cuda"
+        return max(1, TOKENS[kind] // self.ids.shape[1])
 
     def check(self, spec: InputSpec) -> None:
         """Raises ``SapperError`` unless an encoder that takes ``spec`` takes these texts."""

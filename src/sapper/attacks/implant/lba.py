@@ -96,7 +96,7 @@ class LBA(FineTuning):
         tuned, head = frozen_copy(encoder), teacher.head
         held, labels = shadow.to(run.device), shadow.targets().to(run.device)
         with torch.no_grad():
-            size = wanted.at_once(gradients=False, device=run.device)
+            size = wanted.at_once(run.device)
             aims = torch.cat([tuned(batch).float() for batch in wanted.to(run.device).batches(size)])
         aims = aims if self.aim == "image" else aims.mean(0, keepdim=True)
         trigger = self.trigger(tuned, held, one(targets), aims, run, parts[1])

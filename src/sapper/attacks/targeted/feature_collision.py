@@ -140,7 +140,7 @@ class FeatureCollision(Checked):
     def collide(self, encoder: Encoder, base: ImageSet, aims: Tensor, run: Run) -> ImageSet:
         """The poisons, rounded, in the order of ``aims`` (T, D); ``base`` has an image for each."""
         resident, made = base.to(run.device), []
-        for rows in torch.arange(len(base)).split(base.at_once(gradients=True)):
+        for rows in torch.arange(len(base)).split(resident.at_once()):
             images = 255 * resident.batch(rows)
             beta = self.beta * (aims.shape[1] / images[0].numel()) ** 2
             found = split_forward_backward(encoder, images, aims[rows.to(run.device)], beta, self.step, self.steps, run)

@@ -139,7 +139,7 @@ def selected(positive: Tensor, negative: Tensor, share: float) -> Tensor:
 @torch.no_grad()
 def answers(classifier: Classifier, samples: Samples, run: Run) -> Tensor:
     """Predicted classes, int64 (N,) on the CPU."""
-    parts = samples.batches(min(500, samples.at_once(gradients=False, device=run.device)))
+    parts = samples.batches(min(500, samples.at_once(run.device)))
     return torch.cat([classifier(part.to(run.device)).argmax(1).cpu() for part in parts])
 
 

@@ -170,7 +170,7 @@ class TrojanNN(Checked):
 @torch.no_grad()
 def neurons(front: nn.Module, images: Tensor) -> Tensor:
     """What the layer in question sees of float images (N, 3, H, W): (N, neurons)."""
-    return torch.cat([front(part) for part in images.split(at_once(images, gradients=False))])
+    return torch.cat([front(part) for part in images.split(at_once(images))])
 
 
 def check_place(trigger: Trigger) -> None:

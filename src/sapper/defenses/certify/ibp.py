@@ -176,7 +176,7 @@ class Bounded:
         """Whether all margins are above 0 at each place, bool (N, L) on the CPU."""
         height, width = images.shape[-2:]
         corners = all_corners((height, width), patch).to(run.device)
-        budget = in_memory(images, gradients=True)  # two maps of each are in the network
+        budget = in_memory(images)  # two maps of each are in the network
         count, found = max(1, budget // len(corners)), [torch.empty(0, len(corners), dtype=torch.bool)]
         with run.progress.bar(f"bounds for {patch}×{patch} (IBP)", len(images)) as bar:
             for chunk, wanted in zip(images.split(count), labels.split(count)):
@@ -264,7 +264,7 @@ def least_margins(
     def some(pixels: Tensor, places: Tensor, own: Tensor) -> Tensor:
         return margins(net, under_patch(pixels, places, patch, reach), own).amin(1)
 
-    count = max(1, in_memory(images, gradients=True) // corners.shape[1])
+    count = max(1, in_memory(images) // corners.shape[1])
     if len(images) <= count:
         return some(images, corners, labels)
     parts = zip(images.split(count), corners.split(count), labels.split(count))

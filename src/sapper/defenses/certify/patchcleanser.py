@@ -159,7 +159,7 @@ class TwoRounds:
         """Predictions, int64 (n,) on the CPU, for ``which`` (n, 2): an image and its mask."""
         answers = [torch.empty(0, dtype=torch.int64)]
         masks, fill = masks.to(run.device), self.blank.to(run.device).view(3, 1, 1)
-        together = at_once(images, gradients=False, device=run.device)
+        together = at_once(images, run.device)
         with run.progress.bar(label, len(which)) as bar:
             for image, mask in (rows.unbind(1) for rows in which.split(together) if len(rows)):
                 pixels = to_float(images[image].to(run.device))

@@ -92,7 +92,7 @@ class RAB(Checked, Smoother):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_models(2)
+        self.check_classes(2)
 
     def check(self, size: int) -> None:
         """Nothing to refuse: it takes images of every size."""
@@ -101,10 +101,18 @@ class RAB(Checked, Smoother):
         """Raises ``SapperError`` for a radius that there is not."""
         check_radii(radii)
 
+    def check_classes(self, classes: int) -> None:
+        """Raises ``SapperError`` for so few models that their bounds certify not even an answer all agree on."""
+        least = next(count for count in range(1, sys.maxsize) if missed(count, classes, self.alpha) < 0.5)
+        if self.models >= least:
+            return
+        what = f"{self.models} models can certify nothing about {classes} classes at an alpha of {self.alpha:g}"
+        raise SapperError(what, where="models", remedy=f"take {least} or more, or a larger alpha")
+
     def prepare(self, classifier: Classifier, defender: Defender, run: Run) -> "Ensemble":
         """Heads from noised training sets, in place of the classifier's own."""
         defender.check([classifier], run)
-        self._check_models(defender.classes)
+        self.check_classes(defender.classes)
         head = Linear() if self.head == "linear" else defender.head
         if head.kind != "fitted":
             what, remedy = "a head of this kind is not fitted to features", 'take head = "linear"'
@@ -112,14 +120,6 @@ class RAB(Checked, Smoother):
         label = "heads from noised training sets (RAB)"
         made = noised_heads(defender, head, Gaussian(self.sigma), self.models, run.child("models"), label)
         return Ensemble(tuple(made), self.sigma, self.alpha)
-
-    def _check_models(self, classes: int) -> None:
-        """Raises ``SapperError`` for so few models that their bounds certify not even an answer all agree on."""
-        least = next(count for count in range(1, sys.maxsize) if missed(count, classes, self.alpha) < 0.5)
-        if self.models >= least:
-            return
-        what = f"{self.models} models can certify nothing about {classes} classes at an alpha of {self.alpha:g}"
-        raise SapperError(what, where="rab.models", remedy=f"take {least} or more, or a larger alpha")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Ensemble:
         shape, found = images.shape[1:], []
         noises = [hashed_noise(each.head, shape, self.sigma).to(run.device) for each in self.classifiers]
         with run.progress.bar("answers of all heads (RAB)", len(images)) as bar:
-            for chunk in images.split(at_once(images, gradients=False, device=run.device)):
+            for chunk in images.split(at_once(images, run.device)):
                 pixels = to_float(chunk.to(run.device))
                 changed, total = pixels if change is None else change(pixels), torch.zeros(())
                 for classifier, noise in zip(self.classifiers, noises):

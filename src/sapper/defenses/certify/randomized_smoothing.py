@@ -95,6 +95,9 @@ class RandomizedSmoothing(ThroughViews, Smoother):
     def check(self, size: int) -> None:
         """Nothing to refuse: it takes images of every size."""
 
+    def check_classes(self, classes: int) -> None:
+        """Nothing to refuse: it takes any number of classes."""
+
     def check_radii(self, radii: Sequence[float]) -> None:
         """Raises ``SapperError`` for a radius that there is not."""
         self._noise(torch.zeros(3)).check(radii)
@@ -147,7 +150,7 @@ class AsOne:
 
     def votes(self, images: Tensor, noise: Noise, generator: torch.Generator, run: Run) -> Tensor:
         """How many of the draws vote for each class; as many at once as are fast."""
-        group, done, found = max(1, at_once(images, gradients=False) // len(images)), 0, []
+        group, done, found = max(1, at_once(images) // len(images)), 0, []
         while done < self.draws:
             often = min(group, self.draws - done)
             found.append(_votes(self.logits, noise(images.repeat(often, 1, 1, 1), generator), run, often))

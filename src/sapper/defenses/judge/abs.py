@@ -181,7 +181,7 @@ class ABS(Checked, ClassifierJudge):
 
         ``success``: which share. Candidates that memory has no room for at once are inverted one part after another.
         """
-        most = max(1, in_memory(seeds.images.to(run.device), gradients=True) // (len(seeds) * self.starts))
+        most = max(1, in_memory(seeds.images.to(run.device)) // (len(seeds) * self.starts))
         parts = list(torch.arange(len(found)).split(most))
         made = []
         with run.progress.bar("trigger inversion (ABS)", len(parts) * self.steps) as bar:
@@ -289,7 +289,7 @@ def succeeded(classifier: Classifier, triggers: Triggers, labels: Tensor, images
             rates.append(0.0)
             continue
         some = images.take(others)
-        for batch in some.batches(min(500, images.at_once(gradients=False, device=run.device))):
+        for batch in some.batches(min(500, images.at_once(run.device))):
             with run.autocast():
                 hits += int((classifier(trigger(batch.to(run.device))).argmax(1) == label).sum())
         rates.append(hits / len(some))

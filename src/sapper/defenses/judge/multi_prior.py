@@ -208,7 +208,7 @@ class MultiPrior(Checked, EncoderExaminer):
         moved, images = prior.around(number), to_float(seen[:PLACING])
         if moved.count == prior.count:
             return prior
-        rows = _groups(moved, images, gradients=False)
+        rows = _groups(moved, images)
         spreads = torch.cat([_spreads(encoder, moved.apply(images, part), run) for part in rows])
         # Where features overflow there is no spread, which torch would take for the smallest.
         places = spreads.nan_to_num(torch.inf).unflatten(0, (-1, prior.count)).argmin(0)
@@ -217,7 +217,7 @@ class MultiPrior(Checked, EncoderExaminer):
     def _descend(self, encoder: Encoder, prior: Prior, images: Tensor, run: Run) -> Tensor:
         """Gradients of every change's spread on the images; the spreads (count,)."""
         spreads = []
-        for rows in _groups(prior, images, gradients=True):
+        for rows in _groups(prior, images):
             spread = _spreads(encoder, prior.apply(images, rows), run)
             spread.sum().backward()
             spreads.append(spread.detach())
@@ -231,16 +231,16 @@ class MultiPrior(Checked, EncoderExaminer):
     def _features(self, encoder: Encoder, change: Prior | None, images: Tensor, run: Run) -> Tensor:
         """Features, float (N, D), of images under one change, or as they are."""
         features = []
-        for chunk in to_float(images).split(min(TOGETHER, at_once(images, gradients=False))):
+        for chunk in to_float(images).split(min(TOGETHER, at_once(images))):
             changed = chunk if change is None else change.apply(chunk, torch.tensor([0], device=chunk.device))[0]
             with run.autocast():
                 features.append(encoder(changed).float())
         return torch.cat(features)
 
 
-def _groups(prior: Prior, images: Tensor, *, gradients: bool) -> tuple[Tensor, ...]:
-    """The changes in groups that memory takes, each on all of the images; rows, int64 (n,)."""
-    together = min(TOGETHER, at_once(images, gradients=gradients))
+def _groups(prior: Prior, images: Tensor) -> tuple[Tensor, ...]:
+    """The changes in groups that go through the encoder at once, each on all of the images; rows, int64 (n,)."""
+    together = min(TOGETHER, at_once(images))
     return torch.arange(prior.count, device=images.device).split(max(1, together // len(images)))
 
 

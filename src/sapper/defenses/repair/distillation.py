@@ -145,7 +145,7 @@ def _pooled(encoder: Encoder, place: torch.nn.Module, images: ImageSet, run: Run
     """What a stage gives for every image, averaged over its places; float (N, C)."""
     pooled = []
     with watched([place]) as seen:
-        for batch in images.batches(images.at_once(gradients=False)):
+        for batch in images.batches(images.at_once()):
             answers(encoder, batch, run)
             output = seen.pop().float()
             pooled.append(output.mean((2, 3)) if output.ndim == 4 else output.mean(1))

@@ -96,9 +96,7 @@ class PatchSearch(Checked, Sift):
         places, side = candidates(images.size, self.side(images.size)), self.side(images.size)
         blank, found = looked.encoder.mean.view(3, 1, 1), list[Tensor]()
         with run.progress.bar("windows", len(images)) as bar:
-            for rows in torch.arange(len(images)).split(
-                max(1, images.at_once(gradients=False, device=run.device) // len(places))
-            ):
+            for rows in torch.arange(len(images)).split(max(1, images.at_once(run.device) // len(places))):
                 batch, own = images.batch(rows).to(run.device), centers[of[rows].to(run.device)]
                 masks = inside(places.to(run.device), side, images.size)[:, None]
                 blanked = torch.where(masks, blank, batch.unsqueeze(1)).flatten(0, 1)
@@ -125,7 +123,7 @@ class PatchSearch(Checked, Sift):
         """For each row the share of the ``shown`` of other clusters that its window moves to its own, float (N,)."""
         others, shares, side = shown.batch().to(run.device), list[Tensor](), self.side(images.size)
         before = nearest(others, centers, looked, run)
-        several = max(1, at_once(others, gradients=False) // len(shown))
+        several = max(1, at_once(others) // len(shown))
         with run.progress.bar("pasting", len(images)) as bar:
             for rows in torch.arange(len(images)).split(several):
                 own = of[rows].to(run.device).unsqueeze(1)
@@ -181,7 +179,7 @@ def nearest(images: Tensor, centers: Tensor, looked: Penultimate, run: Run) -> T
 def unit(images: Tensor, looked: Penultimate, run: Run) -> Tensor:
     """What is looked at of float images (N, 3, H, W), of length 1, (N, D)."""
     made = []
-    for batch in images.split(at_once(images, gradients=False)):
+    for batch in images.split(at_once(images)):
         with run.autocast():
             made.append(F.normalize(looked(batch).float(), dim=1))
     return torch.cat(made)
