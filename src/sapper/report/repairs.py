@@ -11,18 +11,18 @@ COLUMNS: dict[str, str] = {
     "ASR": "ASR",
     "ASR_strict": "ASR strict",
     "lift": "lift",
-    "CA": "clean encoder: CA",
+    "CA": "CA",
     "cosine_kept": "features kept",
     "trigger_recovered": "trigger recovered",
     "repair_seconds": "time",
 }
 NOTE = (
     "In %, the lift over the clean baseline in points; first without a repair, then after each: of the encoder, with a "
-    "new head, or of the classifier. Clean encoder: its accuracy, after the same repair. Features kept: the mean "
+    "new head, or of the classifier. CA: of the clean encoder, after the same repair. Features kept: the mean "
     "cosine of an image’s features with those that the encoder gave before it was repaired; what was trained again on "
-    "sifted rows has none. Trigger recovered: from how many of the models, where a repair needs one. Audits with "
-    "evidence: of a backdoor, in how many of the attacked encoders of all seeds; false alarms: in how many of the "
-    "clean ones, after the same repair."
+    "sifted rows has none. Trigger recovered: from how many of the models, where a repair needs one. Evidence: "
+    "in how many of the attacked encoders of all seeds an audit finds some of a backdoor; false alarms: in how many of "
+    "the clean ones, after the same repair."
 )
 
 
@@ -56,7 +56,9 @@ def table(results: Results) -> Table | None:
             found = [_of(some, metric) for metric in COLUMNS]
             audits = [_audits(results, some, metric) for metric in ("BA", "CA")]
             rows.append((Cell(title), Cell(repair or "–"), *map(_cell, found), *audits))
-    return Table(("attack on", "repair", *COLUMNS.values(), "audits with evidence", "false alarms"), tuple(rows), NOTE)
+    headings = ("attack on", "repair", *COLUMNS.values(), "evidence", "false alarms")
+    used = [i for i in range(len(headings)) if any(row[i].text != text.NOTHING for row in rows)]
+    return Table(tuple(headings[i] for i in used), tuple(tuple(row[i] for i in used) for row in rows), NOTE)
 
 
 def shows(results: Results, item: Measurement) -> bool:
