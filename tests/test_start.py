@@ -3,17 +3,20 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoints
 from pathlib import Path
 
 import pytest
 import torch
 
-from sapper import datasets, encoders
+from sapper import datasets, encoders, methods
 from sapper.encoders import backbones, names, schemes
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.scenario.outline import outline, read_content
+from sapper.scenario.reading import read
 from tests.micro import write_data, write_scenario
+from tests.program import Install
 
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "pyarrow", "numpy")
 
@@ -157,3 +160,20 @@ def test_what_the_operating_system_says_of_a_name_is_told() -> None:
     for check in (datasets.check_name, datasets.check_there):
         with pytest.raises(SapperError, match="File name too long"):
             check("x" * 5000)
+
+
+def test_a_large_scenario_asks_once_for_each_kind_which_methods_other_packages_add(
+    monkeypatch: pytest.MonkeyPatch, install: Install
+) -> None:
+    """A look reads a file of every installed package: of a matrix, with a look for every name, it took a minute."""
+    asked, there = list[str](), methods.entry_points
+
+    def counted(*, group: str) -> EntryPoints:
+        asked.append(group)
+        return there(group=group)
+
+    monkeypatch.setattr(methods, "entry_points", counted)
+    install("other")  # another path, so that nothing is known of it
+    read(Path(__file__).parents[1] / "scenarios" / "matrix.toml")
+    assert sorted(asked) == sorted(set(asked))
+    assert "sapper.defenses" in asked

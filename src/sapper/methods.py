@@ -1,5 +1,6 @@
 """Methods by name: one table per package, third-party ones by entry point, imported only when used."""
 
+import sys
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from importlib import import_module
@@ -123,7 +124,13 @@ def known(kind: str, table: dict[str, str]) -> dict[str, str]:
 
     A package adds its own with an entry point in the group ``sapper.<kind>``.
     """
-    return table | {point.name: point.value for point in entry_points(group=f"sapper.{kind}")}
+    return table | _added(kind, tuple(sys.path))
+
+
+@cache
+def _added(kind: str, _path: tuple[str, ...]) -> dict[str, str]:
+    """What other packages add. A look reads a file of every installed package, so there is one for each Python path."""
+    return {point.name: point.value for point in entry_points(group=f"sapper.{kind}")}
 
 
 def place_of(kind: str, table: dict[str, str], name: str, where: str) -> str:
