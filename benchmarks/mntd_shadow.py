@@ -9,13 +9,13 @@ from torch import Tensor
 
 from benchmarks.textbook import head, noise
 from benchmarks.timing import Row, paired
-from sapper.defenses import jumbo
 from sapper.defenses.defender import Defender
 from sapper.defenses.judge.mntd_classifier import MNTDClassifier
 from sapper.downstream import MLP
 from sapper.encoders import build
 from sapper.running import Run
 from sapper.samples import ImageSet, to_float
+from sapper.triggers import jumbo
 
 IMAGES, EPOCHS, BATCH, CLASSES = 240, 10, 100, 10
 
