@@ -1,4 +1,4 @@
-"""Runs with different seeds, put together: what one run with all seeds would have told."""
+"""Runs with different seeds or attacks, put together: what one run of them all would have told."""
 
 import json
 import os
@@ -13,7 +13,8 @@ from sapper.errors import SapperError
 from sapper.experiment.merging import merged
 from sapper.experiment.results import Results, read_results, write_results
 from sapper.report.merging import merge
-from tests.micro import experiment, perform, write_data
+from sapper.scenario.reading import Scenario
+from tests.micro import PLAIN, experiment, perform, write_data
 
 DEFENSES = """
 [[defense]]
@@ -42,6 +43,44 @@ queries = 2
 epochs = 1
 pretraining = { epochs = 1 }
 """
+ATTACKS = """
+[[attack]]
+method = "badencoder"
+shadow_images = 48
+epochs = 1
+batch = 24
+reference_views = 2
+
+[[attack]]
+method = "badencoder"
+name = "strong"
+shadow_images = 48
+epochs = 2
+batch = 24
+reference_views = 2
+
+[[attack]]
+method = "badnets"
+rate = 0.3
+
+[[target]]
+task = "balls"
+class = "red"
+trigger = { size = 4 }
+
+[[defense]]
+method = "decree"
+epochs = 2
+images = 16
+restarts = 1
+
+[[defense]]
+method = "neural_cleanse"
+steps = 4
+minibatches = 1
+batch = 16
+train_images = 40
+"""
 SHORT = ("pretraining.epochs=1", "attack.epochs=1", "head.0.epochs=3")
 
 
@@ -62,6 +101,12 @@ def together(runs: dict[Path, Results]) -> tuple[Results, Results]:
     """One run with both seeds, and two put together."""
     one, zero, both = runs
     return runs[both], merged({one: runs[one], zero: runs[zero]}, both.parent / "new")
+
+
+def several(data: Path, *overrides: str) -> Scenario:
+    """A matrix of three attacks on one task."""
+    text = "matrix = true\n" + PLAIN.replace('[[task]]\ndataset = "{data}/boxes"\n\n', "")
+    return experiment(data, *SHORT[::2], *overrides, text=text, extra=ATTACKS)
 
 
 def told(results: Results) -> list[str]:
@@ -95,6 +140,53 @@ def test_what_learned_anew_in_each_run_stays_by_itself(tmp_path: Path) -> None:
     assert {each.condition["seeds"]: each.n for each in learned if each.metric == "AUC"} == {"0": 2, "1": 2}
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
+    """A matrix of three attacks with the seeds 0 and 1: the whole, and by parts, by the names of their folders."""
+    base = tmp_path_factory.mktemp("parts")
+    data, store, made = write_data(base / "data"), Store(base / "store"), {}
+    for name, only, seeds in PARTS:
+        limits = [f"only={json.dumps(only)}"] if only else []
+        made[name] = perform(several(data, f"seeds={seeds}", *limits), base / name, store=store)
+        write_results(made[name], base / name)
+    return {str(base / name): results for name, results in made.items()}
+
+
+PARTS = [
+    ("whole", [], "[0, 1]"),
+    ("encoders", ["badencoder", "strong"], "[0, 1]"),
+    ("last", ["badnets"], "[1]"),
+    ("next", ["badnets"], "[0]"),
+]
+
+
+def test_attacks_can_be_run_one_by_one(parts: dict[str, Results], tmp_path: Path) -> None:
+    (_, whole), (encoders, _), (last, _), (following, _) = parts.items()
+    assert parts[last].scenario["only"] == ["badnets"]
+    assert {record.attack for record in parts[last].records} == {"badnets"}
+    some = merge([last, encoders], tmp_path / "some")
+    assert "badnets was not run with seed 0." in some.flags
+    assert "only" not in some.scenario
+    new = merge([following, tmp_path / "some"], tmp_path / "all")
+    assert told(new) == told(whole)
+    assert set(new.flags) == set(whole.flags)
+    assert new.scenario == whole.scenario
+    for field in ("subjects", "artifacts", "references", "left_out", "curves", "maps", "verdicts"):
+        assert len(getattr(new, field)) == len(getattr(whole, field)), field
+    assert {each.subject for each in new.artifacts} == {each.subject for each in whole.artifacts}
+    alone = merge([last, following], tmp_path / "badnets")
+    assert alone.scenario["only"] == ["badnets"]
+
+
+def test_an_attack_is_there_once(parts: dict[str, Results], tmp_path: Path) -> None:
+    whole, _, last, _ = parts
+    with pytest.raises(SapperError, match=r"seed 1 of badnets is in .*, too"):
+        merge([whole, last], tmp_path / "new")
+    empty = replace(parts[last], records=())
+    with pytest.raises(SapperError, match="no numbers of any attack"):
+        merged({Path(whole): parts[whole], Path(last): empty}, tmp_path / "new")
+
+
 def test_networks_stay_where_they_are(runs: dict[Path, Results], together: tuple[Results, Results]) -> None:
     out = next(iter(runs)).parent / "new"
     assert together[1].artifacts
@@ -121,7 +213,7 @@ def test_other_machines_are_told(runs: dict[Path, Results]) -> None:
     ("change", "message"),
     [
         ({"name": "other"}, "differs from that of .* in 'name'"),
-        ({"seeds": [2, 0]}, "seed 0 is in .*, too"),
+        ({"seeds": [2, 0]}, "seed 0 of badencoder is in .*, too"),
         ({"seeds": []}, "not a list of numbers"),
         ({"seeds": 1}, "not a list of numbers"),
         ({"seeds": ["1"]}, "not a list of numbers"),

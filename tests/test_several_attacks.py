@@ -122,12 +122,29 @@ def test_torch_is_not_needed_to_know_every_attacks_data_sets(data: Path) -> None
     sets = outline(read_content(file), str(file)).sets
     assert sets["attack[3].instead.pretraining.dataset"].endswith("balls")
     assert sets["pretraining.dataset"].endswith("photos")
+    only = outline(read_content(file, ("only=['elsewhere']",)), str(file)).sets
+    assert {name.rpartition("/")[2] for name in only.values()} == {"balls"}
+
+
+def test_some_of_the_attacks_can_be_chosen(data: Path) -> None:
+    assert [each.attack_name for each in scenario(data).chosen] == ["badencoder", "strong", "badnets"]
+    read = scenario(data, "only=['badnets', 'badencoder']")
+    assert [each.attack_name for each in read.chosen] == ["badencoder", "badnets"]
+    assert len(read.singles) == 3
+
+
+def test_there_is_no_choice_of_one_attack(data: Path) -> None:
+    with pytest.raises(SapperError, match="no choice of attacks"):
+        experiment(data, "only=['badencoder']")
 
 
 @pytest.mark.parametrize(
     ("override", "place", "says"),
     [
         ("attack.1.name=badencoder", "attack", "two of them are called 'badencoder'"),
+        ("only=['badnet']", "only", "did you mean badnets"),
+        ("only=['badnets', 'badnets']", "only", "stands there twice"),
+        ("only=[]", "only", "at least 1 item"),
         ("attack.1.name=a/b", "attack[1].name", "fit for a file name"),
         ("attack.1.epochs=0", "attack[1].epochs", "0 does not fit"),
         ("attack.1.epoch=1", "attack[1].epoch", "unknown key"),

@@ -178,7 +178,7 @@ def merge(
     folders: Annotated[list[Path], typer.Argument(help="The folders of two runs or more.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the new results.json and report.html.")],
 ) -> None:
-    """Put runs of one scenario together that had different seeds, such as from several machines."""
+    """Put runs of one scenario together that had different seeds or attacks, such as from several machines."""
     check_writable(out_folder)
     from sapper.report.merging import merge as merge_runs
 

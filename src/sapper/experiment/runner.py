@@ -136,7 +136,7 @@ def _variants(scenario: Scenario) -> list[Variant]:
     found = []
     for i, changes in enumerate(scenario.variants or ({},)):
         whole = scenario.with_variant(changes) if changes else scenario
-        for single in whole.singles or (whole,):
+        for single in whole.chosen or (whole,):
             name = single.attack_name if len(whole.singles) > 1 else None
             tables = (*EARLY, "attack", "task", "target", *(("head",) if _attacks_training(single) else ()))
             found.append(

@@ -1,4 +1,4 @@
-"""Runs of one scenario with different seeds, from several folders into one."""
+"""Runs of one scenario with different seeds or attacks, from several folders into one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,11 @@ from sapper.report import write_report
 
 
 def merge(folders: Sequence[str | Path], out: str | Path) -> Results:
-    """Put runs together that differ in their seeds alone; leaves ``results.json`` and ``report.html`` in ``out``.
+    """Put runs together that differ in their seeds, or in the attacks that they are limited to (``only``).
 
-    ``folders``: of the runs, or their ``results.json``. Their networks stay there, and are named from ``out``. Raises
-    ``SapperError`` as ``read_results`` and ``merged`` do, and where ``out`` is one of the folders.
+    ``folders``: of the runs, or their ``results.json``. Leaves ``results.json`` and ``report.html`` in ``out``; the
+    networks stay where they are, and are named from there. Raises ``SapperError`` as ``read_results`` and ``merged``
+    do, and where ``out`` is one of the folders.
     """
     places, target = [Path(each) for each in folders], Path(out)
     runs = {place if place.is_dir() else place.parent: read_results(place) for place in places}

@@ -25,14 +25,14 @@ from sapper.scenario.sections import (
     TargetSection,
     TaskSection,
 )
-from sapper.scenario.singles import singles
+from sapper.scenario.singles import check_only, singles
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
     """The tables of a scenario that no method has a part in; of several attacks those of the first.
 
-    ``sets``: the data sets that all of them name, by their keys.
+    ``sets``: the data sets that those name which are to be run, by their keys.
     """
 
     root: ScenarioSection
@@ -65,10 +65,14 @@ def outline(content: dict[str, Any], file: str) -> Outline:
     if root.matrix and (root.attack is None or root.variant):
         what = "a matrix needs attacks" if root.attack is None else "a matrix has no variants"
         raise SapperError(what, where=f"{file}: matrix", remedy="leave it out, or add [[attack]] and no [[variant]]")
-    outlines, sets = [], dict[str, str]()
-    for single in singles(content, file):
+    outlines, sets, split = [], dict[str, str](), singles(content, file)
+    if root.only is not None:
+        check_only(root.only, split, file)
+    for single in split:
         with single.placed(file):
             outlines.append(outline_single(single.content, file))
+        if root.only is not None and single.name not in root.only:
+            continue
         sets |= {
             single.place(f"{file}: {key}", file).removeprefix(f"{file}: "): name
             for key, name in outlines[-1].sets.items()

@@ -62,7 +62,8 @@ class Scenario:
 
     ``variants``: for each the dotted keys that it changes, such as ``attack.lambda1``, and their values.
     ``singles``: of several attacks, or of one with tables of its own, the scenario of each; then what is said here is
-    that of the first. ``moved``: see ``singles.Single``. ``left_out``: of a matrix, defenses that do not apply.
+    that of the first. ``only``: the names of those that are to be run; none for all. ``moved``: see
+    ``singles.Single``. ``left_out``: of a matrix, defenses that do not apply.
     """
 
     name: str
@@ -85,11 +86,17 @@ class Scenario:
     content: dict[str, Any]
     file: str
     singles: tuple["Scenario", ...] = ()
+    only: tuple[str, ...] | None = None
     moved: dict[str, str] = field(default_factory=dict)
 
     def with_variant(self, changes: dict[str, Any]) -> "Scenario":
         """This scenario with a variant's keys changed and no variants of its own."""
         return parse(changed(self.content, changes, self.file), self.file)
+
+    @property
+    def chosen(self) -> tuple["Scenario", ...]:
+        """Those of the ``singles`` that are to be run."""
+        return tuple(each for each in self.singles if self.only is None or each.attack_name in self.only)
 
     @property
     def attack_name(self) -> str | None:
@@ -135,7 +142,12 @@ def parse(content: dict[str, Any], file: str) -> Scenario:
             alone.append(_single(single, file, elsewhere))
     own = isinstance(content.get("attack"), list) or alone[0].moved.keys() > {"attack"}
     scenario = replace(
-        alone[0], content=content, variants=outlined.variants, singles=tuple(alone) if own else (), moved={}
+        alone[0],
+        content=content,
+        variants=outlined.variants,
+        singles=tuple(alone) if own else (),
+        only=None if outlined.root.only is None else tuple(outlined.root.only),
+        moved={},
     )
     _check_same_names(alone)
     for i, changes in enumerate(scenario.variants):

@@ -232,7 +232,8 @@ class ScenarioSection(Section):
 
     ``judge_on = "validation"`` measures on a fifth of each training split, held out of it, instead of the test
     split: for choosing parameters without having seen a test image. ``matrix``: every attack with every defense that
-    applies to it; where one does not, the results carry the reason. Without it that is an error.
+    applies to it; where one does not, the results carry the reason. Without it that is an error. ``only``: of several
+    attacks, the names of those that are run; all by default.
     """
 
     name: FileName
@@ -240,6 +241,7 @@ class ScenarioSection(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     judge_on: Literal["test", "validation"] = "test"
     matrix: bool = False
+    only: list[str] | None = Field(default=None, min_length=1)
     encoder: dict[str, Any] = Field(default_factory=dict)
     pretraining: dict[str, Any]
     attack: dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None

@@ -13,6 +13,8 @@ from sapper.scenario.sections import AttackSection
 INSTEAD = ("encoder", "pretraining", "task", "target", "head", "defense")
 """Tables that an attack may have instead of the scenario's."""
 
+METHOD = AttackSection.model_fields["method"].default
+
 
 @dataclass(frozen=True)
 class Single:
@@ -23,6 +25,12 @@ class Single:
 
     content: dict[str, Any]
     moved: dict[str, str]
+
+    @property
+    def name(self) -> str | None:
+        """What records call the attack."""
+        table = self.content.get("attack")
+        return None if table is None else str(table.get("name", table.get("method", METHOD)))
 
     @contextmanager
     def placed(self, file: str) -> Iterator[None]:
@@ -61,10 +69,22 @@ def singles(content: dict[str, Any], file: str) -> list[Single]:
         own = {name: value for name, value in table.items() if name != "instead"}
         moved = {"attack": key} | {name: f"{key}.instead.{name}" for name in instead}
         found.append(Single(content | instead | {"attack": own}, moved))
-    tables = [{"method": AttackSection.model_fields["method"].default} | single.content["attack"] for single in found]
-    names = [str(table.get("name", table["method"])) for table in tables]
-    check_unique(names, f"{file}: attack", "attack")
+    check_unique([str(single.name) for single in found], f"{file}: attack", "attack")
     return found
+
+
+def check_only(only: list[str], split: list[Single], file: str) -> None:
+    """The attacks that alone are to be run are there, each named once. Raises ``SapperError``."""
+    where, known = f"{file}: only", [single.name for single in split if single.name is not None]
+    if len(known) < 2:
+        raise SapperError(
+            "there is no choice of attacks", where=where, remedy="leave it out, or write several [[attack]]"
+        )
+    for name in only:
+        if name not in known:
+            raise SapperError(f"there is no attack {name!r}", where=where, remedy=closest(name, known))
+        if only.count(name) > 1:
+            raise SapperError(f"{name!r} stands there twice", where=where, remedy="name each attack once")
 
 
 def _check_instead(instead: Any, where: str) -> None:
