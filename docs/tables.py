@@ -29,8 +29,8 @@ from sapper.errors import SapperError
 from sapper.experiment.results import Record
 from sapper.files import read_text
 from sapper.methods import HEADS, TRIGGERS, imported
-from sapper.report import tables, text
-from sapper.report.tables import Estimate
+from sapper.report import means, text
+from sapper.report.means import Estimate
 
 Json = dict[str, Any]
 
@@ -112,7 +112,7 @@ def of_records(spec: RecordTable, folder: Path) -> str:
     every = [cell.estimate for found in cells.values() for cell in found if cell.estimate]
     sources = dict.fromkeys(record["source"] for record in chosen if "source" in record)
     over_seeds = [each for each in every if each.source in ("seeds", "models")]
-    notes = [f"{tables.interval_note(over_seeds)}."] if over_seeds else []
+    notes = [f"{means.interval_note(over_seeds)}."] if over_seeds else []
     return "\n".join([*lines, "", *(f"{_sentence(note)}" for note in [*sources, *notes])])
 
 
@@ -197,7 +197,7 @@ def _cell(group: Sequence[Json], column: Column, form: str | None) -> Cell:
     if not isinstance(first, dict | int | float) or isinstance(first, bool):
         return Cell(text.plain(first))
     form = column.format or form or ("%" if fitting[0].get("unit") == "fraction" else "")
-    found = tables.estimate([_record(record, column.value, form) for record in fitting])
+    found = means.estimate([_record(record, column.value, form) for record in fitting])
     span = f"{shown(found.low, form)}…{shown(found.high, form)}" if found.low is not None else ""
     figure = shown(found.value, form)
     if isinstance(first, dict) and len(fitting) == 1:
@@ -253,7 +253,7 @@ def _fits(record: Json, where: Json) -> bool:
 
 
 def _heading(key: str, names: dict[str, str]) -> str:
-    return names.get(key) or tables.LABELS.get(key) or key.replace("_", " ")
+    return names.get(key) or means.LABELS.get(key) or key.replace("_", " ")
 
 
 def _line(cells: Iterable[str]) -> str:

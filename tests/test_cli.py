@@ -29,7 +29,7 @@ from sapper.errors import SapperError
 from sapper.experiment.results import Picture, Record, Results, read_results, write_results
 from sapper.methods import HEADS, TRIGGERS, imported
 from sapper.pretraining.simclr import SimCLR
-from sapper.report.tables import LABELS, METRICS, estimate
+from sapper.report.means import LABELS, METRICS, estimate
 from sapper.running import Run
 from sapper.samples import Samples
 from sapper.training import Checkpoint

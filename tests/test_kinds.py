@@ -19,7 +19,7 @@ from sapper.encoders import Encoder, Trained
 from sapper.errors import SapperError
 from sapper.experiment.results import Record, Results, read_results, write_results
 from sapper.methods import Checked
-from sapper.report import markdown, render, tables, targeted
+from sapper.report import markdown, means, render, targeted
 from sapper.running import Run
 from sapper.samples import ImageSet, read_samples, to_float
 from sapper.scenario.reading import Scenario
@@ -328,7 +328,7 @@ def test_a_change_of_accuracy_may_be_a_loss_over_all_seeds() -> None:
         Record(seed=seed, metric="accuracy_change", value=value, **common)  # type: ignore[arg-type]
         for seed, value in enumerate((-0.02, -0.04))
     ]
-    found = tables.estimate(change)
+    found = means.estimate(change)
     assert found.value == pytest.approx(-0.03)
     assert found.low is not None
     assert found.high is not None

@@ -17,7 +17,7 @@ from sapper.engine.store import Finished, Store
 from sapper.errors import SapperError
 from sapper.experiment.results import Judged, Model, Record, Results, read_results, write_results
 from sapper.report import markdown, matrix, render
-from sapper.report.tables import Estimate
+from sapper.report.means import Estimate
 from sapper.scenario.reading import Scenario
 from tests.micro import PLAIN, experiment, perform, write_data
 

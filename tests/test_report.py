@@ -23,8 +23,9 @@ from scipy import stats
 
 from sapper.errors import SapperError
 from sapper.experiment.results import Artifact, Curve, FeatureMap, Picture, Record, Results, State
-from sapper.report import figures, markdown, render, sections, tables, text, write_report
-from sapper.report.tables import estimate, summary_rows, summary_sentences
+from sapper.report import figures, markdown, means, render, sections, text, write_report
+from sapper.report.means import estimate
+from sapper.report.summaries import summary_rows, summary_sentences
 
 TARGETS = {"signs": "priority", "digits": "one", "objects": "cup"}
 SHIFTS = {"signs": 0.0, "digits": 0.006, "objects": -0.013}
@@ -295,7 +296,7 @@ def test_rows_join_what_holds_for_them() -> None:
     for row in rows:
         shift = SHIFTS[row.task or ""] - 0.02 * (row.head == "linear") + 0.005
         expected = {name: value + shift for name, value in RATES.items()} | {"lift": 0.943}
-        assert list(row.estimates) == list(tables.METRICS)
+        assert list(row.estimates) == list(means.METRICS)
         assert {name: item.value for name, item in row.estimates.items()} == pytest.approx(expected)
 
 

@@ -11,7 +11,7 @@ from sapper.cli.experiments import print_results
 from sapper.errors import SapperError
 from sapper.experiment.results import Results, read_results, write_results
 from sapper.report import audited, markdown, render
-from sapper.report.tables import summary_sentences
+from sapper.report.summaries import summary_sentences
 from sapper.scenario.outline import outline, read_content
 from sapper.scenario.reading import Scenario, read
 from tests.micro import PLAIN, experiment, perform, write_data

@@ -277,7 +277,8 @@ def _command(file: Path, folder: Path, overrides: list[str], options: dict[str, 
 def print_results(results: Any) -> None:
     """The summary, then for each task and target a table: metrics by heads, the primary one first."""
     from sapper.report import audited, certified, defenses, effects, matrix, repairs, screens, sifts, targeted
-    from sapper.report.tables import aim, interval_note, of_attack, summary_rows, summary_sentences
+    from sapper.report.means import interval_note
+    from sapper.report.summaries import aim, of_attack, summary_rows, summary_sentences
 
     for sentence in summary_sentences(results) + targeted.sentences(results) + audited.sentences(results):
         out.print(sentence, markup=False)
@@ -314,7 +315,7 @@ NAME, CELL, GAP = 12, 19, 2
 
 def _tables(rows: list[Any]) -> Iterator[Table]:
     """The rows of one task and target as columns, as many side by side as the terminal is wide: nothing is cut."""
-    from sapper.report.tables import LABELS, METRICS
+    from sapper.report.means import LABELS, METRICS
 
     cells = [{metric: _cell(row.estimates.get(metric)) for metric in METRICS} for row in rows]
     width = max(CELL, *(len(cell) for column in cells for cell in column.values()))

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from sapper.experiment.results import Results
 from sapper.files import write_atomically
-from sapper.report import audited, tables, targeted, text
+from sapper.report import audited, means, summaries, targeted, text
+from sapper.report.means import Estimate
 from sapper.report.pages import environment
 from sapper.report.sections import FOLDED, SECTIONS
-from sapper.report.tables import Estimate, aim
+from sapper.report.summaries import aim
 
 
 def write_report(results: Results, path: Path) -> None:
@@ -28,7 +29,10 @@ def write_report(results: Results, path: Path) -> None:
 def render(results: Results) -> str:
     """The page's HTML."""
     pages = environment()
-    pages.globals |= {"aim": aim, "columns": [(metric, tables.LABELS.get(metric, metric)) for metric in tables.METRICS]}
+    pages.globals |= {
+        "aim": aim,
+        "columns": [(metric, means.LABELS.get(metric, metric)) for metric in means.METRICS],
+    }
     contents = [(section, section.content(results)) for section in SECTIONS]
     return pages.get_template("report.html.j2").render(
         results=results,
@@ -63,13 +67,13 @@ def verdicts(results: Results) -> list[Verdict]:
         return []
     return [
         Verdict(
-            tables.of_attack(results, row.attack, aim(row.task, row.target)),
-            tables.sentence(results, row),
+            summaries.of_attack(results, row.attack, aim(row.task, row.target)),
+            summaries.sentence(results, row),
             row.estimates.get("ASR_strict"),
             row.estimates.get("ASR_B_strict"),
             alarming=_surely(row.estimates.get("lift"), above=0.1),
         )
-        for row in tables.headline_rows(results)
+        for row in summaries.headline_rows(results)
     ]
 
 
@@ -80,16 +84,16 @@ def _surely(estimate: Estimate | None, *, above: float) -> bool:
 
 def lead(results: Results) -> list[str]:
     """What stands above the verdicts, or in their place."""
-    told = [tables.headline(results)] if tables.headline_rows(results) else tables.summary_sentences(results)
+    told = [summaries.headline(results)] if summaries.headline_rows(results) else summaries.summary_sentences(results)
     return [words for words in [*told, *targeted.sentences(results), audited.headline(results)] if words]
 
 
 def facts(results: Results) -> list[str]:
     """The line under the title: attack, seeds, primary head, time."""
-    attack, several = results.scenario.get("attack"), tables.attacks(results)
+    attack, several = results.scenario.get("attack"), summaries.attacks(results)
     method = attack.get("method") if isinstance(attack, Mapping) else None
     seeds = sorted({record.seed for record in results.records if record.seed is not None})
-    head = tables.primary_head(results)
+    head = summaries.primary_head(results)
     seconds = sum(item.get("seconds") or 0 for item in results.timings)
     known = {
         f"attack {method}": method,

@@ -11,7 +11,8 @@ from sapper.experiment.results import Audited, Picture, Results
 from sapper.report import figures, text
 from sapper.report.audit import WORDS
 from sapper.report.figures import Key, Strip, class_color
-from sapper.report.tables import Cell, Table, aim
+from sapper.report.summaries import aim
+from sapper.report.tables import Cell, Table
 
 KINDS = {"control": "repaired clean", **text.STATES}
 """Kinds of a scenario's own encoders, in words: what was done to them, and clean ones that were repaired."""

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from sapper.experiment.results import Results
-from sapper.report import figures, tables, text
+from sapper.report import figures, means, summaries, tables, text
 from sapper.report.defenses import STATES, condition_of, find, keys, shown
 from sapper.report.figures import Key
-from sapper.report.tables import Estimate, Measurement, Table
+from sapper.report.means import Estimate
+from sapper.report.summaries import Measurement
+from sapper.report.tables import Table
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ def certifications(results: Results) -> list[Certification]:
 def _certified_groups(results: Results) -> dict[str, list[Measurement]]:
     """What certified defenses measured, by a title that names defense, task and variant."""
     groups: dict[str, list[Measurement]] = {}
-    for item in filter(is_certified, tables.measurements(results)):
+    for item in filter(is_certified, summaries.measurements(results)):
         title = f"{item.defense} on {item.place.get('task')}"
-        title = tables.of_attack(results, item.place.get("attack"), title)
+        title = summaries.of_attack(results, item.place.get("attack"), title)
         groups.setdefault(", ".join(filter(None, [title, text.condition(condition_of(item))])), []).append(item)
     return groups
 
@@ -73,7 +75,7 @@ def _certification(results: Results, group: list[Measurement], title: str, name:
             }
             cells = {key: f"{value.number}  ({value.span})" for key, value in found.items() if value is not None}
             rows.append({"classifier": text.STATES[state], "target": target} | cells)
-    note = tables.interval_note(item.estimate for item in group)
+    note = means.interval_note(item.estimate for item in group)
     own = "Under the defense for its own patch size, in" if size_is == "patch" else "Under the defense, in"
     return Certification(
         title,
@@ -188,7 +190,7 @@ def certification_table(results: Results) -> Table | None:
             for item in _certified(group, state):
                 row[f"certified {_sized(item)}"] = shown(item.estimate)
             rows.append(row)
-    sized = [item for item in tables.measurements(results) if item.metric == "certified_accuracy"]
+    sized = [item for item in summaries.measurements(results) if item.metric == "certified_accuracy"]
     names = list(dict.fromkeys(f"certified {_sized(item)}" for item in sorted(sized, key=_size)))
     return tables.table(
         [{k: v for k, v in row.items() if k not in names} | {k: row.get(k) for k in names} for row in rows]

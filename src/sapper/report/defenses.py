@@ -7,9 +7,11 @@ from typing import Any
 from markupsafe import Markup
 
 from sapper.experiment.results import Judged, Picture, Results
-from sapper.report import figures, tables, text
+from sapper.report import figures, summaries, tables, text
 from sapper.report.figures import Key, Strip
-from sapper.report.tables import Estimate, Measurement, Table
+from sapper.report.means import Estimate
+from sapper.report.summaries import Measurement
+from sapper.report.tables import Table
 
 STATES = {"clean": "c0", "attacked": "alarm"}
 """The colors of models of each state."""
@@ -43,7 +45,7 @@ def _judged_groups(results: Results) -> dict[str, list[Judged]]:
     groups: dict[str, list[Judged]] = {}
     for verdict in results.verdicts:
         title = f"{verdict.defense} on {'encoders' if _is_encoder(verdict) else verdict.task}"
-        title = tables.of_attack(results, verdict.attack, title)
+        title = summaries.of_attack(results, verdict.attack, title)
         groups.setdefault(", ".join(filter(None, [title, text.condition(verdict.condition)])), []).append(verdict)
     return groups
 
@@ -173,7 +175,7 @@ def _about(results: Results, verdict: Judged) -> list[Measurement]:
     task = None if _is_encoder(verdict) else verdict.task
     return [
         item
-        for item in tables.measurements(results)
+        for item in summaries.measurements(results)
         if (item.defense, item.place.get("task")) == (verdict.defense, task)
         and verdict.attack in (item.place.get("attack"), None)
         and condition_of(item) == verdict.condition

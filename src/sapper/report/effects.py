@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from sapper.experiment.results import Record, Results
-from sapper.report import tables, text
-from sapper.report.tables import Cell, Estimate, Table
+from sapper.report import means, summaries, text
+from sapper.report.means import Estimate
+from sapper.report.tables import Cell, Table
 
 METRICS = ("cosine_triggered", "cosine_clean", "trigger_change", "trigger_ssim", "attack_seconds")
 """What is shown here, and in no other table."""
@@ -26,7 +27,7 @@ def table(results: Results) -> Table | None:
     places = dict.fromkeys(_place(record) for record in found)
     if not places:
         return None
-    several = {"attack": len(tables.attacks(results)) > 1, "head": any(record.head for record in found)}
+    several = {"attack": len(summaries.attacks(results)) > 1, "head": any(record.head for record in found)}
     keys = list(dict.fromkeys(key for record in found for key in record.condition if key != "state"))
     first = [key for key, needed in several.items() if needed]
     columns = (*first, "task → target", *keys, "cosine, with trigger", "cosine, without", "change", "SSIM", "time")
@@ -37,7 +38,7 @@ def table(results: Results) -> Table | None:
         named = {"attack": about.attack, "head": about.head}
         cells = [
             *(text.plain(named[key]) for key in first),
-            tables.aim(about.task, about.target),
+            summaries.aim(about.task, about.target),
             *(text.plain(condition.get(key)) for key in keys),
         ]
         rows.append((*map(Cell, cells), *_numbers(ours)))
@@ -54,7 +55,7 @@ def _numbers(ours: Sequence[Record]) -> list[Cell]:
 
     def of(metric: str, state: str | None = None) -> Estimate | None:
         fitting = [each for each in ours if each.metric == metric and each.condition.get("state") == state]
-        return tables.estimate(fitting) if fitting else None
+        return means.estimate(fitting) if fitting else None
 
     cosines = [[of(metric, state) for state in ("clean", "attacked")] for metric in METRICS[:2]]
     numbers = [_cell(some) for some in (*cosines, *([of(metric)] for metric in METRICS[2:4]))]
@@ -65,7 +66,7 @@ def _numbers(ours: Sequence[Record]) -> list[Cell]:
 def _cell(estimates: Sequence[Estimate | None]) -> Cell:
     there = [each for each in estimates if each is not None]
     spans = [f"{_number(each.value)} ({_number(each.low)}…{_number(each.high)})" for each in there]
-    title = f"{' → '.join(spans)}; {tables.interval_note(there)}" if all(each.span for each in there) else ""
+    title = f"{' → '.join(spans)}; {means.interval_note(there)}" if all(each.span for each in there) else ""
     words = " → ".join(text.NOTHING if each is None else _number(each.value) for each in estimates)
     return Cell(words if there else text.NOTHING, title=title if there else "", kind="number")
 

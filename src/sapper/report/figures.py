@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sapper.experiment.results import Curve, FeatureMap, Picture
-from sapper.report.tables import Estimate, SummaryRow
+from sapper.report.means import Estimate
+from sapper.report.summaries import SummaryRow
 
 N_COLORS = 12
 _VARIABLES = ("ink", "muted", "line", "paper", "alarm", *(f"c{i}" for i in range(N_COLORS)))

@@ -4,8 +4,22 @@ from typing import Literal
 
 from sapper.errors import SapperError
 from sapper.experiment.results import Results
-from sapper.report import audited, certified, defenses, effects, matrix, repairs, screens, sifts, tables, targeted, text
-from sapper.report.tables import LABELS, METRICS, SummaryRow, Table
+from sapper.report import (
+    audited,
+    certified,
+    defenses,
+    effects,
+    matrix,
+    repairs,
+    screens,
+    sifts,
+    summaries,
+    targeted,
+    text,
+)
+from sapper.report.means import LABELS, METRICS, interval_note
+from sapper.report.summaries import SummaryRow
+from sapper.report.tables import Table
 
 DETECTION_NOTE = (
     "Rates in %; 95 % intervals over the judged models, as if these were independent samples, or over the seeds where "
@@ -21,9 +35,9 @@ def render(results: Results) -> str:
 
     Below it what defenses found.
     """
-    rows = tables.summary_rows(results)
+    rows = summaries.summary_rows(results)
     names = ["task → target", "head", *(LABELS.get(metric, metric) for metric in METRICS)]
-    sure = [item.estimate for item in tables.measurements(results) if certified.is_certified(item)]
+    sure = [item.estimate for item in summaries.measurements(results) if certified.is_certified(item)]
     estimates = [estimate for row in rows for estimate in row.estimates.values()]
     lines = [
         f"`{results.command}`",
@@ -32,7 +46,7 @@ def render(results: Results) -> str:
         f"|---|---|{'---:|' * len(METRICS)}",
         *(_row(results, row) for row in rows),
         "",
-        f"In %; 95 % intervals: {tables.interval_note(estimates)}. {_surroundings(results)}.",
+        f"In %; 95 % intervals: {interval_note(estimates)}. {_surroundings(results)}.",
         *(["", matrices(results)] if results.scenario.get("matrix") else []),
         *_plain_table(effects.table(results), effects.NOTE),
         *_plain_table(targeted.table(results)),
@@ -40,7 +54,7 @@ def render(results: Results) -> str:
         *_plain_table(repairs.table(results)),
         *(_plain_table(audited.table(results), audited.NOTE) if results.audits else []),
         *_plain_table(defenses.detection_table(results), DETECTION_NOTE),
-        *_plain_table(certified.certification_table(results), f"In %; 95 % intervals: {tables.interval_note(sure)}."),
+        *_plain_table(certified.certification_table(results), f"In %; 95 % intervals: {interval_note(sure)}."),
         *_plain_table(certified.universal_table(results), certified.UNIVERSAL_NOTE),
         *(f"\n{sentence}" for sentence in certified.guarantees(results)),
         *_plain_table(screens.table(results)),
@@ -97,7 +111,7 @@ def _surroundings(results: Results) -> str:
 
 def _row(results: Results, row: SummaryRow) -> str:
     condition = "".join(f", {key} = {value}" for key, value in row.condition.items())
-    place = tables.of_attack(results, row.attack, f"{tables.aim(row.task, row.target)}{condition}")
+    place = summaries.of_attack(results, row.attack, f"{summaries.aim(row.task, row.target)}{condition}")
     head = f"**{row.head}**" if row.primary else f"{row.head}"
     cells = [_cell(row, metric) for metric in METRICS]
     return f"| {' | '.join([place, head, *cells])} |"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from sapper.experiment.results import Judged, Record, Results
-from sapper.report import tables, text
-from sapper.report.tables import Estimate
+from sapper.report import means, summaries, text
+from sapper.report.means import Estimate
 
 WORKS = 0.5
 """The strict ASR from which on an attack works by itself; what has not worked cannot be stopped."""
@@ -204,12 +204,12 @@ def _square(name: str, column: Column, found: Places, reasons: Mapping[tuple[str
 
 def attacks(results: Results) -> list[Column]:
     """Every attack, on each of its tasks and for each of its targets."""
-    rows = [row for row in tables.summary_rows(results) if row.primary and "ASR_strict" in row.estimates]
+    rows = [row for row in summaries.summary_rows(results) if row.primary and "ASR_strict" in row.estimates]
     count = [row.attack for row in rows]
     columns = [
         Column(
             attack=str(row.attack),
-            title=tables.of_attack(results, row.attack, tables.aim(row.task, row.target))
+            title=summaries.of_attack(results, row.attack, summaries.aim(row.task, row.target))
             if count.count(row.attack) > 1
             else str(row.attack),
             task=row.task,
@@ -220,7 +220,7 @@ def attacks(results: Results) -> list[Column]:
         for row in rows
     ]
     known = {column.attack for column in columns}
-    others = dict.fromkeys([*tables.attacks(results), *(each.attack for each in results.left_out)])
+    others = dict.fromkeys([*summaries.attacks(results), *(each.attack for each in results.left_out)])
     return columns + [Column(attack=name, title=name) for name in others if name not in known]
 
 
@@ -305,7 +305,7 @@ def _found(results: Results, column: Column, records: Sequence[Record], verdicts
     judged = [each for each in verdicts if each.attack == column.attack and _looks_at(results, each, column)]
     if judged:
         return _detected(judged)
-    heads = (tables.primary_head(results, column.attack), None)
+    heads = (summaries.primary_head(results, column.attack), None)
     ours = [each for each in records if each.head in heads and each.condition.get("state", "attacked") == "attacked"]
     stages, of = {each.stage for each in ours}, partial(_estimate, ours)
     if "certify" in stages:
@@ -358,7 +358,7 @@ def _estimate(records: Iterable[Record], metric: str) -> Estimate | None:
     sizes = [size for record in there if (size := _size(record)) is not None]
     if sizes:
         there = [record for record in there if _size(record) == min(sizes)]
-    return tables.estimate(there) if there else None
+    return means.estimate(there) if there else None
 
 
 def _size(record: Record) -> float | None:

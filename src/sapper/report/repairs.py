@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 
 from sapper.experiment.results import Record, Results
-from sapper.report import tables, text
-from sapper.report.tables import Cell, Estimate, Measurement, Table
+from sapper.report import means, summaries, text
+from sapper.report.means import Estimate
+from sapper.report.summaries import Measurement
+from sapper.report.tables import Cell, Table
 
 COLUMNS: dict[str, str] = {
     "BA": "BA",
@@ -32,7 +34,7 @@ def table(results: Results) -> Table | None:
     if not repairs:
         return None
     ours = [record for record in results.records if record.defense in (None, *repairs)]
-    heads = {attack: tables.primary_head(results, attack) for attack in {record.attack for record in ours}}
+    heads = {attack: summaries.primary_head(results, attack) for attack in {record.attack for record in ours}}
     places = dict.fromkeys(
         (record.attack, record.task, record.target, text.condition(record.condition))
         for record in ours
@@ -40,7 +42,7 @@ def table(results: Results) -> Table | None:
     )
     rows = []
     for attack, task, target, condition in places:
-        title = tables.of_attack(results, attack, tables.aim(task, target))
+        title = summaries.of_attack(results, attack, summaries.aim(task, target))
         title = ", ".join(filter(None, [title, condition]))
         for repair in (None, *repairs):
             some = [
@@ -66,12 +68,12 @@ def shows(results: Results, item: Measurement) -> bool:
     if item.defense not in {model.repair for model in results.subjects if model.repair is not None}:
         return False
     head = item.place.get("head")
-    return item.metric in COLUMNS and head in (None, tables.primary_head(results, item.place.get("attack")))
+    return item.metric in COLUMNS and head in (None, summaries.primary_head(results, item.place.get("attack")))
 
 
 def _of(records: Iterable[Record], metric: str) -> Estimate | None:
     there = [record for record in records if record.metric == metric]
-    return tables.estimate(there) if there else None
+    return means.estimate(there) if there else None
 
 
 def _cell(value: Estimate | None) -> Cell:

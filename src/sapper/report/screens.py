@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from sapper.experiment.results import Results, Roc
-from sapper.report import figures, tables, text
+from sapper.report import figures, means, summaries, text
 from sapper.report.defenses import PLACES, STATES
 from sapper.report.figures import Key, RocLine
-from sapper.report.tables import Cell, Estimate, Measurement, Table
+from sapper.report.means import Estimate
+from sapper.report.summaries import Measurement
+from sapper.report.tables import Cell, Table
 
 COLUMNS = {"AUC": "AUC", "false_rejections": "false rejections", "rejected": "rejected with the trigger"}
 """Metrics of the table, and what they are called there."""
@@ -54,22 +56,22 @@ def shows(results: Results, item: Measurement) -> bool:
 
 def table(results: Results) -> Table | None:
     """A row for each screen, task, target and model."""
-    rows, shown, items = [], list[Estimate](), tables.measurements(results)
+    rows, shown, items = [], list[Estimate](), summaries.measurements(results)
     for title, group in _groups(results).items():
         several = len({curve.target for curve in group}) > 1
         for curve in {(curve.target, curve.state): curve for curve in group}.values():
-            whose = f"{title}, {tables.aim(None, curve.target)}" if several else title
+            whose = f"{title}, {summaries.aim(None, curve.target)}" if several else title
             found = _found(items, curve)
             shown += found.values()
             cells = (_cell(found.get(metric)) for metric in COLUMNS)
             rows.append((Cell(whose), Cell(text.STATES[curve.state]), *cells))
-    note = NOTE.format(source=tables.interval_note(shown))
+    note = NOTE.format(source=means.interval_note(shown))
     return Table(("screen", "encoder or classifier", *COLUMNS.values()), tuple(rows), note) if rows else None
 
 
 def sentences(results: Results) -> list[str]:
     """A line for each screen, task and target."""
-    told, items = [], tables.measurements(results)
+    told, items = [], summaries.measurements(results)
     for title, group in _groups(results).items():
         for target in dict.fromkeys(curve.target for curve in group):
             ours = {curve.state: _found(items, curve) for curve in group if curve.target == target}
@@ -87,7 +89,7 @@ def _groups(results: Results) -> dict[str, list[Roc]]:
     """Curves by a title that names screen, task and variant."""
     groups: dict[str, list[Roc]] = {}
     for curve in results.rocs:
-        title = tables.of_attack(results, curve.attack, f"{curve.defense} on {curve.task}")
+        title = summaries.of_attack(results, curve.attack, f"{curve.defense} on {curve.task}")
         groups.setdefault(", ".join(filter(None, [title, text.condition(curve.condition)])), []).append(curve)
     return groups
 

@@ -14,15 +14,19 @@ from sapper.report import (
     effects,
     figures,
     matrix,
+    means,
     repairs,
     screens,
     sifts,
+    summaries,
     tables,
     targeted,
     text,
 )
 from sapper.report.figures import Key, Strip
-from sapper.report.tables import Cell, Estimate, SummaryRow, Table, aim
+from sapper.report.means import Estimate
+from sapper.report.summaries import SummaryRow, aim
+from sapper.report.tables import Cell, Table
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -55,10 +59,10 @@ class ResultTable:
 
 def result_table(results: Results, *, varied: bool = False) -> ResultTable | None:
     """The rows without conditions, or with ``varied`` those with; by attack, the primary head's before the others'."""
-    rows = [row for row in tables.summary_rows(results) if bool(row.condition) == varied]
+    rows = [row for row in summaries.summary_rows(results) if bool(row.condition) == varied]
     if not rows:
         return None
-    several, groups = len(tables.attacks(results)) > 1, list[RowGroup]()
+    several, groups = len(summaries.attacks(results)) > 1, list[RowGroup]()
     for attack, ours in _by(rows, lambda row: row.attack if several else None).items():
         whose = f"{attack or 'No attack'}. " if several else ""
         primary = [row for row in ours if row.primary]
@@ -68,7 +72,7 @@ def result_table(results: Results, *, varied: bool = False) -> ResultTable | Non
     return ResultTable(
         groups=[group for group in groups if group.rows],
         condition_keys=list(dict.fromkeys(key for row in rows for key in row.condition)),
-        intervals=tables.interval_note(item for row in rows for item in row.estimates.values()),
+        intervals=means.interval_note(item for row in rows for item in row.estimates.values()),
     )
 
 
@@ -91,14 +95,14 @@ def conditions(results: Results) -> Conditions | None:
     table = result_table(results, varied=True)
     if table is None:
         return None
-    alone = [row for row in tables.summary_rows(results) if row.primary and len(row.condition) == 1]
+    alone = [row for row in summaries.summary_rows(results) if row.primary and len(row.condition) == 1]
     series = _by(alone, lambda row: (row.task, row.target, row.attack, next(iter(row.condition))))
     sweeps = [
-        Sweep(tables.of_attack(results, attack, aim(task, target)), key, figures.sweep(rows, key, f"sweep{index}"))
+        Sweep(summaries.of_attack(results, attack, aim(task, target)), key, figures.sweep(rows, key, f"sweep{index}"))
         for index, ((task, target, attack, key), rows) in enumerate(series.items())
         if len(rows) > 1 and all(_is_number(row.condition[key]) for row in rows)
     ]
-    keys = [Key(color, mark, tables.LABELS.get(metric, metric)) for metric, (color, mark) in figures.SWEPT.items()]
+    keys = [Key(color, mark, means.LABELS.get(metric, metric)) for metric, (color, mark) in figures.SWEPT.items()]
     return Conditions(table, sweeps, keys)
 
 
@@ -111,7 +115,7 @@ def other_measurements(results: Results) -> Table | None:
     judged = {verdict.defense for verdict in results.verdicts}
     found = [
         item
-        for item in tables.measurements(results)
+        for item in summaries.measurements(results)
         if item.defense not in judged
         and not certified.is_certified(item)
         and not targeted.is_targeted(item)
@@ -130,7 +134,7 @@ def other_measurements(results: Results) -> Table | None:
         }
         for item in found
     ]
-    note = tables.interval_note(item.estimate for item in found)
+    note = means.interval_note(item.estimate for item in found)
     return tables.table(rows, note=f"Intervals: {note}." if note else "")
 
 
@@ -198,7 +202,7 @@ def _shown(results: Results, attacks: Sequence[str | None], task: str, target: s
     """The title above pictures and maps; of several variants those of the first are there."""
     condition = next((record.condition for record in results.records), {})
     words = ", ".join([aim(task, target), *(f"{key} = {value}" for key, value in condition.items())])
-    return tables.of_attack(results, ", ".join(filter(None, attacks)) or None, words)
+    return summaries.of_attack(results, ", ".join(filter(None, attacks)) or None, words)
 
 
 def _map_group(results: Results, group: list[FeatureMap], name: str) -> MapGroup:
@@ -221,10 +225,10 @@ def _map_keys(results: Results, drawn: FeatureMap) -> list[Key]:
     """What the marks mean. Classes are listed where they have names and a color each, else the target's alone."""
     names = dict(enumerate(_class_names(results, drawn.task)))
     labels = sorted({int(label) for label in drawn.points.get("clean", {}).get("label", [])})
-    wanted = tables.target_label(results, drawn.task, drawn.target)
+    wanted = summaries.target_label(results, drawn.task, drawn.target)
     are_listed = bool(names) and max(labels, default=0) < figures.N_COLORS
     if wanted is not None:
-        names.setdefault(wanted, tables.target_class(results, drawn.task, drawn.target) or drawn.target)
+        names.setdefault(wanted, summaries.target_class(results, drawn.task, drawn.target) or drawn.target)
     shown = [role for role, points in drawn.points.items() if points["x"]]
     marks = {"reference": Key("alarm", "star", "reference image"), "triggered": Key("ink", "cross", "triggered image")}
     keys = [key for role, key in marks.items() if role in shown]

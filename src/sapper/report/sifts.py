@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from sapper.experiment.results import Record, Results
-from sapper.report import tables, text
-from sapper.report.tables import Cell, Measurement, Table
+from sapper.report import means, summaries, text
+from sapper.report.summaries import Measurement
+from sapper.report.tables import Cell, Table
 
 STAGE = "sift"
 NOTE = (
@@ -27,7 +28,7 @@ def table(results: Results) -> Table | None:
             if (record.attack, record.task, record.defense) == (attack, task, sift)
             and text.condition(_own(record.condition)) == condition
         ]
-        title = tables.of_attack(results, attack, ", ".join(filter(None, [task, condition])))
+        title = summaries.of_attack(results, attack, ", ".join(filter(None, [task, condition])))
         found = [_cell(some, "AUC"), *(_cell(some, "removed", rows=rows) for rows in ("poison", "clean"))]
         rows.append((Cell(title), Cell(sift or ""), *found))
     columns = ("poison for", "sift", "AUC", "poison removed", "clean removed")
@@ -49,5 +50,5 @@ def _cell(records: Sequence[Record], metric: str, **condition: str) -> Cell:
     there = [each for each in records if each.metric == metric and condition.items() <= each.condition.items()]
     if not there:
         return Cell(text.NOTHING, kind="number")
-    found = tables.estimate(there)
+    found = means.estimate(there)
     return Cell(found.number, title=found.span, kind="number")

@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 
 from sapper.experiment.results import Results
-from sapper.report import tables, text
-from sapper.report.tables import Estimate, Measurement, Table
+from sapper.report import means, summaries, tables, text
+from sapper.report.means import Estimate
+from sapper.report.summaries import Measurement
+from sapper.report.tables import Table
 
 METRICS = {
     "hits": "hits, %",
@@ -22,7 +24,7 @@ def is_targeted(item: Measurement) -> bool:
 def rows(results: Results) -> list[tuple[dict[str, str], dict[str, Estimate]]]:
     """Place and what was measured there, for each attack, task, head, and variant."""
     found: list[tuple[dict[str, str], dict[str, Estimate]]] = []
-    for item in filter(is_targeted, tables.measurements(results)):
+    for item in filter(is_targeted, summaries.measurements(results)):
         order = ("attack", "task", "head", *(key for key in item.place if key not in ("attack", "task", "head")))
         place = {key: text.plain(item.place[key]) for key in order if key in item.place}
         if not found or found[-1][0] != place:
@@ -43,9 +45,7 @@ def _cells(measured: dict[str, Estimate]) -> dict[str, str]:
 
 
 def _note(measured: Iterable[dict[str, Estimate]]) -> str:
-    intervals = tables.interval_note(
-        each[name] for each in measured for name in ("hits", "hits_before") if name in each
-    )
+    intervals = means.interval_note(each[name] for each in measured for name in ("hits", "hits_before") if name in each)
     return (
         "Hits: of the clean test images that the attack chose, those that the classifier takes for the wanted class; "
         f"in brackets the 95 % interval, {intervals}. The accuracy is that on clean test images."
