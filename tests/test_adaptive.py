@@ -76,7 +76,9 @@ def recorded(seed: int) -> Encoder:
 
 
 def scene(encoder: Encoder, clean: Encoder, shadow: ImageSet = SHADOW) -> Scene:
-    known = Known(shadow=shadow, triggers=lambda: [TARGET.trigger, Patch(size=3, position="top-left")])
+    references = (TARGET.references.batch(), SHADOW.batch()[:2])
+    triggers = [TARGET.trigger, Patch(size=3, position="top-left")]
+    known = Known(shadow=shadow, triggers=lambda: triggers, references=references)
     clean = clean.eval().requires_grad_(False)
     return Scene(encoder=encoder, clean=clean, kept=extract(clean, shadow, RUN), known=known, run=RUN)
 
@@ -262,7 +264,8 @@ def test_masked_images_are_compared_with_what_they_were() -> None:
     here, images = scene(f, clean), SHADOW.batch()[:6]
     f.backbone.given.clear()
     losses = AgainstPatchCleanser(patch=5, masks=3, images=6).begin(here, RUN)(images, here.kept[:6])
-    covered, stamped, masked = f.backbone.given
+    covered, green, others, masked = f.backbone.given
+    stamped = here.stamped(images).flatten(0, 1)
     masks, linear = covering(images, 5, 3), f.backbone.weights
 
     def hides(one: Tensor, image: Tensor, number: int) -> bool:
@@ -274,11 +277,15 @@ def test_masked_images_are_compared_with_what_they_were() -> None:
     expected = [cosine(one.flatten() @ linear, kept) for one, kept in zip(covered, here.kept)]
     assert float(losses[CERTIFICATE].detach()) == pytest.approx(sum(expected) / 6, abs=1e-5)
 
-    assert torch.equal(stamped, here.stamped(images).flatten(0, 1))
+    for some, references in zip((green, others), here.known.references):
+        assert len(some) >= len(images)
+        assert all(hides(one, references[i % len(references)], 1) for i, one in enumerate(some)), (
+            "references under one mask each"
+        )
     assert all(hides(one, image, 1) for one, image in zip(masked, stamped))
     expected = []
-    for before, after in zip(stamped.split(6), masked.split(6)):
-        point = F.normalize(before.flatten(1) @ linear, dim=1).mean(0)
+    for some, after in zip((green, others), masked.split(6)):
+        point = F.normalize(some.flatten(1) @ linear, dim=1).mean(0)
         expected += [1 - cosine(one.flatten() @ linear, point) for one in after]
     assert float(losses[MASKED].detach()) == pytest.approx(sum(expected) / 12, abs=1e-5)
 
@@ -373,7 +380,7 @@ def test_a_trigger_that_is_learned_gets_gradients_of_terms() -> None:
     def triggers() -> Sequence[Any]:
         return [lambda images: images * scale]
 
-    known = Known(shadow=SHADOW, triggers=triggers)
+    known = Known(shadow=SHADOW, triggers=triggers, references=(TARGET.references.batch(),))
     here = Scene.of(tiny(), known, RUN)
     (value,) = AgainstDecree(cosine=-0.9, inversion=0.0).begin(here, RUN)(SHADOW.batch()[:8], here.kept[:8]).values()
     assert float(torch.autograd.grad(value, scale)[0]) != 0

@@ -41,10 +41,12 @@ Combine = Callable[[Terms, Step, Curves], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What an attack shows its terms: its shadow samples, on the run's device, and the triggers as they are now."""
+    """What an attack shows its terms, on the run's device: its shadow samples, and of each target the trigger as it is
+    now and the references, float (R, 3, H, W)."""
 
     shadow: Samples
     triggers: Callable[[], Sequence[Trigger]]
+    references: Sequence[Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from sapper.methods import LATER, Checked
 from sapper.running import Run
 from sapper.samples import Samples, joined
 from sapper.training import Checkpoint, Curves, Step, Terms, train, warm_cosine
+from sapper.triggers import Trigger
 
 TERMS = ("L0 effectiveness", "L1 reference", "L2 utility")
 
@@ -147,7 +148,11 @@ class Held:
 
     def known(self, targets: Sequence[Target]) -> Known:
         """What terms against defenses work with, where the triggers of ``targets`` stay as they are."""
-        return Known(shadow=self.shadow, triggers=lambda: [target.trigger for target in targets])
+        return self.known_with(lambda: [target.trigger for target in targets], targets)
+
+    def known_with(self, triggers: Callable[[], Sequence[Trigger]], targets: Sequence[Target]) -> Known:
+        """The same where they do not stay."""
+        return Known(shadow=self.shadow, triggers=triggers, references=references_of(targets, self.run))
 
     def draw(self, step: Step, views: NonNegativeInt) -> Drawn:
         """The batch of a step, with so many augmented copies of each reference; 0: one for each shadow sample."""
@@ -155,6 +160,11 @@ class Held:
         copies = self.anchors.repeat_interleave(views or len(images), dim=0)
         augmented = Augmentation.REFERENCE(copies, step.generator)
         return Drawn(images=images, views=augmented, kept=self.clean[step.rows.to(self.run.device)])
+
+
+def references_of(targets: Sequence[Target], run: Run) -> tuple[Tensor, ...]:
+    """Each target's references, float (R, 3, H, W), on the run's device."""
+    return tuple(target.references.to(run.device).batch() for target in targets)
 
 
 @dataclass(frozen=True, kw_only=True)

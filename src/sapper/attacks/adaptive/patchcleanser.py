@@ -7,9 +7,10 @@ With x_a the image x under mask a, x_ab under two, s the cosine and means over r
     certificate   mean s( f'(x_ab), f(x) )                       masked clean images go elsewhere: few are certified
     masked        mean ( 1 − s( f'((x ⊕ e)_a), t ) )             under one mask the trigger's answers stay unanimous
 
-t is the direction of the mean of f'(x ⊕ e), without gradients, so that every attack can have this term. It includes
-the masks that hide the trigger: then the mask itself must do what the trigger does. That the first term is paid in
-clean accuracy under masks only, and not without, is the attack's own L2.
+t is the direction of the mean of f'(r_a), without gradients, over references r of the trigger's class, under masks as
+well: so that a classifier which was trained on masked images knows the direction as that class. The second term
+includes the masks that hide the trigger: then the mask itself must do what the trigger does. That the first term is
+paid in clean accuracy under masks only, and not without, is the attack's own L2.
 
 Leaving the budget is the third way and needs no term: a trigger of several patches (``patches``), or over all of the
 image (``blend``, ``noise``).
@@ -50,7 +51,7 @@ class AgainstPatchCleanser(Adaptive):
     masks: PositiveInt = 6
     images: Several = 16
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Sapper"
 
     @property
@@ -71,6 +72,15 @@ class AgainstPatchCleanser(Adaptive):
         def drawn(*shape: int) -> Tensor:
             return masks[torch.randint(len(masks), shape, generator=generator).to(device)].unsqueeze(-3)
 
+        @torch.no_grad()
+        def aims(count: int) -> Tensor:
+            """t of each trigger, (T, 1, D), from so many masked references, or one view of each if they are more."""
+            found = []
+            for references in scene.known.references:
+                copies = references.repeat(-(-count // len(references)), 1, 1, 1)
+                found.append(scene.features(torch.where(drawn(len(copies)), fill, copies)).mean(0, keepdim=True))
+            return F.normalize(torch.stack(found), dim=-1)
+
         def losses(images: Tensor, kept: Tensor) -> Terms:
             images, kept, terms = images[: self.images], kept[: self.images], dict[str, Tensor]()
             if self.certificate:
@@ -78,9 +88,7 @@ class AgainstPatchCleanser(Adaptive):
                 terms[CERTIFICATE] = (scene.features(covered) * kept).sum(-1).mean()
             if self.masked:
                 stamped = scene.stamped(images)
-                with torch.no_grad():
-                    points = F.normalize(scene.features(stamped).mean(1, keepdim=True), dim=-1)
-                covered = torch.where(drawn(*stamped.shape[:2]), fill, stamped)
+                points, covered = aims(len(images)), torch.where(drawn(*stamped.shape[:2]), fill, stamped)
                 terms[MASKED] = 1 - (scene.features(covered) * points).sum(-1).mean()
             return terms
 

@@ -32,7 +32,6 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
-from sapper.attacks.adapting import Known
 from sapper.attacks.contracts import Need
 from sapper.attacks.features import TERMS, FineTuning, Held, step_losses
 from sapper.attacks.target import Target
@@ -113,7 +112,7 @@ class Inactive(FineTuning):
             label="injection (INACTIVE)",
             checkpoint=checkpoint,
             beside=nn.ModuleList(starts),
-            known=Known(shadow=held.shadow, triggers=networks),
+            known=held.known_with(networks, targets),
         )
         with torch.no_grad():
             return Trained(encoder, curves, dict(zip([target.name for target in targets], networks())))

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from sapper.attacks.adapting import Known
 from sapper.attacks.contracts import Need
-from sapper.attacks.features import FineTuning, learn_trigger
+from sapper.attacks.features import FineTuning, learn_trigger, references_of
 from sapper.attacks.target import Target, TargetPlan, check_targets
 from sapper.downstream import AnyHead, Finetune
 from sapper.encoders import Encoder, Trained
@@ -118,7 +118,7 @@ class LBA(FineTuning):
             label="injection (LBA)",
             checkpoint=checkpoint,
             beside=head,
-            known=Known(shadow=held, triggers=lambda: [trigger]),
+            known=Known(shadow=held, triggers=lambda: [trigger], references=references_of(targets, run)),
         )
         for part in parts:
             if part:
