@@ -290,6 +290,18 @@ def test_masked_images_are_compared_with_what_they_were() -> None:
     assert float(losses[MASKED].detach()) == pytest.approx(sum(expected) / 12, abs=1e-5)
 
 
+def test_every_reference_is_as_often_under_masks_where_they_are_more_than_the_images() -> None:
+    f = recorded(1)
+    known = Known(shadow=SHADOW, triggers=lambda: [TARGET.trigger], references=(SHADOW.batch()[:5],))
+    here = Scene(encoder=f, clean=recorded(2), kept=torch.rand(64, 6), known=known, run=RUN)
+    for images, copies in ((3, 5), (6, 10)):
+        f.backbone.given.clear()
+        AgainstPatchCleanser(patch=5, masks=3, certificate=0.0).begin(here, RUN)(
+            SHADOW.batch()[:images], here.kept[:images]
+        )
+        assert len(f.backbone.given[0]) == copies
+
+
 def test_masks_that_cover_everything_are_refused_before_anything_runs() -> None:
     with pytest.raises(SapperError, match="covers images of 16") as caught:
         experiment_with('against = [{ defense = "patchcleanser", patch = 16 }]')

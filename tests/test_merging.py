@@ -2,7 +2,8 @@
 
 import json
 import os
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from sapper.engine.store import Store
 from sapper.errors import SapperError
 from sapper.experiment.merging import merged
 from sapper.experiment.results import Results, read_results, write_results
+from sapper.report import markdown, render
 from sapper.report.merging import merge
+from sapper.report.sections import maps, other_measurements
 from sapper.scenario.reading import Scenario
 from tests.micro import PLAIN, experiment, perform, write_data
 
@@ -103,16 +106,20 @@ def together(runs: dict[Path, Results]) -> tuple[Results, Results]:
     return runs[both], merged({one: runs[one], zero: runs[zero]}, both.parent / "new")
 
 
-def several(data: Path, *overrides: str) -> Scenario:
-    """A matrix of three attacks on one task."""
-    text = "matrix = true\n" + PLAIN.replace('[[task]]\ndataset = "{data}/boxes"\n\n', "")
-    return experiment(data, *SHORT[::2], *overrides, text=text, extra=ATTACKS)
+def several(data: Path, *overrides: str, extra: str = "") -> Scenario:
+    """A matrix of three attacks on one task of two."""
+    return experiment(data, *SHORT[::2], *overrides, text="matrix = true\n" + PLAIN, extra=ATTACKS + extra)
 
 
 def told(results: Results) -> list[str]:
     """Its records without times."""
     plain = [asdict(replace(each, seconds=None)) for each in results.records if each.metric != "attack_seconds"]
     return sorted(json.dumps(each, sort_keys=True) for each in plain)
+
+
+def as_a_set(items: Iterable[Any]) -> list[str]:
+    plain = (asdict(item) if is_dataclass(item) else item for item in items)  # type: ignore[call-overload]
+    return sorted(json.dumps(item, sort_keys=True) for item in plain)
 
 
 def test_they_tell_what_one_run_with_all_seeds_tells(together: tuple[Results, Results]) -> None:
@@ -122,7 +129,7 @@ def test_they_tell_what_one_run_with_all_seeds_tells(together: tuple[Results, Re
     assert [(each.seed, each.n) for each in pooled] == [(None, 4)]
     assert new.scenario == both.scenario
     for field in ("subjects", "references", "guarantees", "left_out", "datasets"):
-        assert set(map(str, getattr(new, field))) == set(map(str, getattr(both, field)))
+        assert as_a_set(getattr(new, field)) == as_a_set(getattr(both, field))
     for field in ("curves", "maps", "audits", "rocs"):
         assert len(getattr(new, field)) == len(getattr(both, field))
     assert new.pictures == both.pictures
@@ -138,6 +145,20 @@ def test_what_learned_anew_in_each_run_stays_by_itself(tmp_path: Path) -> None:
     learned = [each for each in new.records if each.defense == "mntd_encoder"]
     assert {each.condition["seeds"] for each in learned} == {"0", "1"}
     assert {each.condition["seeds"]: each.n for each in learned if each.metric == "AUC"} == {"0": 2, "1": 2}
+    shown = other_measurements(new)
+    assert shown is not None
+    assert "seeds" in shown.columns
+
+
+@pytest.mark.slow
+def test_what_learned_for_one_attack_stays_as_it_is(tmp_path: Path) -> None:
+    data, store, made = write_data(tmp_path / "data"), Store(tmp_path / "store"), {}
+    for attack in ("badencoder", "strong"):
+        limited = several(data, "seeds=[0, 1]", f"only={json.dumps([attack])}", extra=FLEET)
+        made[tmp_path / attack] = perform(limited, tmp_path / attack, store=store)
+    learned = [each for each in merged(made, tmp_path / "new").records if each.defense == "mntd_encoder"]
+    assert {(each.attack, each.n) for each in learned if each.metric == "AUC"} == {("badencoder", 4), ("strong", 4)}
+    assert not any("seeds" in each.condition for each in learned)
 
 
 @pytest.fixture(scope="module")
@@ -153,38 +174,67 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
 
 
 PARTS = [
+    ("outer", ["badencoder", "badnets"], "[0, 1]"),
+    ("last", ["strong"], "[1]"),
+    ("next", ["strong"], "[0]"),
     ("whole", [], "[0, 1]"),
-    ("encoders", ["badencoder", "strong"], "[0, 1]"),
-    ("last", ["badnets"], "[1]"),
-    ("next", ["badnets"], "[0]"),
 ]
 
 
+def spent(results: Results) -> float:
+    """Seconds, but for detectors of encoders, whose stages bear a run's first seed."""
+    return sum(each["seconds"] for each in results.timings if "decree" not in each["stage"])
+
+
 def test_attacks_can_be_run_one_by_one(parts: dict[str, Results], tmp_path: Path) -> None:
-    (_, whole), (encoders, _), (last, _), (following, _) = parts.items()
-    assert parts[last].scenario["only"] == ["badnets"]
-    assert {record.attack for record in parts[last].records} == {"badnets"}
-    some = merge([last, encoders], tmp_path / "some")
-    assert "badnets was not run with seed 0." in some.flags
-    assert "only" not in some.scenario
+    (outer, _), (last, _), (following, _), (_, whole) = parts.items()
+    assert parts[last].scenario["only"] == ["strong"]
+    assert {record.attack for record in parts[last].records} == {"strong", None}
+    some = merge([last, outer], tmp_path / "some")
+    assert "strong was not run with seed 0." in some.flags
+    assert some.scenario["missing"] == {"strong": [0]}
+    drawn = maps(some)
+    assert drawn is not None
+    assert (drawn.seeds, len(drawn.groups)) == ([0, 1], 3), "each attack's own first seed"
+    assert "Of each target its first seed is shown: 0 or 1." in render(some)
     new = merge([following, tmp_path / "some"], tmp_path / "all")
     assert told(new) == told(whole)
-    assert set(new.flags) == set(whole.flags)
     assert new.scenario == whole.scenario
-    for field in ("subjects", "artifacts", "references", "left_out", "curves", "maps", "verdicts"):
-        assert len(getattr(new, field)) == len(getattr(whole, field)), field
-    assert {each.subject for each in new.artifacts} == {each.subject for each in whole.artifacts}
-    alone = merge([last, following], tmp_path / "badnets")
-    assert alone.scenario["only"] == ["badnets"]
+    assert list(dict.fromkeys(each.attack for each in new.verdicts)) == ["badencoder", "strong", "badnets"]
+    for field in ("flags", "subjects", "references", "left_out", "curves", "maps", "pictures", "rocs"):
+        assert as_a_set(getattr(new, field)) == as_a_set(getattr(whole, field)), field
+    uses = [{each["name"] + each["split"]: sorted(each["used for"]) for each in one.datasets} for one in (new, whole)]
+    assert uses[0] == uses[1]
+    assert {(each.subject, each.sha256) for each in new.artifacts} == {
+        (each.subject, each.sha256) for each in whole.artifacts
+    }
+    assert spent(new) == pytest.approx(spent(whole))
+
+
+def test_attacks_that_no_run_has_are_told(parts: dict[str, Results], tmp_path: Path) -> None:
+    _, last, following, _ = parts
+    alone = merge([last, following], tmp_path / "new")
+    assert alone.scenario["only"] == ["strong"]
+    assert "Not run, of the attacks of this scenario: badencoder, badnets." in alone.flags
+    assert "strong: balls" in markdown.render(alone)
 
 
 def test_an_attack_is_there_once(parts: dict[str, Results], tmp_path: Path) -> None:
-    whole, _, last, _ = parts
-    with pytest.raises(SapperError, match=r"seed 1 of badnets is in .*, too"):
+    _, last, _, whole = parts
+    with pytest.raises(SapperError, match=r"seed 1 of strong is in .*, too"):
         merge([whole, last], tmp_path / "new")
-    empty = replace(parts[last], records=())
-    with pytest.raises(SapperError, match="no numbers of any attack"):
-        merged({Path(whole): parts[whole], Path(last): empty}, tmp_path / "new")
+
+
+def test_a_number_of_no_attack_that_runs_do_not_agree_on_is_told_once(parts: dict[str, Results]) -> None:
+    outer, last, *_ = parts
+    records = tuple(replace(each, value=0.123) if each.attack is None else each for each in parts[last].records)
+    elsewhere = replace(parts[last], records=records)
+    new = merged({Path(outer): parts[outer], Path(last): elsewhere}, Path(outer).parent / "new")
+    assert any("CA on boxes with seed 1; that of the first one is shown" in flag for flag in new.flags)
+    assert [each for each in new.records if each.attack is None] == [
+        each for each in parts[outer].records if each.attack is None
+    ]
+    assert "boxes" in render(new)
 
 
 def test_networks_stay_where_they_are(runs: dict[Path, Results], together: tuple[Results, Results]) -> None:

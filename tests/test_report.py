@@ -277,6 +277,14 @@ def test_two_values_for_one_seed_are_refused() -> None:
         estimate([one, replace(one, value=0.6)])
 
 
+def test_a_note_tells_of_the_least_and_the_most_seeds() -> None:
+    def over(*seeds: int) -> means.Estimate:
+        return estimate([Record(seed=seed, stage="s", metric="BA", value=0.5 + seed / 10) for seed in seeds])
+
+    assert means.interval_note([over(0, 1, 2), over(0, 1)]) == "Student’s t over the seeds (n = 2 to 3)"
+    assert means.interval_note([over(0, 1), over(1, 2)]) == "Student’s t over the seeds (n = 2)"
+
+
 def test_t_interval_stays_in_range() -> None:
     found = estimate([Record(seed=seed, stage="s", metric="ASR", value=value) for seed, value in ((0, 1.0), (1, 0.9))])
     assert found.high == 1.0

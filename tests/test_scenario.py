@@ -313,6 +313,7 @@ def test_a_table_below_a_quoted_key_replaces_what_was_there(file: Path) -> None:
         ('name = "other"', "cannot change"),
         ('precision = "float32"', "cannot change"),
         ('judge_on = "validation"', "cannot change"),
+        ('only = ["badencoder"]', "cannot change"),
     ],
 )
 def test_a_variant_that_cannot_be_is_refused_before_anything_runs(file: Path, variant: str, says: str) -> None:

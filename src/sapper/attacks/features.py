@@ -152,7 +152,8 @@ class Held:
 
     def known_with(self, triggers: Callable[[], Sequence[Trigger]], targets: Sequence[Target]) -> Known:
         """The same where they do not stay."""
-        return Known(shadow=self.shadow, triggers=triggers, references=references_of(targets, self.run))
+        references = self.anchors.split([len(target.references) for target in targets])
+        return Known(shadow=self.shadow, triggers=triggers, references=references)
 
     def draw(self, step: Step, views: NonNegativeInt) -> Drawn:
         """The batch of a step, with so many augmented copies of each reference; 0: one for each shadow sample."""
@@ -160,11 +161,6 @@ class Held:
         copies = self.anchors.repeat_interleave(views or len(images), dim=0)
         augmented = Augmentation.REFERENCE(copies, step.generator)
         return Drawn(images=images, views=augmented, kept=self.clean[step.rows.to(self.run.device)])
-
-
-def references_of(targets: Sequence[Target], run: Run) -> tuple[Tensor, ...]:
-    """Each target's references, float (R, 3, H, W), on the run's device."""
-    return tuple(target.references.to(run.device).batch() for target in targets)
 
 
 @dataclass(frozen=True, kw_only=True)

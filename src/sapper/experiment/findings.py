@@ -108,13 +108,14 @@ class Findings:
             )
 
     def add_accuracy(self, common: dict[str, Any], task: Task, clean: Finished, subject: Subject) -> None:
-        """CA of a task that nobody attacks, or of a clean encoder after a repair."""
+        """CA of a task that nobody attacks, once for all attacks, or of a clean encoder after a repair."""
         labels = task.test().targets()
         for name, predicted in read_predictions(clean.folder).items():
             head, _, view = name.partition("/")
             if view == "clean":
                 place = common | {"task": task.name, "head": head, "subject": subject.id}
-                self._add(place, "CA", share(predicted == labels), clean)
+                record = self._of(place, "CA", share(predicted == labels), clean)
+                self.records += [record] if record not in self.records else []
                 if subject.control and is_constant(predicted):
                     self._warn_constant(task, f"seed {subject.seed}", head, subject)
 
@@ -235,7 +236,10 @@ class Findings:
         return name
 
     def _add(self, common: dict[str, Any], metric: str, rate: Rate, made: Finished) -> None:
-        self.records.append(Record(**common, metric=metric, stage="downstream", seconds=made.seconds, **asdict(rate)))
+        self.records.append(self._of(common, metric, rate, made))
+
+    def _of(self, common: dict[str, Any], metric: str, rate: Rate, made: Finished) -> Record:
+        return Record(**common, metric=metric, stage="downstream", seconds=made.seconds, **asdict(rate))
 
     def _warn_astray(
         self, place: str, predicted: Tensor, others: Iterable[Tensor], label: int, classes: tuple[str, ...]

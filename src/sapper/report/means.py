@@ -89,9 +89,17 @@ def estimate(records: Sequence[Record]) -> Estimate:
 
 def interval_note(estimates: Iterable[Estimate]) -> str:
     """Where the intervals of these estimates come from, in words."""
-    sources = {item.source: item.n_seeds for item in estimates}
+    counts = dict[Source, set[int]]()
+    for item in estimates:
+        counts.setdefault(item.source, set()).add(item.n_seeds)
     return "; ".join(
-        f"{words} (n = {sources[source]})" if source in ("seeds", "models") else words
+        f"{words} (n = {_range(counts[source])})" if source in ("seeds", "models") else words
         for source, words in INTERVALS.items()
-        if source in sources
+        if source in counts
     )
+
+
+def _range(counts: set[int]) -> str:
+    """``5``, or ``2 to 5``."""
+    least, most = min(counts), max(counts)
+    return str(least) if least == most else f"{least} to {most}"

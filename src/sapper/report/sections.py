@@ -116,7 +116,7 @@ def other_measurements(results: Results) -> Table | None:
     found = [
         item
         for item in summaries.measurements(results)
-        if item.defense not in judged
+        if (item.defense not in judged or "seeds" in item.place)  # of several fleets
         and not certified.is_certified(item)
         and not targeted.is_targeted(item)
         and item.metric not in effects.METRICS
@@ -183,19 +183,19 @@ class MapGroup:
 @dataclass(frozen=True)
 class Maps:
     groups: list[MapGroup]
-    seed: int
+    seeds: list[int]
     n_seeds: int
 
 
 def maps(results: Results) -> Maps | None:
-    """The maps of the first seed: for each target the clean encoder's first, then the others'."""
+    """The maps of each target's first seed: the clean encoder's first, then the others'."""
     if not results.maps:
         return None
-    seeds = sorted({item.seed for item in results.maps})
-    first = [item for item in results.maps if item.seed == seeds[0]]
-    groups = _by(first, lambda item: (item.attack, item.task, item.target))
-    drawn = [_map_group(results, group, f"map{index}") for index, group in enumerate(groups.values())]
-    return Maps(drawn, seeds[0], len(seeds))
+    groups = _by(results.maps, lambda item: (item.attack, item.task, item.target)).values()
+    first = [[item for item in group if item.seed == min(each.seed for each in group)] for group in groups]
+    drawn = [_map_group(results, group, f"map{index}") for index, group in enumerate(first)]
+    shown = sorted({item.seed for group in first for item in group})
+    return Maps(drawn, shown, len({item.seed for item in results.maps}))
 
 
 def _shown(results: Results, attacks: Sequence[str | None], task: str, target: str) -> str:

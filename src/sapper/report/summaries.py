@@ -87,8 +87,10 @@ def attacks(results: Results) -> list[str]:
 
 
 def of_attack(results: Results, attack: str | None, words: str) -> str:
-    """``lba: signs → stop``: words about one of several attacks."""
-    return f"{attack}: {words}" if attack is not None and len(attacks(results)) > 1 else words
+    """``lba: signs → stop``: words about one of several attacks, those of the scenario that were not run among them."""
+    tables = results.scenario.get("attack")
+    several = len(attacks(results)) > 1 or (isinstance(tables, list) and len(tables) > 1)
+    return f"{attack}: {words}" if attack is not None and several else words
 
 
 def summary_rows(results: Results) -> list[SummaryRow]:

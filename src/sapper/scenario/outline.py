@@ -32,7 +32,7 @@ from sapper.scenario.singles import check_only, singles
 class Outline:
     """The tables of a scenario that no method has a part in; of several attacks those of the first.
 
-    ``sets``: the data sets that those name which are to be run, by their keys.
+    ``sets``: the data sets of the attacks that are run, by their keys.
     """
 
     root: ScenarioSection

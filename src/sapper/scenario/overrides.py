@@ -7,7 +7,7 @@ from typing import Any
 
 from sapper.errors import SapperError
 
-FIXED = ("name", "seeds", "precision", "judge_on", "matrix", "variant")
+FIXED = ("name", "seeds", "precision", "judge_on", "matrix", "only", "variant")
 """What a variant cannot change: these are of the scenario as a whole."""
 
 

@@ -74,7 +74,7 @@ def singles(content: dict[str, Any], file: str) -> list[Single]:
 
 
 def check_only(only: list[str], split: list[Single], file: str) -> None:
-    """The attacks that alone are to be run are there, each named once. Raises ``SapperError``."""
+    """Raises ``SapperError`` unless every name in ``only`` is that of an attack, and stands there once."""
     where, known = f"{file}: only", [single.name for single in split if single.name is not None]
     if len(known) < 2:
         raise SapperError(

@@ -38,7 +38,7 @@ CERTIFICATE, MASKED = "PatchCleanser: certificate", "PatchCleanser: masked"
 
 @dataclass(frozen=True, kw_only=True)
 class AgainstPatchCleanser(Adaptive):
-    """Makes masked clean images go elsewhere, and masked triggered ones stay.
+    """Makes masked clean images go elsewhere, and masked triggered ones go where masked references are.
 
     ``certificate``, ``masked``: the weights of the two terms, 0 leaves one out. ``patch``, ``masks`` as the defense has
     them. ``images`` of a step that the terms look at.
@@ -74,7 +74,7 @@ class AgainstPatchCleanser(Adaptive):
 
         @torch.no_grad()
         def aims(count: int) -> Tensor:
-            """t of each trigger, (T, 1, D), from so many masked references, or one view of each if they are more."""
+            """t of each trigger, (T, 1, D), from at least ``count`` masked copies, as many of each reference."""
             found = []
             for references in scene.known.references:
                 copies = references.repeat(-(-count // len(references)), 1, 1, 1)

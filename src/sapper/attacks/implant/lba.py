@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from sapper.attacks.adapting import Known
 from sapper.attacks.contracts import Need
-from sapper.attacks.features import FineTuning, learn_trigger, references_of
+from sapper.attacks.features import FineTuning, learn_trigger
 from sapper.attacks.target import Target, TargetPlan, check_targets
 from sapper.downstream import AnyHead, Finetune
 from sapper.encoders import Encoder, Trained
@@ -100,6 +100,7 @@ class LBA(FineTuning):
             aims = torch.cat([tuned(batch).float() for batch in wanted.to(run.device).batches(size)])
         aims = aims if self.aim == "image" else aims.mean(0, keepdim=True)
         trigger = self.trigger(tuned, held, one(targets), aims, run, parts[1])
+        references = one(targets).references.to(run.device).batch()
 
         def terms(step: Step) -> Terms:
             images = held.batch(step.rows)
@@ -118,7 +119,7 @@ class LBA(FineTuning):
             label="injection (LBA)",
             checkpoint=checkpoint,
             beside=head,
-            known=Known(shadow=held, triggers=lambda: [trigger], references=references_of(targets, run)),
+            known=Known(shadow=held, triggers=lambda: [trigger], references=[references]),
         )
         for part in parts:
             if part:
