@@ -80,13 +80,15 @@ def matrices(results: Results, part: MatrixPart = "") -> str:
         return "\n".join(told) + "\n"
     lines = [f"`{results.command}`"]
     for block in content.blocks:
-        names = [row.name for row in block.rows]
-        lines += ["", f"**{block.title}**", "", f"| attack | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+        names, rows = [row.name for row in block.rows], list[str]()
         for at, attack in enumerate(content.columns):
             squares = [row.squares[at] for row in block.rows]
             if any(square.text not in (text.NOTHING, matrix.OUT) for square in squares):
                 cells = " | ".join(map(_square, squares))
-                lines.append(f"| {attack.replace('|', '&#124;')} | {cells} |")
+                rows.append(f"| {attack.replace('|', '&#124;')} | {cells} |")
+        if rows:
+            heading = [f"| attack | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+            lines += ["", f"**{block.title}**", "", *heading, *rows]
     lines += ["", f"{MATRIX_NOTE} {_surroundings(results)}."]
     return "\n".join(lines if part else [*lines, "", *told]) + "\n"
 
