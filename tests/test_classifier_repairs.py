@@ -393,6 +393,7 @@ def test_what_is_repaired_is_the_classifier_that_was_measured(
         (f'{UNLEARNING}\ndetector = {{{{ method = "neural_cleanse", stepps = 3 }}}}', "stepps", "defense[0].detector"),
         (f'{UNLEARNING}\ndetector = {{{{ steps = 3 }}}}', "'method' is missing", "defense[0].detector"),
         ('method = "nad"\nshare = 0.0', "greater than 0", "defense[0].share"),
+        ('method = "nad"\nshare = 0.5\nimages = 9', "share and images both say how many", "defense[0].share"),
         ('method = "nad"\ntasks = ["cups"]', "no task with a target", "defense[0].tasks"),
     ],
 )  # fmt: skip

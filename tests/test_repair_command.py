@@ -120,6 +120,8 @@ def test_what_came_of_a_marked_encoder_stays_marked(sapper: Sapper, place: Path,
     [
         (("--method", "decree"), "does not repair encoders"),
         (("--method", "distilation"), "unknown method"),
+        (("--method", "magic"), "known: anp, bcu, distillation, fine_pruning"),
+        (("--method", "nad"), "known: anp, bcu, distillation, fine_pruning, fine_tuning, ibau, unlearning"),
         (("--set", "steps=0"), "steps"),
         (("--preset", "paper"), "unknown preset"),
         (("--set", "stepps=3"), "stepps"),

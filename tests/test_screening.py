@@ -193,7 +193,11 @@ def test_classifiers_of_poisoned_data_and_attacked_trainings_are_screened(
         ("defense.0.share=1.0", "defense[0].share", "does not fit"),
         ("defense.0.train_images=5", "defense[0].train_images", "unknown key"),
         ("defense.0.false_rejections=0.02", "defense[0]: images", "are too few: it learns from 4, and 49 others"),
-        ("defense.0.held_out=3", "defense[0]: held_out", "3 images cannot promise a rate of 20 %"),
+        (
+            "defense.0.held_out=3",
+            "defense[0]: held_out",
+            "3 images that choose the threshold cannot promise a rate of 20 %",
+        ),
         ("defense.1.test_images=40", "defense[1].test_images", "40 images are wanted"),
     ],
 )

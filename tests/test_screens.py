@@ -29,7 +29,7 @@ from sapper.experiment.screening import POINTS, thinned
 from sapper.methods import find
 from sapper.metrics import auc, roc, share
 from sapper.running import Run
-from sapper.samples import ImageSet, to_float
+from sapper.samples import ImageSet, check_pixels, to_float
 from sapper.training import shuffled
 from sapper.triggers import Patch
 from sapper.verdicts import Scores
@@ -408,8 +408,25 @@ def test_too_few_clean_images_are_refused(name: str) -> None:
         screen.prepare(model_for(screen), plain(balls(few, 1)), RUN)
     assert f"give {few + 1} or more" in caught.value.remedy
     screen.prepare(model_for(screen), plain(balls(few + 1, 1)), RUN)
-    with pytest.raises(SapperError, match="10 images cannot promise"):
+    with pytest.raises(SapperError, match="10 images that choose the threshold cannot promise"):
         replace(screen, held_out=10).check(1000)
+
+
+@pytest.mark.parametrize(
+    ("images", "remedy"),
+    [
+        (torch.zeros(4, 3, 8, 8), "from 0 to 255"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"images\[None\]"),
+        (torch.zeros(4, 8, 8, 3, dtype=torch.uint8), r"permute\(0, 3, 1, 2\)"),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), "for gray ones"),
+        (torch.zeros(4, 4, 8, 8, dtype=torch.uint8), "red, green and blue"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.uint8).numpy(), "from_numpy"),
+        (plain(balls(4, 1)), r"give \.images"),
+    ],
+)
+def test_what_is_no_batch_of_pixels_is_told_how_to_become_one(images: Any, remedy: str) -> None:
+    with pytest.raises(SapperError, match=remedy):
+        check_pixels(images)
 
 
 @pytest.mark.parametrize("name", TINY)

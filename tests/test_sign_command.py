@@ -145,7 +145,11 @@ def test_a_repair_is_signed_and_verified(sapper: Sapper, place: Path, tmp_path: 
     code, text = verify(sapper, fixed, key)
     assert code == 3, text
     assert "repair: fine_pruning; before it: Undecided" in text
-    assert f"as it was signed: {folder}" in text
+    assert f"files as they were signed: {folder}" in text
+    assert "no p-value, so no bound on false alarms" in text
+    (folder / "extra.txt").write_text("by somebody else")
+    assert "not signed, so not vouched for: extra.txt" in verify(sapper, fixed, key)[1]
+    (folder / "extra.txt").unlink()
     repair = face.verify(fixed, key=key.with_suffix(".pub")).statement.predicate.repair
     assert repair is not None
     assert repair.encoder is not None
@@ -156,6 +160,10 @@ def test_a_repair_is_signed_and_verified(sapper: Sapper, place: Path, tmp_path: 
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole + b" ")
         assert "not as it was signed" in told(sapper("verify", fixed, "--key", tmp_path / "mine.pub"))
+        (folder / name).unlink()
+        lost = told(sapper("verify", fixed, "--key", tmp_path / "mine.pub"))
+        assert "this file of the report is missing" in lost
+        assert "do not rely on this" in lost
         (folder / name).write_bytes(whole)
     assert verify(sapper, fixed, key)[0] == 3
 

@@ -41,7 +41,7 @@ from sapper.experiment.results import Results, write_results
 from sapper.experiment.runner import run_scenario
 from sapper.experiment.trial import Lab
 from sapper.files import shipped_file
-from sapper.methods import find
+from sapper.methods import imported, known
 from sapper.report import write_report
 from sapper.report.audit_files import write_audit
 from sapper.running import FORMATS, Run
@@ -209,12 +209,11 @@ def repair(
     ``audit``. Raises ``SapperError``, before anything is computed, for a method that cannot work with what is there.
     """
     run = surroundings or Run()
-    made: Repair = _method("repair", "repair encoders", method, preset, parameters)
+    made, more = chosen_repair(method, preset, parameters, trigger_of, budget)
     held = encoder if isinstance(encoder, Encoder) else open(encoder, allow_backdoored=True, surroundings=run)
     subject, shown = copy.deepcopy(held), _images(images, held)  # audits leave what they look at frozen
     auditing.check_images(subject, shown)
     made.check(subject, len(shown))
-    more = _further(trigger_of, made, method, budget)
     ask: dict[str, Any] = {"budget": budget, "bags": bags, "false_alarms": false_alarms, "surroundings": run}
     before = audit(subject, shown, more=more, **ask)
     repaired = repairing.repair(subject, shown, method, made, before, run, trigger_of=trigger_of)
@@ -223,14 +222,20 @@ def repair(
     return RepairReport(before=before, repaired=repaired, after=after, images=auditing.about_images(shown))
 
 
-def _further(trigger_of: str | None, repair: Repair, name: str, budget: str) -> dict[str, Examiner]:
-    """The detector that is to recover the trigger, where the audit's budget does not have it."""
+def chosen_repair(
+    method: str, preset: str | None, parameters: Mapping[str, Any] | None, trigger_of: str | None, budget: str
+) -> tuple[Repair, dict[str, Examiner]]:
+    """What ``repair`` works with; and the detector that recovers the trigger, where the audit's budget lacks it.
+
+    Raises ``SapperError`` for what is unknown or does not go together.
+    """
+    made: Repair = _method("repair", "repair encoders", method, preset, parameters)
     if trigger_of is None:
-        return {}
-    if "trigger" not in repair.needs:
-        raise SapperError(f"{name} unlearns no trigger", where="trigger_of", remedy="leave it out")
+        return made, {}
+    if "trigger" not in made.needs:
+        raise SapperError(f"{method} unlearns no trigger", where="trigger_of", remedy="leave it out")
     detector = _method("examine", "examine an encoder by itself", trigger_of, None, None, where="trigger_of")
-    return {} if trigger_of in budget_of(budget).detectors else {trigger_of: detector}
+    return made, {} if trigger_of in budget_of(budget).detectors else {trigger_of: detector}
 
 
 def screen(
@@ -248,23 +253,25 @@ def screen(
     a trigger that it was not trained on, a few hundred. ``parameters``: ``false_rejections``, the share of clean
     inputs that may be rejected, and the method's others. Raises ``SapperError`` for what does not fit.
     """
-    run, known = surroundings or Run(), model
+    run, opened = surroundings or Run(), model
     made: Screen = _method("screen", "screen inputs", method, preset, parameters)
-    if isinstance(known, str | Path):
+    if isinstance(opened, str | Path):
         opener = load_classifier if made.looks_at == "classifier" else open
-        known = opener(known, allow_backdoored=True, surroundings=run)
-    encoder = known.encoder if isinstance(known, Classifier) else known
-    return made.prepare(known, _images(clean, encoder), run)
+        opened = opener(opened, allow_backdoored=True, surroundings=run)
+    encoder = opened.encoder if isinstance(opened, Classifier) else opened
+    return made.prepare(opened, _images(clean, encoder), run)
 
 
 def _method(
     kind: str, does: str, name: str, preset: str | None, parameters: Mapping[str, Any] | None, where: str = "method"
 ) -> Any:
     """The defense of that kind and name with its parameters. Raises ``SapperError`` for anything else."""
-    method = find("defenses", defenses.METHODS, name, where)
-    if method.kind != kind:
-        remedy = f"sapper methods shows which do: their kind is {kind}"
-        raise SapperError(f"{name} does not {does}", where=where, remedy=remedy)
+    there = known("defenses", defenses.METHODS)
+    method = imported(there[name]) if name in there else None
+    if method is None or method.kind != kind:
+        able = [each for each, place in there.items() if imported(place).kind == kind]
+        what = f"unknown method {name!r}" if method is None else f"{name} does not {does}"
+        raise SapperError(what, where=where, remedy=closest(name, able))
     if preset is not None and preset not in method.presets:
         remedy = closest(preset, list(method.presets)) if method.presets else f"{name} has none"
         raise SapperError(f"unknown preset {preset!r}", where="preset", remedy=remedy)

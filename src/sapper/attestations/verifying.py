@@ -9,7 +9,7 @@ The first that fails ends it. Nothing is believed before it is verified: the sta
 holds, and files of the report are opened by names that it vouches for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Verified:
     """A statement that holds for ``file``. ``key``: the fingerprint of the signer's.
 
     ``signature``: where it is. ``report``: the folder whose files are as they were signed; none if it was left out.
+    ``unsigned``: what else is in it.
     """
 
     statement: Statement
@@ -39,6 +40,7 @@ class Verified:
     file: Path
     signature: Path
     report: Path | None
+    unsigned: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> statements.Verdict:
@@ -72,7 +74,7 @@ def verify(
     for each in () if without_report else statement.predicate.report:
         part = folder / each.name
         if not part.is_file():
-            remedy = "name the report's folder with --report, or say --without-report"
+            remedy = DO_NOT if folder.is_dir() else "name the report's folder with --report, or say --without-report"
             raise SapperError("this file of the report is missing", where=str(part), remedy=remedy)
         _check(part, each.digest.sha256, "this file of the report is not as it was signed")
     return Verified(
@@ -81,7 +83,14 @@ def verify(
         file=file,
         signature=place,
         report=None if without_report else folder,
+        unsigned=() if without_report else _others(folder, {each.name for each in statement.predicate.report}),
     )
+
+
+def _others(folder: Path, signed: Set[str]) -> tuple[str, ...]:
+    """Files in a report's folder that no signature speaks of."""
+    there = sorted(each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file())
+    return tuple(name for name in there if name not in signed and name != ATTESTATION)
 
 
 def digest_of(name: str) -> str | None:

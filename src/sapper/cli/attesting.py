@@ -78,12 +78,14 @@ def lines(verified: Verified) -> list[str]:
     (subject,) = statement.subject
     named = "" if subject.name == verified.file.name else f", which was called {subject.name}"
     score = "no score" if told.score is None else f"score {told.score:.3g}"
-    p = "no p-value" if told.p_value is None else f"p = {told.p_value:.3g}"
+    p = "no p-value, so no bound on false alarms"
+    if told.p_value is not None:
+        p = f"p = {told.p_value:.3g}, false-alarm bound {told.false_alarm_bound:g}"
     bags = ", ".join(bag.name for bag in told.bags) or "none that fits"
     found = [
         f"Verified. {WORDS[told.verdict]}. {told.reason}",
         f"  file: {verified.file}{named}, SHA-256 {subject.digest.sha256}",
-        f"  audit: {told.detector}, {score}, {p}, false-alarm bound {told.false_alarm_bound:g}, budget {told.budget}, "
+        f"  audit: {told.detector}, {score}, {p}, budget {told.budget}, "
         f"seed {told.seed}, {told.images.n} images of {told.images.name}, bags: {bags}",
     ]
     if told.repair is not None:
@@ -91,7 +93,10 @@ def lines(verified: Verified) -> list[str]:
     if told.encoder.options:
         options = ", ".join(f"{name} {value}" for name, value in told.encoder.options.items())
         found.append(f"  the file was opened with: {options}; opened otherwise, it is another encoder")
-    report = f"as it was signed: {verified.report}" if verified.report else "not looked at"
+    report = "not looked at"
+    if verified.report:
+        report = f"{len(told.report)} files as they were signed: {verified.report}"
+        report += f"; not signed, so not vouched for: {', '.join(verified.unsigned)}" if verified.unsigned else ""
     return [
         *found,
         f"  report: {report}",

@@ -104,7 +104,8 @@ def repair(
     from sapper.scenario.overrides import apply
 
     chosen = budget_of(budget)
-    place_of("defenses", defenses.METHODS, method, "--method")
+    repairs = {name: place for name, place in defenses.METHODS.items() if ".repair." in place}
+    place_of("defenses", repairs if method not in defenses.METHODS else defenses.METHODS, method, "--method")
     changes: dict[str, Any] = {}
     for change in overrides or []:
         apply(changes, change)
@@ -121,6 +122,7 @@ def repair(
 
     with telling_interrupts("interrupted; nothing was written"), bars as progress:
         run = replace(run, progress=progress)
+        api.chosen_repair(method, preset, changes, trigger_of, budget)
         subject = open_encoder(encoder, run, opening)
         check_name(out_file, "encoder", backdoored=subject.card.backdoored)
         shown = load_images(images, split, subject.card.input_size, data_root, download=download)

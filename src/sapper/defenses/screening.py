@@ -52,8 +52,10 @@ class Screening(Checked):
         """Raises ``SapperError`` for so few clean images that it cannot begin, or could not keep its promise."""
         choose = fewest(self.false_rejections)
         if self.held_out < choose:
-            what = f"{self.held_out} images cannot promise a rate of {100 * self.false_rejections:g} %"
-            raise SapperError(what, where="held_out", remedy=f"let {choose} or more choose the threshold")
+            what = f"{self.held_out} images that choose the threshold cannot promise a rate of "
+            what += f"{100 * self.false_rejections:g} %"
+            remedy = f"set held_out to {choose} or more, and give {self.learns_from + choose} clean images or more"
+            raise SapperError(what, where="held_out", remedy=remedy)
         if images < self.learns_from + choose:
             what = f"{images} clean images are too few: it learns from {self.learns_from}, and {choose} others choose "
             what += f"a threshold that rejects at most {100 * self.false_rejections:g} %"

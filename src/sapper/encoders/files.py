@@ -46,7 +46,8 @@ def check_name(path: Path, what: str, *, backdoored: bool) -> None:
     """Raises ``SapperError`` when something backdoored is to be written under a name that does not say so."""
     if backdoored and MARK not in path.name:
         remedy = f"put {MARK} into the file name"
-        raise SapperError(f"a backdoored {what} must say so in its file name", where=str(path), remedy=remedy)
+        told = f"a backdoored {what} must say so in its file name, and what was made from one, too"
+        raise SapperError(told, where=str(path), remedy=remedy)
 
 
 def card_text(card: Card) -> str:

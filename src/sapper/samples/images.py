@@ -173,12 +173,28 @@ def only_images(samples: Samples, who: str) -> ImageSet:
 
 def check_pixels(images: Tensor, labels: Tensor | None = None) -> None:
     """Raises ``SapperError`` unless ``images`` are uint8 (N, 3, H, W), and ``labels``, if given, int64 (N,)."""
+    if not isinstance(images, Tensor):
+        what = f"images must be a tensor, uint8 (N, 3, H, W), got {type(images).__name__}"
+        raise SapperError(what, where="images", remedy="of an ImageSet give .images, of an array torch.from_numpy(…)")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         what = f"images must be uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}"
-        raise SapperError(what, where="images", remedy="give pixels from 0 to 255")
+        raise SapperError(what, where="images", remedy=_pixels_remedy(images))
     if labels is not None and (labels.dtype != torch.int64 or labels.shape != images.shape[:1]):
         what = f"labels must be int64 ({len(images)},), got {labels.dtype} {tuple(labels.shape)}"
         raise SapperError(what, where="labels", remedy="give one for each image")
+
+
+def _pixels_remedy(images: Tensor) -> str:
+    """What to do with a tensor that is no uint8 (N, 3, H, W)."""
+    if images.dtype != torch.uint8:
+        return "give pixels from 0 to 255"
+    if images.ndim == 4 and images.shape[3] == 3:
+        return "put the channels first: images.permute(0, 3, 1, 2)"
+    if images.ndim == 3:
+        return "give a batch: images[None] for one image, images.unsqueeze(1).expand(-1, 3, -1, -1) for gray ones"
+    if images.ndim == 4 and images.shape[1] == 1:
+        return "give three channels: images.expand(-1, 3, -1, -1) for gray ones"
+    return "give three channels, red, green and blue"
 
 
 def to_float(images: Tensor) -> Tensor:

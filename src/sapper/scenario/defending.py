@@ -126,7 +126,7 @@ def read_defense(
         check_fleet(chosen.name, *shadows, where)
     detector = None
     if isinstance(section, OwnerSection):
-        _check_owner(chosen, section, f"{file}: {key}.method")
+        _check_owner(chosen, section, f"{file}: {key}")
         detector = _detector(section, chosen, file, key)
     name = section.name or section.method
     return DefensePlan(name=name, key=key, method=chosen, section=section, shadows=shadows, detector=detector)
@@ -160,12 +160,14 @@ def _check_inputs(section: DetectSection, detector: Named, where: str) -> None:
 
 
 def _check_owner(repair: Named, section: OwnerSection, where: str) -> None:
-    """Raises ``SapperError`` for a repair that needs what an owner in a scenario does not have."""
+    """Raises ``SapperError`` for a repair that needs what an owner in a scenario does not have, and for two amounts."""
+    if {"share", "images"} <= section.model_fields_set:
+        raise SapperError("share and images both say how many", where=f"{where}.share", remedy="leave one of them out")
     labeled = isinstance(section, ClassifierRepairSection)
     held = {"samples", "trigger", "gradients"} | ({"labels"} if labeled else set())
     if lacking := sorted(set(repair.parameters.needs) - held):
         what = f"{repair.name} needs {lacking[0]}, and an owner has {'labeled images' if labeled else 'images alone'}"
-        raise SapperError(what, where=where, remedy="call it from Python")
+        raise SapperError(what, where=f"{where}.method", remedy="call it from Python")
 
 
 def _detector(section: OwnerSection, repair: Named, file: str, key: str) -> Named | None:
