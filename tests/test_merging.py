@@ -18,6 +18,7 @@ from sapper.report.merging import merge
 from sapper.report.sections import maps, other_measurements
 from sapper.scenario.reading import Scenario
 from tests.micro import PLAIN, experiment, perform, write_data
+from tests.test_several_attacks import ATTACKS
 
 DEFENSES = """
 [[defense]]
@@ -46,44 +47,6 @@ queries = 2
 epochs = 1
 pretraining = { epochs = 1 }
 """
-ATTACKS = """
-[[attack]]
-method = "badencoder"
-shadow_images = 48
-epochs = 1
-batch = 24
-reference_views = 2
-
-[[attack]]
-method = "badencoder"
-name = "strong"
-shadow_images = 48
-epochs = 2
-batch = 24
-reference_views = 2
-
-[[attack]]
-method = "badnets"
-rate = 0.3
-
-[[target]]
-task = "balls"
-class = "red"
-trigger = { size = 4 }
-
-[[defense]]
-method = "decree"
-epochs = 2
-images = 16
-restarts = 1
-
-[[defense]]
-method = "neural_cleanse"
-steps = 4
-minibatches = 1
-batch = 16
-train_images = 40
-"""
 SHORT = ("pretraining.epochs=1", "attack.epochs=1", "head.0.epochs=3")
 
 
@@ -108,7 +71,8 @@ def together(runs: dict[Path, Results]) -> tuple[Results, Results]:
 
 def several(data: Path, *overrides: str, extra: str = "") -> Scenario:
     """A matrix of three attacks on one task of two."""
-    return experiment(data, *SHORT[::2], *overrides, text="matrix = true\n" + PLAIN, extra=ATTACKS + extra)
+    defenses = DEFENSES.replace("subjects = 2\n", "")
+    return experiment(data, *SHORT[::2], *overrides, text="matrix = true\n" + PLAIN, extra=ATTACKS + defenses + extra)
 
 
 def told(results: Results) -> list[str]:
@@ -223,6 +187,9 @@ def test_an_attack_is_there_once(parts: dict[str, Results], tmp_path: Path) -> N
     _, last, _, whole = parts
     with pytest.raises(SapperError, match=r"seed 1 of strong is in .*, too"):
         merge([whole, last], tmp_path / "new")
+    nothing = replace(parts[last], scenario=parts[last].scenario | {"only": ["nobody"]})
+    with pytest.raises(SapperError, match="none of the scenario's attacks"):
+        merged({Path(whole): parts[whole], Path(last): nothing}, tmp_path / "new")
 
 
 def test_a_number_of_no_attack_that_runs_do_not_agree_on_is_told_once(parts: dict[str, Results]) -> None:

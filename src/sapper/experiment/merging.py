@@ -138,9 +138,11 @@ def _cells(results: Results, names: Sequence[str | None]) -> tuple[Cell, ...]:
 
 
 def _check_apart(parts: Sequence[Part]) -> None:
-    """Raises ``SapperError`` for an attack that two runs have with the same seed."""
+    """Raises ``SapperError`` for an attack that two runs have with the same seed, and for a run of none."""
     known = dict[Cell, Path]()
     for part in parts:
+        if not part.cells:
+            raise SapperError("it has none of the scenario's attacks", where=str(part.folder), remedy="leave it out")
         for name, seed in part.cells:
             if (name, seed) in known:
                 of = f" of {name}" if name is not None else ""
