@@ -210,7 +210,7 @@ def test_mismatching_keys_are_listed_and_shortened(tmp_path: Path) -> None:
     safetensors.torch.save_file(flat(made("resnet18").backbone.state_dict()), path)
     with pytest.raises(SapperError, match=r"layer1.2.bn1.bias is missing.* and \d+ more") as caught:
         encoders.open(str(path), RUN, Opening(architecture="resnet34"))
-    assert len(str(caught.value)) < 600
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(

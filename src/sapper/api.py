@@ -64,6 +64,7 @@ class HowToOpen(TypedDict, total=False):
     activation: str | None
     pool: str | None
     leave_out: tuple[str, ...]
+    keys: tuple[tuple[str, str], ...]
     trust_code: bool
     allow_weak_sandbox: bool
 

@@ -1,6 +1,6 @@
 """The one exception that a user's mistake, or a user's file, may cause."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,22 +12,24 @@ if TYPE_CHECKING:
 class SapperError(Exception):
     """Something that came from outside cannot be used.
 
-    Carries what is wrong, where (file and key), and what to do about it. The command line prints it as
-    one message and ends with exit code 2; a traceback is shown only with ``--debug``.
+    Carries what is wrong, where (file and key), what to do about it, and ``lines`` to be shown below that: a table, or
+    code to copy. The command line prints it as one message and ends with exit code 2; a traceback is shown only with
+    ``--debug``.
     """
 
-    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None):
-        self.what, self.where, self.remedy = what, where, remedy
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None, lines: Sequence[str] = ()):
+        self.what, self.where, self.remedy, self.lines = what, where, remedy, tuple(lines)
         super().__init__(what, where, remedy)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Exceptions travel between processes by their positional arguments alone, unless they say more."""
-        return partial(SapperError, where=self.where, remedy=self.remedy), (self.what,)
+        return partial(SapperError, where=self.where, remedy=self.remedy, lines=self.lines), (self.what,)
 
     def __str__(self) -> str:
         where = f"{printable(self.where)}: " if self.where else ""
         remedy = f"\n  remedy: {printable(self.remedy)}" if self.remedy else ""
-        return f"{where}{printable(self.what)}{remedy}"
+        below = "".join(f"\n    {printable(line)}".rstrip() for line in self.lines)
+        return f"{where}{printable(self.what)}{remedy}{below}"
 
 
 def printable(text: str) -> str:
@@ -59,7 +61,7 @@ def located(where: str, joint: str = ": ") -> Iterator[None]:
         yield
     except SapperError as error:
         inner = f"{where}{joint}{error.where}" if error.where else where
-        raise SapperError(error.what, where=inner, remedy=error.remedy) from error
+        raise SapperError(error.what, where=inner, remedy=error.remedy, lines=error.lines) from error
 
 
 def closest(name: str, known: "list[str] | tuple[str, ...]") -> str:

@@ -23,7 +23,7 @@ TRIGGERS = "triggers.safetensors"
 OPENING: dict[str, type] = {
     **dict.fromkeys(("uri", "arch", "prefix", "mean", "std", "pool", "activation", "stem"), str),
     **dict.fromkeys(("size", "heads", "patch"), int),
-    "leave_out": list,
+    **dict.fromkeys(("leave_out", "keys"), list),
 }
 """What an audit records of how it opened the encoder, in the words of its options."""
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from sapper import process
 from sapper.cli.shared import check_device, device_of, err
+from sapper.encoders.keys import read_keys
 from sapper.encoders.names import Stem, check_architecture, kind_of
 from sapper.encoders.options import ACTIVATIONS, POOLS, Opening
 from sapper.errors import SapperError, closest, printable
@@ -37,7 +38,10 @@ def _option(name: str, help_text: str, **limits: Any) -> Any:
 class Said:
     """The options that say how an encoder is to be opened, in the words of the command line."""
 
-    arch: Annotated[str | None, _option("--arch", "The architecture, where a file of weights does not tell it.")] = None
+    arch: Annotated[
+        str | None,
+        _option("--arch", "The architecture, where a file of weights does not tell it; or package.module:function."),
+    ] = None
     prefix: Annotated[
         str | None, _option("--prefix", "Which of several networks in a file: how the names of its tensors begin.")
     ] = None
@@ -64,6 +68,10 @@ class Said:
         list[str] | None,
         _option("--leave-out", "Name of a tensor that the network does not use. Repeatable."),
     ] = None
+    keys: Annotated[
+        list[str] | None,
+        _option("--keys", "OLD=NEW renames tensors whose names are or begin so; or a JSON file of names. Repeatable."),
+    ] = None
     trust_code: Annotated[bool, _option("--trust-code", "Run package.module:factory, your own code.")] = False
     allow_weak_sandbox: Annotated[
         bool, _option("--allow-weak-sandbox", "Read pickles even where system calls cannot be filtered.")
@@ -72,7 +80,7 @@ class Said:
     def opening(self) -> Opening:
         """The same for ``encoders.open``. Raises ``SapperError`` for a value that cannot be."""
         if self.arch is not None:
-            check_architecture(self.arch, "--arch")
+            check_architecture(self.arch, "--arch", trust_code=self.trust_code)
         for option, value, known in (
             ("--pool", self.pool, POOLS),
             ("--activation", self.activation, tuple(ACTIVATIONS)),
@@ -92,6 +100,7 @@ class Said:
             activation=self.activation,
             stem=self.stem,  # type: ignore[arg-type]
             leave_out=tuple(self.leave_out or ()),
+            keys=read_keys(self.keys or ()),
             trust_code=self.trust_code,
             allow_weak_sandbox=self.allow_weak_sandbox,
         )
@@ -99,6 +108,7 @@ class Said:
     def recorded(self) -> dict[str, Any]:
         """What was said, as plain data; permissions are given anew each time."""
         said = {each.name: getattr(self, each.name) for each in fields(self)}
+        said["keys"] = [f"{old}={new}" for old, new in read_keys(self.keys or ())]  # a file of them may be gone
         return {name: value for name, value in said.items() if value and name not in PERMISSIONS}
 
 

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sapper.encoders.backbones import blueprint, build_like
 from sapper.encoders.encoder import Card, Encoder
+from sapper.encoders.names import OF_CODE
 from sapper.encoders.sources import check_finite, read
 from sapper.encoders.text import TextTower
 from sapper.errors import SapperError
@@ -75,14 +76,11 @@ def load(path: Path, run: Run) -> Encoder:
 def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: str) -> Encoder:
     """The encoder that ``save`` wrote as these tensors and this card (JSON)."""
     check_finite(tensors, where)
-    try:
-        card = _CARD.validate_python(_renewed(json.loads(card_text)))
-    except (ValueError, RecursionError) as error:
-        if not isinstance(error, ValidationError):
-            raise SapperError(f"the card is not JSON: {error}", where=where) from error
-        first = error.errors()[0]
-        key = f"{where}: card.{'.'.join(str(part) for part in first['loc'])}"
-        raise SapperError(first["msg"], where=key) from error
+    card = read_card(card_text, where)
+    if card.architecture.startswith(OF_CODE):
+        what = f"its network is of somebody's own making, {card.architecture.removeprefix(OF_CODE)}"
+        remedy = "name the function that returns it: --arch package.module:function --trust-code"
+        raise SapperError(what, where=where, remedy=remedy)
     # Shapes first: a small file may name a network that fills the memory. (open_clip's sizes are the library's own.)
     known = card.architecture.startswith("open_clip:")
     plan = {} if known else blueprint(card.architecture, card.width, card.stem, card.input_size, card.arguments)
@@ -104,6 +102,19 @@ def restore(tensors: dict[str, torch.Tensor], card_text: str, run: Run, where: s
         raise SapperError(f"the weights do not fit the card: {str(error)[:300]}", where=where) from error
     encoder.card = card
     return encoder.eval()
+
+
+def read_card(card_text: str, where: str) -> Card:
+    """The card that a file's metadata holds as JSON. Raises ``SapperError`` for what is none."""
+    try:
+        card: Card = _CARD.validate_python(_renewed(json.loads(card_text)))
+        return card
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, ValidationError):
+            raise SapperError(f"the card is not JSON: {error}", where=where) from error
+        first = error.errors()[0]
+        key = f"{where}: card.{'.'.join(str(part) for part in first['loc'])}"
+        raise SapperError(first["msg"], where=key) from error
 
 
 def _renewed(card: Any) -> Any:

@@ -42,6 +42,9 @@ SCHEMES = (*LIBRARIES, "hf-hub")
 CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """``package.module:factory``."""
 
+OF_CODE = "code:"
+"""What names of architectures begin with that a user's own code makes, in a card."""
+
 
 def kind_of(uri: str, *, trust_code: bool = False) -> Literal["file", "name", "code"]:
     """What ``open`` would open: something on disk, a model by name, or the user's own function.
@@ -54,16 +57,35 @@ def kind_of(uri: str, *, trust_code: bool = False) -> Literal["file", "name", "c
         return "file"
     if colon and scheme in SCHEMES:
         return "name"
-    if not (CODE.fullmatch(uri) and _is_module(scheme)):
+    if not is_code(uri):
         raise _unknown(uri)
-    if not trust_code:
-        remedy = "read that code, then add --trust-code; or give a file of weights"
-        raise SapperError("this runs code from your machine", where=uri, remedy=remedy)
+    check_trusted(uri, trust_code=trust_code)
     return "code"
 
 
-def check_architecture(architecture: str, where: str = "encoder.architecture") -> None:
-    """Raises ``SapperError`` for an architecture that is neither ours nor one that a library could have."""
+def is_code(name: str) -> bool:
+    """Whether it names a function of the user's own, ``package.module:factory``. Runs no code."""
+    module = name.partition(":")[0]
+    return CODE.fullmatch(name) is not None and module not in SCHEMES and _is_module(module)
+
+
+def check_trusted(name: str, *, trust_code: bool) -> None:
+    """Raises ``SapperError`` for code of the user's own, unless the user says that it is trusted."""
+    if not trust_code:
+        remedy = "read that code, then add --trust-code; or give a file of weights"
+        raise SapperError("this runs code from your machine", where=name, remedy=remedy)
+
+
+def check_architecture(
+    architecture: str, where: str = "encoder.architecture", *, trust_code: bool | None = None
+) -> None:
+    """Raises ``SapperError`` for an architecture that is neither ours nor one that a library could have.
+
+    ``trust_code``: whether a function of the user's own may make it; none where no such function can be named.
+    """
+    if trust_code is not None and is_code(architecture):
+        check_trusted(architecture, trust_code=trust_code)
+        return
     library, colon, _ = architecture.partition(":")
     if architecture not in OWN and not (colon and library in LIBRARIES):
         theirs = ", ".join(f"{name}:{architecture if architecture.isidentifier() else 'NAME'}" for name in LIBRARIES)

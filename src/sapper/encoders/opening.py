@@ -1,16 +1,15 @@
 """Opening encoders of others by name: ``open("timm:resnet50")``, ``open("checkpoint.pth")`` and so on."""
 
-import importlib
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sapper.encoders import files, sources
+from sapper.encoders import code, files, sources
 from sapper.encoders.encoder import Card, Encoder
-from sapper.encoders.names import kind_of
+from sapper.encoders.names import OF_CODE, kind_of
+from sapper.encoders.recognition.layouts import Configured
 from sapper.encoders.schemes import SCHEMES, Found, Opening, about, recognized
 from sapper.errors import SapperError, located
 from sapper.running import Run
@@ -33,7 +32,8 @@ def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
     ``torchvision:NAME``      or ``torchvision:NAME/WEIGHTS``, as ``resnet50/IMAGENET1K_V1``
     ``open_clip:NAME/TAG``    the image tower, as ``RN50/openai``; needs the extra ``clip``
     ``hf-hub:ORG/MODEL``      and ``@REVISION``: timm's and open_clip's repositories, or a file of weights
-    a path                    ``.safetensors``, or a state dict in ``.pt``, ``.pth``, ``.ckpt``; see ``layouts``
+    a path                    ``.safetensors``, or a state dict in ``.pt``, ``.pth``, ``.ckpt``; see ``layouts``; with
+                              ``architecture="package.module:name"`` that of a network of your own
     ``package.module:name``   your own function without arguments, only with ``trust_code``
     ========================  ==========================================================================================
 
@@ -115,28 +115,17 @@ def _open_file(path: Path, run: Run, opening: Opening) -> Found:
             raise SapperError(what, where=str(path), remedy=f"leave --{option} out, or say --arch as well")
         encoder = files.restore(weights.tensors, weights.metadata[files.CARD], run, str(path))
         return Found(encoder, "from its card", about(weights, "sapper's own"))
-    return recognized(weights, run, opening, str(path))
+    if files.CARD not in weights.metadata:
+        return recognized(weights, run, opening, str(path))
+    card = files.read_card(weights.metadata[files.CARD], str(path))
+    seen = Configured(mean=card.mean, std=card.std, size=card.input_size, source="its card")
+    found = recognized(weights, run, opening, str(path), seen)
+    found.encoder.marked(backdoored=card.backdoored, origin=card.origin)
+    return found
 
 
 def _open_code(uri: str, opening: Opening) -> Found:
     """The user's own function, which is trusted."""
-    module, _, name = uri.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)  # a command does not look there by itself
-    try:
-        made = getattr(importlib.import_module(module), name)()
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise SapperError(what, where=uri, remedy="call the function by itself to see where it fails") from error
-    finally:
-        sys.path.remove(here)
-    if isinstance(made, Encoder):
-        return Found(made, "from its card", {"layout": "your code"})
-    if not isinstance(made, nn.Module):
-        raise SapperError(f"it returns {type(made).__name__}", where=uri, remedy="return an nn.Module")
-    if opening.size is None:
-        raise SapperError("the size of images is not known", where=uri, remedy="say it with --size")
-    card = Card(architecture=uri, stem="imagenet", input=PixelSpec(size=opening.size))
-    with torch.no_grad():
-        features = made.eval()(torch.zeros(1, 3, opening.size, opening.size))
-    return Found(Encoder(made, card, features.shape[-1]), "none: images in [0, 1]", {"layout": "your code"})
+    encoder = code.wrapped(code.made_by(uri), uri, opening)
+    of_card = encoder.card.architecture.startswith(OF_CODE)
+    return Found(encoder, code.UNNORMALIZED if of_card else "from its card", {"layout": code.LAYOUT})

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from sapper.encoders import sources
 from sapper.encoders.backbones import ARGUMENTS, check_known, import_open_clip, own_pixels
 from sapper.encoders.options import RGB, Opening
-from sapper.encoders.recognition.recognizing import ASSUMED, Configured, Found, about, recognized
+from sapper.encoders.recognition.layouts import Configured
+from sapper.encoders.recognition.recognizing import ASSUMED, Found, about, recognized
 from sapper.errors import SapperError, closest
 from sapper.files import read_text
 from sapper.running import Run

@@ -39,7 +39,7 @@ class Single:
             yield
         except SapperError as error:
             where = self.place(error.where or file, file)
-            raise SapperError(error.what, where=where, remedy=error.remedy) from error
+            raise SapperError(error.what, where=where, remedy=error.remedy, lines=error.lines) from error
 
     def place(self, where: str, file: str) -> str:
         """A place in this content, such as ``my.toml: head[0].epochs``, as one in ``file``."""

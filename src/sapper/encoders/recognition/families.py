@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from sapper.encoders.code import EXAMPLE
 from sapper.encoders.options import Opening
 from sapper.encoders.recognition import resnets, transformers
 from sapper.encoders.recognition.choosing import Candidate, Choice, Shapes, behind, candidates, choose, others
 from sapper.encoders.recognition.layouts import (
     BY_CODE,
-    OTHERWISE,
+    OR_OWN,
     Backbone,
     Layout,
     UnknownNetworkError,
@@ -40,7 +41,7 @@ def recognize(
         raise not_rgb(channels, f"{where}{f': {prefix}' if prefix else ''}")
     if choice is None:
         what = f"no backbone that is known by its names is in it: {len(tensors)} tensors, {shortened(tensors)}"
-        raise UnknownNetworkError(what, where=where, remedy=OTHERWISE)
+        raise UnknownNetworkError(what, where=where, remedy=OR_OWN, lines=EXAMPLE)
     prefix, family = choice.candidate.prefix, choice.candidate.family
     inside = behind(prefix, tensors)
     family = _closer(family, inside)
@@ -57,7 +58,8 @@ def recognize(
     try:
         layout = RECOGNIZERS[family](backbone)
     except (LookupError, ArithmeticError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise UnknownNetworkError("its shapes are those of no network", where=where, remedy=OTHERWISE) from error
+        what = "its shapes are those of no network"
+        raise UnknownNetworkError(what, where=where, remedy=OR_OWN, lines=EXAMPLE) from error
     if not backbone.program.certain and opening.mean is None:
         told = f"normalization: {layout.normalization} (use --mean and --std if it was another)"
         layout = replace(layout, assumed=(*layout.assumed, told))
@@ -68,7 +70,7 @@ def not_rgb(channels: int, where: str) -> SapperError:
     """An encoder of gray or of many-channel images."""
     what = f"it takes images of {channels} channel{'s' if channels > 1 else ''}, not RGB"
     function = "give a function of your own that makes its channels from RGB and returns the network"
-    remedy = f"{function}: package.module:function --trust-code --size N"
+    remedy = f"{function}: --arch package.module:function --trust-code --size N"
     return SapperError(what, where=where, remedy=remedy)
 
 

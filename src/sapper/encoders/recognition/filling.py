@@ -8,6 +8,7 @@ rule, and told.
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ def fitting(
             wrong.append(f"{name} is {theirs.dtype}, not {ours.dtype}")
     if wrong:
         what = f"the weights do not fit the architecture, at {len(wrong)} of {len(wanted)} places: {shortened(wrong)}"
-        raise SapperError(what, where=where, remedy="say another architecture with --arch")
+        raise SapperError(what, where=where, **_side_by_side(wanted, tensors, names))
     rest = {name: tensors.get(name) for name in [*tensors, *unread] if name not in state} | dict(lost)
     left = {name: _why(name, value, state, classifiers, leave_out) for name, value in rest.items()}
     left |= {name: unread[name] for name, why in left.items() if why == ODD and name in unread}
@@ -102,6 +103,50 @@ def fitting(
     zero = torch.tensor(0)
     taken = {name: tensors[name] if name in wanted or _is_count(tensors.get(name)) else zero for name in state}
     return taken, {names.get(name, name): why for name, why in left.items() if why is not None}
+
+
+MOST_LINES = 8
+"""How many names of tensors a table of an error shows."""
+
+
+def _side_by_side(
+    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: Mapping[str, str]
+) -> dict[str, Any]:
+    """What to do where weights do not fit: the names that only the network has, and beside them those of the file.
+
+    Those of one shape stand beside one another, those with the same last word first. Where that pairs most of them,
+    names may be all that differs.
+    """
+    ours = [name for name, value in wanted.items() if _shape(tensors.get(name)) != value.shape]
+    free = {name: value for name, value in tensors.items() if name not in wanted or name in ours}
+    pairs = []
+    for name in ours:
+        alike = [other for other, value in free.items() if value.shape == wanted[name].shape]
+        match = next((other for other in alike if _last(other) == _last(name)), alike[0] if alike else None)
+        if match is not None:
+            free.pop(match)
+        pairs.append((name, match))
+    matched = sum(match is not None for _, match in pairs)
+    rows = [(f"{name} {shape(wanted[name])}", names.get(match, match) if match else "–") for name, match in pairs]
+    rows += [("–", f"{names.get(name, name)} {shape(value)}") for name, value in free.items()]
+    hidden = len(rows) - MOST_LINES
+    rows = rows[:MOST_LINES]
+    left = max(len(row[0]) for row in rows)
+    lines = [f"{'the network wants':{left}}   the file has", *(f"{ours:{left}}   {theirs}" for ours, theirs in rows)]
+    if hidden > 0:
+        lines.append(f"… and {hidden} more")
+    remedy = "say another architecture with --arch"
+    if 2 * matched > len(pairs):
+        remedy = f"if only names differ, --keys OLD=NEW, or --keys FILE.json with an object of them; else {remedy}"
+    return {"remedy": remedy, "lines": lines}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _shape(value: Tensor | None) -> torch.Size | None:
+    return None if value is None else value.shape
 
 
 def _but(why: str | None) -> str:

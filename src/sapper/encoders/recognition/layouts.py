@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sapper.encoders.backbones import Pixels
+from sapper.encoders.code import EXAMPLE
 from sapper.encoders.names import Stem
 from sapper.encoders.options import Opening
 from sapper.encoders.recognition.programs import Program
@@ -23,7 +24,8 @@ MOST_NAMES = 4
 """How many names of tensors an error lists."""
 
 OTHERWISE = "say the architecture with --arch, such as --arch timm:NAME"
-BY_CODE = "give the network as a function of your own: package.module:function --trust-code"
+OR_OWN = f"{OTHERWISE}; where only names differ, --keys OLD=NEW as well; a network of your own is given by a function"
+BY_CODE = "give the network as a function of your own: --arch package.module:function --trust-code --size N"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,17 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Configured:
+    """What a configuration beside the weights says: of images, where that is from, and the network's ``arguments``."""
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    size: int | None = None
+    source: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Backbone:
     """A backbone behind its prefix, before it is known what network it is."""
 
@@ -67,7 +80,7 @@ class Backbone:
     where: str
 
     def unknown(self, what: str) -> SapperError:
-        return UnknownNetworkError(what, where=self.where, remedy=OTHERWISE)
+        return UnknownNetworkError(what, where=self.where, remedy=OR_OWN, lines=EXAMPLE)
 
     def renamed(self, rename: Callable[[str], str]) -> "Backbone":
         """The same with other names."""

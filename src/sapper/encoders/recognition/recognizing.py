@@ -1,22 +1,21 @@
 """From a file's tensors to an encoder: the backbone is recognized, or built as the user said, and filled."""
 
-import math
-import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sapper.encoders import sources
-from sapper.encoders.backbones import Pixels, blueprint, build, last_linear, own_pixels, sketch
+from sapper.encoders.backbones import blueprint, build, last_linear
 from sapper.encoders.encoder import Encoder
-from sapper.encoders.names import OWN
-from sapper.encoders.options import ACTIVATIONS, Opening
-from sapper.encoders.recognition import choosing, families, filling, layouts, timms, wrappers
-from sapper.encoders.recognition.layouts import Layout, UnknownNetworkError
-from sapper.encoders.recognition.programs import program_of
+from sapper.encoders.keys import new_names
+from sapper.encoders.names import OWN, is_code
+from sapper.encoders.options import Opening
+from sapper.encoders.recognition import families, filling, wrappers
+from sapper.encoders.recognition.layouts import Configured, Layout, UnknownNetworkError
+from sapper.encoders.recognition.said import as_code, as_said
 from sapper.errors import SapperError
 from sapper.files import sha256
 from sapper.running import Run
@@ -35,17 +34,6 @@ class Found:
     about: dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Configured:
-    """What a configuration beside the weights says: of images, where that is from, and the network's ``arguments``."""
-
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    size: int | None = None
-    source: str = ""
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
 def recognized(
     weights: sources.Weights, run: Run, opening: Opening, where: str, configured: Configured = Configured()
 ) -> Found:
@@ -53,16 +41,59 @@ def recognized(
 
     Raises ``SapperError`` when it is not known which network is meant, or when a part of it would be left out.
     """
-    tensors = wrappers.unwrapped(weights.tensors)
-    weights = replace(
-        weights,
-        unread={wrappers.without_words(name): why for name, why in weights.unread.items()},
-        left_out={wrappers.without_words(name): what for name, what in weights.left_out.items()},
-    )
-    if opening.architecture is not None and opening.architecture not in OWN:
-        layout, lost = _as_said(opening.architecture, tensors, weights, opening, where, configured)
+    weights, told = _renamed(weights, opening, where)
+    tensors, lost = weights.tensors, dict[str, Tensor]()
+    if opening.architecture is not None and is_code(opening.architecture):
+        encoder, layout = as_code(opening.architecture, tensors, weights, opening, where, configured)
+    elif opening.architecture is not None and opening.architecture not in OWN:
+        layout, lost = as_said(opening.architecture, tensors, weights, opening, where, configured)
+        encoder = _built(layout, lost, weights, run, opening, where, configured)
     else:
         layout, lost = _by_itself(tensors, weights, opening, where, configured)
+        encoder = _built(layout, lost, weights, run, opening, where, configured)
+    taken, left = _fit(layout, encoder.backbone.state_dict(), lost, weights, opening, where)
+    encoder.backbone.load_state_dict(taken)
+    source = f"from {configured.source}" if configured.mean and configured.std else layout.normalization
+    left |= _beside([name for name in tensors if not name.startswith(layout.prefix)], layout)
+    known = {
+        "left_out": [*filling.told(left), *_not_tensors(weights, layout.prefix)],
+        "assumed": list(layout.assumed),
+        "recognized": [*told, *layout.told],
+    }
+    shown = {name: value for name, value in known.items() if value}
+    prefix = {"prefix": layout.prefix} if layout.prefix else {}
+    return Found(encoder, source or ASSUMED, about(weights, layout.source) | prefix | shown)
+
+
+def _renamed(weights: sources.Weights, opening: Opening, where: str) -> tuple[sources.Weights, list[str]]:
+    """The file's content by the names that the network has: without what tools put around them, and as was said."""
+    tensors = wrappers.unwrapped(weights.tensors)
+    unread = {wrappers.without_words(name): why for name, why in weights.unread.items()}
+    left_out = {wrappers.without_words(name): what for name, what in weights.left_out.items()}
+    plain = replace(weights, tensors=tensors, unread=unread, left_out=left_out)
+    if not opening.keys:
+        return plain, []
+    new = new_names(list(dict.fromkeys([*tensors, *unread, *left_out])), opening.keys, where)
+    changed = sum(name != new[name] for name in tensors)
+    named = replace(
+        plain,
+        tensors={new[name]: value for name, value in tensors.items()},
+        unread={new[name]: why for name, why in unread.items()},
+        left_out={new[name]: what for name, what in left_out.items()},
+    )
+    return named, [f"names of {changed} tensors changed as was said (--keys)"]
+
+
+def _built(
+    layout: Layout,
+    lost: Tensors,
+    weights: sources.Weights,
+    run: Run,
+    opening: Opening,
+    where: str,
+    configured: Configured,
+) -> Encoder:
+    """The layout's network, not yet filled. Raises ``SapperError`` where the weights do not fit it."""
     size = opening.size or layout.input_size
     if layout.architecture in OWN:
         size = layout.input_size  # the network takes any; what is shown to it is said later
@@ -70,7 +101,7 @@ def recognized(
         # Shapes first: a small file may name a network that fills the memory.
         plan = blueprint(layout.architecture, layout.width, layout.stem, size, layout.arguments)
         _fit(layout, plan, lost, weights, opening, where)
-    encoder = build(
+    return build(
         run,
         architecture=layout.architecture,
         width=layout.width,
@@ -80,18 +111,6 @@ def recognized(
         std=configured.std or layout.pixels.std,
         arguments=layout.arguments,
     )
-    taken, left = _fit(layout, encoder.backbone.state_dict(), lost, weights, opening, where)
-    encoder.backbone.load_state_dict(taken)
-    source = f"from {configured.source}" if configured.mean and configured.std else layout.normalization
-    left |= _beside([name for name in tensors if not name.startswith(layout.prefix)], layout)
-    known = {
-        "left_out": [*filling.told(left), *_not_tensors(weights, layout.prefix)],
-        "assumed": list(layout.assumed),
-        "recognized": list(layout.told),
-    }
-    shown = {name: value for name, value in known.items() if value}
-    prefix = {"prefix": layout.prefix} if layout.prefix else {}
-    return Found(encoder, source or ASSUMED, about(weights, layout.source) | prefix | shown)
 
 
 def _beside(names: list[str], layout: Layout) -> dict[str, str]:
@@ -176,7 +195,7 @@ def _as_named(
     named: str, tensors: Tensors, weights: sources.Weights, opening: Opening, where: str, configured: Configured
 ) -> tuple[Layout, Tensors]:
     """The layout of the model of timm's that the file names. Raises ``SapperError`` if the weights do not fit it."""
-    layout, lost = _as_said(f"timm:{named}", tensors, weights, opening, where, configured)
+    layout, lost = as_said(f"timm:{named}", tensors, weights, opening, where, configured)
     plan = blueprint(layout.architecture, layout.width, layout.stem, layout.input_size, layout.arguments)
     _fit(layout, plan, lost, weights, opening, where)
     source = layout.normalization or f"from timm's configuration of {named}, which the file names"
@@ -190,7 +209,7 @@ def _with_unread(error: SapperError, weights: sources.Weights) -> SapperError:
         return error
     name, why = next(iter(sorted(weights.unread.items())))
     what = f"{error.what}; {len(weights.unread)} more could not be read, such as {name} ({why})"
-    return SapperError(what, where=error.where, remedy=error.remedy)
+    return SapperError(what, where=error.where, remedy=error.remedy, lines=error.lines)
 
 
 def _named(weights: sources.Weights) -> str | None:
@@ -205,134 +224,6 @@ def _named(weights: sources.Weights) -> str | None:
 def _by_timm(weights: sources.Weights) -> bool:
     """Whether timm's own training wrote it."""
     return {"arch", "args.model"} <= weights.notes.keys() and weights.notes["arch"] == weights.notes["args.model"]
-
-
-# an architecture that was said
-
-
-def _as_said(
-    said: str, tensors: Tensors, weights: sources.Weights, opening: Opening, where: str, configured: Configured
-) -> tuple[Layout, Tensors]:
-    """The layout of a library's model, wherever its weights stand in the file; and what has no place in it."""
-    pixels = own_pixels(said)
-    size = opening.size or configured.size or pixels.size
-    arguments = configured.arguments | _arguments(opening)
-    net = sketch(said, "imagenet", size, arguments)
-    prefix, why = _prefix(said, net, tensors, weights, opening, where)
-    inside = choosing.behind(prefix, tensors)
-    _check_channels(net, inside, where)
-    moved, names, lost = _moved(said, inside, net)
-    told = [f"of several networks in the file that of {prefix!r}: {why}"] if why else []
-    told += _resized(inside, moved, opening, where)
-    known = {each.prefix: each.family for each in choosing.candidates(tensors)[0]}
-    program = program_of(prefix, known.get(prefix, "said"), tensors, weights.notes)
-    normalization = f"{program.name}'s: {program.why}" if program.pixels else None
-    mean, std = program.pixels or (pixels.mean, pixels.std)
-    layout = Layout(
-        architecture=said,
-        arguments=arguments,
-        pixels=Pixels(size, mean, std),
-        normalization=normalization,
-        weights=moved,
-        names={name: f"{prefix}{file}" for name, file in names.items()},
-        prefix=prefix,
-        source=f"as {said}",
-        told=tuple(told),
-        others=choosing.others(prefix, choosing.candidates(tensors)[0]),
-    )
-    return layout, {name: inside[name] for name in lost}
-
-
-def _arguments(opening: Opening) -> dict[str, Any]:
-    """Options as arguments of timm's models."""
-    pool = {"avg": {"global_pool": "avg"}, "token": {"global_pool": "token"}}
-    return {
-        **({"num_heads": opening.heads} if opening.heads is not None else {}),
-        **({"patch_size": opening.patch} if opening.patch is not None else {}),
-        **({"act_layer": ACTIVATIONS[opening.activation]} if opening.activation is not None else {}),
-        **(pool[opening.pool] if opening.pool is not None else {}),
-    }
-
-
-def _moved(said: str, inside: Tensors, net: nn.Module) -> tuple[Tensors, dict[str, str], list[str]]:
-    """The tensors by the network's names, with those of the file, and what has no effect."""
-    scheme, _, name = said.partition(":")
-    if scheme != "timm":
-        return dict(inside), {key: key for key in inside}, []
-    try:
-        return timms.renamed(inside, net, name)
-    except Exception:  # a filter that stumbles over names that are not its own
-        return dict(inside), {key: key for key in inside}, []
-
-
-def _prefix(
-    said: str, net: nn.Module, tensors: Tensors, weights: sources.Weights, opening: Opening, where: str
-) -> tuple[str, str | None]:
-    """Behind which prefix most of the network's weights stand, and why that one of several."""
-    scheme, _, name = said.partition(":")
-    wanted = [key for key in net.state_dict() if not key.endswith("num_batches_tracked")]
-    if opening.prefix is not None:
-        dotted = opening.prefix if opening.prefix.endswith(".") or not opening.prefix else f"{opening.prefix}."
-        if not any(name.startswith(dotted) for name in tensors):
-            what, remedy = f"no name in it begins with {dotted!r}", f"names are {layouts.shortened(tensors)}"
-            raise SapperError(what, where=f"{where}: --prefix", remedy=remedy)
-        return dotted, "as was said"
-    filtered = name if scheme == "timm" else None
-    counts = {
-        prefix: timms.matches(choosing.behind(prefix, tensors), net, filtered)
-        for prefix in _prefixes(tensors, len(wanted))
-    }
-    most = max(counts.values(), default=0)
-    if 2 * most < len(wanted):  # another architecture: what is missing is told where it is filled
-        return min((prefix for prefix, count in counts.items() if count == most), key=len, default=""), None
-    equal = [prefix for prefix, count in counts.items() if count == most]
-    inner = [each for each in equal if not any(other != each and other.startswith(each) for other in equal)]
-    best = [choosing.Candidate(prefix, "said") for prefix in inner]  # timm's filters strip some prefixes themselves
-    choice = choosing.choose(best, tensors, where, None, weights.optimizer)
-    assert choice is not None  # there is at least one
-    return choice.candidate.prefix, choice.why
-
-
-def _prefixes(tensors: Tensors, parameters: int) -> list[str]:
-    """Beginnings of names that at least half as many tensors share as the network has."""
-    counts: dict[str, int] = {"": len(tensors)}
-    for name in tensors:
-        for match in re.finditer(r"\.", name):
-            begin = name[: match.end()]
-            counts[begin] = counts.get(begin, 0) + 1
-    return [prefix for prefix, count in counts.items() if 2 * count >= parameters]
-
-
-def _check_channels(net: nn.Module, inside: Tensors, where: str) -> None:
-    """Raises ``SapperError`` for a file whose first convolution is not of RGB."""
-    first = next((name for name, value in net.state_dict().items() if value.ndim == 4 and value.shape[1] == 3), None)
-    theirs = inside.get(first) if first else None
-    if first and theirs is not None and theirs.ndim == 4 and theirs.shape[1] != 3:
-        raise families.not_rgb(theirs.shape[1], f"{where}: {first}")
-
-
-def _resized(inside: Tensors, moved: Tensors, opening: Opening, where: str) -> list[str]:
-    """What timm's filter has brought to another size. Raises ``SapperError`` where the user has not asked for that."""
-    memory = {value.untyped_storage().data_ptr() for value in inside.values()}
-    numbers = {value.numel() for value in inside.values()}
-    changed = [
-        name
-        for name, value in moved.items()
-        if re.search(r"pos_embed|rel_pos|relative_position|patch_embed", name)
-        and value.untyped_storage().data_ptr() not in memory
-        and (inside[name].numel() != value.numel() if name in inside else value.numel() not in numbers)
-    ]
-    first = inside.get("patch_embed.proj.weight")
-    if "patch_embed.proj.weight" in changed and first is not None:
-        patch = first.shape[-1] if first.ndim == 4 else math.isqrt(first.shape[1] // 3)
-        raise SapperError(f"its patches have {patch} pixels on a side", where=where, remedy=f"say --patch {patch}")
-    if changed and opening.size is None:
-        places = inside.get("pos_embed")
-        side = math.isqrt(max(0, places.shape[1] - 1)) if places is not None and places.ndim == 3 else 0
-        size = f"{side * first.shape[-1]}" if side and first is not None and first.ndim == 4 else "N"
-        what = f"it is of another size of images: {layouts.shortened(changed)}"
-        raise SapperError(what, where=where, remedy=f"say --size {size}")
-    return [f"resampled for {opening.size} pixels: {layouts.shortened(changed)}"] if changed else []
 
 
 def about(weights: sources.Weights, layout: str, revision: str | None = None) -> dict[str, Any]:
