@@ -38,7 +38,7 @@ from sapper.running import Run
 from tests.micro import write_data
 from tests.signers import payload_of, with_payload, write_keys, write_pair
 
-REPORT = {"audit.html", "audit.json", "audit.sarif", "audit.cdx.json", "triggers.safetensors"}
+REPORT = {"audit.html", "audit.json", "audit.sarif", "audit.cdx.json", "audit.md", "triggers.safetensors"}
 
 
 @pytest.fixture(scope="module")

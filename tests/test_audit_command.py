@@ -31,7 +31,7 @@ from tests.test_cli import PROGRAM, _hear_interrupts
 from tests.test_encoder_inversion import Planted
 
 QUICK = BUDGETS["quick"]
-FILES = {"audit.html", "audit.json", "audit.sarif", "audit.cdx.json", "triggers.safetensors"}
+FILES = {"audit.html", "audit.json", "audit.sarif", "audit.cdx.json", "audit.md", "triggers.safetensors"}
 
 
 CODE = ("--trust-code", "--size", 16)

@@ -44,6 +44,7 @@ from sapper.files import shipped_file
 from sapper.methods import imported, known
 from sapper.report import write_report
 from sapper.report.audit_files import write_audit
+from sapper.report.notebook import ShownReport
 from sapper.running import FORMATS, Run
 from sapper.samples import ImageSet, read_samples
 from sapper.scenario.checking import read_instance
@@ -157,6 +158,8 @@ def audit(
 ) -> AuditReport:
     """Is this encoder safe to build on? ``report.verdict`` is "no-evidence", "backdoor" or "undecided".
 
+    A notebook shows the report as a page, ``print`` as lines.
+
     ``images``: ordinary images without labels, 64 or more, 256 are better. ``bags``: of known-clean encoders, by
     default those that come with Sapper. ``false_alarms``: the share of clean encoders that may come out as backdoored.
     ``base``: the encoder that this one is said to be, or to be made from. ``out``: a folder for the files that
@@ -171,7 +174,8 @@ def audit(
     shown = _images(images, subject)
     known = _bags(bags)
     run = run if run.why else searching(subject, shown, chosen, known, run, false_alarms)
-    report = auditing.audit(subject, shown, chosen, known, run, bound=false_alarms, base=base, more=more)
+    found = auditing.audit(subject, shown, chosen, known, run, bound=false_alarms, base=base, more=more)
+    report = ShownReport.of(found)
     if out is not None:
         opening = {"uri": str(subject.card.origin.get("opened", ""))}
         write_audit(report, Path(out), environment(run), opening=opening, command="sapper.audit(…)", sign=key)

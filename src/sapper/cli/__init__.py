@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from sapper import __version__
-from sapper.cli import attesting, audits, calibrating, experiments, listing, repairing, zoos
+from sapper.cli import attesting, audits, calibrating, experiments, listing, repairing, replaying, zoos
 from sapper.cli.shared import BROKEN_PIPE, ChosenEnd, err, guarded, out, spare_streams
 from sapper.errors import SapperError
 
@@ -45,7 +45,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     experiments.report,
     experiments.merge,
     audits.audit,
-    audits.replay,
+    replaying.replay,
     repairing.repair,
     attesting.verify,
     calibrating.calibrate,

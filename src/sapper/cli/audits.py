@@ -1,18 +1,20 @@
-"""Commands for one encoder: audit it, and replay what was found."""
+"""The command that audits encoders."""
 
+import re
 import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from sapper.attestations import ATTESTATION
 from sapper.cli.attesting import SignOption, key_of, signed
 from sapper.cli.opening import (
     WEIGHTS,
-    EncoderArgument,
+    EncodersArgument,
     Images,
     Said,
     Seed,
@@ -30,7 +32,6 @@ from sapper.cli.shared import (
     Device,
     Download,
     Threads,
-    check_file,
     check_learned,
     check_writable,
     err,
@@ -44,10 +45,23 @@ from sapper.errors import SapperError, printable
 SMALLEST_BOUND = 1e-6
 """Of false alarms: below it a bag would need more encoders than there are."""
 
+TABLE = ("audits.html", "audits.json")
+"""What audits of several encoders leave beside their folders."""
+
 REPLAY = "replay.json"
 """Beside ``audit.json``: what the last replay measured."""
 
-LEFT = ("audit.html", "audit.sarif", "audit.cdx.json", "triggers.safetensors", "audit.json", ATTESTATION, REPLAY)
+LEFT = (
+    "audit.html",
+    "audit.sarif",
+    "audit.cdx.json",
+    "audit.md",
+    "triggers.safetensors",
+    "audit.json",
+    ATTESTATION,
+    REPLAY,
+    *TABLE,
+)
 """What audits and replays leave; ``audit.json`` after the others, for which it vouches, and then its signature."""
 
 BagOption = Annotated[
@@ -58,7 +72,7 @@ BagOption = Annotated[
 
 @with_opening
 def audit(
-    encoder: EncoderArgument,
+    encoders: EncodersArgument,
     images: Images,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Folder for the reports, runs/audit by default.")
@@ -89,19 +103,23 @@ def audit(
 ) -> None:
     """Is this encoder safe to build on? Ends with 0: no evidence, 1: evidence of a backdoor, 2: not done, 3: undecided.
 
-    Leaves audit.html, audit.json, audit.sarif, audit.cdx.json, the recovered triggers, and their signature if --sign.
+    Leaves audit.html, audit.json, audit.md, audit.sarif, audit.cdx.json, the recovered triggers, and their signature if
+    --sign. Of several encoders each has a folder of its own below --out, and audits.html shows all in one table; the
+    first of 1, 2 and 3 that there is tells how it ends.
     """
     if fail_on not in ("backdoor", "undecided"):
         raise SapperError(f"{fail_on!r} is no verdict", where="--fail-on", remedy="use backdoor or undecided")
     check_bound(bound)
     folder = out_folder or Path("runs") / "audit"
     check_writable(folder)
-    remove_earlier(folder)
+    folders = folders_of(encoders, folder)
+    for each in {folder, *folders.values()}:
+        remove_earlier(each)
     from sapper.audits import calibration
     from sapper.defenses.budgets import budget as budget_of
 
     chosen = budget_of(budget)
-    named = [encoder, *([base] if base is not None else [])]
+    named = [*folders, *([base] if base is not None else [])]
     opening = check_first(named, images, data_root, device, said, download=download)
     if learned:
         check_learned(learned)
@@ -113,113 +131,86 @@ def audit(
     from sapper.audits import stored
     from sapper.engine.environment import environment
     from sapper.report import audit as page
+    from sapper.report import several
     from sapper.report.audit_files import write_audit
 
     more = {each.kind.method: each for each in [stored.load(learned)]} if learned else {}
-    with telling_interrupts("interrupted; nothing was written"), bars as progress:
-        run = replace(run, progress=progress)
-        digest = digest_of(encoder) if key else None
-        subject = open_encoder(encoder, run, opening)
+    command = shlex.join(["sapper", *sys.argv[1:]])
+    permitted = Opening(trust_code=said.trust_code, allow_weak_sandbox=said.allow_weak_sandbox)
+    shown: dict[int, Any] = {}  # the images in each size
+
+    def one(uri: str, place: Path, run: Any) -> Any:
+        """Audit an encoder and write its report; the report, and the lines to be told."""
+        digest = digest_of(uri) if key else None
+        subject = open_encoder(uri, run, opening)
         if key:
             check_attestable(subject.card.origin, digest)
-        shown = load_images(images, split, subject.card.input_size, data_root, download=download)
+        size = subject.card.input_size
+        if size not in shown:
+            shown[size] = load_images(images, split, size, data_root, download=download)
         for judge in more.values():
             judge.check(subject)
-        origin = None
-        if base is not None:
-            permitted = Opening(trust_code=said.trust_code, allow_weak_sandbox=said.allow_weak_sandbox)
-            origin = open_encoder(base, run, opening if Path(base).exists() else permitted)
-        match = calibration.fitting(calibration.Key.of(subject, shown, chosen), known, bound)
+        origin = open_encoder(base, run, opening if Path(base).exists() else permitted) if base is not None else None
+        match = calibration.fitting(calibration.Key.of(subject, shown[size], chosen), known, bound)
         if bags and match.reason:
             err.print(f"note: the audit will be undecided: {printable(match.reason)}", markup=False)
-        run = api.searching(subject, shown, chosen, known, run, bound)
-        report = api.audit(
-            *(subject, shown),
-            budget=budget,
-            bags=known,
-            false_alarms=bound,
-            base=origin,
-            more=more,
-            surroundings=run,
-        )
-    said_to_open = {"uri": encoder} | said.recorded()
-    command = shlex.join(["sapper", *sys.argv[1:]])
-    written = write_audit(report, folder, environment(run), opening=said_to_open, command=command, sign=key)
-    say_verdict([*page.lines(report), *signed(folder, key), f"report: {written}"])
-    passes = report.verdict == "undecided" and fail_on == "backdoor" and not report.hidden
-    raise typer.Exit(0 if passes else EXIT[report.verdict])
+        ask: dict[str, Any] = {"budget": budget, "bags": known, "false_alarms": bound, "base": origin, "more": more}
+        surroundings = api.searching(subject, shown[size], chosen, known, run, bound)
+        report = api.audit(subject, shown[size], surroundings=surroundings, **ask)
+        opened = {"uri": uri} | said.recorded()
+        written = write_audit(report, place, environment(surroundings), opening=opened, command=command, sign=key)
+        return report, [*page.lines(report), *signed(place, key), f"report: {written}"]
+
+    def end_of(report: Any) -> int:
+        passes = report.verdict == "undecided" and fail_on == "backdoor" and not report.hidden
+        return 0 if passes else EXIT[report.verdict]
+
+    single = len(folders) == 1
+    left = "nothing was written" if single else "what is finished is kept"
+    rows: list[several.Row] = []
+    ends: set[int] = set()
+    with telling_interrupts(f"interrupted; {left}"), bars as progress:
+        run = replace(run, progress=progress)
+        for uri, place in folders.items():
+            try:
+                report, told = one(uri, place, run)
+            except SapperError as error:
+                if single:
+                    raise
+                err.print(f"[bold red]error[/bold red] {escape(str(error))}", soft_wrap=True)
+                rows.append(several.Row(encoder=uri, verdict=several.NOT_DONE, reason=error.what))
+                ends.add(2)
+                continue
+            rows.append(several.Row.of(uri, place.name, report))
+            ends.add(end_of(report))
+            if single:
+                break
+            say(f"{uri}: {rows[-1].title.lower()}")
+    if not single:
+        written = several.write(rows, folder, environment(run), command)
+        told = [*several.lines(rows), f"all of them: {written}"]
+    say_verdict(told)
+    raise typer.Exit(next((code for code in (1, 2, 3) if code in ends), 0))
 
 
-@with_opening
-def replay(
-    recorded: Annotated[Path, typer.Argument(help="The audit.json of an audit.")],
-    images: Images,
-    split: Split = None,
-    encoder: Annotated[
-        str | None, typer.Option("--encoder", help="Where the audited file is now, or another encoder to try.")
-    ] = None,
-    out_file: Annotated[
-        Path | None, typer.Option("--out", help="File for what is measured, replay.json beside the audit by default.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the controls.")] = 0,
-    data_root: DataRoot = None,
-    download: Download = False,
-    device: Device = "auto",
-    threads: Threads = 0,
-    *,
-    said: Said,
-) -> None:
-    """Stamp an audit's recovered triggers on other images, and measure again what they do.
+def folders_of(encoders: list[str], out: Path) -> dict[str, Path]:
+    """Where the report of each encoder goes: ``out`` itself for one, else folders in it with the encoders' names.
 
-    The encoder that was audited is opened as it was then, wherever it lies; another one as --arch, --mean … say.
+    Raises ``SapperError`` for an encoder that is named twice.
     """
-    path = out_file or recorded.parent / REPLAY
-    check_file(path)
-    from sapper.audits.recorded import read_content
-    from sapper.files import as_text, sha256, write_atomically
-
-    audit = read_content(recorded)
-    recorded_opening, audited = audit["opening"], audit["encoder"].get("sha256")
-    uri = encoder or recorded_opening["uri"]
-    if encoder is None or (Path(uri).is_file() and sha256(Path(uri)) == audited):
-        as_then = {name: value for name, value in recorded_opening.items() if name != "uri"}
-        said = replace(said, **as_then | said.recorded())
-    if encoder is None and Path(uri).suffix in WEIGHTS and not Path(uri).exists():
-        remedy = "name its place with --encoder, or run this where the audit was run"
-        raise SapperError("the audited encoder is not there", where=uri, remedy=remedy)
-    opening = check_first([uri], images, data_root, device, said, download=download)
-    run, bars = begin(device, threads, seed)
-    from sapper.audits import auditing, replaying
-    from sapper.report import audit as page
-    from sapper.running import FORMATS
-
-    found = replaying.read_audit(recorded)
-    dtype = FORMATS.get(str(audit.get("number_format")), run.dtype)
-    with bars as progress:
-        run = replace(run, progress=progress, dtype=dtype)  # of the audit: what it found is measured anew
-        subject = open_encoder(uri, run, opening)
-        if encoder is None and audited != subject.card.origin.get("sha256"):
-            what, remedy = "this is not the file that was audited", "name the file with --encoder if that is meant"
-            raise SapperError(what, where=uri, remedy=remedy)
-        shown = load_images(images, split, subject.card.input_size, data_root, download=download)
-        replays = replaying.replay(found, subject, shown, run)
-    content = {
-        "schema": 1,
-        "audit": audited,
-        "encoder": auditing.about(subject),
-        "images": auditing.about_images(shown),
-        "seed": seed,
-        "command": shlex.join(["sapper", *sys.argv[1:]]),
-        "replays": replaying.as_json(replays),
-    }
-    write_atomically(path, as_text(content))
-    if shown.digest == found.content["images"].get("sha256"):
-        say("note: these are the images that the trigger was found with; others would be better evidence")
-    if audited != subject.card.origin.get("sha256"):
-        say(f"on {uri}, which is not the file that was audited:")
-    for line in page.replay_lines(replays, found.in_clean) + page.guess(auditing.about(subject)):
-        say(line)
-    say(f"measured: {path}")
+    if len(encoders) == 1:
+        return {encoders[0]: out}
+    found: dict[str, Path] = {}
+    for uri in encoders:
+        if uri in found:
+            raise SapperError("this encoder is named twice", where=uri, remedy="name each once")
+        last = re.split(r"[/:]", uri.rstrip("/"))[-1]
+        name = re.sub(r"[^\w.+@-]", "-", last.removesuffix(Path(last).suffix if Path(last).suffix in WEIGHTS else ""))
+        taken = {path.name for path in found.values()}
+        numbered = (f"{name}-{number}" for number in range(2, len(encoders) + 1))
+        free = next(each for each in (name.strip(".") or "encoder", *numbered) if each not in taken)
+        found[uri] = out / free
+    return found
 
 
 def check_bound(bound: float) -> None:

@@ -20,6 +20,12 @@ from sapper.errors import SapperError, closest, printable
 EncoderArgument = Annotated[
     str, typer.Argument(help="A file, timm:NAME, torchvision:NAME, open_clip:NAME/TAG, hf-hub:ORG/MODEL@REVISION …")
 ]
+EncodersArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ENCODER...", help="Files, timm:NAME, torchvision:NAME, open_clip:NAME/TAG, hf-hub:ORG/MODEL@REVISION …"
+    ),
+]
 Images = Annotated[
     str, typer.Option("--images", help="Ordinary images, without labels: a folder, a file, or a data set's name.")
 ]

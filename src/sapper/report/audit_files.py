@@ -15,7 +15,7 @@ from sapper.audits.auditing import AuditReport
 from sapper.audits.recorded import TRIGGERS
 from sapper.files import as_bytes, as_text, write_atomically
 from sapper.report import audit as page
-from sapper.report import cyclonedx, sarif
+from sapper.report import cyclonedx, model_card, sarif
 
 
 def write_audit(
@@ -27,7 +27,7 @@ def write_audit(
     command: str,
     sign: SigningKey | None = None,
 ) -> Path:
-    """Write audit.html, .sarif, .cdx.json, the triggers, and last ``audit.json``, which vouches for the others.
+    """Write audit.html, .sarif, .cdx.json, .md, the triggers, and last ``audit.json``, which vouches for the others.
 
     ``opening``: the encoder's ``uri`` and how it was opened, for a replay. ``command`` repeats the audit. ``sign``: a
     key that signs a statement of verdict, encoder and files, which comes after them; raises ``SapperError`` for an
@@ -58,6 +58,7 @@ def audit_files(
         "audit.html": as_bytes(page.render(report, dict(environment), command)),
         "audit.sarif": as_bytes(as_text(sarif.render(report))),
         "audit.cdx.json": as_bytes(as_text(cyclonedx.render(report))),
+        "audit.md": as_bytes(model_card.render(report, command)),
         TRIGGERS: triggers,
         "audit.json": as_bytes(as_text(content)),
     }

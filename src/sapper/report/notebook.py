@@ -1,0 +1,34 @@
+"""An audit in a notebook: what ``sapper.audit`` returns shows itself."""
+
+from dataclasses import dataclass, fields
+
+from sapper.audits.auditing import AuditReport
+from sapper.report.audit import WORDS, guess, lines, meaning, pictures
+from sapper.report.pages import environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownReport(AuditReport):
+    """An ``AuditReport`` that a notebook shows as a short page, and ``print`` as the lines of the command."""
+
+    @staticmethod
+    def of(report: AuditReport) -> "ShownReport":
+        """The same report."""
+        return ShownReport(**{each.name: getattr(report, each.name) for each in fields(AuditReport)})
+
+    def __str__(self) -> str:
+        return "\n".join(lines(self))
+
+    def _repr_html_(self) -> str:
+        """The page's HTML without head and style of its own: notebooks have theirs. Nothing in it runs."""
+        return (
+            environment()
+            .get_template("notebook.html.j2")
+            .render(
+                report=self,
+                word=WORDS[self.verdict],
+                meaning=meaning(self),
+                warnings=guess(self.encoder),
+                shown=pictures(self),
+            )
+        )
