@@ -18,10 +18,9 @@ from sapper import datasets, defenses, encoders, process
 from sapper.attacks.contracts import Poisoned
 from sapper.attestations import SigningKey, signing_key
 from sapper.attestations.verifying import check_attestable, digest_of
-from sapper.audits import auditing, calibration, repairing, replaying
+from sapper.audits import auditing, calibrating, calibration, repairing, replaying
 from sapper.audits.auditing import AuditReport
 from sapper.audits.calibration import BOUND, Bag
-from sapper.audits.one_kind import of_one_kind
 from sapper.audits.repairing import RepairReport
 from sapper.audits.replaying import Replay
 from sapper.defenses.budgets import Budget
@@ -319,14 +318,19 @@ def calibrate(
     budget: str = "quick",
     pretraining: str = "not said",
     opener: Callable[[str], Encoder] | None = None,
+    lenient: bool = False,
+    kept: Path | None = None,
+    tell: Callable[[str], None] = lambda _line: None,
     surroundings: Run | None = None,
 ) -> Bag:
     """What audits find in encoders that are known to be clean, all of one architecture: a bag to compare others with.
 
     ``images``: as for ``audit``, or what gives those of a size. ``name`` of the bag; ``pretraining``: how the encoders
     were trained, in words. ``opener``: how to open one, ``open`` by default. Each is opened twice: all are checked
-    before hours are spent on the first. ``write_bag`` keeps the bag. Raises ``SapperError`` for copies, for encoders
-    of several kinds, and for too few images.
+    before hours are spent on the first. ``kept``: a file that keeps what was found in each, so that an interrupted call
+    goes on. ``lenient``: leave out what cannot be opened, copies, and what is not of the kind that most are of; the bag
+    names it, and ``tell`` gets a line for each. ``write_bag`` keeps the bag. Raises ``SapperError`` for too few images,
+    and unless ``lenient`` for copies and for encoders of several kinds.
     """
     run, chosen = surroundings or Run(), budget_of(budget)
     uris = [str(each) for each in known_clean]
@@ -342,30 +346,17 @@ def calibrate(
             shown[side] = images(side) if callable(images) else _images(images, subject)
         return subject, shown[side]
 
-    digests, key = of_one_kind(uris, opened, chosen)
-    run = of_searching(opened(uris[0])[0], run)
-    scores: dict[str, list[float | None]] = {detector: [] for detector in chosen.detectors}
-    gathered: dict[str, list[float | None]] = {detector: [] for detector in chosen.detectors}
-    with run.progress.bar("known-clean encoders", len(uris)) as bar:
-        for uri, digest in zip(uris, digests):
-            subject, own = opened(uri)
-            if auditing.fingerprint(subject) != digest:
-                what, remedy = "its weights changed while others were measured", "name files that stay as they are"
-                raise SapperError(what, where=uri, remedy=remedy)
-            child = run.child(digest)
-            for detector, verdict in auditing.scores(subject, own, chosen.make(), child).items():
-                effect = auditing.effect(subject, verdict, own, child)
-                scores[detector].append(verdict.score)
-                gathered[detector].append(effect.gathered if effect else None)
-            bar.advance()
-    (some,) = shown.values()
-    return Bag(
+    known = calibrating.candidates(uris, opened, chosen, lenient=lenient)
+    for uri, why in known.left_out.items():
+        tell(f"left out: {uri}: {why}")
+    looked, run = calibrating.looks(known, opened, chosen, of_searching, run, kept)
+    some = shown[known.key.input_size]
+    return calibrating.bag_of(
+        known,
+        looked,
         name=name,
-        key=key,
-        pretraining=pretraining,
         images=f"{some.name} {some.split}",
-        scores=scores,
-        gathered=gathered,
+        pretraining=pretraining,
         made=environment(run),
     )
 

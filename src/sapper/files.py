@@ -147,16 +147,16 @@ def _beside(path: Path) -> Iterator[Path]:
             beside.unlink()
 
 
-def shipped_file(name: str, folder: str, kind: str) -> Path:
+def shipped_file(name: str, folder: str, kind: str, suffix: str = ".toml") -> Path:
     """The file itself, or the one of that name among those that come with sapper, of a ``kind`` in a ``folder``."""
     path = Path(name)
     if path.is_file():
         return path
-    shipped = {file.stem: file for place in SHIPPED for file in sorted((place / folder).glob("*.toml"))}
+    shipped = {file.stem: file for place in SHIPPED for file in sorted((place / folder).glob(f"*{suffix}"))}
     if name in shipped:
         return shipped[name]
-    what = "there is no such file" if path.suffix == ".toml" else f"no {kind} is called {name!r}"
-    remedy = f"{closest(path.stem, list(shipped))} (those come with sapper), or the path of a TOML file"
+    what = "there is no such file" if path.suffix == suffix else f"no {kind} is called {name!r}"
+    remedy = f"{closest(path.stem, list(shipped))} (those come with sapper), or the path of a {suffix} file"
     raise SapperError(what, where=name, remedy=remedy)
 
 

@@ -78,7 +78,7 @@ class Key:
             for name, method in budget.make().items()
         }
         return Key(
-            architecture=card.network,
+            architecture=card.kind,
             width=card.width,
             stem=card.stem,
             feature_size=encoder.feature_size,

@@ -1,5 +1,6 @@
 """The command that makes bags: what audits find in encoders that are known to be clean."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,17 +17,35 @@ from sapper.cli.opening import (
     check_first,
     load_images,
     open_encoder,
+    said_in,
     with_opening,
 )
-from sapper.cli.shared import BudgetOption, DataRoot, Device, Download, Threads, check_file, say
-from sapper.errors import SapperError
+from sapper.cli.shared import (
+    BudgetOption,
+    DataRoot,
+    Device,
+    Download,
+    Threads,
+    check_file,
+    err,
+    say,
+    telling_interrupts,
+)
+from sapper.encoders.names import kind_of
+from sapper.errors import SapperError, printable
+from sapper.files import read_text, shipped_file
 
 
 @with_opening
 def calibrate(
-    encoders: Annotated[list[str], typer.Option("--encoders", help="A known-clean encoder, or a folder. Repeatable.")],
     images: Images,
     out_file: Annotated[Path, typer.Option("--out", help="The bag to write, a JSON file.")],
+    encoders: Annotated[
+        list[str] | None, typer.Option("--encoders", help="A known-clean encoder, or a folder. Repeatable.")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option("--models", help="A list of public models: resnet50, vit_b_16, clip_vit_b_16, a file.")
+    ] = None,
     pretraining: Annotated[
         str, typer.Option("--pretraining", help="How these encoders were trained, in words.")
     ] = "not said",
@@ -40,8 +59,14 @@ def calibrate(
     *,
     said: Said,
 ) -> None:
-    """Make a bag: what audits find in encoders that are known to be clean, all of one architecture."""
-    uris = _listed(encoders)
+    """Make a bag: what audits find in encoders that are known to be clean, all of one architecture.
+
+    Of a list of public models, those that cannot be had or are of another kind are told and left out. Interrupted, the
+    same command goes on.
+    """
+    if (encoders is None) == (models is None):
+        remedy = "name encoders with --encoders, or a list of public models with --models"
+        raise SapperError("which encoders are known to be clean?", where="--encoders", remedy=remedy)
     check_file(out_file)
     for option, text in (("--out", out_file.stem), ("--pretraining", pretraining), ("--images", images)):
         if not text.isprintable() or (option == "--out" and "\\" in text):
@@ -49,7 +74,10 @@ def calibrate(
     from sapper.defenses.budgets import budget as budget_of
 
     budget_of(budget)
-    opening = check_first(uris, images, data_root, device, said, download=download)
+    listed = dict.fromkeys(_listed(encoders), said) if encoders else _of_list(models or "", said)
+    known = [] if models else list(listed)
+    check_first(known, images, data_root, device, said, download=download)
+    openings = {uri: each.opening() for uri, each in listed.items()}
     run, bars = begin(device, threads, seed)
     from sapper import api
     from sapper.audits import calibration
@@ -62,21 +90,52 @@ def calibrate(
             sides[side] = load_images(images, split, side, data_root, download=download)
         return sides[side]
 
-    with bars as progress:
+    def opened(uri: str) -> Any:
+        kind_of(uri, trust_code=openings[uri].trust_code)
+        return open_encoder(uri, run, openings[uri])
+
+    kept = out_file.with_name(f"{out_file.name}.part")
+    with telling_interrupts("interrupted; the same command goes on from here"), bars as progress:
         bag = api.calibrate(
-            uris,
+            list(listed),
             own_images,
             name=out_file.stem,
             budget=budget,
             pretraining=pretraining,
-            opener=lambda uri: open_encoder(uri, run, opening),
+            opener=opened,
+            lenient=models is not None,
+            kept=kept,
+            tell=lambda line: err.print(printable(line), markup=False, soft_wrap=True),
             surroundings=replace(run, progress=progress),
         )
     calibration.write_bag(bag, out_file)
-    least = 1 / (len(uris) + 1)
+    kept.unlink(missing_ok=True)
+    least = 1 / (bag.size + 1)
     few = fewest(calibration.BOUND)
-    more = f"; an audit at {calibration.BOUND:.0%} takes {few} or more" if len(uris) < few else ""
-    say(f"{len(uris)} known-clean encoders; the smallest p-value beside them is {least:.3g}{more}: {out_file}")
+    more = f"; an audit at {calibration.BOUND:.0%} takes {few} or more" if bag.size < few else ""
+    say(f"{bag.size} known-clean encoders; the smallest p-value beside them is {least:.3g}{more}: {out_file}")
+
+
+def _of_list(name: str, said: Said) -> dict[str, Said]:
+    """The encoders of a list of public models, and how each is to be opened: one a line, with options and a source.
+
+    Raises ``SapperError`` naming the line for what is none.
+    """
+    path = shipped_file(name, "zoos/public", "list", ".txt")
+    found: dict[str, Said] = {}
+    for number, line in enumerate(read_text(path, "name a list of models").splitlines(), 1):
+        where = f"{path}: line {number}"
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise SapperError(str(error), where=where, remedy="close the quotation") from error
+        if words:
+            found[words[0]] = said_in(words[1:], said, where)
+    if not found:
+        raise SapperError(
+            "there is no model in it", where=str(path), remedy="write one a line, as timm:resnet50.a1_in1k"
+        )
+    return found
 
 
 def _listed(names: list[str]) -> list[str]:

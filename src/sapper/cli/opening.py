@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -119,6 +120,29 @@ class Said:
 
 
 PERMISSIONS = ("trust_code", "allow_weak_sandbox")
+
+
+def said_in(words: list[str], base: Said, where: str) -> Said:
+    """``base`` with the options that stand in a line of a file, as ``--size 224``; permissions are given elsewhere.
+
+    Raises ``SapperError`` for what is no option, or has no value that it takes.
+    """
+    known = {f"--{each.name.replace('_', '-')}": each.name for each in fields(Said) if each.name not in PERMISSIONS}
+    changed: dict[str, Any] = {}
+    for option, value in zip_longest(words[::2], words[1::2]):
+        if option not in known or value is None:
+            what = f"{option} has no value" if option in known else f"{option} is no option of how to open an encoder"
+            raise SapperError(what, where=where, remedy=closest(option, list(known)))
+        name = known[option]
+        if name in ("size", "heads", "patch"):
+            if not value.isdecimal() or int(value) < 1:
+                raise SapperError(f"{value!r} is no number of pixels or heads", where=where, remedy=f"write {option} N")
+            changed[name] = int(value)
+        elif name in ("keys", "leave_out"):
+            changed[name] = [*changed.get(name, getattr(base, name) or []), value]
+        else:
+            changed[name] = value
+    return replace(base, **changed)
 
 
 def with_opening(command: Callable[..., None]) -> Callable[..., None]:

@@ -42,7 +42,7 @@ class _Console(Console):
             raise SystemExit(BROKEN_PIPE) from None
 
 
-out, err = _Console(highlight=False), _Console(stderr=True, highlight=False)
+out, err = _Console(highlight=False, emoji=False), _Console(stderr=True, highlight=False, emoji=False)
 
 
 class ExecutorName(StrEnum):

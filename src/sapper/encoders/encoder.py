@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sapper.augment import to_grayscale
-from sapper.encoders.names import Stem
+from sapper.encoders.names import SAME, Stem
 from sapper.encoders.text import TextCard, TextTower
 from sapper.errors import SapperError
 from sapper.samples import InputSpec, PixelSpec
@@ -65,6 +65,12 @@ class Card:
     def network(self) -> str:
         """The architecture, and in what the network differs from it: ``timm:vit_small_patch16_224, num_heads=12``."""
         return ", ".join([self.architecture, *(f"{name}={value}" for name, value in sorted(self.arguments.items()))])
+
+    @property
+    def kind(self) -> str:
+        """The network whatever library calls it so: ``resnet50`` for ``timm:resnet50``, too."""
+        same = SAME.fullmatch(self.architecture)
+        return same[1] if same and not self.arguments and self.stem == "imagenet" else self.network
 
 
 class Encoder(nn.Module):

@@ -42,12 +42,15 @@ SCHEMES = (*LIBRARIES, "hf-hub")
 CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """``package.module:factory``."""
 
+SAME = re.compile(r"(?:timm|torchvision):(resnet(?:18|34|50|101|152))")
+"""Models of libraries that are the same networks as ours with the stem ``imagenet``, down to the names of weights."""
+
 OF_CODE = "code:"
 """What names of architectures begin with that a user's own code makes, in a card."""
 
 
-def kind_of(uri: str, *, trust_code: bool = False) -> Literal["file", "name", "code"]:
-    """What ``open`` would open: something on disk, a model by name, or the user's own function.
+def kind_of(uri: str, *, trust_code: bool = False) -> Literal["file", "name", "address", "code"]:
+    """What ``open`` would open: something on disk, a model by name, a file's address, or the user's own function.
 
     Reads no file and runs no code. Raises ``SapperError`` when nothing goes by that name, and for code without
     ``trust_code``.
@@ -57,6 +60,8 @@ def kind_of(uri: str, *, trust_code: bool = False) -> Literal["file", "name", "c
         return "file"
     if colon and scheme in SCHEMES:
         return "name"
+    if uri.startswith("https://"):
+        return "address"
     if not is_code(uri):
         raise _unknown(uri)
     check_trusted(uri, trust_code=trust_code)

@@ -34,6 +34,7 @@ def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
     ``hf-hub:ORG/MODEL``      and ``@REVISION``: timm's and open_clip's repositories, or a file of weights
     a path                    ``.safetensors``, or a state dict in ``.pt``, ``.pth``, ``.ckpt``; see ``layouts``; with
                               ``architecture="package.module:name"`` that of a network of your own
+    ``https://…``             a file of weights, kept in torch's cache
     ``package.module:name``   your own function without arguments, only with ``trust_code``
     ========================  ==========================================================================================
 
@@ -44,6 +45,9 @@ def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
     kind = kind_of(uri, trust_code=opening.trust_code)
     if kind == "file":
         found = _open_file(Path(uri), run, opening)
+    elif kind == "address":
+        with located(uri):
+            found = _open_file(sources.from_web(uri), run, opening)
     elif kind == "name":
         scheme, _, name = uri.partition(":")
         with located(uri):

@@ -3,6 +3,7 @@
 Weights come back as tensors by name. Only safetensors are read here; a pickle goes through the sandbox first.
 """
 
+import hashlib
 import json
 import re
 import stat
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
+from urllib.parse import urlsplit
 
 import safetensors
 import safetensors.torch
@@ -323,14 +325,28 @@ def from_address(address: str) -> Path:
     What is fetched must have the hash that its name ends with. Raises ``SapperError`` when it cannot be fetched.
     """
     name = address.rsplit("/", 1)[-1]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    claimed = re.search(r"-([0-9a-f]{8,})\.", name)
+    return _fetched(address, Path(torch.hub.get_dir()) / "checkpoints" / name, claimed[1] if claimed else None)
+
+
+def from_web(address: str) -> Path:
+    """A file of weights at an address of the user's, in torch's cache, fetched unless it is there.
+
+    Raises ``SapperError`` when it cannot be fetched.
+    """
+    name = Path(urlsplit(address).path).name or "weights"
+    own = hashlib.sha256(address.encode()).hexdigest()[:12]  # many are called checkpoint.pth
+    return _fetched(address, Path(torch.hub.get_dir()) / "sapper" / f"{own}-{name}", None)
+
+
+def _fetched(address: str, path: Path, claimed: str | None) -> Path:
+    """The file at ``path``; fetched if there is none, with a hash that begins as ``claimed``."""
     if path.exists():
         return path.resolve()
-    claimed = re.search(r"-([0-9a-f]{8,})\.", name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(address, str(path), claimed[1] if claimed else None, progress=False)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        torch.hub.download_url_to_file(address, str(path), claimed, progress=False)
+    except (urllib.error.URLError, OSError, RuntimeError, ValueError) as error:
         remedy = f"check the network, or put the file there yourself: {path}"
         raise SapperError(f"cannot fetch the weights: {error}", where=address, remedy=remedy) from error
     return path.resolve()
