@@ -125,7 +125,7 @@ def _is_there(uri: str) -> bool:
 def _unknown(uri: str) -> SapperError:
     scheme, colon, _ = uri.partition(":")
     if colon and "/" not in scheme:
-        remedy = closest(scheme, [*SCHEMES]) + ", or a path, or package.module:factory"
+        remedy = closest(scheme, [*SCHEMES]) + ", or a path, an address https://…, or package.module:factory"
         return SapperError(f"there is no scheme {scheme!r}", where=uri, remedy=remedy)
     here = Path(uri).parent
     names = [path.name for path in here.iterdir() if path.is_file()] if here.is_dir() else []
