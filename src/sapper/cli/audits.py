@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from sapper.attestations import ATTESTATION
 from sapper.cli.attesting import SignOption, key_of, signed
+from sapper.cli.explaining import Asked, explain
 from sapper.cli.opening import (
     WEIGHTS,
     EncodersArgument,
@@ -92,6 +93,9 @@ def audit(
     fail_on: Annotated[
         str, typer.Option("--fail-on", help="What fails: undecided (exit 3 if no bag fits), or backdoor (exit 0 then).")
     ] = "undecided",
+    explained: Annotated[
+        bool, typer.Option("--explain", help="Say why, and which command would change an undecided verdict.")
+    ] = False,
     sign: SignOption = None,
     seed: Seed = 0,
     data_root: DataRoot = None,
@@ -138,6 +142,9 @@ def audit(
     command = shlex.join(["sapper", *sys.argv[1:]])
     permitted = Opening(trust_code=said.trust_code, allow_weak_sandbox=said.allow_weak_sandbox)
     shown: dict[int, Any] = {}  # the images in each size
+    options = {"split": split, "bag": [str(path) for path in bags or []], "data-root": data_root and str(data_root)}
+    more_said = {name: value for name, value in options.items() if value}
+    asked = Asked(uri="", images=images, budget=budget, said=said, more=more_said)
 
     def one(uri: str, place: Path, run: Any) -> Any:
         """Audit an encoder and write its report; the report, and the lines to be told."""
@@ -151,7 +158,8 @@ def audit(
         for judge in more.values():
             judge.check(subject)
         origin = open_encoder(base, run, opening if Path(base).exists() else permitted) if base is not None else None
-        match = calibration.fitting(calibration.Key.of(subject, shown[size], chosen), known, bound)
+        its = calibration.Key.of(subject, shown[size], chosen)
+        match = calibration.fitting(its, known, bound)
         if bags and match.reason:
             err.print(f"note: the audit will be undecided: {printable(match.reason)}", markup=False)
         ask: dict[str, Any] = {"budget": budget, "bags": known, "false_alarms": bound, "base": origin, "more": more}
@@ -159,7 +167,8 @@ def audit(
         report = api.audit(subject, shown[size], surroundings=surroundings, **ask)
         opened = {"uri": uri} | said.recorded()
         written = write_audit(report, place, environment(surroundings), opening=opened, command=command, sign=key)
-        return report, [*page.lines(report), *signed(place, key), f"report: {written}"]
+        why = explain(report, its, match, known, replace(asked, uri=uri)) if explained else []
+        return report, [*page.lines(report), *why, *signed(place, key), f"report: {written}"]
 
     def end_of(report: Any) -> int:
         passes = report.verdict == "undecided" and fail_on == "backdoor" and not report.hidden
@@ -185,7 +194,8 @@ def audit(
             ends.add(end_of(report))
             if single:
                 break
-            say(f"{uri}: {rows[-1].title.lower()}")
+            for line in [f"{uri}: {rows[-1].title.lower()}", *(told if explained else [])]:
+                say(line)
     if not single:
         written = several.write(rows, folder, environment(run), command)
         told = [*several.lines(rows), f"all of them: {written}"]

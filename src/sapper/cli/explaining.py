@@ -1,0 +1,103 @@
+"""Why an audit ended as it did, and the one command that would change an undecided one: ``sapper audit --explain``."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any
+
+from sapper.audits.calibration import Bag, Key, Match
+from sapper.cli.opening import PERMISSIONS, Said
+from sapper.conformal import fewest
+
+PUBLIC = {
+    "resnet50": "resnet50",
+    "timm:vit_base_patch16_224": "vit_b_16",
+    "open_clip:ViT-B-16": "clip_vit_b_16",
+    "open_clip:ViT-B-32": "clip_vit_b_32",
+}
+"""Kinds of networks for which a list of public models comes with sapper, and its name."""
+
+CLEAN = "FOLDER"
+"""Where the user's own known-clean encoders are, in a command."""
+
+
+def explain(report: Any, key: Key, match: Match, known: Sequence[Bag], asked: "Asked") -> list[str]:
+    """Lines that say why, and what to do; ``report`` is the ``AuditReport``, ``known`` the bags that there were."""
+    if report.verdict != "undecided":
+        told = (
+            f"why: the p-value is {report.p_value:.3g}, and {report.false_alarm_bound:g} or less is unusual; the score "
+            f"is {report.leading.score:.3g}, and must exceed {report.leading.threshold:g}"
+        )
+        return [told] if report.budget != "quick" else [told, f"more is tried by: {asked.audit(budget='standard')}"]
+    if match.bags:
+        return [
+            f"why: {report.reason} No bag changes that, since there is no score to compare.",
+            "get the encoder from another source, or say with --mean and --std what it was trained with",
+        ]
+    needed = fewest(report.false_alarm_bound)
+    if match.too_small:
+        bag = next(bag for bag in known if bag.key == key)
+        bound = ceil(10_000 / (bag.size + 1)) / 10_000
+        return [
+            f"why: a bound of {report.false_alarm_bound:g} on false alarms needs {needed} known-clean encoders, and "
+            f"the bag {bag.name} has {bag.size}",
+            f"a verdict with the bound that these allow: {asked.audit(**{'false-alarms': f'{bound:g}'})}",
+        ]
+    why = [
+        "why: what this score is worth can only be told beside known-clean encoders of the same kind: "
+        f"{key.architecture}, width {key.width}, {key.feature_size} features, {key.input_size} pixels, the same "
+        f"images and the budget {key.budget}; there is no such bag"
+    ]
+    near = next((bag for bag in known if set(key.differs(bag.key)) <= {"images", "budget", "detectors"}), None)
+    if near is not None:
+        name, _, split = near.images.rpartition(" ")
+        changed = {"images": name, "split": split, "budget": near.key.budget}
+        return [
+            *why,
+            f"encoders of this kind were measured with {near.images} and the budget {near.key.budget}, in the bag "
+            f"{near.name}; with those: {asked.audit(**changed)}",
+        ]
+    if key.architecture in PUBLIC:
+        name = PUBLIC[key.architecture]
+        file, made = f"{name}.json", asked.calibrate(["--models", name], f"{name}.json")
+        do = f"public models of this kind, which are taken for clean, are fetched and measured by: {made}"
+    else:
+        file, made = "known-clean.json", asked.calibrate(["--encoders", CLEAN], "known-clean.json")
+        do = f"put {needed} or more encoders that you know to be clean into {CLEAN}, and measure them: {made}"
+    return [*why, do, f"then: {asked.audit(bag=file)}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What was asked, for commands that ask again: encoder, images, budget, how to open it, and ``more`` options."""
+
+    uri: str
+    images: str
+    budget: str
+    said: Said
+    more: Mapping[str, str | list[str]] = field(default_factory=dict)
+
+    def audit(self, **changed: str) -> str:
+        """The same audit with other options."""
+        options = {"images": self.images, "budget": self.budget} | dict(self.more) | changed
+        return shlex.join(["sapper", "audit", self.uri, *_words(options), *self._opening()])
+
+    def calibrate(self, source: list[str], out: str) -> str:
+        """A bag for it."""
+        options = {"images": self.images, "budget": self.budget} | dict(self.more)
+        options = {name: value for name, value in options.items() if name != "bag"}
+        return shlex.join(["sapper", "calibrate", *source, *_words(options), *self._opening(), "--out", out])
+
+    def _opening(self) -> list[str]:
+        given = [name for name in PERMISSIONS if getattr(self.said, name)]
+        return _words(self.said.recorded()) + [f"--{name.replace('_', '-')}" for name in given]
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    """Options as words of a command line; a list is one option for each of its values."""
+    found = []
+    for name, value in options.items():
+        for each in value if isinstance(value, list) else [value]:
+            found += [f"--{name.replace('_', '-')}", str(each)]
+    return found
