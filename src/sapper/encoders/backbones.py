@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sapper.encoders.encoder import PROJECTION, Card, Encoder
-from sapper.encoders.names import ARCHITECTURES, OWN, PREACT, Stem, check_architecture
+from sapper.encoders.names import ARCHITECTURES, OWN, PREACT, SMALL, Stem, check_architecture
 from sapper.encoders.preact import EXPANSION, PreActResNet
+from sapper.encoders.small import small
 from sapper.errors import SapperError, closest
 from sapper.running import Run
 from sapper.samples import PixelSpec
@@ -60,8 +61,8 @@ def build(
     """An untrained encoder, initialized from the run's seed, on its device.
 
     The default is BadEncoder's (``models/simclr_model.py``): ResNet-18, a 3×3 first convolution with stride 1, no
-    max-pooling, 512 features, CIFAR-10's normalization as the authors' code has it. ``architecture`` is a key of
-    ``ARCHITECTURES``, or ``timm:NAME``, ``torchvision:NAME`` or ``open_clip:NAME`` (its image tower). ``width`` is the
+    max-pooling, 512 features, CIFAR-10's normalization as the authors' code has it. ``architecture`` is one of
+    ``names.OWN``, or ``timm:NAME``, ``torchvision:NAME`` or ``open_clip:NAME`` (its image tower). ``width`` is the
     number of channels after the stem (64 in the papers, less for CPUs; models by name have their own); the features are
     8 times as many, 32 times with bottleneck blocks. ``stem="imagenet"`` keeps the 7×7 convolution with stride 2 and
     the max-pooling, and any model's own stem. ``arguments``: see ``Card`` and ``ARGUMENTS``.
@@ -108,13 +109,16 @@ def _network(
     if scheme in BY_NAME:
         return BY_NAME[scheme](name, stem, size, arguments)
     check_architecture(architecture)
+    if architecture not in ARCHITECTURES and stem != "cifar":
+        remedy = f'say stem = "cifar", or choose one of {", ".join(ARCHITECTURES)}'
+        raise SapperError(f"{architecture} has no ResNet stem to exchange", where="encoder.stem", remedy=remedy)
     if architecture in PREACT:
         kind, depth = PREACT[architecture]
         return PreActResNet(kind, depth, width, **arguments), 8 * width * EXPANSION[kind]
     if arguments:
         what = f"{architecture} takes no {', '.join(arguments)}"
         raise SapperError(what, where="encoder.arguments", remedy="leave them out, or choose another architecture")
-    return _resnet(architecture, width, stem)
+    return small(architecture, width) if architecture in SMALL else _resnet(architecture, width, stem)
 
 
 def _resnet(architecture: str, width: int, stem: Stem) -> tuple[nn.Module, int]:
@@ -309,7 +313,7 @@ def own_pixels(architecture: str, stem: Stem = "imagenet") -> Pixels:
         check_known("open_clip", name, open_clip.list_models())
         size = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
         return Pixels(size, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-    if stem != "imagenet" or architecture in PREACT:
+    if stem != "imagenet" or architecture not in ARCHITECTURES:
         return Pixels(32, CIFAR_MEAN, CIFAR_STD)
     return Pixels(224, IMAGENET_MEAN, IMAGENET_STD)
 

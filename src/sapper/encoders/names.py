@@ -30,7 +30,10 @@ PREACT: dict[str, tuple[Literal["basic", "bottleneck"], tuple[int, int, int, int
 }
 """Pre-activation ResNets: kind of block, and blocks of each layer. They have a stem of their own, as ``cifar``."""
 
-OWN = (*ARCHITECTURES, *PREACT)
+SMALL = ("vgg11", "vgg13", "vgg16", "vgg19", "wrn16", "wrn28", "wrn40", "mobilenetv2")
+"""Other networks for small images (``small.py``); they have no stem to exchange, as ``cifar``."""
+
+OWN = (*ARCHITECTURES, *PREACT, *SMALL)
 """Networks that ``build`` makes itself, of any width."""
 
 LIBRARIES = ("timm", "torchvision", "open_clip")

@@ -32,6 +32,9 @@ FAMILIES = {
         "embeddings.patch_embeddings.projection.weight",
         r"encoder\.layer\.0\.attention\.attention\.query\.weight",
     ),
+    "vgg": ("features.0.weight", r"features\.1\.running_var"),
+    "wide": ("conv1.weight", r"block1\.layer\.0\.conv1\.weight"),
+    "mobile": ("conv1.weight", r"layers\.0\.conv1\.weight"),
 }
 """Backbones that are known by their names, behind whatever prefix."""
 
@@ -215,6 +218,9 @@ LAYERS = {
     "clip": r"(conv1|ln_|transformer|class_embedding|positional_embedding)",
     "hf-resnet": r"(embedder|encoder)\.",
     "hf-transformer": r"(embeddings|encoder|layernorm)",
+    "vgg": r"features\.",
+    "wide": r"(conv1|block\d|bn1)\.",
+    "mobile": r"(conv|bn|layers)\d*\.",
     "said": "",
 }
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sapper.encoders.code import EXAMPLE
 from sapper.encoders.options import Opening
-from sapper.encoders.recognition import resnets, transformers
+from sapper.encoders.recognition import resnets, small_nets, transformers
 from sapper.encoders.recognition.choosing import Candidate, Choice, Shapes, behind, candidates, choose, others
 from sapper.encoders.recognition.layouts import (
     BY_CODE,
@@ -133,4 +133,7 @@ RECOGNIZERS: Mapping[str, Callable[[Backbone], Layout]] = {
     "clip": transformers.clip,
     "transformer": transformers.transformer,
     "hf-transformer": transformers.hf_transformer,
+    "vgg": small_nets.vgg,
+    "wide": small_nets.wide,
+    "mobile": small_nets.mobile,
 }
