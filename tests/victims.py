@@ -26,8 +26,10 @@ def balls(count: int, seed: int, split: str = "train") -> ImageSet:
 
 
 def aim(trigger: Trigger = PATCH, label: int = 1) -> Target:
+    samples = balls(3, 5)
+    name = samples.classes[label] if 0 <= label < len(samples.classes) else "none"
     return Target(
-        name="aim", task="balls", label=label, class_name="green", references=balls(3, 5).take(torch.tensor([label])),
+        name="aim", task="balls", label=label, class_name=name, references=samples.take(torch.tensor([label])),
         trigger=trigger,
     )  # fmt: skip
 

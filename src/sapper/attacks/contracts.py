@@ -115,8 +115,10 @@ class Poison(Protocol):
     """
 
     kind: ClassVar[Literal["poison"]]
-    of: ClassVar[Literal["pretraining", "task"]]
     needs: ClassVar[frozenset[Need]]
+
+    @property
+    def of(self) -> Literal["pretraining", "task"]: ...
 
     def __call__(self, samples: Samples, targets: tuple[Target, ...], run: Run) -> Poisoned:
         """The set with poison. Raises ``SapperError`` where the rate selects nothing."""
@@ -127,10 +129,18 @@ class Poison(Protocol):
 class Rated(Protocol):
     """A poison that makes the share ``rate`` of all rows, for each target, its own."""
 
-    of: ClassVar[Literal["pretraining", "task"]]
+    @property
+    def of(self) -> Literal["pretraining", "task"]: ...
 
     @property
     def rate(self) -> float: ...
+
+
+@runtime_checkable
+class Relabeling(Protocol):
+    """A poison that changes labels, and so does nothing to who learns without."""
+
+    relabels: ClassVar[Literal[True]]
 
 
 @dataclass(frozen=True, kw_only=True)

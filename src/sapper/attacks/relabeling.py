@@ -46,4 +46,7 @@ def _check(images: ImageSet, target: Target) -> None:
     if not 0 <= target.label < len(images.classes):
         what = f"class {target.label} is none of the {len(images.classes)} classes"
         raise images.error(f"{what}, target {target.name!r}", "name a class of the task")
+    if images.classes[target.label] != target.class_name:
+        what = f"class {target.label} is {images.classes[target.label]}, not {target.class_name}: another set's classes"
+        raise images.error(f"{what}, target {target.name!r}", "attack a task of the set that is poisoned")
     target.trigger.check(PixelSpec(size=images.size[0]))

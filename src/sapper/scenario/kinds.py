@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sapper.attacks.contracts import Attack, Choosy, Poison
+from sapper.attacks.contracts import Attack, Choosy, Poison, Relabeling
 from sapper.attacks.target import TargetPlan
 from sapper.defenses.contracts import Defense, Kind, Sift
 from sapper.downstream import AnyHead
@@ -34,6 +34,14 @@ def kind_of(attack: Attack | Poison) -> str:
 def makes_encoders(attack: Attack) -> bool:
     """Whether there is an attacked encoder in the end, whose classifiers anybody may train."""
     return kind_of(attack) in ("implant", "poison pretraining")
+
+
+def check_relabels(name: str, attack: Attack, start: Named[Pretraining], where: str) -> None:
+    """Raises ``SapperError`` for an attack that changes labels of a pre-training which learns without."""
+    relabels = isinstance(attack, Relabeling) and kind_of(attack) == "poison pretraining"
+    if relabels and "labels" not in start.parameters.needs:
+        what = f"{name} changes labels, and {start.name} learns without"
+        raise SapperError(what, where=where, remedy='pre-train with supervised, or say of = "task"')
 
 
 def check_choosy(attack: Attack, plans: Sequence[TargetPlan], heads: Sequence[AnyHead], where: str) -> None:

@@ -23,6 +23,7 @@ from sapper.scenario.kinds import (
     check_attack,
     check_choosy,
     check_gray,
+    check_relabels,
     check_subjects,
 )
 from sapper.scenario.named import Named, with_method
@@ -170,6 +171,7 @@ def _single(single: Single, file: str, elsewhere: frozenset[str]) -> Scenario:
         )
         asked = [target.task for target in outlined.targets]
         check_attack(attack_method.name, attack_method.parameters, root.attack, asked, f"{file}: attack")
+        check_relabels(attack_method.name, attack_method.parameters, pretraining_method, f"{file}: attack.of")
         _check_shadow(attack_section, pretraining_section, file)
     size = encoder.input_size
     targets = tuple(_target(section, size, f"target[{i}]", file) for i, section in enumerate(outlined.targets))
@@ -292,7 +294,7 @@ def check_views(section: EncoderSection, pretraining: Named[Pretraining], key: s
 @cache
 def check_encoder(section: EncoderSection, size: int, key: str) -> None:
     """Show two images to an encoder that a library makes; ours take images of any size."""
-    if section.architecture in encoders.ARCHITECTURES:
+    if section.architecture in encoders.ARCHITECTURES and not section.arguments:
         return
     encoder = encoders.build(Run(), **section.model_dump())
     try:

@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from sapper.audits.calibration import BOUND
 from sapper.encoders.names import Stem
@@ -19,7 +27,7 @@ FileName = Annotated[str, AfterValidator(_file_name)]
 
 
 class EncoderSection(Section):
-    """``[encoder]``: what is pre-trained. See ``encoders.build``."""
+    """``[encoder]``: what is pre-trained, with ``arguments`` of its network. See ``encoders.build``."""
 
     architecture: str = "resnet18"
     width: Annotated[int, Field(ge=1, le=4096)] = 64
@@ -27,6 +35,16 @@ class EncoderSection(Section):
     input_size: Annotated[int, Field(ge=1, le=4096)] = 32
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.2023, 0.1994, 0.2010)
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it was before there were arguments, where there are none: finished stages are found by it."""
+        values: dict[str, Any] = plain(self)
+        return values if self.arguments else {name: value for name, value in values.items() if name != "arguments"}
 
 
 class PretrainingSection(Section):

@@ -22,7 +22,7 @@ import torch
 from pydantic import PositiveInt
 
 from sapper import attacks, datasets, pretraining
-from sapper.attacks.contracts import makes_triggers
+from sapper.attacks.contracts import Relabeling, makes_triggers
 from sapper.attacks.target import TargetPlan
 from sapper.errors import SapperError, located
 from sapper.methods import HEADS
@@ -30,7 +30,7 @@ from sapper.pretraining.contracts import Pretraining
 from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.scenario.checking import Section, read_section
-from sapper.scenario.kinds import check_choosy, check_makes_encoders
+from sapper.scenario.kinds import check_choosy, check_makes_encoders, check_relabels
 from sapper.scenario.named import Named, with_method
 from sapper.scenario.reading import check_encoder, check_views, read_trigger
 from sapper.scenario.sections import AttackSection, EncoderSection, HeadSection, PretrainingSection
@@ -142,6 +142,7 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
         what, remedy = "an attack of a family has neither a name nor tables of its own", "leave name and instead out"
         raise SapperError(what, where=f"{file}: {key}.attack", remedy=remedy)
     check_makes_encoders(attack_method.name, attack_method.parameters, f"{file}: {key}.attack.method")
+    check_relabels(attack_method.name, attack_method.parameters, first_method, f"{file}: {key}.attack.of")
     if makes_triggers(attack_method.parameters):
         what = f"{attack_method.name} makes its own triggers, and a zoo writes down those of its plan"
         remedy = "choose an attack that takes the trigger as it is, such as badencoder"
@@ -150,6 +151,10 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
         check_encoder(encoder, encoder.input_size, "encoder.input_size")
         check_views(encoder, first_method, "pretraining.view_size")
     victim = read_section(VictimSection, drawn("victim"), file, f"{key}.victim")
+    if isinstance(attack_method.parameters, Relabeling) and victim.dataset != first.dataset:
+        what = f"{attack_method.name} changes labels of {first.dataset}, and the victim's task is {victim.dataset}"
+        remedy = "name the data set of the pre-training as the victim's"
+        raise SapperError(what, where=f"{file}: {key}.victim.dataset", remedy=remedy)
     for table, dataset in (("pretraining", first.dataset), ("victim", victim.dataset)):
         with located(f"{file}: {key}.{table}.dataset"):
             datasets.check_name(dataset)

@@ -29,14 +29,16 @@ class BadNets(Checked):
     """Stamps and relabels a share of a task's training images (Gu et al. 2017).
 
     ``rate``: the share of all images that is poisoned, for each target. ``from_target_class``: whether images that are
-    of the target class anyway may be among them.
+    of the target class anyway may be among them. ``of``: whose set it is, a task's or that of a supervised
+    pre-training.
     """
 
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
     from_target_class: bool = True
+    of: Literal["pretraining", "task"] = "task"
 
     kind: ClassVar[Literal["poison"]] = "poison"
-    of: ClassVar[Literal["pretraining", "task"]] = "task"
+    relabels: ClassVar[Literal[True]] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Gu, Dolan-Gavitt, Garg 2017"

@@ -35,15 +35,16 @@ class Blended(Checked):
     """Mixes a key into a share of a task's training images and relabels them (Chen et al. 2017).
 
     ``rate`` and ``from_target_class`` as of ``badnets``. ``strength``: which share of the trigger's change training
-    images get; test images get all of it.
+    images get; test images get all of it. ``of`` as of ``badnets``.
     """
 
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
     from_target_class: bool = True
     strength: Annotated[float, Field(gt=0, le=1)] = 1.0
+    of: Literal["pretraining", "task"] = "task"
 
     kind: ClassVar[Literal["poison"]] = "poison"
-    of: ClassVar[Literal["pretraining", "task"]] = "task"
+    relabels: ClassVar[Literal[True]] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Chen, Liu, Li, Lu, Song 2017"
