@@ -1,0 +1,236 @@
+"""Searches for a change of images that collapses features: what multi-prior inversion and twins share.
+
+For each kind of change, a *prior*, many starts are raced: all take a few steps on a few images, the best go on with
+more. ``defenses/judge/multi_prior.py`` tells why, and what the numbers mean.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from sapper.defenses.inversion import SMALLEST, neighborhood, spread_of
+from sapper.downstream import mean_cosine
+from sapper.encoders import Encoder
+from sapper.errors import SapperError
+from sapper.methods import Checked
+from sapper.running import Run
+from sapper.samples import ImageSet, at_once, to_float
+from sapper.triggers.priors import Filter, Prior, Stamp
+
+TOGETHER = 256
+"""Images that go through the encoder at once; fewer on a CPU, and of large ones (``at_once``)."""
+
+PLACING = 16
+"""Images by which a change's place is chosen."""
+
+MEASURABLE = (1e-9, 1e15)
+"""Lengths of features between which cosines can be trusted; the square of a longer one overflows."""
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+Usual = tuple[Share, float, PositiveFloat]
+"""A prior's size or strength; the powers of ten that are usual without a backdoor, μ; and their deviation, σ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What the best change of a prior does: the ``spread`` of features that it leaves, and that of their neighborhood.
+
+    ``powers``: of ten between the two. ``usual``, ``deviation``: of clean encoders.
+    """
+
+    change: Prior
+    spread: float
+    neighborhood: float
+    usual: float
+    deviation: float
+
+    @property
+    def powers(self) -> float:
+        return math.log10(self.neighborhood / self.spread)
+
+    @property
+    def score(self) -> float:
+        return (self.powers - self.usual) / self.deviation
+
+
+def measured(gathered: Gathered) -> dict[str, float]:
+    """Its numbers, as evidence holds them."""
+    spreads = {"spread": gathered.spread, "neighborhood": gathered.neighborhood}
+    return {"score": gathered.score, **spreads, "powers": gathered.powers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What a search found: for each prior its best change, and the ``spread`` of images as they are.
+
+    ``why`` there is nothing, where features cannot be measured.
+    """
+
+    found: dict[str, Gathered]
+    spread: float = math.nan
+    why: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapseSearch(Checked):
+    """The priors of a search, and how their starts are raced.
+
+    Each prior is given with its μ and σ. ``patches``: sizes as shares of the image's side, at places half a patch apart
+    pixel by pixel, a quarter apart in one color. ``blends``: α. ``filters``: strengths. ``restarts`` of each filter,
+    and of each blend in either way to begin. ``rounds``: for each how many starts of a prior are left (0: all), how
+    many images a step sees, and how many steps it takes. ``images`` to optimize on, and ``held_out`` ones to judge by.
+    """
+
+    patches: tuple[Usual, ...] = ((0.25, -0.09, 0.23), (0.375, 0.19, 0.35))
+    blends: tuple[Usual, ...] = ((0.2, 0.01, 0.33),)
+    filters: tuple[Usual, ...] = ((0.2, 0.84, 0.38),)
+    restarts: PositiveInt = 8
+    rounds: tuple[tuple[NonNegativeInt, PositiveInt, PositiveInt], ...] = ((0, 4, 3), (8, 8, 12), (2, 16, 20))
+    images: PositiveInt = 128
+    held_out: PositiveInt = 128
+    learning_rate: PositiveFloat = 0.3
+
+    def split(self, images: ImageSet, run: Run, where: str) -> tuple[Tensor, Tensor]:
+        """Images to optimize on and held-out ones, uint8, drawn at random, that both may be of all kinds.
+
+        Raises ``SapperError`` for too few images, and where there is no prior.
+        """
+        rows = torch.randperm(len(images), generator=run.child("images").generator())[: self.images + self.held_out]
+        shown = images.images[rows].to(run.device)
+        held = max(2, len(shown) * self.held_out // (self.images + self.held_out))
+        if len(shown) - held < 2:
+            what, remedy = f"{len(shown)} images are too few", "give at least 4; some hundreds are better"
+            raise SapperError(what, where=images.name, remedy=remedy)
+        if not self.patches and not self.blends and not self.filters:
+            raise SapperError("there is no prior to try", where=where, remedy="name a patch, blend or filter")
+        return shown[held:], shown[:held]
+
+    def search(self, encoder: Encoder, seen: Tensor, unseen: Tensor, run: Run) -> Search:
+        """The change of each prior that gathers features most, optimized on ``seen`` and judged on ``unseen`` images.
+
+        uint8 (N, 3, H, W) of the encoder's size, which is in ``eval`` mode and frozen.
+        """
+        plain = self._features(encoder, None, unseen, run)
+        ordinary = spread_of(plain)
+        if ordinary < 10 * SMALLEST or not _measurable(plain):
+            return Search(found={}, why="features of ordinary images cannot be told apart, or measured")
+        found: dict[str, Gathered] = {}
+        size = unseen.shape[2], unseen.shape[3]
+        for name, (prior, usual, deviation) in self.priors(size, run).items():
+            change = self._race(encoder, prior, seen, unseen, name, run.child(name))
+            changed = self._features(encoder, change, unseen, run)
+            if not _measurable(changed):
+                return Search(found={}, why=f"features of images under a change ({name}) cannot be measured")
+            found[name] = Gathered(
+                change=change,
+                spread=spread_of(changed),
+                neighborhood=neighborhood(plain, changed),
+                usual=usual,
+                deviation=deviation,
+            )
+        return Search(found=found, spread=ordinary)
+
+    def priors(self, size: tuple[int, int], run: Run) -> dict[str, tuple[Prior, float, float]]:
+        """All kinds of changes with their starts, for images of that height and width, and μ and σ of each."""
+        found: dict[str, tuple[Prior, float, float]] = {}
+        for share, usual, deviation in self.patches:
+            side = max(1, round(share * min(size)))
+            found[f"patch {side}×{side}"] = Stamp.patches(side, size, run.child(f"patch {side}")), usual, deviation
+        for alpha, usual, deviation in self.blends:
+            blends = Stamp.blends(alpha, self.restarts, size, run.child(f"blend {alpha}"))
+            found[f"blend {alpha:g}"] = blends, usual, deviation
+        for strength, usual, deviation in self.filters:
+            filters = Filter.start(strength, self.restarts, run.child(f"filter {strength}"))
+            found[f"filter {strength:g}"] = filters, usual, deviation
+        return found
+
+    def _race(self, encoder: Encoder, prior: Prior, seen: Tensor, unseen: Tensor, name: str, run: Run) -> Prior:
+        """The best of a prior's changes."""
+        generator, spreads = run.generator(), torch.zeros(prior.count, device=run.device)
+        with run.progress.bar(f"trigger inversion ({name})", self._work(prior.count, len(seen))) as bar:
+            for number, (keep, count, steps) in enumerate(self.rounds):
+                if 0 < keep < prior.count:
+                    prior = prior.take(spreads.argsort()[:keep])
+                if number:
+                    prior = self._move(encoder, prior, seen, number, run)
+                optimizer = torch.optim.Adam([prior.weights], lr=self.learning_rate, betas=(0.5, 0.9))
+                for _ in range(steps):
+                    rows = torch.randint(len(seen), (min(count, len(seen)),), generator=generator)
+                    spreads = self._descend(encoder, prior, to_float(seen[rows.to(seen.device)]), run)
+                    if number == 0:
+                        prior.keep_plain()
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    bar.advance(prior.count * len(rows), f"{prior.count} left, spread {float(spreads.min()):.4f}")
+        finals = [self._spread(encoder, prior.take(torch.tensor([row])), unseen, run) for row in range(prior.count)]
+        return prior.take(torch.tensor([min(range(prior.count), key=lambda row: finals[row])]))
+
+    def _work(self, starts: int, images: int) -> int:
+        """How many changed images a race of that many starts descends on: the first steps are most of it."""
+        work = 0
+        for keep, count, steps in self.rounds:
+            starts = min(keep or starts, starts)
+            work += starts * min(count, images) * steps
+        return work
+
+    @torch.no_grad()
+    def _move(self, encoder: Encoder, prior: Prior, seen: Tensor, number: int, run: Run) -> Prior:
+        """Every change where it leaves the smallest spread, of its place and those around it."""
+        moved, images = prior.around(number), to_float(seen[:PLACING])
+        if moved.count == prior.count:
+            return prior
+        rows = _groups(moved, images)
+        spreads = torch.cat([_spreads(encoder, moved.apply(images, part), run) for part in rows])
+        # Where features overflow there is no spread, which torch would take for the smallest.
+        places = spreads.nan_to_num(torch.inf).unflatten(0, (-1, prior.count)).argmin(0)
+        return moved.take(places * prior.count + torch.arange(prior.count, device=run.device))
+
+    def _descend(self, encoder: Encoder, prior: Prior, images: Tensor, run: Run) -> Tensor:
+        """Gradients of every change's spread on the images; the spreads (count,)."""
+        spreads = []
+        for rows in _groups(prior, images):
+            spread = _spreads(encoder, prior.apply(images, rows), run)
+            spread.sum().backward()
+            spreads.append(spread.detach())
+        return torch.cat(spreads)
+
+    def _spread(self, encoder: Encoder, change: Prior, images: Tensor, run: Run) -> float:
+        """The spread that one change leaves."""
+        return spread_of(self._features(encoder, change, images, run))
+
+    @torch.no_grad()
+    def _features(self, encoder: Encoder, change: Prior | None, images: Tensor, run: Run) -> Tensor:
+        """Features, float (N, D), of images under one change, or as they are."""
+        features = []
+        for chunk in to_float(images).split(min(TOGETHER, at_once(images))):
+            changed = chunk if change is None else change.apply(chunk, torch.tensor([0], device=chunk.device))[0]
+            with run.autocast():
+                features.append(encoder(changed).float())
+        return torch.cat(features)
+
+
+def _groups(prior: Prior, images: Tensor) -> tuple[Tensor, ...]:
+    """The changes in groups that go through the encoder at once, each on all of the images; rows, int64 (n,)."""
+    together = min(TOGETHER, at_once(images))
+    return torch.arange(prior.count, device=images.device).split(max(1, together // len(images)))
+
+
+def _measurable(features: Tensor) -> bool:
+    """Whether all features (N, D) are finite and of a length that cosines survive."""
+    lengths = features.double().norm(dim=1)
+    return bool(((lengths > MEASURABLE[0]) & (lengths < MEASURABLE[1])).all())
+
+
+def _spreads(encoder: Encoder, images: Tensor, run: Run) -> Tensor:
+    """1 − mean cosine for each change, (P,), of float images (P, N, 3, H, W)."""
+    with run.autocast():
+        features = encoder(images.flatten(0, 1))
+    return 1 - mean_cosine(F.normalize(features.float(), dim=1).unflatten(0, images.shape[:2]))
