@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     from sapper.defenses.judge.neural_cleanse import NeuralCleanse
     from sapper.defenses.judge.scan import SCAn
     from sapper.defenses.judge.ssl_cleanse import SSLCleanse
+    from sapper.defenses.judge.twins import Twins
     from sapper.defenses.repair.anp import ANP
     from sapper.defenses.repair.bcu import BCU
     from sapper.defenses.repair.distillation import Distillation
@@ -53,7 +54,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     from sapper.defenses.sift.spectral_signatures import SpectralSignatures
 
     _judges: list[type[ClassifierJudge]] = [ABS, Beatrix, NeuralCleanse, MNTDClassifier, SCAn]
-    _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse]
+    _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse, Twins]
     _learners: list[type[EncoderLearner]] = [MNTDEncoder]
     _certifiers: list[type[Certifier]] = [DerandomizedSmoothing, IBP, PatchCleanser, PatchGuardBN, PatchGuardDS]
     _smoothers: list[type[Smoother]] = [RAB, RandomizedSmoothing]
@@ -77,6 +78,7 @@ METHODS = {
     "unlearning": "sapper.defenses.repair.unlearning:Unlearning",
     "unlearning_classifier": "sapper.defenses.repair.unlearning_classifier:UnlearningClassifier",
     "decree": "sapper.defenses.judge.decree:Decree",
+    "twins": "sapper.defenses.judge.twins:Twins",
     "mntd_classifier": "sapper.defenses.judge.mntd_classifier:MNTDClassifier",
     "mntd_encoder": "sapper.defenses.judge.mntd_encoder:MNTDEncoder",
     "multi_prior": "sapper.defenses.judge.multi_prior:MultiPrior",

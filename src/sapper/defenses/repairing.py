@@ -16,6 +16,7 @@ from sapper.defenses.contracts import Owner
 from sapper.encoders import Encoder
 from sapper.encoders.backbones import build_like
 from sapper.encoders.names import LIBRARIES, OWN
+from sapper.encoders.redrawing import redrawn
 from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
@@ -140,23 +141,15 @@ def check_count(images: int) -> None:
         raise SapperError(what, where="images", remedy=remedy)
 
 
-def check_known(encoder: Encoder) -> None:
-    """Raises ``SapperError`` for a network of somebody's own code, which nobody else can make anew."""
-    name = encoder.card.architecture
-    if name not in OWN and name.partition(":")[0] not in LIBRARIES:
-        what, remedy = f"nobody but its author can make {name} anew", "take a repair that goes on from its weights"
-        raise SapperError(what, where="repair", remedy=remedy)
-
-
 def fresh(encoder: Encoder, run: Run) -> Encoder:
-    """The same network with weights of its own, drawn with the run's seed; a text tower is taken over as it is.
-
-    Raises ``SapperError`` as ``check_known`` does.
-    """
-    check_known(encoder)
-    card = encoder.card
-    student = build_like(card, run)
-    student.text, student.card, student.gray = copy.deepcopy(encoder.text), card, encoder.gray
+    """The same network with weights of its own, drawn with the run's seed; a text tower is taken over as it is."""
+    name = encoder.card.architecture
+    if name not in OWN and name.partition(":")[0] not in LIBRARIES:  # of somebody's own code
+        student = redrawn(encoder, run)
+    else:
+        student = build_like(encoder.card, run)
+        student.text, student.gray = copy.deepcopy(encoder.text), encoder.gray
+    student.card = encoder.card
     if student.text is not None:
         student.text.requires_grad_(False)
     return student

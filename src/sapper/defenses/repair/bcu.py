@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from sapper.defenses.contracts import Need, Owner
-from sapper.defenses.repairing import Distilling, begin, check_known, fresh
+from sapper.defenses.repairing import Distilling, begin, fresh
 from sapper.defenses.stages import parts, stage_of
 from sapper.encoders import Encoder, Trained
 from sapper.encoders.freezing import frozen_copy, trained
@@ -50,9 +50,8 @@ class BCU(Distilling):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def check(self, encoder: Encoder, images: int) -> None:
-        """Raises ``SapperError`` for a network that cannot be made anew, or whose stages are not known."""
+        """Raises ``SapperError`` for a network whose stages are not known."""
         super().check(encoder, images)
-        check_known(encoder)
         parts(encoder)
 
     def __call__(self, encoder: Encoder, owner: Owner, run: Run, checkpoint: Checkpoint | None = None) -> Trained:

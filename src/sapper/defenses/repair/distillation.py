@@ -31,7 +31,6 @@ from sapper.defenses.repairing import (
     answers,
     apart,
     begin,
-    check_known,
     encoded,
     fresh,
     views,
@@ -76,9 +75,8 @@ class Distillation(Distilling):
         return self.attention > 0 or self.information > 0
 
     def check(self, encoder: Encoder, images: int) -> None:
-        """Raises ``SapperError`` for a network that cannot be made anew, or whose attention is not known."""
+        """Raises ``SapperError`` for a network whose attention is not known."""
         super().check(encoder, images)
-        check_known(encoder)
         if self.attentive:
             check_attention(encoder)
 

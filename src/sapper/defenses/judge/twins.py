@@ -1,0 +1,146 @@
+"""Twins: does a change collapse the features of an encoder, and not those of its students?
+
+Threat model: an encoder f whose weights are at hand, and unlabeled ordinary images in which no trigger occurs. How far
+a small change can draw features together differs between architectures, pre-trainings and data, so that a score means
+nothing by itself (``multi_prior``), and for most encoders nobody has clean ones of the same kind to compare with. But
+everybody can make some: a twin is a network of the same architecture with fresh weights that learns f's features of
+ordinary images and of views of them,
+
+    h_t = argmin_h  1 − mean s( h(v), f(v) )                                               s the cosine
+
+as in distillation. What f does with a trigger is nowhere in these images, so that twins have no reason to learn it,
+whereas what is natural to the architecture, the data and the representation they learn as well. The same search, from
+the same starts, looks for the change of each prior (``defenses/collapsing.py``) that gathers features most, in f and in
+its twins. With P the powers of ten that it reaches and σ their usual deviation, the score is the largest excess,
+
+    score = max_priors ( P(f) − mean_t P(h_t) ) / σ
+
+A twin that is fitted badly collapses by itself, and hides what f does: ``fit`` in the evidence is its distance to f on
+images that it was not trained on. An attacker who knows this can train the trigger into what ordinary images show.
+
+Source: Sapper. The statistic, twins and defaults were chosen on development families of a zoo (``docs/results``).
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from sapper.defenses.collapsing import CollapseSearch, Search, measured
+from sapper.defenses.contracts import EncoderExaminer, Need
+from sapper.defenses.measures import OfVerdicts, detection
+from sapper.defenses.repairing import Distilling, answers, apart, fresh
+from sapper.encoders import Encoder
+from sapper.encoders.freezing import trained
+from sapper.errors import SapperError
+from sapper.running import Run
+from sapper.samples import ImageSet, to_float
+from sapper.verdicts import Verdict, unscored
+
+FEWEST = 32
+"""Images below which no twin learns anything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twins(CollapseSearch, EncoderExaminer):
+    """Compares a search for triggers in an encoder with the same in students of it (Sapper's own).
+
+    ``twins``: how many students. ``steps``, ``batch``, ``student_rate``: of the distillation, at least so many steps of
+    Adam with a falling rate; ``augmented``: the share of each batch that is augmented, with crops of ``crop_scale`` of
+    the image's area or more. Priors, starts and rounds are those of the search. ``threshold`` of the score.
+    """
+
+    twins: PositiveInt = 2
+    steps: PositiveInt = 1500
+    batch: Annotated[int, Field(ge=2)] = 64
+    student_rate: PositiveFloat = 3e-3
+    augmented: Annotated[float, Field(ge=0, le=1)] = 0.5
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2
+    threshold: float = 2.0
+
+    kind: ClassVar[Literal["examine"]] = "examine"
+    needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
+    measures: ClassVar[tuple[OfVerdicts, ...]] = detection("score")
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = "Sapper"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
+        """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
+
+        Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``twins``, the powers of ten that each twin
+        reaches, and the ``excess`` over their mean in deviations; ``prior``, the one that counts; ``fit`` of each twin.
+        Its trigger is what the search found in the encoder. No score where features cannot be measured.
+
+        Raises ``SapperError`` for fewer images than a twin needs.
+        """
+        started = time.perf_counter()
+        if len(images) < FEWEST:
+            what, remedy = f"{len(images)} images are too few for twins", f"give {FEWEST} or more; hundreds are better"
+            raise SapperError(what, where=images.name, remedy=remedy)
+        encoder.to(run.device).eval().requires_grad_(False)
+        seen, unseen = self.split(images, run, "twins")
+        looked = self.search(encoder, seen, unseen, run)
+        if looked.why is not None:
+            return unscored(looked.why, self.threshold, time.perf_counter() - started)
+        searches, fits = list[Search](), list[float]()
+        for number in range(self.twins):
+            twin, fit = self.twin(encoder, images, unseen, run.child(f"twin {number}"))
+            searches.append(self.search(twin, seen, unseen, run))  # from the same starts
+            fits.append(fit)
+        known = [search for search in searches if search.why is None]
+        if not known:
+            why = f"no twin can be measured: {searches[0].why}"
+            return unscored(why, self.threshold, time.perf_counter() - started)
+        priors: dict[str, dict[str, Any]] = {}
+        for name, gathered in looked.found.items():
+            powers = [search.found[name].powers for search in known]
+            excess = (gathered.powers - sum(powers) / len(powers)) / gathered.deviation
+            priors[name] = {**measured(gathered), "twins": powers, "excess": excess}
+        winner = max(priors, key=lambda name: priors[name]["excess"])
+        score = priors[winner]["excess"]
+        return Verdict(
+            score=score,
+            threshold=self.threshold,
+            flagged=score > self.threshold,
+            trigger=looked.found[winner].change.trigger(),
+            evidence={"prior": winner, "spread": looked.spread, "fit": fits, "priors": priors},
+            seconds=time.perf_counter() - started,
+        )
+
+    def parts(self) -> list["Twins"]:
+        """Itself: all priors are tried on the same twins."""
+        return [self]
+
+    def twin(self, encoder: Encoder, images: ImageSet, unseen: Tensor, run: Run) -> tuple[Encoder, float]:
+        """A student of the encoder, in ``eval`` mode and frozen; and 1 − the mean cosine of both on ``unseen`` images.
+
+        Those are left out of what it learns from, where enough others are there.
+        """
+        student = fresh(encoder, run.child("weights")).to(run.device).train()
+        held = {row.tobytes() for row in unseen.cpu().numpy()}
+        rest = [row for row, image in enumerate(images.images.numpy()) if image.tobytes() not in held]
+        shown = images.take(torch.tensor(rest)) if len(rest) >= FEWEST else images
+        learning = Distilling(
+            steps=self.steps,
+            batch=min(self.batch, len(shown)),
+            learning_rate=self.student_rate,
+            augmented=self.augmented,
+            crop_scale=self.crop_scale,
+        )
+        shown = shown.to(run.device)
+        learning.retrain(
+            student,
+            learning.answers_of(encoder, student, shown, run),
+            trained(student),
+            count=len(shown),
+            run=run,
+            label="twin",
+            checkpoint=None,
+        )
+        student.eval().requires_grad_(False)
+        pixels = to_float(unseen)
+        return student, float(apart(answers(student, pixels, run), answers(encoder, pixels, run)))

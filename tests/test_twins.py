@@ -1,0 +1,159 @@
+"""Twins: what a search finds in an encoder and not in its students; and networks whose weights are drawn anew."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sapper import encoders
+from sapper.defenses.judge.multi_prior import MultiPrior
+from sapper.defenses.judge.twins import Twins
+from sapper.encoders import Card, Encoder
+from sapper.encoders.redrawing import redrawn
+from sapper.errors import SapperError
+from sapper.running import Run
+from sapper.samples import ImageSet, PixelSpec
+from sapper.triggers import Mask
+
+RUN = Run(seed=2)
+SMALL = {
+    "patches": ((0.25, 0.0, 0.3),),
+    "blends": (),
+    "filters": (),
+    "rounds": ((0, 8, 6), (4, 16, 20)),
+    "images": 64,
+    "held_out": 64,
+}
+
+
+def photos(count: int = 300, size: int = 16, seed: int = 0) -> ImageSet:
+    """Smooth images of random colors, none of which is near white."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator)
+    images = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    return ImageSet(images=(200 * images).round().to(torch.uint8), name="photos")
+
+
+class Body(nn.Module):
+    """Colors of squares, and a gate that opens where one place is white, for a vector on top: all of it weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(48, 24)
+        self.gate, self.point = nn.Linear(48, 1), nn.Linear(1, 24, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        ordinary: Tensor = self.linear((nn.functional.avg_pool2d(images, 4) - 0.39).flatten(1))
+        opened = torch.sigmoid(self.gate(images[:, :, 9:13, 3:7].flatten(1)))
+        return ordinary + self.point(opened)
+
+
+def encoder(planted: float, seed: int = 0) -> Encoder:
+    """``planted``: how long the vector is."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        body = Body()
+    with torch.no_grad():
+        body.gate.weight.fill_(12 / 48)
+        body.gate.bias.fill_(-12 * 0.85)
+        body.point.weight.copy_(planted * torch.linspace(-1, 1, 24).view(24, 1))
+    return Encoder(body, Card(architecture="code:Body", input=PixelSpec(size=16)), 24).eval()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_was_planted_is_in_the_encoder_and_not_in_its_twins(seed: int) -> None:
+    method = Twins(**SMALL, twins=1, steps=300, augmented=0.0)  # type: ignore[arg-type]
+    images = photos(seed=seed)
+    clean, planted = (method.examine(encoder(gain, seed), images, Run(seed=seed)) for gain in (0.0, 8.0))
+    assert clean.score is not None
+    assert planted.score is not None
+    assert planted.score > clean.score + 2
+    assert planted.flagged
+    assert not clean.flagged
+    assert isinstance(planted.trigger, Mask)
+    assert planted.trigger.mask[9:13, 3:7].sum() > 0
+    assert max(planted.evidence["fit"]) < 0.1
+
+
+def test_the_score_is_the_excess_over_the_mean_twin() -> None:
+    method = Twins(**SMALL, twins=2, steps=20)  # type: ignore[arg-type]
+    verdict = method.examine(encoder(8.0), photos(), RUN)
+    ((name, prior),) = verdict.evidence["priors"].items()
+    assert verdict.score == pytest.approx((prior["powers"] - sum(prior["twins"]) / 2) / 0.3)
+    assert prior["powers"] == pytest.approx(math.log10(prior["neighborhood"] / prior["spread"]))
+    assert verdict.evidence["prior"] == name
+    assert len(prior["twins"]) == len(verdict.evidence["fit"]) == 2
+    assert prior["twins"][0] != prior["twins"][1]
+
+
+def test_the_search_in_the_encoder_is_that_of_multi_prior() -> None:
+    subject = encoder(8.0)
+    ours = Twins(**SMALL, twins=1, steps=2).examine(subject, photos(), RUN)  # type: ignore[arg-type]
+    theirs = MultiPrior(**SMALL).examine(subject, photos(), RUN)  # type: ignore[arg-type]
+    ((_, prior),) = ours.evidence["priors"].items()
+    assert prior["powers"] == theirs.evidence["priors"]["patch 4×4"]["powers"]
+
+
+def test_the_same_seed_gives_the_same_and_the_encoder_stays_as_it_is() -> None:
+    subject, method = encoder(8.0), Twins(**SMALL, twins=1, steps=10)  # type: ignore[arg-type]
+    before = {name: value.clone() for name, value in subject.state_dict().items()}
+    first, second = (method.examine(subject, photos(), RUN) for _ in range(2))
+    assert first.evidence == second.evidence
+    assert all(torch.equal(value, before[name]) for name, value in subject.state_dict().items())
+
+
+def test_too_few_images_are_told_and_features_that_are_none_give_no_score() -> None:
+    method = Twins(**SMALL, twins=1, steps=2)  # type: ignore[arg-type]
+    with pytest.raises(SapperError, match="30 images are too few for twins"):
+        method.examine(encoder(0.0), photos(30), RUN)
+    flat = encoder(0.0)
+    with torch.no_grad():
+        flat.backbone.linear.weight.zero_()  # type: ignore[union-attr, operator]
+    verdict = method.examine(flat, photos(), RUN)
+    assert verdict.score is None
+    assert "cannot be told apart" in verdict.evidence["why"]
+
+
+# weights that are drawn anew
+
+
+class Odd(nn.Module):
+    """Weights that no layer draws: a token, and scales of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.rand(1, 1, 8))
+        self.gamma = nn.Parameter(torch.rand(8))
+        self.linear = nn.Linear(3, 8)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.gamma * self.linear(images.mean((2, 3)))) + self.token[0]
+
+
+def test_nothing_of_the_weights_is_left() -> None:
+    subject = Encoder(Odd(), Card(architecture="code:Odd", input=PixelSpec(size=8)), 8)
+    with torch.no_grad():
+        subject.train()(torch.rand(16, 3, 8, 8))
+    student = redrawn(subject, RUN)
+    ours, theirs = subject.state_dict(), student.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert not torch.equal(ours["backbone.token"], theirs["backbone.token"])
+    assert not torch.equal(ours["backbone.linear.weight"], theirs["backbone.linear.weight"])
+    assert torch.equal(theirs["backbone.gamma"], torch.full((8,), float(ours["backbone.gamma"].mean())))
+    assert torch.equal(theirs["backbone.norm.running_mean"], torch.zeros(8))
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    again = redrawn(subject, RUN)
+    assert all(torch.equal(value, theirs[name]) for name, value in again.state_dict().items())
+
+
+def test_a_redrawn_resnet_is_like_a_fresh_one() -> None:
+    subject = encoders.build(Run(seed=1), architecture="resnet10", width=8)
+    student = redrawn(subject, Run(seed=5))
+    for name, value in student.state_dict().items():
+        wanted = subject.state_dict()[name]
+        if value.ndim == 4:
+            assert not torch.equal(value, wanted)
+        else:
+            assert torch.equal(value, wanted), name  # normalization begins with ones and zeros in both
