@@ -17,7 +17,7 @@ from sapper.scenario.kinds import kind_of, makes_encoders
 from sapper.triggers import Patch
 from sapper.zoo.plans import parse_plan
 from tests.micro import experiment, perform, write_data
-from tests.test_zoo import content
+from tests.test_zoo import build, content
 
 SUPERVISED = """
 name = "body"
@@ -108,6 +108,34 @@ def test_classes_of_another_set_are_refused() -> None:
     )
     with pytest.raises(SapperError, match="class 1 is bee, not wasp"):
         BadNets()(images, (target,), Run())
+
+
+def test_families_of_a_zoo_can_be_whole_in_one_part(data: Path) -> None:
+    plan = content(data)
+    first = plan["family"][0]
+    second = first | {"name": "others", "part": {"development": {"clean": 0}, "calibration": {"clean": 0}}}
+    first["part"] = {"judgement": {"clean": 0}}
+    plan["family"] = [first, second]
+    parts: dict[str, set[str]] = {}
+    for specimen in parse_plan(plan, "zoo.toml").specimens:
+        parts.setdefault(specimen.family, set()).add(specimen.part)
+    assert parts == {"squares": {"development", "calibration"}, "others": {"judgement"}}
+    second["part"] |= {"judgement": {"clean": 0}}
+    with pytest.raises(SapperError, match="no encoder in any part"):
+        parse_plan(plan, "zoo.toml")
+
+
+def test_a_zoo_trains_encoders_with_captions(data: Path, tmp_path: Path) -> None:
+    plan = content(data)
+    family = plan["family"][0]
+    family["encoder"]["input_size"] = 32
+    family["images"] = {"dataset": f"{data}/balls"}
+    family["pretraining"] = {"dataset": "objects", "images": 60, "method": "clip", "epochs": 1, "batch": 20}
+    plan["part"] = {"development": {"clean": 1, "backdoored": 1}}
+    parsed = parse_plan(plan, "zoo.toml")
+    members = build(parsed, tmp_path)
+    assert [member.state for member in members] == ["clean", "attacked"]
+    assert encoders.load(tmp_path / members[0].file, Run()).text is not None
 
 
 # networks by their arguments

@@ -77,7 +77,7 @@ class Data:
 
     def images_of_pretraining(self, scenario: Scenario, run: Run) -> Part[ImageSet]:
         """The images of what is pre-trained on."""
-        return self.of_pretraining(scenario, run).changed("images", _images_of)
+        return self.of_pretraining(scenario, run).changed("images", images_of)
 
     def of_shadow(self, scenario: Scenario, attack: AttackSection, run: Run) -> Part[ImageSet]:
         """The attacker's shadow images: from those of the pre-training, unless the scenario says more."""
@@ -270,7 +270,8 @@ def needs_captions(scenario: Scenario) -> bool:
     return "captions" in scenario.pretraining_method.parameters.needs
 
 
-def _images_of(samples: Samples) -> ImageSet:
+def images_of(samples: Samples) -> ImageSet:
+    """The images alone, where there are captions, too."""
     assert isinstance(samples, ImageSet | PairSet)
     return samples.images if isinstance(samples, PairSet) else samples
 

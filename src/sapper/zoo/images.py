@@ -1,17 +1,21 @@
 """The images of a zoo: what its plan names, in memory once, and what each specimen draws of it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sapper import datasets
 from sapper.errors import located
+from sapper.experiment.data import images_of
 from sapper.experiment.tasks import Aim, Goals, Part, Task
 from sapper.pretraining.contracts import check_count
 from sapper.running import Run
-from sapper.samples import ImageSet
+from sapper.samples import ImageSet, PairSet, Samples
 from sapper.zoo.making import BestTold, Planned, planned
 from sapper.zoo.plans import Plan, Specimen
+
+Place = tuple[str, str, int]
+"""A data set's name, its split, and the size of its images in pixels."""
 
 ATTACKERS_SHARE, ATTACKERS_IMAGES = 0.2, 2000
 """Of a victim's training split what the attacker has instead, to choose references from, and how many at most."""
@@ -19,9 +23,10 @@ ATTACKERS_SHARE, ATTACKERS_IMAGES = 0.2, 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The splits that a plan names, each in memory once. ``load`` it from a plan."""
+    """The splits that a plan names, each in memory once. ``load`` it from a plan. ``pairs``: those with captions."""
 
-    sets: dict[tuple[str, str, int], ImageSet]
+    sets: dict[Place, ImageSet]
+    pairs: dict[Place, PairSet] = field(default_factory=dict)
 
     @staticmethod
     def load(plan: Plan, run: Run, *, parts: Sequence[str] = (), data_root: Path | None, download: bool) -> "Splits":
@@ -31,12 +36,15 @@ class Splits:
         """
         wanted = dict.fromkeys(place for specimen in plan.of_parts(parts) for place in _places(specimen))
         wanted |= {(section.dataset, section.split, size): None for section, size in plan.images.values()}
-        sets = {}
+        captioned = dict.fromkeys(_first(specimen) for specimen in plan.of_parts(parts) if specimen.captioned)
+        sets, pairs = {}, {}
         with run.progress.bar("data", len(wanted)) as bar:
             for name, split, size in wanted:
                 bar.advance(0, f"{name}, {split}")
                 sets[name, split, size] = datasets.load(name, split, data_root=data_root, size=size, download=download)
                 bar.advance()
+        for name, split, size in captioned:
+            pairs[name, split, size] = datasets.load_pairs(name, split, size=size)
         for specimen in plan.of_parts(parts):
             first = specimen.pretraining
             with located(f"zoo {plan.name}: family {specimen.family!r}.pretraining", "."):
@@ -44,14 +52,15 @@ class Splits:
                     specimen.pretraining_method.parameters,
                     first.images or len(sets[first.dataset, first.split, specimen.encoder.input_size]),
                 )
-        return Splits(sets=sets)
+        return Splits(sets=sets, pairs=pairs)
 
     def planned(self, specimen: Specimen, run: Run) -> Planned:
         """The stages of a specimen: each member draws its own part of the images."""
-        size = specimen.encoder.input_size
-        first, attack = specimen.pretraining, specimen.attack
-        images = self._part((first.dataset, first.split, size), first.images, run, "pretraining images")
-        shadow = images.sample(attack.shadow_images, run.child("shadow images"))
+        first, attack, place = specimen.pretraining, specimen.attack, _first(specimen)
+        whole: Part[Samples] = Part.whole(self.pairs[place] if specimen.captioned else self.sets[place])
+        images = whole.sample(first.images, run.child("pretraining images"))
+        shown = images.changed("images", images_of) if specimen.captioned else images
+        shadow = shown.sample(attack.shadow_images, run.child("shadow images"))
         return planned(specimen, images, shadow, self._task(specimen, run) if specimen.twin else None, run)
 
     def _part(self, place: tuple[str, str, int], count: int | None, run: Run, name: str) -> Part:
@@ -73,9 +82,14 @@ class Splits:
         )
 
 
-def _places(specimen: Specimen) -> Iterator[tuple[str, str, int]]:
+def _first(specimen: Specimen) -> Place:
+    """What it is pre-trained on."""
+    return specimen.pretraining.dataset, specimen.pretraining.split, specimen.encoder.input_size
+
+
+def _places(specimen: Specimen) -> Iterator[Place]:
     size = specimen.encoder.input_size
-    yield specimen.pretraining.dataset, specimen.pretraining.split, size
+    yield _first(specimen)
     if specimen.twin:
         yield specimen.victim.dataset, "train", size
         yield specimen.victim.dataset, "test", size

@@ -21,9 +21,12 @@ SCHEMA = 2
 
 
 class PartSection(Section):
-    """``[part.NAME]``: how many encoders of either kind each family gives; a clean one for each backdoored one."""
+    """``[part.NAME]``: how many encoders of either kind each family gives; a clean one for each backdoored one.
 
-    clean: PositiveInt
+    A family may have none in a part: families as a whole are then in one part or another.
+    """
+
+    clean: NonNegativeInt
     backdoored: NonNegativeInt = 0
 
 
@@ -94,6 +97,9 @@ def outline(content: dict[str, Any], file: str) -> Outline:
         changed = _parts(family.part, file, f"{key}.part")
         with located(f"{file}: {key}.part"):
             check_parts(changed, tuple(parts))
+        if not any(part.clean for part in (parts | changed).values()):
+            what, remedy = "this family has no encoder in any part", "leave the family out, or give it some"
+            raise SapperError(what, where=f"{file}: {key}.part", remedy=remedy)
         numbers.append(parts | changed)
         images.append(chosen)
     return Outline(

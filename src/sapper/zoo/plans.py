@@ -69,6 +69,11 @@ class Specimen:
     def name(self) -> str:
         return f"{self.family}-{self.part}-{self.number}"
 
+    @property
+    def captioned(self) -> bool:
+        """Whether it learns from images with captions."""
+        return "captions" in self.pretraining_method.parameters.needs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -110,7 +115,7 @@ def parse_plan(content: dict[str, Any], file: str) -> Plan:
         if len({specimen.encoder for specimen in its}) > 1:
             what, remedy = "its encoders differ", "give encoders of each kind a family: a bag is of one kind"
             raise SapperError(what, where=f"{file}: {key}.encoder", remedy=remedy)
-        images[family.name] = chosen, specimens[-1].encoder.input_size
+        images[family.name] = chosen, its[-1].encoder.input_size
     order = {name: place for place, name in enumerate(plan.parts)}
     specimens.sort(key=lambda each: (order[each.part], each.number))  # a family is never far ahead of another
     return Plan(
