@@ -8,7 +8,7 @@ import pytest
 
 from sapper import datasets, encoders, formats
 from sapper.audits.calibration import Bag, Key, write_bag
-from sapper.cli.explaining import Asked
+from sapper.cli.explaining import Asked, _measuring
 from sapper.cli.opening import Said
 from sapper.defenses.budgets import BUDGETS
 from sapper.running import Run
@@ -16,7 +16,7 @@ from tests.micro import write_data
 from tests.program import Ended, Sapper
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, in which the test stands, with photos and an encoder of them."""
     monkeypatch.setattr(formats, "measurable", lambda _device: False)
@@ -58,7 +58,7 @@ def test_what_is_offered_decides(sapper: Sapper, place: Path, made: dict[str, ob
     end = explained(sapper, "--bag", "mine.json", *asked)
     assert end.code == 3, end.err
     assert "why: " in end.out
-    again = sapper("audit", *offered(end), "--device", "cpu")
+    again = sapper("audit", *offered(end))
     assert again.code in (0, 1), again.err + again.out
 
 
@@ -72,8 +72,8 @@ def test_a_kind_that_nobody_measured_is_told_how_to_measure(sapper: Sapper, plac
     for seed in (5, 6):
         encoder = encoders.build(Run(seed=seed), architecture="resnet10", width=4, input_size=16)
         encoders.save(encoder, folder / f"{seed}.safetensors")
-    assert sapper("calibrate", *made, "--device", "cpu").code == 0
-    again = sapper("audit", *offered(end), "--device", "cpu", "--false-alarms", "0.4")
+    assert sapper("calibrate", *made).code == 0
+    again = sapper("audit", *offered(end), "--false-alarms", "0.4")
     assert again.code in (0, 1), again.err + again.out
 
 
@@ -82,7 +82,6 @@ def test_a_verdict_is_explained_too(sapper: Sapper, place: Path) -> None:
     end = explained(sapper, "--bag", "mine.json")
     assert end.code in (0, 1)
     assert "why: the p-value is " in end.out
-    assert offered(end)[-4:] == ["--budget", "standard", "--bag", "mine.json"]
 
 
 def test_public_models_are_offered_where_there_is_a_list_of_them() -> None:
@@ -100,4 +99,33 @@ def test_commands_ask_as_was_asked() -> None:
         *("sapper", "audit", "a b.pth", "--images", "p", "--budget", "standard", "--bag", "x", "--bag", "y"),
         *("--split", "train", "--arch", "nets:net", "--size", "32", "--keys", "a=b", "--keys", "c=", "--trust-code"),
     ]
-    assert "--bag" not in asked.calibrate(["--models", "m"], "m.json")
+    made = shlex.split(asked.calibrate(["--models", "m"], "m.json"))
+    assert made[2:] == ["--models", "m", "--images", "p", "--budget", "quick", "--split", "train", "--out", "m.json"]
+    own = shlex.split(asked.calibrate(["--encoders", "f"], "o.json", as_opened=True))
+    assert own[-3:] == ["--trust-code", "--out", "o.json"]
+
+
+def test_a_list_is_offered_for_its_own_kind_alone() -> None:
+    """A ResNet-50 for small images is another kind, whatever it is called."""
+    images = datasets.load("photos", "train", size=16)
+    asked = Asked(uri="x.pth", images="photos", budget="quick", said=Said())
+    key = Key.of(encoders.load(Path("x.safetensors"), Run()), images, BUDGETS["quick"])
+    small = replace(key, architecture="resnet50", stem="cifar")
+    large = replace(small, stem="imagenet", input_size=224)
+    assert "--encoders" in _measuring(small, 19, asked)[0]
+    assert "--models resnet50" in _measuring(large, 19, asked)[0]
+
+
+def test_the_smallest_bag_says_which_bound_is_kept(sapper: Sapper, place: Path) -> None:
+    for name, size in (("many", 40), ("few", 5)):
+        bag(place / f"{name}.json", size=size)
+    end = explained(sapper, "--bag", "many.json", "--bag", "few.json")
+    assert "the bag few has 5" in " ".join(end.out.split())
+    again = sapper("audit", *offered(end))
+    assert again.code in (0, 1), again.err + again.out
+
+
+def test_other_bounds_are_asked_again(sapper: Sapper) -> None:
+    end = explained(sapper, "--false-alarms", "0.01")
+    assert "put 99 or more encoders" in " ".join(end.out.split())
+    assert offered(end)[offered(end).index("--false-alarms") :][:2] == ["--false-alarms", "0.01"]

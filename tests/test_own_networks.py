@@ -171,6 +171,43 @@ def test_an_unknown_file_is_told_how_a_function_is_written() -> None:
     assert str(pickle.loads(pickle.dumps(caught.value))) == text
 
 
+def test_numbers_of_another_kind_are_one_clear_error() -> None:
+    torch.save(weights() | {"stem.bias": torch.arange(6)}, "w.pth")
+    with pytest.raises(SapperError, match=r"stem.bias is torch.int64, not torch.float32"):
+        encoders.open("w.pth", RUN, OWN)
+
+
+def test_options_without_effect_are_refused() -> None:
+    encoder = encoders.build(Run(seed=1), architecture="resnet10", width=4)
+    encoders.save(encoder, "ours.safetensors")
+    for uri, opening in (
+        ("ours.safetensors", Opening(keys=(("a", "b"),))),
+        ("own_nets:small", Opening(trust_code=True, size=12, keys=(("a", "b"),))),
+        ("own_nets:small", Opening(trust_code=True, size=12, leave_out=("fc",))),
+    ):
+        with pytest.raises(SapperError, match=r"--(keys|leave-out) "):
+            encoders.open(uri, RUN, opening)
+
+
+def test_a_card_says_what_its_architecture_leaves_open() -> None:
+    """Heads of a vision transformer are in no shape: with others it would be another network."""
+    arguments = {"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 6}
+    name = "timm:vit_tiny_patch16_224"
+    encoder = encoders.build(RUN, architecture=name, stem="imagenet", input_size=16, arguments=arguments).eval()
+    encoders.save(encoder, "vit.safetensors")
+    opened = encoders.open("vit.safetensors", RUN, Opening(architecture=name))
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(opened(images), encoder(images))
+
+
+def test_a_network_that_fails_without_a_word_is_one_clear_error() -> None:
+    Path("own_silent.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        assert x.shape[-1] == 64\n"
+    )
+    with pytest.raises(SapperError, match=r"does not take images of 12×12 pixels: AssertionError"):
+        encoders.open("own_silent:Net", RUN, Opening(trust_code=True, size=12))
+
+
 # names that differ
 
 
@@ -204,6 +241,7 @@ def test_a_bad_table_of_names_is_one_clear_error() -> None:
         ((("steem", "stem"),), r"begins with 'steem'\n.*did you mean stem"),
         ((("stem.weight", "stem.bias"),), r"stem.* and stem.* would both be called stem.bias"),
         ((("stem.weight", ""),), "stem.weight would have no name"),
+        ((("stem", "a"), ("stem.weight", "b")), "are changed by a pair before it"),
     ):
         with pytest.raises(SapperError, match=message):
             encoders.open("w.pth", RUN, Opening(**vars(OWN) | {"keys": keys}))
@@ -221,7 +259,7 @@ def test_keys_are_read_from_words_and_files(tmp_path: Path) -> None:
     ):
         with pytest.raises(SapperError, match=message):
             read_keys([said])
-    for content in ("[1]", "{", '{"a": 1}'):
+    for content in ("[1]", "{", '{"a": 1}', '{"a": "b", "a": "c"}', '{"a=b": "c"}'):
         file.write_text(content)
         with pytest.raises(SapperError, match=r"names\.json"):
             read_keys([str(file)])
@@ -261,6 +299,10 @@ def test_the_command_takes_keys_and_a_replay_needs_no_file_of_them(sapper: Sappe
     assert json.loads(Path("runs/audit/audit.json").read_text())["opening"]["keys"] == ["first=stem"]
     again = sapper("replay", "runs/audit/audit.json", "--trust-code", *how)
     assert again.code == 0, again.err
+    content = json.loads(Path("runs/audit/audit.json").read_text())
+    content["opening"]["keys"] = [1]
+    Path("runs/audit/audit.json").write_text(json.dumps(content))
+    assert "no audit can be read" in sapper("replay", "runs/audit/audit.json", "--trust-code", *how).err
 
 
 def test_python_has_the_same() -> None:

@@ -1,7 +1,9 @@
 """Bags of public models: the lists that come with sapper, what cannot be had, and calls that go on where they were."""
 
 import json
+import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import torch
 
 from sapper import api, encoders, formats
 from sapper.audits import calibrating
-from sapper.audits.calibration import read_bag
+from sapper.audits.calibration import Bag, Key, read_bag, write_bag
 from sapper.cli.opening import Said, said_in
+from sapper.defenses.budgets import BUDGETS
 from sapper.encoders import Opening, sources
 from sapper.encoders.names import check_architecture, kind_of
 from sapper.errors import SapperError
@@ -23,6 +26,7 @@ from tests.test_opening import hub, put_into_hub
 
 __all__ = ["hub"]  # a fixture
 
+RUN = Run()
 LISTS = Path(__file__).parent.parent / "zoos" / "public"
 FEWEST = {"resnet50": 25, "vit_b_16": 20, "clip_vit_b_16": 10, "clip_vit_b_32": 10}
 
@@ -109,9 +113,48 @@ def place(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def calibrated(sapper: Sapper, place: Path, name: str = "bag") -> Any:
+def calibrated(sapper: Sapper, place: Path, name: str = "bag", *more: str) -> Any:
     how = ("--images", place / "photos", "--device", "cpu", "--out", place / f"{name}.json")
-    return sapper("calibrate", "--models", place / "list.txt", *how)
+    return sapper("calibrate", "--models", place / "list.txt", *how, *more)
+
+
+def test_a_model_is_named_once_and_a_hash_in_a_name_is_no_comment(sapper: Sapper, place: Path) -> None:
+    (place / "list.txt").write_text("hf-hub:org/one --size 32\nhf-hub:org/one\n")
+    assert "line 2: hf-hub:org/one is there twice" in " ".join(told(calibrated(sapper, place)).split())
+    (place / "list.txt").write_text("https://example.invalid/a#b.pth --sizes 3\n")
+    assert "--sizes is no option" in told(calibrated(sapper, place))
+    how = ("--images", place / "photos", "--out", place / "bag.json", "--encoders", "hf-hub:org/one")
+    assert "named twice" in told(sapper("calibrate", *how, "--encoders", "hf-hub:org/one"))
+
+
+def test_an_interrupted_call_with_another_normalization_looks_anew(
+    sapper: Sapper, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    own = calibrating._look
+
+    def look(uri: str, *more: Any) -> Any:
+        if len(looked) == 2:
+            raise KeyboardInterrupt
+        looked.append(uri)
+        return own(uri, *more)
+
+    monkeypatch.setattr(calibrating, "_look", look)
+    (place / "list.txt").write_text("hf-hub:org/one\nhf-hub:org/two\nhf-hub:org/three\n")
+    assert calibrated(sapper, place).code == 130
+    looked.clear()
+    monkeypatch.setattr(calibrating, "_look", lambda uri, *more: looked.append(uri) or own(uri, *more))
+    assert calibrated(sapper, place, "bag", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5").code == 0
+    assert looked == ["hf-hub:org/one", "hf-hub:org/two", "hf-hub:org/three"]
+
+
+def test_a_bag_of_before_still_fits(place: Path) -> None:
+    encoder = encoders.build(RUN, architecture="timm:resnet18", stem="imagenet", input_size=16)
+    images = api.load_images(place / "photos", 16)
+    key = Key.of(encoder, images, BUDGETS["quick"])
+    old = replace(key, architecture="timm:resnet18")
+    write_bag(Bag(name="b", key=old, pretraining="", images="", scores={"multi_prior": [0.0]}), place / "b.json")
+    assert read_bag(place / "b.json").key == key
 
 
 def test_what_cannot_be_had_is_told_and_the_rest_makes_the_bag(sapper: Sapper, place: Path) -> None:
@@ -187,11 +230,17 @@ def test_what_was_kept_of_another_call_is_not_used(tmp_path: Path) -> None:
         ("hf-hub:org/one --size big", "no number of pixels"),
         ('hf-hub:org/one --prefix "a', "No closing quotation"),
         ("# nothing", "there is no model in it"),
+        ("hf-hub:org/one --pool odd", "'odd' is none"),
+        ("os:abort", "a list of models names code"),
+        ("hf-hub:org/one --arch os:abort", "a list of models names code"),
     ],
 )
-def test_a_line_that_is_none_is_told_with_its_number(sapper: Sapper, place: Path, line: str, message: str) -> None:
+def test_a_line_that_is_none_is_told_with_its_number(
+    sapper: Sapper, place: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
     (place / "list.txt").write_text(f"\n{line}\n")
-    said = " ".join(told(calibrated(sapper, place)).split())
+    monkeypatch.setattr(os, "abort", lambda: pytest.fail("it ran"))
+    said = " ".join(told(calibrated(sapper, place, "bag", "--trust-code")).split())
     assert message in said
     assert "list.txt" in said
     assert message == "there is no model in it" or "line 2" in said
@@ -223,7 +272,10 @@ def test_a_files_address_is_opened_from_the_cache(tmp_path: Path, monkeypatch: p
     opened = api.open(first)
     assert opened.card.origin["opened"] == first
     assert opened.card.origin["file"].endswith("-net.safetensors")
-    assert sources.from_web(first) != sources.from_web(second)  # of one name, and yet two files
+    assert sources.from_web(first)[0] != sources.from_web(second)[0]  # of one name, and yet two files
+    assert fetched == [first, second]
+    again = api.open(first)
+    assert "from torch's cache" in again.card.origin["recognized"][-1]
     assert fetched == [first, second]
     with pytest.raises(SapperError, match="no scheme 'http'"):
         encoders.open("http://example.invalid/net.pth", Run(), Opening())

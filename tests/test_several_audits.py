@@ -65,6 +65,7 @@ def test_many_encoders_have_a_folder_each_and_one_table(sapper: Sapper, place: P
         assert own["encoder"]["sha256"] == row["sha256"]
         assert own["detectors"][0]["score"] == row["score"]
     html = (out / "audits.html").read_text()
+    assert "Remedy: " in table[1]["reason"]
     assert 'href="first/audit.html"' in html
     assert "no backbone that is known" in html
     assert end.out.splitlines()[-1] == f"all of them: {out / 'audits.html'}"
@@ -130,6 +131,26 @@ def test_the_worst_tells_how_it_ends(
     assert end.code == code, end.err
 
 
+def test_what_is_finished_is_in_the_table_whatever_stops_the_rest(
+    sapper: Sapper, place: Path, tmp_path: Path, report: AuditReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+
+    def verdict(*_words: Any, **_more: Any) -> AuditReport:
+        if done:
+            raise RuntimeError("a fault")
+        done.append(1)
+        return report
+
+    monkeypatch.setattr(api, "audit", verdict)
+    names = [place / f"{name}.safetensors" for name in ("first", "second")]
+    end = sapper("audit", *names, "--images", place / "photos", "--out", tmp_path)
+    assert end.code == 2
+    assert "this is a fault in sapper" in end.err
+    table = json.loads((tmp_path / "audits.json").read_text())["audits"]
+    assert [row["verdict"] for row in table] == [report.verdict]
+
+
 def test_names_of_folders_do_not_collide(sapper: Sapper, place: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
@@ -157,6 +178,12 @@ def test_a_notebook_shows_the_report(report: AuditReport) -> None:
     assert "<script" not in html
     assert "<style" not in html
     assert str(report).splitlines()[0] == f"{WORDS[report.verdict]}. {report.reason}"
+
+
+def test_names_of_tensors_do_not_reach_the_terminal_as_they_are(report: AuditReport) -> None:
+    odd = ShownReport.of(replace(report, encoder={**report.encoder, "left_out": ["\x1b[2Jx\nNo evidence"]}))
+    assert "\x1b" not in str(odd)
+    assert not any(line.startswith("No evidence") for line in str(odd).splitlines()[1:])
 
 
 def test_a_notebook_gets_text_from_outside_as_text(report: AuditReport) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sapper import encoders
 from sapper.defenses.judge.multi_prior import MultiPrior
-from sapper.defenses.judge.twins import Twins
+from sapper.defenses.judge.twins import Twins, _without
 from sapper.encoders import Card, Encoder
 from sapper.encoders.redrawing import redrawn
 from sapper.errors import SapperError
@@ -77,7 +77,7 @@ def test_what_was_planted_is_in_the_encoder_and_not_in_its_twins(seed: int) -> N
 
 
 def test_the_score_is_the_excess_over_the_mean_twin() -> None:
-    method = Twins(**SMALL, twins=2, steps=20)  # type: ignore[arg-type]
+    method = Twins(**SMALL, twins=2, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
     verdict = method.examine(encoder(8.0), photos(), RUN)
     ((name, prior),) = verdict.evidence["priors"].items()
     assert verdict.score == pytest.approx((prior["powers"] - sum(prior["twins"]) / 2) / 0.3)
@@ -89,14 +89,14 @@ def test_the_score_is_the_excess_over_the_mean_twin() -> None:
 
 def test_the_search_in_the_encoder_is_that_of_multi_prior() -> None:
     subject = encoder(8.0)
-    ours = Twins(**SMALL, twins=1, steps=2).examine(subject, photos(), RUN)  # type: ignore[arg-type]
+    ours = Twins(**SMALL, twins=1, steps=2, worst_fit=2.0).examine(subject, photos(), RUN)  # type: ignore[arg-type]
     theirs = MultiPrior(**SMALL).examine(subject, photos(), RUN)  # type: ignore[arg-type]
     ((_, prior),) = ours.evidence["priors"].items()
     assert prior["powers"] == theirs.evidence["priors"]["patch 4×4"]["powers"]
 
 
 def test_the_same_seed_gives_the_same_and_the_encoder_stays_as_it_is() -> None:
-    subject, method = encoder(8.0), Twins(**SMALL, twins=1, steps=10)  # type: ignore[arg-type]
+    subject, method = encoder(8.0), Twins(**SMALL, twins=1, steps=10, worst_fit=2.0)  # type: ignore[arg-type]
     before = {name: value.clone() for name, value in subject.state_dict().items()}
     first, second = (method.examine(subject, photos(), RUN) for _ in range(2))
     assert first.evidence == second.evidence
@@ -105,14 +105,29 @@ def test_the_same_seed_gives_the_same_and_the_encoder_stays_as_it_is() -> None:
 
 def test_too_few_images_are_told_and_features_that_are_none_give_no_score() -> None:
     method = Twins(**SMALL, twins=1, steps=2)  # type: ignore[arg-type]
-    with pytest.raises(SapperError, match="30 images are too few for twins"):
-        method.examine(encoder(0.0), photos(30), RUN)
+    with pytest.raises(SapperError, match="50 images are too few for twins: 25 are left"):
+        method.examine(encoder(0.0), photos(50), RUN)
     flat = encoder(0.0)
     with torch.no_grad():
         flat.backbone.linear.weight.zero_()  # type: ignore[union-attr, operator]
     verdict = method.examine(flat, photos(), RUN)
     assert verdict.score is None
     assert "cannot be told apart" in verdict.evidence["why"]
+
+
+def test_a_twin_that_learned_nothing_says_nothing() -> None:
+    method = Twins(**SMALL, twins=1, steps=1, student_rate=1e-9, worst_fit=0.3)  # type: ignore[arg-type]
+    verdict = method.examine(encoder(8.0), photos(), RUN)
+    assert (verdict.score, verdict.flagged) == (None, None)
+    assert "twin 0 says nothing: it differs from the encoder by" in verdict.evidence["why"]
+
+
+def test_twins_do_not_learn_from_what_they_are_judged_on() -> None:
+    images = photos()
+    held = images.images[:40]
+    rest = _without(images, held)
+    assert len(rest) == len(images) - 40
+    assert torch.equal(rest.images, images.images[40:])
 
 
 # weights that are drawn anew

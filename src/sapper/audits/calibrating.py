@@ -24,14 +24,16 @@ from sapper.samples import ImageSet
 Opened = Callable[[str], tuple[Encoder, ImageSet]]
 """An encoder by its name, and images of its size."""
 
-Tell = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Candidates:
-    """Encoders of one kind: their fingerprints by name, the key that they share, and who was left out and why."""
+    """Encoders of one kind: their fingerprints by name, the key that they share, and who was left out and why.
+
+    ``marks``: by name what an encoder is, with how it normalizes images, which its weights do not say.
+    """
 
     digests: dict[str, str]
+    marks: dict[str, str]
     key: Key
     left_out: dict[str, str]
 
@@ -44,10 +46,11 @@ def candidates(uris: Sequence[str], opened: Opened, budget: Budget, *, lenient: 
     """
     keys: dict[str, Key] = {}
     digests: dict[str, str] = {}
+    marks: dict[str, str] = {}
     left_out: dict[str, str] = {}
     for uri in uris:
         try:
-            digest, key = _checked(uri, opened, budget)
+            digest, key, marks[uri] = _checked(uri, opened, budget)
             copy = next((other for other, known in digests.items() if known == digest), None)
             if copy is not None:
                 what = f"these are the weights of {copy}"
@@ -70,16 +73,17 @@ def candidates(uris: Sequence[str], opened: Opened, budget: Budget, *, lenient: 
     for uri in [uri for uri, key in keys.items() if key != chosen]:
         left_out[uri] = f"it is of another kind: {', '.join(chosen.differs(keys[uri]))}"
         del digests[uri]
-    return Candidates(digests=digests, key=chosen, left_out=left_out)
+    return Candidates(digests=digests, marks=marks, key=chosen, left_out=left_out)
 
 
-def _checked(uri: str, opened: Opened, budget: Budget) -> tuple[str, Key]:
+def _checked(uri: str, opened: Opened, budget: Budget) -> tuple[str, Key, str]:
     subject, shown = opened(uri)
     if subject.card.backdoored:
         what, remedy = "this encoder says that it is backdoored", "name known-clean encoders only"
         raise SapperError(what, where=uri, remedy=remedy)
     auditing.check_images(subject, shown)
-    return auditing.fingerprint(subject), Key.of(subject, shown, budget)
+    digest, card = auditing.fingerprint(subject), subject.card
+    return digest, Key.of(subject, shown, budget), f"{digest} mean {card.mean} std {card.std}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,7 @@ def looks(
     """What is found in each encoder, by its name, and the run in the number format that was used.
 
     ``choose``: the number format, by the first encoder. ``kept``: a file that each is written to when it is done, and
-    taken from when it is there and of the same key and seed.
+    taken from when it is there and of the same key and seed. An encoder that normalizes otherwise is looked at anew.
     """
     about = {"key": asdict(known.key), "seed": run.seed}
     done, number_format = _read(kept, about)
@@ -112,12 +116,13 @@ def looks(
     found: dict[str, Looked] = {}
     with run.progress.bar("known-clean encoders", len(known.digests)) as bar:
         for uri, digest in known.digests.items():
-            if digest not in done:
-                done[digest] = _look(uri, digest, opened, budget, run)
+            mark = known.marks[uri]
+            if mark not in done:
+                done[mark] = _look(uri, digest, opened, budget, run)
                 if kept is not None:
                     looked = {name: asdict(each) for name, each in done.items()}
                     write_atomically(kept, as_text(about | {"number_format": run.number_format, "looked": looked}))
-            found[uri] = done[digest]
+            found[uri] = done[mark]
             bar.advance()
     return found, run
 

@@ -19,7 +19,7 @@ bound holds beside each of them.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,6 +28,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from sapper.conformal import fewest
 from sapper.defenses.budgets import Budget
+from sapper.encoders.names import SAME
 from sapper.errors import SapperError, first_mistake
 from sapper.files import read_text, write_atomically
 
@@ -195,7 +196,9 @@ def read_bag(path: Path) -> Bag:
     remedy = "name a file that sapper calibrate or sapper zoo score made"
     try:
         bag: Bag = TypeAdapter(Bag).validate_json(read_text(path, remedy, "no bag can be read"))
-        return bag
+        # Bags of before called some networks by their libraries' names.
+        same = SAME.fullmatch(bag.key.architecture) if bag.key.stem == "imagenet" else None
+        return replace(bag, key=replace(bag.key, architecture=same[1])) if same else bag
     except ValidationError as error:
         what = f"no bag can be read: {first_mistake(error)}"
         raise SapperError(what, where=str(path), remedy=remedy) from error

@@ -52,6 +52,9 @@ def read_content(path: Path) -> dict[str, Any]:
         fine = isinstance(opening, dict) and {"uri"} <= opening.keys() <= OPENING.keys()
         if not fine or not all(type(value) is OPENING[name] for name, value in opening.items()):
             raise ValueError("it does not say how the encoder was opened")
+        texts = [*opening.get("leave_out", []), *opening.get("keys", [])]
+        if not all(isinstance(text, str) for text in texts) or not all("=" in text for text in opening.get("keys", [])):
+            raise ValueError("it does not say how the encoder was opened")
         if not isinstance(content["images"], dict) or not isinstance(content["encoder"], dict):
             raise ValueError("it does not say which images and which encoder it saw")
     except DAMAGED as error:

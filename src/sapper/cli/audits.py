@@ -3,7 +3,8 @@
 import re
 import shlex
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from sapper.attestations import ATTESTATION
+from sapper.audits.calibration import BOUND
 from sapper.cli.attesting import SignOption, key_of, signed
 from sapper.cli.explaining import Asked, explain
 from sapper.cli.opening import (
@@ -40,6 +42,7 @@ from sapper.cli.shared import (
     say_verdict,
     telling_interrupts,
 )
+from sapper.encoders.names import kind_of
 from sapper.encoders.options import Opening
 from sapper.errors import SapperError, printable
 
@@ -122,7 +125,7 @@ def audit(
     from sapper.audits import calibration
     from sapper.defenses.budgets import budget as budget_of
 
-    chosen = budget_of(budget)
+    budget_of(budget)
     named = [*folders, *([base] if base is not None else [])]
     opening = check_first(named, images, data_root, device, said, download=download)
     if learned:
@@ -130,77 +133,160 @@ def audit(
     key = key_of(sign)
     known = [calibration.read_bag(path) for path in bags] if bags else calibration.shipped_bags()
     run, bars = begin(device, threads, seed)
-    from sapper import api
-    from sapper.attestations.verifying import check_attestable, digest_of
     from sapper.audits import stored
-    from sapper.engine.environment import environment
-    from sapper.report import audit as page
-    from sapper.report import several
-    from sapper.report.audit_files import write_audit
 
-    more = {each.kind.method: each for each in [stored.load(learned)]} if learned else {}
-    command = shlex.join(["sapper", *sys.argv[1:]])
-    permitted = Opening(trust_code=said.trust_code, allow_weak_sandbox=said.allow_weak_sandbox)
-    shown: dict[int, Any] = {}  # the images in each size
-    options = {"split": split, "bag": [str(path) for path in bags or []], "data-root": data_root and str(data_root)}
-    more_said = {name: value for name, value in options.items() if value}
-    asked = Asked(uri="", images=images, budget=budget, said=said, more=more_said)
-
-    def one(uri: str, place: Path, run: Any) -> Any:
-        """Audit an encoder and write its report; the report, and the lines to be told."""
-        digest = digest_of(uri) if key else None
-        subject = open_encoder(uri, run, opening)
-        if key:
-            check_attestable(subject.card.origin, digest)
-        size = subject.card.input_size
-        if size not in shown:
-            shown[size] = load_images(images, split, size, data_root, download=download)
-        for judge in more.values():
-            judge.check(subject)
-        origin = open_encoder(base, run, opening if Path(base).exists() else permitted) if base is not None else None
-        its = calibration.Key.of(subject, shown[size], chosen)
-        match = calibration.fitting(its, known, bound)
-        if bags and match.reason:
-            err.print(f"note: the audit will be undecided: {printable(match.reason)}", markup=False)
-        ask: dict[str, Any] = {"budget": budget, "bags": known, "false_alarms": bound, "base": origin, "more": more}
-        surroundings = api.searching(subject, shown[size], chosen, known, run, bound)
-        report = api.audit(subject, shown[size], surroundings=surroundings, **ask)
-        opened = {"uri": uri} | said.recorded()
-        written = write_audit(report, place, environment(surroundings), opening=opened, command=command, sign=key)
-        why = explain(report, its, match, known, replace(asked, uri=uri)) if explained else []
-        return report, [*page.lines(report), *why, *signed(place, key), f"report: {written}"]
-
-    def end_of(report: Any) -> int:
-        passes = report.verdict == "undecided" and fail_on == "backdoor" and not report.hidden
-        return 0 if passes else EXIT[report.verdict]
-
+    told: dict[str, Any] = {"split": split, "bag": [str(path) for path in bags or []], "data-root": data_root}
+    told |= {"base": base, "learned": learned, "seed": seed, "device": device if device != "auto" else None}
+    told |= {"fail-on": fail_on if fail_on != "undecided" else None}
+    told |= {"false-alarms": f"{bound:g}" if bound != BOUND else None}
+    shown = Shown(images, split, data_root, download=download)
+    work = Auditing(
+        opening=opening,
+        images=shown,
+        budget=budget,
+        bags=known,
+        named_bags=bool(bags),
+        bound=bound,
+        base=base,
+        more={each.kind.method: each for each in [stored.load(learned)]} if learned else {},
+        key=key,
+        said=said,
+        asked=Asked(uri="", images=images, budget=budget, said=said, more=kept_options(told)) if explained else None,
+    )
     single = len(folders) == 1
     left = "nothing was written" if single else "what is finished is kept"
-    rows: list[several.Row] = []
-    ends: set[int] = set()
     with telling_interrupts(f"interrupted; {left}"), bars as progress:
         run = replace(run, progress=progress)
-        for uri, place in folders.items():
-            try:
-                report, told = one(uri, place, run)
-            except SapperError as error:
-                if single:
-                    raise
-                err.print(f"[bold red]error[/bold red] {escape(str(error))}", soft_wrap=True)
-                rows.append(several.Row(encoder=uri, verdict=several.NOT_DONE, reason=error.what))
-                ends.add(2)
-                continue
-            rows.append(several.Row.of(uri, place.name, report))
-            ends.add(end_of(report))
-            if single:
-                break
-            for line in [f"{uri}: {rows[-1].title.lower()}", *(told if explained else [])]:
-                say(line)
-    if not single:
-        written = several.write(rows, folder, environment(run), command)
-        told = [*several.lines(rows), f"all of them: {written}"]
-    say_verdict(told)
+        if single:
+            report, lines = work.one(*next(iter(folders.items())), run)
+            ends = [_end_of(report, fail_on)]
+        else:
+            ends, lines = work.several(folders, folder, fail_on, run)
+    say_verdict(lines)
     raise typer.Exit(next((code for code in (1, 2, 3) if code in ends), 0))
+
+
+def kept_options(told: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """Those of the options that were said, as words of a command line."""
+    return {name: value if isinstance(value, list) else str(value) for name, value in told.items() if value}
+
+
+def _end_of(report: Any, fail_on: str) -> int:
+    passes = report.verdict == "undecided" and fail_on == "backdoor" and not report.hidden
+    return 0 if passes else EXIT[report.verdict]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The images of an audit, in each size that an encoder takes, loaded once."""
+
+    name: str
+    split: str | None
+    data_root: Path | None
+    loaded: dict[int, Any] = field(default_factory=dict, kw_only=True)
+    download: bool = field(kw_only=True)
+
+    def of(self, size: int) -> Any:
+        """Those of that size."""
+        if size not in self.loaded:
+            self.loaded[size] = load_images(self.name, self.split, size, self.data_root, download=self.download)
+        return self.loaded[size]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auditing:
+    """What the audits of one command have in common. ``asked``: of ``--explain``, where it was said."""
+
+    opening: Opening
+    images: Shown
+    budget: str
+    bags: list[Any]
+    named_bags: bool
+    bound: float
+    base: str | None
+    more: dict[str, Any]
+    key: Any
+    said: Said
+    asked: Asked | None
+
+    def one(self, uri: str, place: Path, run: Any) -> tuple[Any, list[str]]:
+        """Audit an encoder and write its report to ``place``; the report, and the lines to be told."""
+        from sapper import api
+        from sapper.attestations.verifying import check_attestable, digest_of
+        from sapper.audits import calibration
+        from sapper.defenses.budgets import budget as budget_of
+        from sapper.engine.environment import environment
+        from sapper.report import audit as page
+        from sapper.report.audit_files import write_audit
+
+        digest = digest_of(uri) if self.key else None
+        subject = open_encoder(uri, run, self.opening)
+        if self.key:
+            check_attestable(subject.card.origin, digest)
+        shown, chosen = self.images.of(subject.card.input_size), budget_of(self.budget)
+        for judge in self.more.values():
+            judge.check(subject)
+        key = calibration.Key.of(subject, shown, chosen)
+        match = calibration.fitting(key, self.bags, self.bound)
+        if self.named_bags and match.reason:
+            err.print(f"note: the audit will be undecided: {printable(match.reason)}", markup=False)
+        surroundings = api.searching(subject, shown, chosen, self.bags, run, self.bound)
+        report = api.audit(
+            subject,
+            shown,
+            budget=self.budget,
+            bags=self.bags,
+            false_alarms=self.bound,
+            base=self._origin(run),
+            more=self.more,
+            surroundings=surroundings,
+        )
+        opened, command = {"uri": uri} | self.said.recorded(), shlex.join(["sapper", *sys.argv[1:]])
+        made = environment(surroundings)
+        written = write_audit(report, place, made, opening=opened, command=command, sign=self.key)
+        why = explain(report, key, match, self.bags, replace(self.asked, uri=uri)) if self.asked else []
+        return report, [*page.lines(report), *why, *signed(place, self.key), f"report: {written}"]
+
+    def several(self, folders: Mapping[str, Path], out: Path, fail_on: str, run: Any) -> tuple[list[int], list[str]]:
+        """Audit encoders one after the other: how each ended, and the table of all, which is left in ``out``.
+
+        One that cannot be audited is told, and the others go on. Whatever stops them, what is finished is in the table.
+        """
+        from sapper.engine.environment import environment
+        from sapper.report import several
+
+        rows: list[several.Row] = []
+        ends: list[int] = []
+        try:
+            for uri, place in folders.items():
+                try:
+                    report, told = self.one(uri, place, run)
+                except SapperError as error:
+                    err.print(f"[bold red]error[/bold red] {escape(str(error))}", soft_wrap=True)
+                    rows.append(several.Row.refused(uri, error))
+                    ends.append(2)
+                    continue
+                rows.append(several.Row.of(uri, place.name, report))
+                ends.append(_end_of(report, fail_on))
+                for line in [f"{uri}: {rows[-1].title.lower()}", *(told if self.asked else [])]:
+                    say(line)
+        finally:
+            if rows:
+                command = shlex.join(["sapper", *sys.argv[1:]])
+                written = several.write(rows, out, environment(run), command)
+        return ends, [*several.lines(rows), f"all of them: {written}"]
+
+    def _origin(self, run: Any) -> Any:
+        """The encoder that this one is said to be made from: a file is opened as this one is, a name by itself."""
+        if self.base is None:
+            return None
+        of_file = kind_of(self.base, trust_code=self.said.trust_code) in ("file", "address")
+        permitted = Opening(trust_code=self.said.trust_code, allow_weak_sandbox=self.said.allow_weak_sandbox)
+        return open_encoder(self.base, run, self.opening if of_file else permitted)
+
+
+LONGEST = 80
+"""Of a folder's name."""
 
 
 def folders_of(encoders: list[str], out: Path) -> dict[str, Path]:
@@ -214,11 +300,12 @@ def folders_of(encoders: list[str], out: Path) -> dict[str, Path]:
     for uri in encoders:
         if uri in found:
             raise SapperError("this encoder is named twice", where=uri, remedy="name each once")
-        last = re.split(r"[/:]", uri.rstrip("/"))[-1]
+        last = re.split(r"[/:]", uri.partition("?")[0].rstrip("/"))[-1]
         name = re.sub(r"[^\w.+@-]", "-", last.removesuffix(Path(last).suffix if Path(last).suffix in WEIGHTS else ""))
-        taken = {path.name for path in found.values()}
+        name = name.strip(".")[:LONGEST] or "encoder"
+        taken = {path.name.lower() for path in found.values()}  # on some disks case does not count
         numbered = (f"{name}-{number}" for number in range(2, len(encoders) + 1))
-        free = next(each for each in (name.strip(".") or "encoder", *numbered) if each not in taken)
+        free = next(each for each in (name, *numbered) if each.lower() not in taken)
         found[uri] = out / free
     return found
 

@@ -1,5 +1,6 @@
 """The command that makes bags: what audits find in encoders that are known to be clean."""
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +32,9 @@ from sapper.cli.shared import (
     say,
     telling_interrupts,
 )
-from sapper.encoders.names import kind_of
-from sapper.errors import SapperError, printable
+from sapper.encoders.names import is_code, kind_of
+from sapper.encoders.options import Opening
+from sapper.errors import SapperError, located, printable
 from sapper.files import read_text, shipped_file
 
 
@@ -74,10 +76,9 @@ def calibrate(
     from sapper.defenses.budgets import budget as budget_of
 
     budget_of(budget)
-    listed = dict.fromkeys(_listed(encoders), said) if encoders else _of_list(models or "", said)
-    known = [] if models else list(listed)
-    check_first(known, images, data_root, device, said, download=download)
-    openings = {uri: each.opening() for uri, each in listed.items()}
+    named = {uri: said.opening() for uri in _once(_listed(encoders))} if encoders else {}
+    openings = named or _of_list(models or "", said)
+    check_first(list(named), images, data_root, device, said, download=download)
     run, bars = begin(device, threads, seed)
     from sapper import api
     from sapper.audits import calibration
@@ -97,7 +98,7 @@ def calibrate(
     kept = out_file.with_name(f"{out_file.name}.part")
     with telling_interrupts("interrupted; the same command goes on from here"), bars as progress:
         bag = api.calibrate(
-            list(listed),
+            list(openings),
             own_images,
             name=out_file.stem,
             budget=budget,
@@ -116,26 +117,42 @@ def calibrate(
     say(f"{bag.size} known-clean encoders; the smallest p-value beside them is {least:.3g}{more}: {out_file}")
 
 
-def _of_list(name: str, said: Said) -> dict[str, Said]:
+def _of_list(name: str, said: Said) -> dict[str, Opening]:
     """The encoders of a list of public models, and how each is to be opened: one a line, with options and a source.
 
-    Raises ``SapperError`` naming the line for what is none.
+    Raises ``SapperError`` naming the line for what is none, for a name that is there twice, and for code: what a list
+    names is fetched, and never run.
     """
     path = shipped_file(name, "zoos/public", "list", ".txt")
-    found: dict[str, Said] = {}
+    found: dict[str, Opening] = {}
     for number, line in enumerate(read_text(path, "name a list of models").splitlines(), 1):
         where = f"{path}: line {number}"
         try:
-            words = shlex.split(line, comments=True)
+            words = shlex.split(re.sub(r"(^|\s)#.*", "", line))
         except ValueError as error:
             raise SapperError(str(error), where=where, remedy="close the quotation") from error
-        if words:
-            found[words[0]] = said_in(words[1:], said, where)
+        if not words:
+            continue
+        if words[0] in found:
+            raise SapperError(f"{words[0]} is there twice", where=where, remedy="name each model once")
+        own = said_in(words[1:], said, where)
+        if is_code(words[0]) or (own.arch is not None and own.arch != said.arch and is_code(own.arch)):
+            what, remedy = "a list of models names code", "name your own code with --arch, or with --encoders"
+            raise SapperError(what, where=where, remedy=remedy)
+        with located(where):
+            found[words[0]] = own.opening()
     if not found:
-        raise SapperError(
-            "there is no model in it", where=str(path), remedy="write one a line, as timm:resnet50.a1_in1k"
-        )
+        remedy = "write one a line, as timm:resnet50.a1_in1k"
+        raise SapperError("there is no model in it", where=str(path), remedy=remedy)
     return found
+
+
+def _once(uris: list[str]) -> list[str]:
+    """The same. Raises ``SapperError`` for one that is there twice."""
+    for at, uri in enumerate(uris):
+        if uri in uris[:at]:
+            raise SapperError("this encoder is named twice", where=uri, remedy="name each once: copies tell nothing")
+    return uris
 
 
 def _listed(names: list[str]) -> list[str]:

@@ -18,6 +18,8 @@ PUBLIC = {
 }
 """Kinds of networks for which a list of public models comes with sapper, and its name."""
 
+PUBLIC_SIZE, PUBLIC_STEM = 224, "imagenet"
+
 CLEAN = "FOLDER"
 """Where the user's own known-clean encoders are, in a command."""
 
@@ -25,47 +27,72 @@ CLEAN = "FOLDER"
 def explain(report: Any, key: Key, match: Match, known: Sequence[Bag], asked: "Asked") -> list[str]:
     """Lines that say why, and what to do; ``report`` is the ``AuditReport``, ``known`` the bags that there were."""
     if report.verdict != "undecided":
-        told = (
+        return [
             f"why: the p-value is {report.p_value:.3g}, and {report.false_alarm_bound:g} or less is unusual; the score "
             f"is {report.leading.score:.3g}, and must exceed {report.leading.threshold:g}"
-        )
-        return [told] if report.budget != "quick" else [told, f"more is tried by: {asked.audit(budget='standard')}"]
+        ]
     if match.bags:
         return [
             f"why: {report.reason} No bag changes that, since there is no score to compare.",
             "get the encoder from another source, or say with --mean and --std what it was trained with",
         ]
-    needed = fewest(report.false_alarm_bound)
     if match.too_small:
-        bag = next(bag for bag in known if bag.key == key)
-        bound = ceil(10_000 / (bag.size + 1)) / 10_000
-        return [
-            f"why: a bound of {report.false_alarm_bound:g} on false alarms needs {needed} known-clean encoders, and "
-            f"the bag {bag.name} has {bag.size}",
-            f"a verdict with the bound that these allow: {asked.audit(**{'false-alarms': f'{bound:g}'})}",
-        ]
-    why = [
+        return _too_small(report.false_alarm_bound, min((bag for bag in known if bag.key == key), key=_size), asked)
+    why = (
         "why: what this score is worth can only be told beside known-clean encoders of the same kind: "
         f"{key.architecture}, width {key.width}, {key.feature_size} features, {key.input_size} pixels, the same "
         f"images and the budget {key.budget}; there is no such bag"
+    )
+    near = next((bag for bag in known if _asks_otherwise(key, bag)), None)
+    return [why, *(_as_measured(near, asked) if near else _measuring(key, fewest(report.false_alarm_bound), asked))]
+
+
+def _size(bag: Bag) -> int:
+    return bag.size
+
+
+def _too_small(bound: float, bag: Bag, asked: "Asked") -> list[str]:
+    """Another bound, which the smallest bag that fits allows."""
+    allowed = ceil(10_000 / (bag.size + 1)) / 10_000
+    return [
+        f"why: a bound of {bound:g} on false alarms needs {fewest(bound)} known-clean encoders, and the bag {bag.name} "
+        f"has {bag.size}",
+        f"a verdict with the bound that these allow: {asked.audit(**{'false-alarms': f'{allowed:g}'})}",
     ]
-    near = next((bag for bag in known if set(key.differs(bag.key)) <= {"images", "budget", "detectors"}), None)
-    if near is not None:
-        name, _, split = near.images.rpartition(" ")
-        changed = {"images": name, "split": split, "budget": near.key.budget}
-        return [
-            *why,
-            f"encoders of this kind were measured with {near.images} and the budget {near.key.budget}, in the bag "
-            f"{near.name}; with those: {asked.audit(**changed)}",
-        ]
-    if key.architecture in PUBLIC:
-        name = PUBLIC[key.architecture]
-        file, made = f"{name}.json", asked.calibrate(["--models", name], f"{name}.json")
+
+
+def _asks_otherwise(key: Key, bag: Bag) -> bool:
+    """Whether encoders of this kind were measured, with other images or another budget."""
+    differing = set(key.differs(bag.key))
+    return bool(differing & {"images", "budget"}) and differing <= {"images", "budget", "detectors"}
+
+
+def _as_measured(near: Bag, asked: "Asked") -> list[str]:
+    """The images and the budget of the bag that there is."""
+    name, _, split = near.images.rpartition(" ")
+    changed = {"images": name, "split": split, "budget": near.key.budget}
+    return [
+        f"encoders of this kind were measured with {near.images} and the budget {near.key.budget}, in the bag "
+        f"{near.name}; with those: {asked.audit(**changed)}",
+    ]
+
+
+def _measuring(key: Key, needed: int, asked: "Asked") -> list[str]:
+    """A bag of public models where a list of them comes with sapper, else of the user's own encoders."""
+    public = PUBLIC.get(key.architecture)
+    if public and (key.input_size, key.stem) == (PUBLIC_SIZE, PUBLIC_STEM):
+        file = f"{public}.json"
+        made = asked.calibrate(["--models", public], file)
         do = f"public models of this kind, which are taken for clean, are fetched and measured by: {made}"
     else:
-        file, made = "known-clean.json", asked.calibrate(["--encoders", CLEAN], "known-clean.json")
+        file = "known-clean.json"
+        made = asked.calibrate(["--encoders", CLEAN], file, as_opened=True)
         do = f"put {needed} or more encoders that you know to be clean into {CLEAN}, and measure them: {made}"
-    return [*why, do, f"then: {asked.audit(bag=file)}"]
+    return [do, f"then: {asked.audit(bag=file)}"]
+
+
+OF_BAGS = ("split", "data-root", "seed", "device")
+"""Options of an audit that a bag for it must be made with, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +110,12 @@ class Asked:
         options = {"images": self.images, "budget": self.budget} | dict(self.more) | changed
         return shlex.join(["sapper", "audit", self.uri, *_words(options), *self._opening()])
 
-    def calibrate(self, source: list[str], out: str) -> str:
-        """A bag for it."""
-        options = {"images": self.images, "budget": self.budget} | dict(self.more)
-        options = {name: value for name, value in options.items() if name != "bag"}
-        return shlex.join(["sapper", "calibrate", *source, *_words(options), *self._opening(), "--out", out])
+    def calibrate(self, source: list[str], out: str, *, as_opened: bool = False) -> str:
+        """A bag for it; ``as_opened``: of encoders that are opened as this one was. A list says that itself."""
+        options: dict[str, str | list[str]] = {"images": self.images, "budget": self.budget}
+        options |= {name: value for name, value in self.more.items() if name in OF_BAGS}
+        opening = self._opening() if as_opened else []
+        return shlex.join(["sapper", "calibrate", *source, *_words(options), *opening, "--out", out])
 
     def _opening(self) -> list[str]:
         given = [name for name in PERMISSIONS if getattr(self.said, name)]

@@ -84,6 +84,11 @@ class Said:
         bool, _option("--allow-weak-sandbox", "Read pickles even where system calls cannot be filtered.")
     ] = False
 
+    def __post_init__(self) -> None:
+        """Files of names are read here, once: later they may be others. Raises ``SapperError`` for one that is none."""
+        if self.keys:
+            object.__setattr__(self, "keys", [f"{old}={new}" for old, new in read_keys(self.keys)])
+
     def opening(self) -> Opening:
         """The same for ``encoders.open``. Raises ``SapperError`` for a value that cannot be."""
         if self.arch is not None:
@@ -115,7 +120,6 @@ class Said:
     def recorded(self) -> dict[str, Any]:
         """What was said, as plain data; permissions are given anew each time."""
         said = {each.name: getattr(self, each.name) for each in fields(self)}
-        said["keys"] = [f"{old}={new}" for old, new in read_keys(self.keys or ())]  # a file of them may be gone
         return {name: value for name, value in said.items() if value and name not in PERMISSIONS}
 
 

@@ -48,7 +48,7 @@ def replay(
     if encoder is None or (Path(uri).is_file() and sha256(Path(uri)) == audited):
         as_then = {name: value for name, value in recorded_opening.items() if name != "uri"}
         said = replace(said, **as_then | said.recorded())
-    if encoder is None and Path(uri).suffix in WEIGHTS and not Path(uri).exists():
+    if encoder is None and not uri.startswith("https://") and Path(uri).suffix in WEIGHTS and not Path(uri).exists():
         remedy = "name its place with --encoder, or run this where the audit was run"
         raise SapperError("the audited encoder is not there", where=uri, remedy=remedy)
     opening = check_first([uri], images, data_root, device, said, download=download)

@@ -62,14 +62,16 @@ def wrapped(made: nn.Module, uri: str, opening: Opening) -> Encoder:
         return made
     if opening.size is None:
         raise SapperError("the size of images is not known", where=uri, remedy="say it with --size")
-    pixels, arguments = PixelSpec(size=opening.size), {STRUCTURE: structure(made)}
-    card = Card(architecture=name_of(made), stem="imagenet", input=pixels, arguments=arguments)
+    pixels = PixelSpec(size=opening.size)
     try:
         with torch.no_grad():
             features = made(torch.zeros(1, 3, opening.size, opening.size))
+        arguments = {STRUCTURE: structure(made)}  # after that: some layers have no shape before they have seen anything
+        card = Card(architecture=name_of(made), stem="imagenet", input=pixels, arguments=arguments)
         return Encoder(made, card, features.shape[-1])
     except Exception as error:
-        what = f"it does not take images of {opening.size}×{opening.size} pixels: {str(error).splitlines()[0][:200]}"
+        told = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        what = f"it does not take images of {opening.size}×{opening.size} pixels: {told}"
         raise SapperError(what, where=uri, remedy="return a network that turns images into features") from error
 
 

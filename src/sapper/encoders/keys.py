@@ -37,18 +37,30 @@ def read_keys(said: Iterable[str]) -> Keys:
 
 def _from_file(path: Path) -> list[tuple[str, str]]:
     try:
-        content = json.loads(read_text(path, REMEDY))
+        content = json.loads(read_text(path, REMEDY), object_pairs_hook=_once)
     except ValueError as error:
         raise SapperError(f"it is no JSON: {error}", where=str(path), remedy=REMEDY) from error
-    if not isinstance(content, dict) or not all(isinstance(new, str) for new in content.values()):
+    if (
+        not isinstance(content, dict)
+        or any("=" in old for old in content)
+        or not all(isinstance(new, str) for new in content.values())
+    ):
         raise SapperError("it is no object of old and new names", where=str(path), remedy=REMEDY)
     return list(content.items())
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON whose names are each there once."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name is there twice")
+    return content
 
 
 def new_names(names: Sequence[str], keys: Keys, where: str) -> dict[str, str]:
     """What each of the names becomes; the first pair that fits one counts.
 
-    Raises ``SapperError`` for a pair that fits none, and where two names would become one.
+    Raises ``SapperError`` for a pair that fits none or is never the first, and where two names would become one.
     """
     patterns = [_pattern(old) for old, _ in keys]
     for (old, _), pattern in zip(keys, patterns):
@@ -57,6 +69,11 @@ def new_names(names: Sequence[str], keys: Keys, where: str) -> dict[str, str]:
                 old, sorted({name[: match.start()] for name in names for match in re.finditer(r"\.|$", name)})
             )
             raise SapperError(f"no name in it is or begins with {old!r}", where=f"{where}: --keys", remedy=near)
+    first = {name: next((at for at, pattern in enumerate(patterns) if pattern.match(name)), None) for name in names}
+    for at, (old, _) in enumerate(keys):
+        if at not in first.values():
+            what = f"all names that begin with {old!r} are changed by a pair before it"
+            raise SapperError(what, where=f"{where}: --keys", remedy="put it first, or leave it out")
     found = {name: _renamed(name, keys, patterns) for name in names}
     seen: dict[str, str] = {}
     for name, new in found.items():

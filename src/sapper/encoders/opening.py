@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sapper.encoders import code, files, sources
-from sapper.encoders.encoder import Card, Encoder
-from sapper.encoders.names import OF_CODE, kind_of
+from sapper.encoders.encoder import PROJECTION, Card, Encoder
+from sapper.encoders.names import kind_of
 from sapper.encoders.recognition.layouts import Configured
 from sapper.encoders.schemes import SCHEMES, Found, Opening, about, recognized
 from sapper.errors import SapperError, located
@@ -47,7 +47,11 @@ def open(uri: str, run: Run, opening: Opening = Opening()) -> Encoder:
         found = _open_file(Path(uri), run, opening)
     elif kind == "address":
         with located(uri):
-            found = _open_file(sources.from_web(uri), run, opening)
+            path, since = sources.from_web(uri)
+            found = _open_file(path, run, opening)
+            if since is not None:
+                known = found.about.get("recognized", [])
+                found.about["recognized"] = [*known, f"a copy that was fetched on {since}, from torch's cache"]
     elif kind == "name":
         scheme, _, name = uri.partition(":")
         with located(uri):
@@ -94,7 +98,8 @@ def _try(encoder: Encoder, native: int, where: str) -> None:
     try:
         features = encoder(images.to(device))
     except Exception as error:
-        what = f"it does not take images of {size}×{size} pixels: {str(error).splitlines()[0][:200]}"
+        told = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        what = f"it does not take images of {size}×{size} pixels: {told}"
         remedy = f"it is made for {native} pixels: leave --size out" if native != size else "say --arch and --size"
         raise SapperError(what, where=where, remedy=remedy) from error
     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -112,9 +117,7 @@ def _open_file(path: Path, run: Run, opening: Opening) -> Found:
         what, remedy = "this is a classifier that sapper saved, no encoder", "open it with sapper.load_classifier"
         raise SapperError(what, where=str(path), remedy=remedy)
     if files.CARD in weights.metadata and opening.architecture is None:
-        said = [name for name in ("stem", "heads", "patch", "pool", "activation", "prefix") if getattr(opening, name)]
-        if said or opening.leave_out:
-            option = said[0] if said else "leave-out"
+        for option in _said(opening):
             what = f"its card says what it is, and --{option} something else"
             raise SapperError(what, where=str(path), remedy=f"leave --{option} out, or say --arch as well")
         encoder = files.restore(weights.tensors, weights.metadata[files.CARD], run, str(path))
@@ -122,7 +125,11 @@ def _open_file(path: Path, run: Run, opening: Opening) -> Found:
     if files.CARD not in weights.metadata:
         return recognized(weights, run, opening, str(path))
     card = files.read_card(weights.metadata[files.CARD], str(path))
-    seen = Configured(mean=card.mean, std=card.std, size=card.input_size, source="its card")
+    if card.text is not None or PROJECTION in card.arguments:
+        what = "its card has a projection or a text tower, which no architecture that is said has"
+        raise SapperError(what, where=str(path), remedy="leave --arch out: the card says what it is")
+    own = card.arguments if card.architecture == opening.architecture else {}
+    seen = Configured(mean=card.mean, std=card.std, size=card.input_size, source="its card", arguments=own)
     found = recognized(weights, run, opening, str(path), seen)
     found.encoder.marked(backdoored=card.backdoored, origin=card.origin)
     return found
@@ -130,6 +137,15 @@ def _open_file(path: Path, run: Run, opening: Opening) -> Found:
 
 def _open_code(uri: str, opening: Opening) -> Found:
     """The user's own function, which is trusted."""
+    for option in _said(opening):
+        what = f"--{option} is for files, and your function returns the network with its weights"
+        raise SapperError(what, where=uri, remedy=f"leave --{option} out, or name a file with --arch {uri}")
     encoder = code.wrapped(code.made_by(uri), uri, opening)
-    of_card = encoder.card.architecture.startswith(OF_CODE)
-    return Found(encoder, code.UNNORMALIZED if of_card else "from its card", {"layout": code.LAYOUT})
+    plain = encoder.card.pixels == PixelSpec(size=encoder.card.input_size)
+    return Found(encoder, code.UNNORMALIZED if plain else "from its card", {"layout": code.LAYOUT})
+
+
+def _said(opening: Opening) -> list[str]:
+    """Options that say what network is in a file, and which of its tensors are meant; as the command line has them."""
+    names = ("stem", "heads", "patch", "pool", "activation", "prefix", "leave_out", "keys")
+    return [name.replace("_", "-") for name in names if getattr(opening, name)]

@@ -25,7 +25,7 @@ class Opening:
     What shapes do not tell: ``stem`` of a ResNet with a 3×3 first convolution; of a vision transformer ``heads``, how
     many each attention has, ``patch``, the side of a patch in pixels, ``activation`` (``ACTIVATIONS``) and ``pool``
     (``POOLS``). ``leave_out``: beginnings of names of tensors that the network does not use. ``keys``: pairs of old
-    and new names, or beginnings of names, for files whose names alone differ (``recognition/keys.py``).
+    and new names, or beginnings of names, for files whose names alone differ (``encoders/keys.py``).
 
     ``trust_code``: run ``package.module:factory``. ``allow_weak_sandbox``: read pickles where no filter of system calls
     can be had.

@@ -11,6 +11,8 @@ import tarfile
 import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Literal
 from urllib.parse import urlsplit
@@ -329,14 +331,23 @@ def from_address(address: str) -> Path:
     return _fetched(address, Path(torch.hub.get_dir()) / "checkpoints" / name, claimed[1] if claimed else None)
 
 
-def from_web(address: str) -> Path:
+def from_web(address: str) -> tuple[Path, str | None]:
     """A file of weights at an address of the user's, in torch's cache, fetched unless it is there.
 
-    Raises ``SapperError`` when it cannot be fetched.
+    And since when it was there, in words; none if it was fetched now. Raises ``SapperError`` when it cannot be fetched,
+    and for an address with a password, which would stand in reports.
     """
-    name = Path(urlsplit(address).path).name or "weights"
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise SapperError(f"no address: {error}", where=address, remedy="write https://host/path/file.pth") from error
+    if parts.username or parts.password:
+        what, remedy = "this address holds a name or a password, and reports show it", "fetch the file yourself"
+        raise SapperError(what, where=parts.hostname or "https://", remedy=remedy)
     own = hashlib.sha256(address.encode()).hexdigest()[:12]  # many are called checkpoint.pth
-    return _fetched(address, Path(torch.hub.get_dir()) / "sapper" / f"{own}-{name}", None)
+    path = Path(torch.hub.get_dir()) / "sapper" / f"{own}-{Path(parts.path).name[-100:] or 'weights'}"
+    since = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%d %B %Y") if path.exists() else None
+    return _fetched(address, path, None), since
 
 
 def _fetched(address: str, path: Path, claimed: str | None) -> Path:
@@ -346,7 +357,7 @@ def _fetched(address: str, path: Path, claimed: str | None) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(address, str(path), claimed, progress=False)
-    except (urllib.error.URLError, OSError, RuntimeError, ValueError) as error:
+    except (urllib.error.URLError, HTTPException, OSError, RuntimeError, ValueError) as error:
         remedy = f"check the network, or put the file there yourself: {path}"
         raise SapperError(f"cannot fetch the weights: {error}", where=address, remedy=remedy) from error
     return path.resolve()

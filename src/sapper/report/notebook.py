@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from sapper.audits.auditing import AuditReport
+from sapper.errors import printable
 from sapper.report.audit import WORDS, guess, lines, meaning, pictures
 from sapper.report.pages import environment
 
@@ -17,7 +18,7 @@ class ShownReport(AuditReport):
         return ShownReport(**{each.name: getattr(report, each.name) for each in fields(AuditReport)})
 
     def __str__(self) -> str:
-        return "\n".join(lines(self))
+        return "\n".join(printable(line) for line in lines(self))
 
     def _repr_html_(self) -> str:
         """The page's HTML without head and style of its own: notebooks have theirs. Nothing in it runs."""

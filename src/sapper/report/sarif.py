@@ -36,6 +36,8 @@ def render(report: AuditReport) -> dict[str, Any]:
                         "supportedTaxonomies": [{"name": "MITRE ATLAS", "index": 0}],
                     }
                 },
+                # Without it, GitHub takes the runs of two encoders for one, and refuses them.
+                "automationDetails": {"id": f"sapper-audit/{_uri(report).strip('/')}/"},
                 "taxonomies": [_atlas()],
                 "artifacts": [{"location": {"uri": _uri(report)}, **_hashes(report)}],
                 "results": [_result(report)] if report.verdict in KINDS else [],

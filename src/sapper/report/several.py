@@ -7,6 +7,7 @@ from typing import Any
 
 from sapper.audits.auditing import AuditReport
 from sapper.audits.recorded import WORDS
+from sapper.errors import SapperError
 from sapper.files import as_text, write_atomically
 from sapper.report import text
 from sapper.report.pages import environment
@@ -44,6 +45,13 @@ class Row:
             score=report.leading.score,
             sha256=report.encoder.get("sha256"),
         )
+
+    @staticmethod
+    def refused(encoder: str, error: SapperError) -> "Row":
+        """That of an encoder which could not be audited, with what to do about it."""
+        place = f"{error.where}: " if error.where and error.where != encoder else ""
+        remedy = f" Remedy: {error.remedy}." if error.remedy else ""
+        return Row(encoder=encoder, verdict=NOT_DONE, reason=f"{place}{error.what}.{remedy}")
 
     @property
     def title(self) -> str:

@@ -28,6 +28,8 @@ from sapper.zoo.making import Member
 from sapper.zoo.outline import check_parts, outline, outline_of, read_content
 from sapper.zoo.scoreboard import Scoreboard
 
+UNCALIBRATED = "the zoo's calibration part has no known-clean encoders of its kind"
+
 
 def build_zoo(
     plan: str | Path,
@@ -121,6 +123,7 @@ def score_zoo(
     if calibrates:
         known = scoreboard.own_calibration(scored, plan.name, budget)
         given = for_audits.bags(scored, folder, images, chosen, plan.name, run, environment(run))
+        unjudged = {each.member.family: UNCALIBRATED for each in scored if each.looks not in known}
     else:
         known = scoreboard.beside_bags(scored, given)
     board = scoreboard.board(scored, known, plan.name, chosen, environment(run), command)

@@ -15,10 +15,11 @@ its twins. With P the powers of ten that it reaches and σ their usual deviation
 
     score = max_priors ( P(f) − mean_t P(h_t) ) / σ
 
-A twin that is fitted badly collapses by itself, and hides what f does: ``fit`` in the evidence is its distance to f on
-images that it was not trained on. An attacker who knows this can train the trigger into what ordinary images show.
+A twin that is fitted badly may collapse by itself, and hide what f does: ``fit`` in the evidence is its distance to f
+on images that it was not trained on, and where that is above ``worst_fit`` there is no score. An attacker who knows
+this can train the trigger into what ordinary images show.
 
-Source: Sapper. The statistic, twins and defaults were chosen on development families of a zoo (``docs/results``).
+Source: Sapper. Neither threshold nor defaults were calibrated yet.
 """
 
 import time
@@ -41,7 +42,7 @@ from sapper.samples import ImageSet, to_float
 from sapper.verdicts import Verdict, unscored
 
 FEWEST = 32
-"""Images below which no twin learns anything."""
+"""Images below which no twin learns anything; others are held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,8 @@ class Twins(CollapseSearch, EncoderExaminer):
 
     ``twins``: how many students. ``steps``, ``batch``, ``student_rate``: of the distillation, at least so many steps of
     Adam with a falling rate; ``augmented``: the share of each batch that is augmented, with crops of ``crop_scale`` of
-    the image's area or more. Priors, starts and rounds are those of the search. ``threshold`` of the score.
+    the image's area or more. ``worst_fit``: 1 − the mean cosine of a twin and the encoder above which nothing is said.
+    Priors, starts and rounds are those of the search. ``threshold`` of the score.
     """
 
     twins: PositiveInt = 2
@@ -59,6 +61,7 @@ class Twins(CollapseSearch, EncoderExaminer):
     student_rate: PositiveFloat = 3e-3
     augmented: Annotated[float, Field(ge=0, le=1)] = 0.5
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2
+    worst_fit: Annotated[float, Field(gt=0, le=2)] = 0.5
     threshold: float = 2.0
 
     kind: ClassVar[Literal["examine"]] = "examine"
@@ -73,31 +76,32 @@ class Twins(CollapseSearch, EncoderExaminer):
 
         Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``twins``, the powers of ten that each twin
         reaches, and the ``excess`` over their mean in deviations; ``prior``, the one that counts; ``fit`` of each twin.
-        Its trigger is what the search found in the encoder. No score where features cannot be measured.
+        Its trigger is what the search found in the encoder. No score where features cannot be measured, in the encoder
+        or in a twin, and where a twin is unlike it.
 
         Raises ``SapperError`` for fewer images than a twin needs.
         """
         started = time.perf_counter()
-        if len(images) < FEWEST:
-            what, remedy = f"{len(images)} images are too few for twins", f"give {FEWEST} or more; hundreds are better"
-            raise SapperError(what, where=images.name, remedy=remedy)
         encoder.to(run.device).eval().requires_grad_(False)
         seen, unseen = self.split(images, run, "twins")
+        shown = _without(images, unseen)
+        if len(shown) < FEWEST:
+            what = f"{len(images)} images are too few for twins: {len(shown)} are left to learn from"
+            raise SapperError(what, where=images.name, remedy=f"give {2 * FEWEST} or more; hundreds are better")
         looked = self.search(encoder, seen, unseen, run)
         if looked.why is not None:
             return unscored(looked.why, self.threshold, time.perf_counter() - started)
         searches, fits = list[Search](), list[float]()
         for number in range(self.twins):
-            twin, fit = self.twin(encoder, images, unseen, run.child(f"twin {number}"))
+            twin, fit = self.twin(encoder, shown, unseen, run.child(f"twin {number}"))
             searches.append(self.search(twin, seen, unseen, run))  # from the same starts
             fits.append(fit)
-        known = [search for search in searches if search.why is None]
-        if not known:
-            why = f"no twin can be measured: {searches[0].why}"
-            return unscored(why, self.threshold, time.perf_counter() - started)
+            why = searches[-1].why or (None if fit <= self.worst_fit else f"it differs from the encoder by {fit:.2f}")
+            if why is not None:
+                return unscored(f"twin {number} says nothing: {why}", self.threshold, time.perf_counter() - started)
         priors: dict[str, dict[str, Any]] = {}
         for name, gathered in looked.found.items():
-            powers = [search.found[name].powers for search in known]
+            powers = [search.found[name].powers for search in searches]
             excess = (gathered.powers - sum(powers) / len(powers)) / gathered.deviation
             priors[name] = {**measured(gathered), "twins": powers, "excess": excess}
         winner = max(priors, key=lambda name: priors[name]["excess"])
@@ -116,14 +120,11 @@ class Twins(CollapseSearch, EncoderExaminer):
         return [self]
 
     def twin(self, encoder: Encoder, images: ImageSet, unseen: Tensor, run: Run) -> tuple[Encoder, float]:
-        """A student of the encoder, in ``eval`` mode and frozen; and 1 − the mean cosine of both on ``unseen`` images.
+        """A student that learns the encoder's features of ``images``, in ``eval`` mode and frozen.
 
-        Those are left out of what it learns from, where enough others are there.
+        And 1 − the mean cosine of both on ``unseen`` ones, uint8 (N, 3, H, W).
         """
-        student = fresh(encoder, run.child("weights")).to(run.device).train()
-        held = {row.tobytes() for row in unseen.cpu().numpy()}
-        rest = [row for row, image in enumerate(images.images.numpy()) if image.tobytes() not in held]
-        shown = images.take(torch.tensor(rest)) if len(rest) >= FEWEST else images
+        student, shown = fresh(encoder, run.child("weights")).to(run.device).train(), images.to(run.device)
         learning = Distilling(
             steps=self.steps,
             batch=min(self.batch, len(shown)),
@@ -131,7 +132,6 @@ class Twins(CollapseSearch, EncoderExaminer):
             augmented=self.augmented,
             crop_scale=self.crop_scale,
         )
-        shown = shown.to(run.device)
         learning.retrain(
             student,
             learning.answers_of(encoder, student, shown, run),
@@ -144,3 +144,10 @@ class Twins(CollapseSearch, EncoderExaminer):
         student.eval().requires_grad_(False)
         pixels = to_float(unseen)
         return student, float(apart(answers(student, pixels, run), answers(encoder, pixels, run)))
+
+
+def _without(images: ImageSet, held: Tensor) -> ImageSet:
+    """The images without those that are held out, uint8 (N, 3, H, W), and their copies."""
+    known = {row.tobytes() for row in held.cpu().numpy()}
+    rows = [row for row, each in enumerate(images.images.numpy()) if each.tobytes() not in known]
+    return images.take(torch.tensor(rows, dtype=torch.int64))

@@ -80,16 +80,17 @@ def fitting(
     """
     names, unread, lost = names or {}, unread or {}, lost or {}
     wanted = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    wrong = [f"{name} is missing{_but(unread.get(name))}" for name in wanted if name not in tensors]
+    wrong = {name: f"{name} is missing{_but(unread.get(name))}" for name in wanted if name not in tensors}
     for name in wanted.keys() & tensors.keys():
         theirs, ours = tensors[name], wanted[name]
         if theirs.shape != ours.shape:
-            wrong.append(f"{name} is {shape(theirs)}, not {shape(ours)}")
+            wrong[name] = f"{name} is {shape(theirs)}, not {shape(ours)}"
         elif theirs.is_floating_point() != ours.is_floating_point():
-            wrong.append(f"{name} is {theirs.dtype}, not {ours.dtype}")
+            wrong[name] = f"{name} is {theirs.dtype}, not {ours.dtype}"
     if wrong:
-        what = f"the weights do not fit the architecture, at {len(wrong)} of {len(wanted)} places: {shortened(wrong)}"
-        raise SapperError(what, where=where, **_side_by_side(wanted, tensors, names))
+        told = shortened(wrong.values())
+        what = f"the weights do not fit the architecture, at {len(wrong)} of {len(wanted)} places: {told}"
+        raise SapperError(what, where=where, **_side_by_side(list(wrong), wanted, tensors, names))
     rest = {name: tensors.get(name) for name in [*tensors, *unread] if name not in state} | dict(lost)
     left = {name: _why(name, value, state, classifiers, leave_out) for name, value in rest.items()}
     left |= {name: unread[name] for name, why in left.items() if why == ODD and name in unread}
@@ -110,15 +111,19 @@ MOST_LINES = 8
 
 
 def _side_by_side(
-    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: Mapping[str, str]
+    wrong: Collection[str], wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What to do where weights do not fit: the names that only the network has, and beside them those of the file.
+    """What to do where weights do not fit: the names that are wrong, and beside them those of the file.
 
     Those of one shape stand beside one another, those with the same last word first. Where that pairs most of them,
     names may be all that differs.
     """
-    ours = [name for name, value in wanted.items() if _shape(tensors.get(name)) != value.shape]
-    free = {name: value for name, value in tensors.items() if name not in wanted or name in ours}
+    ours = [name for name in wanted if name in wrong]
+    free = {
+        name: value
+        for name, value in tensors.items()
+        if (name not in wanted or name in wrong) and not name.endswith("num_batches_tracked")
+    }
     pairs = []
     for name in ours:
         alike = [other for other, value in free.items() if value.shape == wanted[name].shape]
@@ -126,27 +131,21 @@ def _side_by_side(
         if match is not None:
             free.pop(match)
         pairs.append((name, match))
-    matched = sum(match is not None for _, match in pairs)
     rows = [(f"{name} {shape(wanted[name])}", names.get(match, match) if match else "–") for name, match in pairs]
     rows += [("–", f"{names.get(name, name)} {shape(value)}") for name, value in free.items()]
-    hidden = len(rows) - MOST_LINES
-    rows = rows[:MOST_LINES]
-    left = max(len(row[0]) for row in rows)
-    lines = [f"{'the network wants':{left}}   the file has", *(f"{ours:{left}}   {theirs}" for ours, theirs in rows)]
-    if hidden > 0:
-        lines.append(f"… and {hidden} more")
+    shown = rows[:MOST_LINES]
+    left = max(len("the network wants"), *(len(row[0]) for row in shown))
+    lines = [f"{'the network wants':{left}}   the file has", *(f"{ours:{left}}   {theirs}" for ours, theirs in shown)]
+    if len(rows) > len(shown):
+        lines.append(f"… and {len(rows) - len(shown)} more")
     remedy = "say another architecture with --arch"
-    if 2 * matched > len(pairs):
+    if 2 * sum(match is not None and match != name for name, match in pairs) > len(pairs):
         remedy = f"if only names differ, --keys OLD=NEW, or --keys FILE.json with an object of them; else {remedy}"
     return {"remedy": remedy, "lines": lines}
 
 
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
-
-
-def _shape(value: Tensor | None) -> torch.Size | None:
-    return None if value is None else value.shape
 
 
 def _but(why: str | None) -> str:

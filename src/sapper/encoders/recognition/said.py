@@ -68,6 +68,9 @@ def as_code(
             raise SapperError(what, where=where, remedy=f"leave --{name} out: your function makes it as it is")
     sized = opening if opening.size is not None else replace(opening, size=configured.size)
     encoder = code.wrapped(code.made_by(uri), uri, sized)
+    if encoder.text is not None or not isinstance(encoder.projection, nn.Identity):
+        what, remedy = "it returns an encoder with a projection or a text tower", "return the network alone"
+        raise SapperError(what, where=uri, remedy=remedy)
     spec = encoder.card.pixels
     spec = replace(spec, mean=configured.mean or spec.mean, std=configured.std or spec.std)
     encoder = Encoder(encoder.backbone, replace(encoder.card, input=spec), encoder.feature_size)
