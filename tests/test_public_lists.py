@@ -107,19 +107,19 @@ def place(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("broken", b"no weights"),
     ):
         put_into_hub(hub, f"org/{name}", {"model.safetensors": content})
-    lines = ["# small nets", "", "hf-hub:org/one   # a source", "hf-hub:org/missing", "hf-hub:org/wide --size 32"]
+    lines = ["# small nets", "", "hf-hub:org/one   # a source", "hf-hub:org/missing", "hf-hub:org/wide --size 16"]
     lines += ["timm:resnet50.a1_in1", "hf-hub:org/two", "nonsense:x", "hf-hub:org/copy", "hf-hub:org/broken"]
     (tmp_path / "list.txt").write_text("\n".join([*lines, "hf-hub:org/three"]))
     return tmp_path
 
 
 def calibrated(sapper: Sapper, place: Path, name: str = "bag", *more: str) -> Any:
-    how = ("--images", place / "photos", "--device", "cpu", "--out", place / f"{name}.json")
+    how = ("--images", place / "photos", "--device", "cpu", "--size", 16, "--out", place / f"{name}.json")
     return sapper("calibrate", "--models", place / "list.txt", *how, *more)
 
 
 def test_a_model_is_named_once_and_a_hash_in_a_name_is_no_comment(sapper: Sapper, place: Path) -> None:
-    (place / "list.txt").write_text("hf-hub:org/one --size 32\nhf-hub:org/one\n")
+    (place / "list.txt").write_text("hf-hub:org/one --size 16\nhf-hub:org/one\n")
     assert "line 2: hf-hub:org/one is there twice" in " ".join(told(calibrated(sapper, place)).split())
     (place / "list.txt").write_text("https://example.invalid/a#b.pth --sizes 3\n")
     assert "--sizes is no option" in told(calibrated(sapper, place))
@@ -176,7 +176,7 @@ def test_what_cannot_be_had_is_told_and_the_rest_makes_the_bag(sapper: Sapper, p
         assert why in said
         assert name in bag.made["left out"]
     audited = sapper(
-        *("audit", "hf-hub:org/one", "--images", place / "photos", "--device", "cpu"),
+        *("audit", "hf-hub:org/one", "--images", place / "photos", "--device", "cpu", "--size", 16),
         *("--bag", place / "bag.json", "--false-alarms", 0.3, "--out", place / "out"),
     )
     assert audited.code in (0, 1), audited.err  # the bag fits: there is a verdict
