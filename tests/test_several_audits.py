@@ -160,6 +160,17 @@ def test_names_of_folders_do_not_collide(sapper: Sapper, place: Path, tmp_path: 
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {"first", "first-2"}
 
 
+def test_a_refusal_names_its_key_and_not_the_encoder_again() -> None:
+    for where, reason in (
+        ("x.pth", "what. Remedy: do."),
+        ("x.pth: --keys", "--keys: what. Remedy: do."),
+        ("y", "y: what. Remedy: do."),
+        (None, "what. Remedy: do."),
+    ):
+        error = SapperError("what", where=where, remedy="do")
+        assert several.Row.refused("x.pth", error).reason == reason
+
+
 def test_names_are_only_text_on_the_page() -> None:
     row = several.Row(encoder="<script>x</script>.pth", verdict="not-done", reason="<b>no</b>")
     html = several.render([row], {}, "sapper audit")

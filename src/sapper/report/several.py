@@ -49,7 +49,8 @@ class Row:
     @staticmethod
     def refused(encoder: str, error: SapperError) -> "Row":
         """That of an encoder which could not be audited, with what to do about it."""
-        place = f"{error.where}: " if error.where and error.where != encoder else ""
+        place = (error.where or "").removeprefix(encoder).removeprefix(": ")
+        place = f"{place}: " if place else ""
         remedy = f" Remedy: {error.remedy}." if error.remedy else ""
         return Row(encoder=encoder, verdict=NOT_DONE, reason=f"{place}{error.what}.{remedy}")
 
