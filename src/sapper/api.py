@@ -346,9 +346,7 @@ def calibrate(
             shown[side] = images(side) if callable(images) else _images(images, subject)
         return subject, shown[side]
 
-    known = calibrating.candidates(uris, opened, chosen, lenient=lenient)
-    for uri, why in known.left_out.items():
-        tell(f"left out: {uri}: {why}")
+    known = calibrating.candidates(uris, opened, chosen, lenient=lenient, tell=tell)
     looked, run = calibrating.looks(known, opened, chosen, of_searching, run, kept)
     some = shown[known.key.input_size]
     return calibrating.bag_of(

@@ -38,11 +38,19 @@ class Candidates:
     left_out: dict[str, str]
 
 
-def candidates(uris: Sequence[str], opened: Opened, budget: Budget, *, lenient: bool = False) -> Candidates:
+def candidates(
+    uris: Sequence[str],
+    opened: Opened,
+    budget: Budget,
+    *,
+    lenient: bool = False,
+    tell: Callable[[str], None] = lambda _line: None,
+) -> Candidates:
     """Are these encoders of one kind, and each there once? Asked before hours are spent on a bag of them.
 
     Raises ``SapperError`` for copies, for other kinds, and for what cannot be opened; where ``lenient``, that is left
-    out, the kind that most are of is taken, and only if nothing is left there is an error.
+    out, the kind that most are of is taken, and only if nothing is left there is an error. ``tell`` gets a line for
+    each that is left out, as soon as that is known.
     """
     keys: dict[str, Key] = {}
     digests: dict[str, str] = {}
@@ -63,6 +71,7 @@ def candidates(uris: Sequence[str], opened: Opened, budget: Budget, *, lenient: 
             if not lenient:
                 raise
             left_out[uri] = f"{error.what}; {error.remedy}" if error.remedy else error.what
+            tell(f"left out: {uri}: {left_out[uri]}")
         else:
             digests[uri], keys[uri] = digest, key
     if not keys:
@@ -72,6 +81,7 @@ def candidates(uris: Sequence[str], opened: Opened, budget: Budget, *, lenient: 
     chosen = next(key for key in keys.values() if json.dumps(asdict(key), sort_keys=True) == most)
     for uri in [uri for uri, key in keys.items() if key != chosen]:
         left_out[uri] = f"it is of another kind: {', '.join(chosen.differs(keys[uri]))}"
+        tell(f"left out: {uri}: {left_out[uri]}")
         del digests[uri]
     return Candidates(digests=digests, marks=marks, key=chosen, left_out=left_out)
 
