@@ -67,8 +67,12 @@ def test_a_list_names_models_that_there_are_each_with_its_source(name: str) -> N
             assert tag in open_clip.list_pretrained_tags_by_model(model)
 
 
-def test_every_list_is_checked() -> None:
+def test_every_list_is_checked_and_counted_on_its_page() -> None:
     assert {path.stem for path in LISTS.glob("*.txt")} == set(FEWEST)
+    counts = {name: len(entries(LISTS / f"{name}.txt")) for name in FEWEST}
+    clip = counts["clip_vit_b_16"] + counts["clip_vit_b_32"]
+    told = f"{counts['resnet50']} ResNet-50, {counts['vit_b_16']} ViT-B/16 and {clip} CLIP towers"
+    assert told in (LISTS.parent.parent / "docs" / "audit.md").read_text()
 
 
 def test_libraries_resnets_are_the_same_networks_as_ours() -> None:

@@ -19,6 +19,7 @@ PUBLIC = {
 """Kinds of networks for which a list of public models comes with sapper, and its name."""
 
 PUBLIC_SIZE, PUBLIC_STEM = 224, "imagenet"
+"""The images and the stem of the networks in these lists."""
 
 CLEAN = "FOLDER"
 """Where the user's own known-clean encoders are, in a command."""

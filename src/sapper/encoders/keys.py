@@ -63,18 +63,20 @@ def new_names(names: Sequence[str], keys: Keys, where: str) -> dict[str, str]:
     Raises ``SapperError`` for a pair that fits none or is never the first, and where two names would become one.
     """
     patterns = [_pattern(old) for old, _ in keys]
-    for (old, _), pattern in zip(keys, patterns):
-        if not any(pattern.match(name) for name in names):
-            near = closest(
-                old, sorted({name[: match.start()] for name in names for match in re.finditer(r"\.|$", name)})
-            )
-            raise SapperError(f"no name in it is or begins with {old!r}", where=f"{where}: --keys", remedy=near)
     first = {name: next((at for at, pattern in enumerate(patterns) if pattern.match(name)), None) for name in names}
-    for at, (old, _) in enumerate(keys):
-        if at not in first.values():
-            what = f"all names that begin with {old!r} are changed by a pair before it"
-            raise SapperError(what, where=f"{where}: --keys", remedy="put it first, or leave it out")
-    found = {name: _renamed(name, keys, patterns) for name in names}
+    for at, ((old, _), pattern) in enumerate(zip(keys, patterns)):
+        if at in first.values():
+            continue
+        if any(pattern.match(name) for name in names):
+            what, remedy = (
+                f"all names that begin with {old!r} are changed by a pair before it",
+                "put it first, or leave it out",
+            )
+        else:
+            begins = {name[: match.start()] for name in names for match in re.finditer(r"\.|$", name)}
+            what, remedy = f"no name in it is or begins with {old!r}", closest(old, sorted(begins))
+        raise SapperError(what, where=f"{where}: --keys", remedy=remedy)
+    found = {name: name if at is None else _renamed(name, patterns[at], keys[at][1]) for name, at in first.items()}
     seen: dict[str, str] = {}
     for name, new in found.items():
         if not new or new in seen:
@@ -89,11 +91,10 @@ def _pattern(old: str) -> re.Pattern[str]:
     return re.compile(rf"{words}(?=\.|$)")
 
 
-def _renamed(name: str, keys: Keys, patterns: list[re.Pattern[str]]) -> str:
-    for (_, new), pattern in zip(keys, patterns):
-        match = pattern.match(name)
-        if match is not None:
-            kept = iter(match.groups())
-            begin = "".join(next(kept) if char == "*" else char for char in new.rstrip("."))
-            return f"{begin}{name[match.end() :]}" if begin else name[match.end() :].lstrip(".")
-    return name
+def _renamed(name: str, pattern: re.Pattern[str], new: str) -> str:
+    """A name whose beginning, which the pattern fits, is another."""
+    match = pattern.match(name)
+    assert match is not None
+    kept = iter(match.groups())
+    begin = "".join(next(kept) if char == "*" else char for char in new.rstrip("."))
+    return f"{begin}{name[match.end() :]}" if begin else name[match.end() :].lstrip(".")

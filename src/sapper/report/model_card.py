@@ -26,7 +26,7 @@ def _metadata(report: AuditReport) -> str:
     shown, tool = f"{images['n']} images of {images['name']}", f"Sapper {sapper.__version__}, budget {report.budget}"
     values = {
         "verdict": (report.verdict, "Verdict"),
-        "score": (leading.score, f"Score of {leading.method}, above {leading.threshold} is unusual"),
+        "score": (leading.score, f"Score of {leading.method}"),
         "p_value": (report.p_value, "p-value beside known-clean encoders"),
     }
     lines = [

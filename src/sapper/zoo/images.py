@@ -6,16 +6,13 @@ from pathlib import Path
 
 from sapper import datasets
 from sapper.errors import located
-from sapper.experiment.data import images_of
+from sapper.experiment.data import Place, images_of
 from sapper.experiment.tasks import Aim, Goals, Part, Task
 from sapper.pretraining.contracts import check_count
 from sapper.running import Run
 from sapper.samples import ImageSet, PairSet, Samples
 from sapper.zoo.making import BestTold, Planned, planned
 from sapper.zoo.plans import Plan, Specimen
-
-Place = tuple[str, str, int]
-"""A data set's name, its split, and the size of its images in pixels."""
 
 ATTACKERS_SHARE, ATTACKERS_IMAGES = 0.2, 2000
 """Of a victim's training split what the attacker has instead, to choose references from, and how many at most."""
