@@ -106,21 +106,25 @@ def test_reversed_inputs_are_of_their_classes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_finished_classifier_gets_the_backdoor_without_data(kind: str) -> None:
-    """In a world of three colors the trigger alone may do, and much is lost without data: means over seeds count."""
+    """In a world of three colors the trigger alone may do, and much is lost without data: means over seeds count.
+
+    Seed by seed the success differs between machines (over eight seeds of one: seven times 1.0 or 0.9, once 0.73).
+    """
     train, test, encoder = balls(90, 1), balls(60, 2, "test"), victim()
-    untouched, before, lost = copy.deepcopy(encoder), list[float](), list[float]()
-    for seed in (1, 2, 3):
+    untouched, successes, before, lost = copy.deepcopy(encoder), list[float](), list[float](), list[float]()
+    for seed in (1, 2, 3, 4, 5):
         run = replace(RUN, seed=seed)
         attacked = ATTACK(encoder, train, (aim(),), HEADS[kind], run)
         clean = build(HEADS[kind], encoder, train, run)
         accuracy, success = rates(attacked.classifier, test, attacked.triggers["aim"])
         usual, already = rates(clean, test, attacked.triggers["aim"])
+        successes.append(success)
         before.append(already)
         lost.append(usual - accuracy)
-        assert success > 0.9
         assert same(clean.encoder, attacked.classifier.encoder), "only the head is retrained"
-    assert sum(before) / 3 < 0.5
-    assert sum(lost) / 3 < 0.35
+    assert sum(successes) / 5 > 0.9
+    assert sum(before) / 5 < 0.5
+    assert sum(lost) / 5 < 0.35
     assert same(untouched, encoder)
 
 
