@@ -53,11 +53,12 @@ class FamilySection(Section):
 
 
 class PlanSection(Section):
-    """The file's own keys."""
+    """The file's own keys. ``[template.NAME]``: tables of families that say ``like = ["NAME", …]``."""
 
     name: FileName
     seed: NonNegativeInt
     part: dict[FileName, dict[str, Any]] = Field(min_length=1)
+    template: dict[FileName, dict[str, Any]] = Field(default_factory=dict)
     family: list[dict[str, Any]] = Field(min_length=1)
 
 
@@ -86,7 +87,10 @@ def outline(content: dict[str, Any], file: str) -> Outline:
     check_plain(content, file)
     root = read_section(PlanSection, content, file, "")
     parts = _parts(root.part, file, "part")
-    families = [read_section(FamilySection, raw, file, f"family[{i}]") for i, raw in enumerate(root.family)]
+    families = [
+        read_section(FamilySection, _like(raw, root.template, f"{file}: family[{i}]"), file, f"family[{i}]")
+        for i, raw in enumerate(root.family)
+    ]
     check_unique([family.name for family in families], f"{file}: family", "family")
     numbers, images = [], []
     for i, family in enumerate(families):
@@ -153,6 +157,27 @@ def _renewed(members: list[Any]) -> list[Any]:
 def outline_of(folder: Path) -> Outline:
     """The outline of the plan of the zoo in a folder."""
     return outline(read_manifest(folder)["plan"], str(folder / MANIFEST))
+
+
+def _like(raw: dict[str, Any], templates: dict[str, dict[str, Any]], where: str) -> dict[str, Any]:
+    """A family's tables with what the templates say that it names; its own values win, then those of later ones.
+
+    Of a table within a table all is taken: an { any = … }, say, is one value. Raises ``SapperError`` for an unknown
+    template.
+    """
+    named, own = raw.get("like", []), {key: value for key, value in raw.items() if key != "like"}
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise SapperError("like is no list of names", where=f"{where}.like", remedy='write like = ["a", "b"]')
+    made: dict[str, Any] = {}
+    for name in named:
+        if name not in templates:
+            remedy = closest(name, list(templates))
+            raise SapperError(f"there is no template {name!r}", where=f"{where}.like", remedy=remedy)
+    for each in (*(templates[name] for name in named), own):
+        for key, value in each.items():
+            both = isinstance(value, dict) and isinstance(made.get(key), dict)
+            made[key] = made[key] | value if both else value
+    return made
 
 
 def _parts(tables: dict[str, dict[str, Any]], file: str, key: str) -> dict[str, PartSection]:
