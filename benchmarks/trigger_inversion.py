@@ -7,7 +7,9 @@ import torch
 
 from benchmarks.textbook import noise
 from benchmarks.timing import Row, paired
+from sapper.defenses.collapsing import collapse_losses
 from sapper.defenses.judge.multi_prior import MultiPrior
+from sapper.defenses.racing import descend
 from sapper.encoders import build
 from sapper.running import Run
 from sapper.samples import to_float
@@ -24,15 +26,15 @@ def run(dtype: torch.dtype) -> Row:
     together = Stamp.patches(8, (32, 32), surroundings).take(torch.arange(STARTS))
     alone = [together.take(torch.tensor([row])) for row in range(STARTS)]
 
-    def descend(stamp: Stamp) -> None:
+    def descended(stamp: Stamp) -> None:
         optimizer = torch.optim.Adam([stamp.weights], lr=method.learning_rate, betas=(0.5, 0.9))
         for _ in range(STEPS):
-            method._descend(encoder, stamp, pixels, surroundings)
+            descend(stamp, collapse_losses(encoder, surroundings), pixels)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     def textbook() -> None:
         for stamp in alone:
-            descend(stamp)
+            descended(stamp)
 
-    return paired(lambda: descend(together), textbook, images=STARTS * IMAGES * STEPS, rounds=5)
+    return paired(lambda: descended(together), textbook, images=STARTS * IMAGES * STEPS, rounds=5)

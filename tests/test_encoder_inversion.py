@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sapper.defenses.collapsing import collapse_losses
 from sapper.defenses.inversion import collapse, encode
 from sapper.defenses.judge.decree import Decree, Schedule
 from sapper.defenses.judge.multi_prior import MultiPrior
 from sapper.defenses.judge.ssl_cleanse import SSLCleanse, knee
+from sapper.defenses.racing import descend, placed
 from sapper.downstream import mean_cosine
 from sapper.encoders import Card, Encoder
 from sapper.errors import SapperError
@@ -215,7 +217,7 @@ def test_a_square_across_the_edge_of_a_trigger_comes_to_lie_on_it() -> None:
     every = Stamp.patches(4, (SIZE, SIZE), RUN)
     across = next(row for row in range(every.count) if _corner(every, row) == (8, 2))
     start = Stamp(every.masks[[across]], torch.full((1, 3, SIZE, SIZE), 2.0), torch.tensor([True]))
-    moved = QUICK._move(suspect, start, pixels, 1, RUN)
+    moved = placed(start, collapse_losses(suspect, RUN), pixels, 1, RUN)
     spreads = {}
     for place in [(top, left) for top in (7, 8, 9) for left in (1, 2, 3)]:
         mask = torch.zeros(1, 1, SIZE, SIZE)
@@ -241,7 +243,7 @@ def test_features_that_are_not_finite_are_no_collapse() -> None:
     start = next(row for row in range(every.count) if _corner(every, row) == (6, 2))
     white = Stamp(every.masks[[start]], torch.full((1, 3, SIZE, SIZE), 9.0), torch.tensor([True]))
     assert _corner(white.around(0), 6) == (8, 2)
-    assert _corner(QUICK._move(suspect, white, photos().images, 0, RUN), 0) != (8, 2)
+    assert _corner(placed(white, collapse_losses(suspect, RUN), photos().images, 0, RUN), 0) != (8, 2)
 
     class Nowhere(Overflowing):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -256,7 +258,8 @@ def test_features_that_are_not_finite_are_no_collapse() -> None:
 def test_what_begins_in_one_color_stays_in_one_color_for_a_round() -> None:
     """Only then is what a whole square of a color does found at once."""
     stamp = Stamp.patches(3, (SIZE, SIZE), RUN)
-    QUICK._descend(encoder(gain=3.0).eval().requires_grad_(False), stamp, to_float(photos().images[:4]), RUN)
+    model = encoder(gain=3.0).eval().requires_grad_(False)
+    descend(stamp, collapse_losses(model, RUN), to_float(photos().images[:4]))
     gradient = stamp.weights.grad
     assert gradient is not None
     before = gradient.clone()
@@ -287,14 +290,13 @@ def test_changes_are_their_formulas() -> None:
 
 def test_a_race_on_one_start_is_plain_descent() -> None:
     """Starts in one batch go the way that each goes alone."""
-    method = MultiPrior(rounds=((0, 6, 4),), images=64, held_out=32)
     model, pixels = encoder(gain=3.0).eval().requires_grad_(False), photos().images
     both = Stamp.blends(0.3, 3, (SIZE, SIZE), RUN)
     together = both.take(torch.arange(3))
     alone = [together.take(torch.tensor([row])) for row in range(3)]
     optimizer = torch.optim.Adam([together.weights], lr=0.3, betas=(0.5, 0.9))
     for _ in range(4):
-        method._descend(model, together, to_float(pixels[:6]), RUN)
+        descend(together, collapse_losses(model, RUN), to_float(pixels[:6]))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     for row, single in enumerate(alone):

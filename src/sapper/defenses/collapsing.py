@@ -1,7 +1,7 @@
 """Searches for a change of images that collapses features: what multi-prior inversion and twins share.
 
-For each kind of change, a *prior*, many starts are raced: all take a few steps on a few images, the best go on with
-more. ``defenses/judge/multi_prior.py`` tells why, and what the numbers mean.
+For each kind of change, a *prior*, many starts are raced (``racing``). ``defenses/judge/multi_prior.py`` tells why, and
+what the numbers mean.
 """
 
 import math
@@ -10,10 +10,11 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.inversion import SMALLEST, neighborhood, spread_of
+from sapper.defenses.racing import RACE, TOGETHER, Losses, Rounds, race
 from sapper.downstream import mean_cosine
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -21,12 +22,6 @@ from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import ImageSet, at_once, to_float
 from sapper.triggers.priors import Filter, Prior, Stamp
-
-TOGETHER = 256
-"""Images that go through the encoder at once; fewer on a CPU, and of large ones (``at_once``)."""
-
-PLACING = 16
-"""Images by which a change's place is chosen."""
 
 MEASURABLE = (1e-9, 1e15)
 """Lengths of features between which cosines can be trusted; the square of a longer one overflows."""
@@ -85,15 +80,15 @@ class CollapseSearch(Checked):
 
     Each prior is given with its μ and σ. ``patches``: sizes as shares of the image's side, at places half a patch apart
     pixel by pixel, a quarter apart in one color. ``blends``: α. ``filters``: strengths. ``restarts`` of each filter,
-    and of each blend in either way to begin. ``rounds``: for each how many starts of a prior are left (0: all), how
-    many images a step sees, and how many steps it takes. ``images`` to optimize on, and ``held_out`` ones to judge by.
+    and of each blend in either way to begin. ``rounds`` of the race. ``images`` to optimize on, and ``held_out`` ones
+    to judge by.
     """
 
     patches: tuple[Usual, ...] = ((0.25, -0.09, 0.23), (0.375, 0.19, 0.35))
     blends: tuple[Usual, ...] = ((0.2, 0.01, 0.33),)
     filters: tuple[Usual, ...] = ((0.2, 0.84, 0.38),)
     restarts: PositiveInt = 8
-    rounds: tuple[tuple[NonNegativeInt, PositiveInt, PositiveInt], ...] = ((0, 4, 3), (8, 8, 12), (2, 16, 20))
+    rounds: Rounds = RACE
     images: PositiveInt = 128
     held_out: PositiveInt = 128
     learning_rate: PositiveFloat = 0.3
@@ -154,53 +149,16 @@ class CollapseSearch(Checked):
 
     def _race(self, encoder: Encoder, prior: Prior, seen: Tensor, unseen: Tensor, name: str, run: Run) -> Prior:
         """The best of a prior's changes."""
-        generator, spreads = run.generator(), torch.zeros(prior.count, device=run.device)
-        with run.progress.bar(f"trigger inversion ({name})", self._work(prior.count, len(seen))) as bar:
-            for number, (keep, count, steps) in enumerate(self.rounds):
-                if 0 < keep < prior.count:
-                    prior = prior.take(spreads.argsort()[:keep])
-                if number:
-                    prior = self._move(encoder, prior, seen, number, run)
-                optimizer = torch.optim.Adam([prior.weights], lr=self.learning_rate, betas=(0.5, 0.9))
-                for _ in range(steps):
-                    rows = torch.randint(len(seen), (min(count, len(seen)),), generator=generator)
-                    spreads = self._descend(encoder, prior, to_float(seen[rows.to(seen.device)]), run)
-                    if number == 0:
-                        prior.keep_plain()
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                    bar.advance(prior.count * len(rows), f"{prior.count} left, spread {float(spreads.min()):.4f}")
-        finals = [self._spread(encoder, prior.take(torch.tensor([row])), unseen, run) for row in range(prior.count)]
-        return prior.take(torch.tensor([min(range(prior.count), key=lambda row: finals[row])]))
-
-    def _work(self, starts: int, images: int) -> int:
-        """How many changed images a race of that many starts descends on: the first steps are most of it."""
-        work = 0
-        for keep, count, steps in self.rounds:
-            starts = min(keep or starts, starts)
-            work += starts * min(count, images) * steps
-        return work
-
-    @torch.no_grad()
-    def _move(self, encoder: Encoder, prior: Prior, seen: Tensor, number: int, run: Run) -> Prior:
-        """Every change where it leaves the smallest spread, of its place and those around it."""
-        moved, images = prior.around(number), to_float(seen[:PLACING])
-        if moved.count == prior.count:
-            return prior
-        rows = _groups(moved, images)
-        spreads = torch.cat([_spreads(encoder, moved.apply(images, part), run) for part in rows])
-        # Where features overflow there is no spread, which torch would take for the smallest.
-        places = spreads.nan_to_num(torch.inf).unflatten(0, (-1, prior.count)).argmin(0)
-        return moved.take(places * prior.count + torch.arange(prior.count, device=run.device))
-
-    def _descend(self, encoder: Encoder, prior: Prior, images: Tensor, run: Run) -> Tensor:
-        """Gradients of every change's spread on the images; the spreads (count,)."""
-        spreads = []
-        for rows in _groups(prior, images):
-            spread = _spreads(encoder, prior.apply(images, rows), run)
-            spread.sum().backward()
-            spreads.append(spread.detach())
-        return torch.cat(spreads)
+        return race(
+            prior,
+            collapse_losses(encoder, run),
+            lambda change: self._spread(encoder, change, unseen, run),
+            seen,
+            run,
+            rounds=self.rounds,
+            learning_rate=self.learning_rate,
+            label=f"trigger inversion ({name})",
+        )
 
     def _spread(self, encoder: Encoder, change: Prior, images: Tensor, run: Run) -> float:
         """The spread that one change leaves."""
@@ -217,20 +175,18 @@ class CollapseSearch(Checked):
         return torch.cat(features)
 
 
-def _groups(prior: Prior, images: Tensor) -> tuple[Tensor, ...]:
-    """The changes in groups that go through the encoder at once, each on all of the images; rows, int64 (n,)."""
-    together = min(TOGETHER, at_once(images))
-    return torch.arange(prior.count, device=images.device).split(max(1, together // len(images)))
-
-
 def _measurable(features: Tensor) -> bool:
     """Whether all features (N, D) are finite and of a length that cosines survive."""
     lengths = features.double().norm(dim=1)
     return bool(((lengths > MEASURABLE[0]) & (lengths < MEASURABLE[1])).all())
 
 
-def _spreads(encoder: Encoder, images: Tensor, run: Run) -> Tensor:
-    """1 − mean cosine for each change, (P,), of float images (P, N, 3, H, W)."""
-    with run.autocast():
-        features = encoder(images.flatten(0, 1))
-    return 1 - mean_cosine(F.normalize(features.float(), dim=1).unflatten(0, images.shape[:2]))
+def collapse_losses(encoder: Encoder, run: Run) -> Losses:
+    """1 − the mean cosine of two images' features, for each change."""
+
+    def losses(_images: Tensor, changed: Tensor) -> Tensor:
+        with run.autocast():
+            features = encoder(changed.flatten(0, 1))
+        return 1 - mean_cosine(F.normalize(features.float(), dim=1).unflatten(0, changed.shape[:2]))
+
+    return losses

@@ -73,6 +73,29 @@ class Card:
         return same[1] if same and not self.arguments and self.stem == "imagenet" else self.network
 
 
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The linear classifier that an encoder's file has behind it: logits = ``weight`` · features + ``bias``.
+
+    ``weight`` float (K, D), ``bias`` float (K,). ``name`` of the weight in the file; ``classes``: what they are called,
+    empty where nobody says.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    name: str
+    classes: tuple[str, ...] = ()
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits, float (N, K), of features (N, D)."""
+        features = features.float()
+        return features @ self.weight.to(features).T + self.bias.to(features)
+
+    def called(self, label: int) -> str:
+        """A class in words: ``stop``, or ``class 14 of 43`` where nobody names them."""
+        return self.classes[label] if self.classes else f"class {label} of {len(self.bias)}"
+
+
 class Encoder(nn.Module):
     """``encoder(images)``: float (N, 3, H, W) in [0, 1] to features float (N, D).
 
@@ -81,6 +104,8 @@ class Encoder(nn.Module):
     tower, which ``forward`` does not use (``join``).
 
     ``gray``: whether it turns images gray first, as its user may want; not kept in its file.
+    ``head``: the classifier that was found behind it in a stranger's file; ``forward`` does not use it, and it is no
+    part of its state.
     """
 
     mean: Tensor
@@ -94,6 +119,7 @@ class Encoder(nn.Module):
         self.projection: nn.Module = nn.Identity()
         self.text: TextTower | None = None
         self.gray = False
+        self.head: Head | None = None
         self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1), persistent=False)
 

@@ -19,7 +19,7 @@ SAID = "as was said"
 
 OPENED = (
     *("opened", "file", "sha256", "layout", "revision", "normalization"),
-    *("prefix", "left_out", "assumed", "recognized"),
+    *("prefix", "left_out", "head", "assumed", "recognized"),
 )
 """What a card's origin says of how it was opened; a file's own words on that do not count."""
 
@@ -85,7 +85,7 @@ def _as_said(found: Found, opening: Opening) -> Encoder:
     said = Encoder(
         encoder.backbone, replace(card, input=PixelSpec(size=size, mean=mean, std=std)), encoder.feature_size
     )
-    said.projection, said.text = encoder.projection, encoder.text
+    said.projection, said.text, said.head = encoder.projection, encoder.text, encoder.head
     return said.eval()
 
 

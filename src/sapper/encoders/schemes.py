@@ -123,6 +123,7 @@ class HubConfig(BaseModel):
     """``config.json`` as timm writes it. What it may set is listed here: a foreign file does not choose what is run."""
 
     architecture: str | None = None
+    label_names: tuple[str, ...] = ()
     model_args: dict[str, Any] = {}
     pretrained_cfg: HubPixels = HubPixels()
 
@@ -134,6 +135,13 @@ class Transformers(BaseModel):
     num_attention_heads: int | None = None
     hidden_act: str | None = None
     downsample_in_bottleneck: bool = False
+    id2label: dict[int, str] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What its classifier's outputs are called; none where numbers are left out."""
+        whole = sorted(self.id2label) == list(range(len(self.id2label)))
+        return tuple(self.id2label[i] for i in range(len(self.id2label))) if whole else ()
 
 
 class Processor(BaseModel):
@@ -167,7 +175,9 @@ def _open_hub(name: str, run: Run, opening: Opening) -> Found:
         what = f"arguments that are not passed on: {', '.join(sorted(odd))}"
         raise SapperError(what, where="config.json: model_args", remedy="say --arch and the file of weights")
     side = arguments.pop("img_size", None)
-    configured = replace(configured, size=side if isinstance(side, int) else size, arguments=arguments)
+    configured = replace(
+        configured, size=side if isinstance(side, int) else size, arguments=arguments, classes=config.label_names
+    )
     return _published(f"timm:{config.architecture}", weights, run, opening, configured.source, commit, configured)
 
 
@@ -190,7 +200,8 @@ def _of_transformers(repository: str, commit: str) -> Configured:
     mean, std = processor.image_mean, processor.image_std
     if not processor.do_normalize:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return Configured(mean=mean, std=std, source="the repository's preprocessor_config.json", arguments=heads)
+    source = "the repository's preprocessor_config.json"
+    return Configured(mean=mean, std=std, source=source, arguments=heads, classes=config.classes)
 
 
 Config = TypeVar("Config", bound=BaseModel)

@@ -59,13 +59,17 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Configured:
-    """What a configuration beside the weights says: of images, where that is from, and the network's ``arguments``."""
+    """What a configuration beside the weights says: of images, where that is from, and the network's ``arguments``.
+
+    ``classes``: what the classifier's outputs are called, in their order.
+    """
 
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     size: int | None = None
     source: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from sapper.encoders.keys import new_names
 from sapper.encoders.names import OWN, is_code
 from sapper.encoders.options import Opening
 from sapper.encoders.recognition import families, filling, wrappers
+from sapper.encoders.recognition.heads import head_of
 from sapper.encoders.recognition.layouts import Configured, Layout, UnknownNetworkError
 from sapper.encoders.recognition.said import as_code, as_said
 from sapper.errors import SapperError
@@ -55,8 +56,10 @@ def recognized(
     encoder.backbone.load_state_dict(taken)
     source = f"from {configured.source}" if configured.mean and configured.std else layout.normalization
     left |= _beside([name for name in tensors if not name.startswith(layout.prefix)], layout)
+    encoder.head = head_of(tensors, left, encoder.feature_size, configured.classes)
     known = {
         "left_out": [*filling.told(left), *_not_tensors(weights, layout.prefix)],
+        "head": [] if encoder.head is None else [f"{len(encoder.head.bias)} classes, {encoder.head.name}"],
         "assumed": list(layout.assumed),
         "recognized": [*told, *layout.told],
     }
