@@ -77,6 +77,7 @@ ROWS: dict[str, dict[str, Any]] = {
         **{"images": 16, "held_out": 16, "worst_fit": 2.0},
     },
     "ssl_cleanse": {"images": 32, "steps": 2, "minibatches": 1, "most_clusters": 4},
+    "classwise": {"rounds": ((2, 2, 1), (1, 2, 1)), "images": 8, "held_out": 8},
     "neural_cleanse": {"steps": 2, "minibatches": 1},
     "mntd_classifier": {"shadows": 2, "validation": 0, "share": 0.5, "shadow_epochs": 2}
     | {"meta_classifiers": 2, "epochs": 2, "queries": 2},

@@ -38,7 +38,9 @@ from sapper.audits.recorded import SCHEMA
 from sapper.defenses.budgets import UNSEEN, Budget
 from sapper.defenses.contracts import EncoderExaminer, Examiner
 from sapper.defenses.inversion import Collapse, collapse
+from sapper.defenses.judge.classwise import ClassWise
 from sapper.encoders import Encoder
+from sapper.encoders.encoder import Head
 from sapper.encoders.opening import OPENED
 from sapper.errors import SapperError
 from sapper.running import FORMATS, Run
@@ -54,6 +56,9 @@ SHOWN = 6
 
 EFFECT = 256
 """Images on which a recovered trigger is measured."""
+
+CLASSWISE = "classwise"
+"""What the look at the classifier behind an encoder is called; it decides nothing."""
 
 Answer = Literal["no-evidence", "backdoor", "undecided"]
 
@@ -141,7 +146,8 @@ def audit(
 
     ``bags``: of known-clean encoders, of which some may fit. ``bound``: the share of false alarms that is allowed.
     ``base``: the encoder that this one is said to be, or to have been made from; compared, if given (``differential``).
-    ``more``: further detectors, whose findings are evidence beside the budget's.
+    ``more``: further detectors, whose findings are evidence beside the budget's; so is what is found class by class,
+    where the encoder's file has a classifier behind it.
     All draws depend on the seed and on the encoder's weights, as in bags, so that no start can be foreseen and none is
     the same for all encoders. Computed in the number format of the bags that fit.
     Raises ``SapperError`` for too few images or images of another size.
@@ -164,6 +170,9 @@ def audit(
         triggers = {finding.method: finding.trigger for finding in findings if finding.trigger is not None}
         verdict = compare(encoder, base, triggers, some_of(images, looking), looking)
         findings.append(_finding("differential", verdict, [], encoder, images, looking, leads=False))
+    if encoder.head is not None:
+        verdict = by_class(encoder, encoder.head, images, looking.child(CLASSWISE))
+        findings.append(_finding(CLASSWISE, verdict, [], encoder, images, looking, leads=False))
     p, verdict_word, reason = _decide(findings[0], match, bound)
     return AuditReport(
         verdict=verdict_word,
@@ -178,7 +187,7 @@ def audit(
         images=about_images(images),
         bags=match.bags,
         coverage=Coverage(
-            tried=budget.tried,
+            tried=(*budget.tried, *_tried_by_class(findings)),
             left_out=budget.left_out,
             unseen=UNSEEN,
             power={bag.name: tuple(bag.power) for bag in match.bags if bag.power},
@@ -186,6 +195,14 @@ def audit(
         seconds=time.perf_counter() - started,
         shown=images.sample(SHOWN, run.child("shown").generator()).images,
     )
+
+
+def by_class(encoder: Encoder, head: Head, images: ImageSet, run: Run) -> Verdict:
+    """Which class of the classifier behind an encoder a small square reaches; what it is called is in the evidence."""
+    encoder.to(run.device).eval().requires_grad_(False)
+    verdict = ClassWise().examine(lambda shown: head(encoder(shown)), images, len(head.bias), run)
+    named = {"class": head.called(verdict.evidence["suspect"])} if "suspect" in verdict.evidence else {}
+    return replace(verdict, evidence=verdict.evidence | named)
 
 
 def as_the_bags(run: Run, bags: Sequence[Bag]) -> Run:
@@ -306,6 +323,16 @@ def _beside(method: str, score: float, bags: Sequence[Bag]) -> str:
 def beside_bag(leading: Finding, bag: Bag) -> float:
     """The leading detector's p-value beside one bag; 1 without a score."""
     return 1.0 if leading.score is None else p_value(leading.score, bag.of(leading.method))
+
+
+def _tried_by_class(findings: Sequence[Finding]) -> list[str]:
+    """What was tried on the classifier behind an encoder, in words."""
+    seen = [finding.evidence for finding in findings if finding.method == CLASSWISE and "looked" in finding.evidence]
+    return [
+        f"squares of an eighth of the side towards {len(each['looked'])} of the {each['classes']} classes of the "
+        f"classifier behind it"
+        for each in seen
+    ]
 
 
 def _about_bag(bag: Bag, leading: Finding) -> dict[str, Any]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     )
     from sapper.defenses.judge.abs import ABS
     from sapper.defenses.judge.beatrix import Beatrix
+    from sapper.defenses.judge.classwise import ClassWise
     from sapper.defenses.judge.decree import Decree
     from sapper.defenses.judge.mntd_classifier import MNTDClassifier
     from sapper.defenses.judge.mntd_encoder import MNTDEncoder
@@ -53,7 +54,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     from sapper.defenses.sift.patch_search import PatchSearch
     from sapper.defenses.sift.spectral_signatures import SpectralSignatures
 
-    _judges: list[type[ClassifierJudge]] = [ABS, Beatrix, NeuralCleanse, MNTDClassifier, SCAn]
+    _judges: list[type[ClassifierJudge]] = [ABS, Beatrix, ClassWise, NeuralCleanse, MNTDClassifier, SCAn]
     _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse, Twins]
     _learners: list[type[EncoderLearner]] = [MNTDEncoder]
     _certifiers: list[type[Certifier]] = [DerandomizedSmoothing, IBP, PatchCleanser, PatchGuardBN, PatchGuardDS]
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
 METHODS = {
     "abs": "sapper.defenses.judge.abs:ABS",
     "beatrix": "sapper.defenses.judge.beatrix:Beatrix",
+    "classwise": "sapper.defenses.judge.classwise:ClassWise",
     "scan": "sapper.defenses.judge.scan:SCAn",
     "anp": "sapper.defenses.repair.anp:ANP",
     "bcu": "sapper.defenses.repair.bcu:BCU",

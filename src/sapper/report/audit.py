@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from sapper.audits.auditing import AuditReport, Finding, beside_bag
+from sapper.audits.auditing import CLASSWISE, AuditReport, Finding, beside_bag
 from sapper.audits.calibration import BOUND, Bag, InClean
 from sapper.audits.recorded import WORDS as WORDS
 from sapper.audits.replaying import Replay
@@ -72,7 +72,7 @@ def render(report: AuditReport, surroundings: dict[str, str], command: str) -> s
             word=WORDS[report.verdict],
             meaning=meaning(report),
             facts=facts(report),
-            warnings=guess(report.encoder),
+            warnings=warnings(report),
             opened=opened(report.encoder),
             shown=pictures(report),
             drawing=_drawing(report),
@@ -123,6 +123,8 @@ def lines(report: AuditReport) -> list[str]:
         found.append(f"  {finding.method}{leads}: {score}{needed}{p}{prior}, {text.duration(finding.seconds)}")
         if finding.collapse:
             found.append(f"    {_told(finding.collapse, '.0%')}")
+        if (suspect := suspect_class(finding)) is not None:
+            found.append(f"    {suspect}")
         if finding.in_clean:
             found.append(f"    {in_clean(finding.in_clean)}")
     encoder = report.encoder
@@ -130,7 +132,7 @@ def lines(report: AuditReport) -> list[str]:
     found.append(f"  {encoder['architecture']}, {size}×{size} pixels; normalization {normalization}")
     found += [f"  {line}" for line in opened(report.encoder)]
     found.append(meaning(report))
-    return found + guess(report.encoder)
+    return found + warnings(report)
 
 
 OPENED = {"recognized": "opened", "assumed": "assumed", "left_out": "left out"}
@@ -149,6 +151,31 @@ def opened(encoder: dict[str, Any]) -> list[str]:
 
 SHOWN_LINES = 12
 """Of one kind in the terminal and at the top of the page; all of them are in the JSON."""
+
+
+def suspect_class(finding: Finding) -> str | None:
+    """What a class-by-class look found, in words; none where the finding is of another kind."""
+    evidence = finding.evidence
+    if "class" not in evidence:
+        return None
+    others = [each["share"] for label, each in evidence["looked"].items() if int(label) != evidence["suspect"]]
+    rest = f"; the best square for another class: {max(others):.0%}" if others else ""
+    return (
+        f"one square sends {evidence['share']:.0%} of other images to {evidence['class']} "
+        f"({evidence['there_before']:.0%} of all are there without it){rest}"
+    )
+
+
+def warnings(report: AuditReport) -> list[str]:
+    """What a reader must not overlook, whatever the verdict."""
+    found = guess(report.encoder)
+    for finding in report.detectors:
+        if finding.flagged and finding.method == CLASSWISE and report.verdict != "backdoor":
+            reach = (
+                f"{suspect_class(finding)}. This decides nothing, since nobody knows how often clean classifiers do it"
+            )
+            found.append(f"Look at the classifier behind it: {reach}.")
+    return found
 
 
 def guess(encoder: dict[str, Any]) -> list[str]:

@@ -119,6 +119,15 @@ class Stamp:
         return Mask(mask=self.masks[0, 0].cpu(), pattern=unit(self.weights[0].detach()).cpu())
 
 
+def joined(stamps: Sequence[Stamp]) -> Stamp:
+    """All of their changes, of images of one size."""
+    return Stamp(
+        torch.cat([each.masks for each in stamps]),
+        torch.cat([each.weights.detach() for each in stamps]).requires_grad_(),
+        torch.cat([each.plain for each in stamps]),
+    )
+
+
 @dataclass
 class Filter:
     """x' = clip((I + A)·x + b) for each pixel's color, with A and b within ``strength``; weights (P, 3, 4)."""

@@ -68,13 +68,15 @@ class Member:
 class BestTold:
     """One of the classes that the encoder tells best: an attacker's reference is of no use in any other.
 
-    ``count`` references of it.
+    ``count`` references of it. Classes with fewer images are passed over.
     """
 
     count: int
 
     def __call__(self, candidates: ImageSet, encoder: Encoder, run: Run) -> tuple[int, Tensor]:
-        recalls = neighbor_recall(extract(encoder, candidates, run), candidates.targets())
+        labels = candidates.targets()
+        recalls = neighbor_recall(extract(encoder, candidates, run), labels)
+        recalls[labels.bincount(minlength=len(recalls)) < self.count] = -1  # there are not enough references of it
         best = recalls.argsort(descending=True)[:ATTACKERS_CHOICE]
         label = int(best[torch.randint(len(best), (), generator=run.child("target").generator())])
         return label, choose_references(candidates, label, self.count, encoder, run)

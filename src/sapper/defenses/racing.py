@@ -1,0 +1,101 @@
+"""A race of many changes of images: all take few steps on few images, the best go on with more.
+
+What a change is to do is handed in as a loss. Between rounds each change goes where its loss is smallest, of its own
+place and those around it.
+"""
+
+from collections.abc import Callable
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from sapper.running import Run
+from sapper.samples import at_once, to_float
+from sapper.triggers.priors import Prior
+
+TOGETHER = 256
+"""Images that go through the encoder at once; fewer on a CPU, and of large ones (``at_once``)."""
+
+PLACING = 16
+"""Images by which a change's place is chosen."""
+
+Rounds = tuple[tuple[NonNegativeInt, PositiveInt, PositiveInt], ...]
+"""For each round how many changes are left (0: all), how many images a step sees, and how many steps it takes."""
+
+RACE: Rounds = ((0, 4, 3), (8, 8, 12), (2, 16, 20))
+
+Losses = Callable[[Tensor, Tensor], Tensor]
+"""Float images (N, 3, H, W) as they are, and under P changes (P, N, 3, H, W): a loss for each change, (P,)."""
+
+
+def race(
+    prior: Prior,
+    losses: Losses,
+    final: Callable[[Prior], float],
+    seen: Tensor,
+    run: Run,
+    *,
+    rounds: Rounds = RACE,
+    learning_rate: float = 0.3,
+    label: str,
+) -> Prior:
+    """The best of a prior's changes, by ``losses`` on ``seen`` images, uint8 (N, 3, H, W).
+
+    ``final``: what the last ones are compared by, each as a prior of its own. ``learning_rate`` of Adam.
+    """
+    generator, values = run.generator(), torch.zeros(prior.count, device=run.device)
+    with run.progress.bar(label, work(rounds, prior.count, len(seen))) as bar:
+        for number, (keep, count, steps) in enumerate(rounds):
+            if 0 < keep < prior.count:
+                prior = prior.take(values.argsort()[:keep])
+            if number:
+                prior = placed(prior, losses, seen, number, run)
+            optimizer = torch.optim.Adam([prior.weights], lr=learning_rate, betas=(0.5, 0.9))
+            for _ in range(steps):
+                rows = torch.randint(len(seen), (min(count, len(seen)),), generator=generator)
+                values = descend(prior, losses, to_float(seen[rows.to(seen.device)]))
+                if number == 0:
+                    prior.keep_plain()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                bar.advance(prior.count * len(rows), f"{prior.count} left, loss {float(values.min()):.4f}")
+    finals = [final(prior.take(torch.tensor([row]))) for row in range(prior.count)]
+    return prior.take(torch.tensor([min(range(prior.count), key=lambda row: finals[row])]))
+
+
+def work(rounds: Rounds, starts: int, images: int) -> int:
+    """How many changed images a race of that many starts descends on: the first steps are most of it."""
+    total = 0
+    for keep, count, steps in rounds:
+        starts = min(keep or starts, starts)
+        total += starts * min(count, images) * steps
+    return total
+
+
+@torch.no_grad()
+def placed(prior: Prior, losses: Losses, seen: Tensor, number: int, run: Run) -> Prior:
+    """Every change where it has the smallest loss, of its place and those around it."""
+    moved, images = prior.around(number), to_float(seen[:PLACING])
+    if moved.count == prior.count:
+        return prior
+    values = torch.cat([losses(images, moved.apply(images, part)) for part in groups(moved, images)])
+    # Where features overflow there is no loss, which torch would take for the smallest.
+    places = values.nan_to_num(torch.inf).unflatten(0, (-1, prior.count)).argmin(0)
+    return moved.take(places * prior.count + torch.arange(prior.count, device=run.device))
+
+
+def descend(prior: Prior, losses: Losses, images: Tensor) -> Tensor:
+    """Gradients of every change's loss on the images; the losses (count,)."""
+    found = []
+    for rows in groups(prior, images):
+        values = losses(images, prior.apply(images, rows))
+        values.sum().backward()
+        found.append(values.detach())
+    return torch.cat(found)
+
+
+def groups(prior: Prior, images: Tensor) -> tuple[Tensor, ...]:
+    """The changes in groups that go through the encoder at once, each on all of the images; rows, int64 (n,)."""
+    together = min(TOGETHER, at_once(images))
+    return torch.arange(prior.count, device=images.device).split(max(1, together // len(images)))
