@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from sapper.attacks.references import references_there
 from sapper.audits import stored
 from sapper.audits.auditing import effect, scores
 from sapper.audits.calibration import Power, p_value, read_bag, write_bag
@@ -39,6 +41,7 @@ from sapper.zoo.scoreboard import Share
 from tests.conftest import REPOSITORY
 from tests.micro import write_data, write_npz
 from tests.program import Sapper, told
+from tests.test_badencoder import tiny
 
 RUN = Run(seed=4)
 
@@ -105,10 +108,16 @@ def built(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_plans_that_come_with_sapper_are_fine() -> None:
     plans = [read_plan(path) for path in sorted((REPOSITORY / "zoos").glob("*.toml"))]
-    assert [plan.name for plan in plans] == ["small-global", "small"]
-    kinds = {specimen.family: type(specimen.trigger).__name__ for specimen in plans[0].specimens}
+    assert [plan.name for plan in plans] == ["families", "small-global", "small"]
+    kinds = {specimen.family: type(specimen.trigger).__name__ for specimen in plans[1].specimens}
     assert sorted(kinds.values()) == ["Blend", "Blend", "Filter", "Filter"]
-    whole = plans[1].specimens
+    counts = Counter(specimen.part for specimen in plans[0].specimens)
+    assert counts == {"development": 32, "calibration": 88, "judgement": 130}
+    parts = {(specimen.family, specimen.part) for specimen in plans[0].specimens}
+    assert Counter(part for _, part in parts) == {"development": 8, "calibration": 22, "judgement": 10}
+    assert len({family for family, _ in parts}) == 40  # each is whole in one part
+    assert all(specimen.twin == (specimen.part != "calibration") for specimen in plans[0].specimens)
+    whole = plans[2].specimens
     contrastive = [specimen for specimen in whole if specimen.pretraining_method.name == "simclr"]
     assert (len(contrastive), sum(specimen.twin for specimen in contrastive)) == (160, 100)
     assert (len(whole), sum(specimen.twin for specimen in whole)) == (276, 128)
@@ -116,6 +125,30 @@ def test_plans_that_come_with_sapper_are_fine() -> None:
     sides = {specimen.trigger.size for specimen in whole}  # type: ignore[attr-defined]
     assert sides == set(range(3, 13))
     assert 0 not in {specimen.seed for specimen in whole}  # the demo's
+
+
+def test_a_family_is_like_the_templates_that_it_names(data: Path) -> None:
+    """Own values win, then those of later templates; other values of their tables stay."""
+    plan = content(data)
+    (family,) = plan["family"]
+    head, pretraining = family.pop("head"), family["pretraining"]
+    plan["template"] = {
+        "linear": {"head": head, "pretraining": {"epochs": 7, "batch": 5}},
+        "later": {"pretraining": {"epochs": {"any": [3]}, "temperature": 0.3}},
+    }
+    family |= {"like": ["linear", "later"], "pretraining": {**pretraining, "batch": 20}}
+    del family["pretraining"]["epochs"]
+    specimen = parse_plan(plan, "micro.toml").specimens[0]
+    found = specimen.pretraining_method.parameters
+    assert (found.epochs, found.batch, found.temperature) == (3, 20, 0.3)  # type: ignore[attr-defined]
+    assert (specimen.head.name, specimen.head.parameters.iterations) == ("linear", 5)  # type: ignore[attr-defined]
+    family["like"] = ["linaer"]
+    with pytest.raises(SapperError, match=r"family\[0\]\.like: there is no template 'linaer'") as error:
+        parse_plan(plan, "micro.toml")
+    assert "linear" in (error.value.remedy or "")
+    family["like"] = "linear"
+    with pytest.raises(SapperError, match="no list of names"):
+        parse_plan(plan, "micro.toml")
 
 
 @settings(max_examples=60)
@@ -319,6 +352,19 @@ def test_the_best_told_classes_by_hand() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0])
     recall = making.neighbor_recall(features, labels, neighbors=3)
     assert recall.tolist() == [0.75, 0.75]
+
+
+def test_an_attacker_takes_no_class_with_too_few_references() -> None:
+    """One class of three has an image less than is wanted, one too few groups of near-duplicates."""
+    pixels = torch.randint(0, 256, (11, 3, 16, 16), generator=generator(3), dtype=torch.uint8)
+    labels, groups = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2]), torch.tensor([0, 1, 2, 2, 3, 4, 5, 6, 6, 7, 8])
+    candidates = ImageSet(images=pixels, labels=labels, groups=groups, classes=("a", "b", "c"), name="few")
+    assert references_there(candidates, 3).tolist() == [2, 2, 5]
+    assert references_there(replace(candidates, groups=None), 3).tolist() == [2, 3, 6]
+    for seed in range(5):
+        label, rows = making.BestTold(3)(candidates, tiny(seed), replace(RUN, seed=seed))
+        assert label == 2
+        assert len(rows) == 3
 
 
 # Scores

@@ -37,6 +37,15 @@ def choose_references(train: ImageSet, label: int, count: int, encoder: Encoder,
     raise SapperError(what, where="target.references", remedy="ask for fewer")
 
 
+def references_there(train: ImageSet, classes: int) -> Tensor:
+    """How many references each class can give, int64 (classes,): its images, or groups where the set has them."""
+    labels = train.targets()
+    if train.groups is None:
+        return labels.bincount(minlength=classes)
+    pairs = torch.stack((labels, train.groups.long()), dim=1).unique(dim=0)
+    return pairs[:, 0].bincount(minlength=classes)
+
+
 def near_duplicates(train: ImageSet, rows: Tensor) -> Tensor:
     """The ``rows`` and all other rows of their groups, int64: what the victims' training must not contain."""
     if train.groups is None:

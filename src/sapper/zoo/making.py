@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapper.attacks.references import choose_references
+from sapper.attacks.references import choose_references, references_there
 from sapper.downstream import extract
 from sapper.encoders import Encoder
 from sapper.encoders.files import MARK
@@ -68,16 +68,16 @@ class Member:
 class BestTold:
     """One of the classes that the encoder tells best: an attacker's reference is of no use in any other.
 
-    ``count`` references of it. Classes with fewer images are passed over.
+    ``count`` references of it. Classes with fewer are passed over.
     """
 
     count: int
 
     def __call__(self, candidates: ImageSet, encoder: Encoder, run: Run) -> tuple[int, Tensor]:
-        labels = candidates.targets()
-        recalls = neighbor_recall(extract(encoder, candidates, run), labels)
-        recalls[labels.bincount(minlength=len(recalls)) < self.count] = -1  # there are not enough references of it
-        best = recalls.argsort(descending=True)[:ATTACKERS_CHOICE]
+        recalls = neighbor_recall(extract(encoder, candidates, run), candidates.targets())
+        enough = references_there(candidates, len(recalls)) >= self.count
+        ranked = recalls.argsort(descending=True)
+        best = (ranked[enough[ranked]] if enough.any() else ranked)[:ATTACKERS_CHOICE]
         label = int(best[torch.randint(len(best), (), generator=run.child("target").generator())])
         return label, choose_references(candidates, label, self.count, encoder, run)
 
