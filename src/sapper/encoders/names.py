@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from sapper.encoders.spelling import check_spelling
 from sapper.errors import SapperError, closest
 
 Stem = Literal["cifar", "cifar-pool", "imagenet"]
@@ -55,13 +56,15 @@ OF_CODE = "code:"
 def kind_of(uri: str, *, trust_code: bool = False) -> Literal["file", "name", "address", "code"]:
     """What ``open`` would open: something on disk, a model by name, a file's address, or the user's own function.
 
-    Reads no file and runs no code. Raises ``SapperError`` when nothing goes by that name, and for code without
+    Runs no code. Raises ``SapperError`` when nothing goes by that name, and for code without
     ``trust_code``.
     """
     scheme, colon, _ = uri.partition(":")
     if uri and _is_there(uri):
         return "file"
     if colon and scheme in SCHEMES:
+        if scheme in LIBRARIES:
+            check_spelling(scheme, uri.removeprefix(f"{scheme}:"))
         return "name"
     if uri.startswith("https://"):
         return "address"
