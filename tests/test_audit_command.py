@@ -205,7 +205,7 @@ def test_an_interrupt_is_told(sapper: Sapper, place: Path, tmp_path: Path, monke
     end = sapper(*words(place, tmp_path / "out", subject=subject))
     assert end.code == 130
     assert not (tmp_path / "out").exists()
-    assert "interrupted; nothing was written" in end.err
+    assert "interrupted; the same command goes on from what was searched" in end.err
 
 
 def test_an_encoder_cannot_hide_behind_features_that_nobody_can_measure(

@@ -1,7 +1,7 @@
 """The surroundings of a computation, handed in and never global: device, number format, seed, progress."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,13 +38,50 @@ class Silent:
         pass
 
 
+class Kept(Protocol):
+    """Where parts of a long computation are kept, so that an interrupted one goes on."""
+
+    def get(self, key: str) -> dict[str, torch.Tensor] | None:
+        """What was kept under ``key``, a file's name; none where nothing was."""
+        ...
+
+    def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep it, in place of what was there."""
+        ...
+
+
+class Forgotten:
+    """Nothing is kept."""
+
+    def get(self, key: str) -> dict[str, torch.Tensor] | None:
+        return None
+
+    def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class KeptFor:
+    """What is kept for one of several computations that have the same seed."""
+
+    kept: Kept
+    name: str
+
+    def get(self, key: str) -> dict[str, torch.Tensor] | None:
+        return self.kept.get(f"{self.name}-{key}")
+
+    def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.kept.put(f"{self.name}-{key}", tensors)
+
+
 @dataclass(frozen=True)
 class Run:
-    """Device, dtype, seed and progress of a computation.
+    """Device, dtype, seed and progress of a computation, and where parts of it are ``kept``.
 
     ``dtype`` is the format of the matrix work (autocast); parameters stay float32. ``why`` it was chosen, in words.
     ``child(name)`` gives a part its own seed, which depends on the name and never on the order of parts. To another
-    process a run travels without its progress, which is drawn in this one. ``processes``: how many share a training.
+    process a run travels without its progress, which is drawn in this one, and without what is kept. ``processes``: how
+    many share a training.
     """
 
     seed: int = 0
@@ -53,6 +90,7 @@ class Run:
     why: str = field(default="", compare=False)
     progress: Progress = field(default_factory=Silent, compare=False)
     processes: int = 1
+    kept: Kept = field(default_factory=Forgotten, compare=False)
 
     def __reduce__(self) -> tuple[partial["Run"], tuple[object, ...]]:
         return partial(Run, processes=self.processes), (self.seed, self.device, self.dtype, self.why)

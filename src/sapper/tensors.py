@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from sapper.errors import SapperError
 from sapper.files import write_atomically
 
 PLAIN = "sapper.plain"
@@ -40,3 +43,23 @@ def load_plain(path: Path) -> Any:
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with ``prefix`` and a slash, by the rest of their names."""
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+@dataclass(frozen=True)
+class KeptIn:
+    """Parts of a long computation, in files of a folder (``running.Kept``). A file that cannot be read is not there."""
+
+    folder: Path
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """What was kept under ``key``."""
+        try:
+            return load(self.folder / f"{key}.safetensors")
+        except (OSError, safetensors.SafetensorError):
+            return None
+
+    def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write it. What cannot be written is not kept, and stops nothing."""
+        with suppress(OSError, SapperError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save(self.folder / f"{key}.safetensors", tensors)

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -67,6 +68,9 @@ LEFT = (
     *TABLE,
 )
 """What audits and replays leave; ``audit.json`` after the others, for which it vouches, and then its signature."""
+
+SEARCHED = ".searched"
+"""In a report's folder, while an audit lasts: what it has searched, for when it is interrupted."""
 
 BagOption = Annotated[
     list[Path] | None,
@@ -154,7 +158,7 @@ def audit(
         asked=Asked(uri="", images=images, budget=budget, said=said, more=kept_options(told)) if explained else None,
     )
     single = len(folders) == 1
-    left = "nothing was written" if single else "what is finished is kept"
+    left = "the same command goes on from what was searched" if single else "what is finished is kept"
     with telling_interrupts(f"interrupted; {left}"), bars as progress:
         run = replace(run, progress=progress)
         if single:
@@ -210,7 +214,22 @@ class Auditing:
     asked: Asked | None
 
     def one(self, uri: str, place: Path, run: Any) -> tuple[Any, list[str]]:
-        """Audit an encoder and write its report to ``place``; the report, and the lines to be told."""
+        """Audit an encoder and write its report to ``place``; the report, and the lines to be told.
+
+        What is searched is kept there until the end, or until an error: for when it is interrupted.
+        """
+        from sapper.tensors import KeptIn
+
+        searched = place / SEARCHED
+        try:
+            found = self._looked(uri, place, replace(run, kept=KeptIn(searched)))
+        except SapperError:
+            shutil.rmtree(searched, ignore_errors=True)
+            raise
+        shutil.rmtree(searched, ignore_errors=True)
+        return found
+
+    def _looked(self, uri: str, place: Path, run: Any) -> tuple[Any, list[str]]:
         from sapper import api
         from sapper.attestations.verifying import check_attestable, digest_of
         from sapper.audits import calibration

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.inversion import SMALLEST, neighborhood, spread_of
-from sapper.defenses.racing import RACE, TOGETHER, Losses, Rounds, race
+from sapper.defenses.racing import RACE, TOGETHER, Losses, Rounds, race, work
 from sapper.downstream import mean_cosine
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -118,9 +118,10 @@ class CollapseSearch(Checked):
         if ordinary < 10 * SMALLEST or not _measurable(plain):
             return Search(found={}, why="features of ordinary images cannot be told apart, or measured")
         found: dict[str, Gathered] = {}
-        size = unseen.shape[2], unseen.shape[3]
-        for name, (prior, usual, deviation) in self.priors(size, run).items():
-            change = self._race(encoder, prior, seen, unseen, name, run.child(name))
+        priors = self.priors((unseen.shape[2], unseen.shape[3]), run)
+        best = self._best(encoder, {name: prior for name, (prior, _, _) in priors.items()}, seen, unseen, run)
+        for name, (_, usual, deviation) in priors.items():
+            change = best[name]
             changed = self._features(encoder, change, unseen, run)
             if not _measurable(changed):
                 return Search(found={}, why=f"features of images under a change ({name}) cannot be measured")
@@ -147,18 +148,25 @@ class CollapseSearch(Checked):
             found[f"filter {strength:g}"] = filters, usual, deviation
         return found
 
-    def _race(self, encoder: Encoder, prior: Prior, seen: Tensor, unseen: Tensor, name: str, run: Run) -> Prior:
-        """The best of a prior's changes."""
-        return race(
-            prior,
-            collapse_losses(encoder, run),
-            lambda change: self._spread(encoder, change, unseen, run),
-            seen,
-            run,
-            rounds=self.rounds,
-            learning_rate=self.learning_rate,
-            label=f"trigger inversion ({name})",
-        )
+    def _best(
+        self, encoder: Encoder, priors: dict[str, Prior], seen: Tensor, unseen: Tensor, run: Run
+    ) -> dict[str, Prior]:
+        """The best change of each prior."""
+        found, total = {}, sum(work(self.rounds, prior.count, len(seen)) for prior in priors.values())
+        with run.progress.bar("trigger inversion", total) as bar:
+            for name, prior in priors.items():
+                found[name] = race(
+                    prior,
+                    collapse_losses(encoder, run),
+                    lambda change: self._spread(encoder, change, unseen, run),
+                    seen,
+                    run.child(name),
+                    rounds=self.rounds,
+                    learning_rate=self.learning_rate,
+                    bar=bar,
+                    label=name,
+                )
+        return found
 
     def _spread(self, encoder: Encoder, change: Prior, images: Tensor, run: Run) -> float:
         """The spread that one change leaves."""

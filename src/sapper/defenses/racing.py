@@ -4,13 +4,14 @@ What a change is to do is handed in as a loss. Between rounds each change goes w
 place and those around it.
 """
 
+import hashlib
 from collections.abc import Callable
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from sapper.running import Run
+from sapper.running import Bar, Run
 from sapper.samples import at_once, to_float
 from sapper.triggers.priors import Prior
 
@@ -38,38 +39,61 @@ def race(
     *,
     rounds: Rounds = RACE,
     learning_rate: float = 0.3,
+    bar: Bar,
     label: str,
 ) -> Prior:
     """The best of a prior's changes, by ``losses`` on ``seen`` images, uint8 (N, 3, H, W).
 
-    ``final``: what the last ones are compared by, each as a prior of its own. ``learning_rate`` of Adam.
+    ``final``: what the last ones are compared by, each as a prior of its own. ``learning_rate`` of Adam. ``bar``: has
+    ``work`` steps for it. Those that are left after each round are kept (``Run.kept``), and an interrupted race goes on
+    from there to the same end.
     """
-    generator, values = run.generator(), torch.zeros(prior.count, device=run.device)
-    with run.progress.bar(label, work(rounds, prior.count, len(seen))) as bar:
-        for number, (keep, count, steps) in enumerate(rounds):
+    key, generator, first = _key(prior, seen, rounds, learning_rate, run), run.generator(), 0
+    values = torch.zeros(prior.count, device=run.device)
+    if (kept := run.kept.get(key)) is not None:
+        bar.advance(work(rounds, prior.count, len(seen)) - work(rounds, prior.count, len(seen), int(kept["round"])))
+        prior, first = prior.restored(kept), int(kept["round"])
+        generator.set_state(kept["generator"].cpu())
+    for number, (keep, count, steps) in enumerate(rounds):
+        if number < first:
+            continue
+        if number > first or kept is None:
             if 0 < keep < prior.count:
                 prior = prior.take(values.argsort()[:keep])
             if number:
                 prior = placed(prior, losses, seen, number, run)
-            optimizer = torch.optim.Adam([prior.weights], lr=learning_rate, betas=(0.5, 0.9))
-            for _ in range(steps):
-                rows = torch.randint(len(seen), (min(count, len(seen)),), generator=generator)
-                values = descend(prior, losses, to_float(seen[rows.to(seen.device)]))
-                if number == 0:
-                    prior.keep_plain()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                bar.advance(prior.count * len(rows), f"{prior.count} left, loss {float(values.min()):.4f}")
+                _keep(key, prior, number, generator, run)
+        optimizer = torch.optim.Adam([prior.weights], lr=learning_rate, betas=(0.5, 0.9))
+        for _ in range(steps):
+            rows = torch.randint(len(seen), (min(count, len(seen)),), generator=generator)
+            values = descend(prior, losses, to_float(seen[rows.to(seen.device)]))
+            if number == 0:
+                prior.keep_plain()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            bar.advance(prior.count * len(rows), f"{label}: {prior.count} left, loss {float(values.min()):.4f}")
+    _keep(key, prior, len(rounds), generator, run)
     finals = [final(prior.take(torch.tensor([row]))) for row in range(prior.count)]
     return prior.take(torch.tensor([min(range(prior.count), key=lambda row: finals[row])]))
 
 
-def work(rounds: Rounds, starts: int, images: int) -> int:
-    """How many changed images a race of that many starts descends on: the first steps are most of it."""
+def _key(prior: Prior, seen: Tensor, rounds: Rounds, learning_rate: float, run: Run) -> str:
+    """Under which a race is kept: it depends on all that it depends on, the encoder by way of the run's seed."""
+    told = (type(prior).__name__, prior.count, rounds, learning_rate, run.number_format)
+    digest = hashlib.sha256(repr(told).encode() + seen.cpu().contiguous().numpy().tobytes())
+    return f"race-{run.seed}-{digest.hexdigest()[:16]}"
+
+
+def _keep(key: str, prior: Prior, number: int, generator: torch.Generator, run: Run) -> None:
+    run.kept.put(key, prior.tensors() | {"round": torch.tensor(number), "generator": generator.get_state()})
+
+
+def work(rounds: Rounds, starts: int, images: int, first: int = 0) -> int:
+    """How many changed images a race of that many starts descends on, from round ``first`` on: most in the first."""
     total = 0
-    for keep, count, steps in rounds:
+    for number, (keep, count, steps) in enumerate(rounds):
         starts = min(keep or starts, starts)
-        total += starts * min(count, images) * steps
+        total += starts * min(count, images) * steps if number >= first else 0
     return total
 
 

@@ -4,7 +4,7 @@ Squares and blends are stamps of a mask and a pattern, color filters a matrix ea
 ``Prior``: a change of images for each row of ``weights``, some of them taken, moved to the places around.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,6 +44,14 @@ class Prior(Protocol):
 
     def trigger(self) -> Trigger:
         """The first change."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that tells its changes from others of the kind, by name."""
+        ...
+
+    def restored(self, tensors: Mapping[str, Tensor]) -> "Prior":
+        """Changes of this kind, as ``tensors`` told them. Raises ``LookupError`` for a name that is missing."""
         ...
 
 
@@ -115,6 +123,13 @@ class Stamp:
             means = gradients.mean((2, 3), keepdim=True).expand_as(gradients)
             self.weights.grad = torch.where(self.plain.view(-1, 1, 1, 1), means, gradients)
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"masks": self.masks, "weights": self.weights.detach(), "plain": self.plain}
+
+    def restored(self, tensors: Mapping[str, Tensor]) -> "Stamp":
+        masks, weights, plain = (tensors[name].to(self.weights.device) for name in ("masks", "weights", "plain"))
+        return Stamp(masks, weights.requires_grad_(), plain)
+
     def trigger(self) -> Mask:
         return Mask(mask=self.masks[0, 0].cpu(), pattern=unit(self.weights[0].detach()).cpu())
 
@@ -160,6 +175,12 @@ class Filter:
 
     def take(self, rows: Tensor) -> "Filter":
         return Filter(self.strength, self.weights.detach()[rows.to(self.weights.device)].requires_grad_())
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weights": self.weights.detach()}
+
+    def restored(self, tensors: Mapping[str, Tensor]) -> "Filter":
+        return Filter(self.strength, tensors["weights"].to(self.weights.device).requires_grad_())
 
     def trigger(self) -> Colors:
         return Colors(matrix=self.matrices()[0].detach().cpu())

@@ -35,7 +35,7 @@ from sapper.defenses.contracts import ClassifierJudge, Need
 from sapper.defenses.defender import Defender, Logits
 from sapper.defenses.inversion import anomaly_index
 from sapper.defenses.measures import TARGET_NAMED, OfVerdicts, detection
-from sapper.defenses.racing import TOGETHER, Losses, Rounds, groups, race
+from sapper.defenses.racing import TOGETHER, Losses, Rounds, groups, race, work
 from sapper.downstream import Classifier
 from sapper.methods import Checked
 from sapper.running import Run
@@ -98,22 +98,23 @@ class ClassWise(Checked, ClassifierJudge):
             return unscored("logits of ordinary images are not finite", self.threshold, time.perf_counter() - started)
         there = plain.argmax(1)
         found: dict[int, tuple[Prior, float, float]] = {}
-        for label, starts in self._starts(logits, seen, classes, run).items():
-            losses = towards(logits, label, run)
-            rest = unseen[there != label]
-            if len(rest) == 0:
-                continue
-            square = race(
-                starts,
-                losses,
-                partial(self._missed, logits, rest, label, run),
-                seen,
-                run.child(f"class {label}"),
-                rounds=self.rounds,
-                learning_rate=self.learning_rate,
-                label=f"class {label} of {classes}",
-            )
-            found[label] = (square, *self._share(logits, square, rest, label, run))
+        first = {label: s for label, s in self._starts(logits, seen, classes, run).items() if (there != label).any()}
+        total = sum(work(self.rounds, starts.count, len(seen)) for starts in first.values())
+        with run.progress.bar("class by class", total) as bar:
+            for label, starts in first.items():
+                rest = unseen[there != label]
+                square = race(
+                    starts,
+                    towards(logits, label, run),
+                    partial(self._missed, logits, rest, label, run),
+                    seen,
+                    run.child(f"class {label}"),
+                    rounds=self.rounds,
+                    learning_rate=self.learning_rate,
+                    bar=bar,
+                    label=f"class {label} of {classes}",
+                )
+                found[label] = (square, *self._share(logits, square, rest, label, run))
         if not found:
             return unscored("all images belong to one class", self.threshold, time.perf_counter() - started)
         suspect = max(found, key=lambda label: (found[label][1], -found[label][2]))

@@ -23,7 +23,7 @@ Source: Sapper. Neither threshold nor defaults were calibrated yet.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -37,7 +37,7 @@ from sapper.defenses.repairing import Distilling, answers, apart, fresh
 from sapper.encoders import Encoder
 from sapper.encoders.freezing import trained
 from sapper.errors import SapperError
-from sapper.running import Run
+from sapper.running import KeptFor, Run
 from sapper.samples import ImageSet, to_float
 from sapper.verdicts import Verdict, unscored
 
@@ -94,7 +94,8 @@ class Twins(CollapseSearch, EncoderExaminer):
         searches, fits = list[Search](), list[float]()
         for number in range(self.twins):
             twin, fit = self.twin(encoder, shown, unseen, run.child(f"twin {number}"))
-            searches.append(self.search(twin, seen, unseen, run))  # from the same starts
+            own = replace(run, kept=KeptFor(run.kept, f"twin-{number}"))
+            searches.append(self.search(twin, seen, unseen, own))  # from the same starts
             fits.append(fit)
             why = searches[-1].why or (None if fit <= self.worst_fit else f"it differs from the encoder by {fit:.2f}")
             if why is not None:
@@ -125,6 +126,10 @@ class Twins(CollapseSearch, EncoderExaminer):
         And 1 − the mean cosine of both on ``unseen`` ones, uint8 (N, 3, H, W).
         """
         student, shown = fresh(encoder, run.child("weights")).to(run.device).train(), images.to(run.device)
+        key = f"twin-{run.seed}-{images.digest[:16]}-{self.steps}"
+        if (kept := run.kept.get(key)) is not None:
+            student.load_state_dict(kept)
+            return self._finished(student, encoder, unseen, run)
         learning = Distilling(
             steps=self.steps,
             batch=min(self.batch, len(shown)),
@@ -141,6 +146,10 @@ class Twins(CollapseSearch, EncoderExaminer):
             label="twin",
             checkpoint=None,
         )
+        run.kept.put(key, student.state_dict())
+        return self._finished(student, encoder, unseen, run)
+
+    def _finished(self, student: Encoder, encoder: Encoder, unseen: Tensor, run: Run) -> tuple[Encoder, float]:
         student.eval().requires_grad_(False)
         pixels = to_float(unseen)
         return student, float(apart(answers(student, pixels, run), answers(encoder, pixels, run)))
