@@ -324,12 +324,15 @@ def test_neither_mark_nor_name_nor_provenance_is_read(bag: Bag) -> None:
         assert plain.leading.trigger.describe() == told.leading.trigger.describe()
 
 
-def test_images_too_few_or_of_another_size_are_told(bag: Bag) -> None:
+def test_images_too_few_of_another_size_or_all_the_same_are_told(bag: Bag) -> None:
     with pytest.raises(SapperError, match="too few"):
         audit(encoder(0.0), photos(20), BUDGET, [bag], RUN)
     large = ImageSet(images=torch.zeros(64, 3, 32, 32, dtype=torch.uint8), name="large")
     with pytest.raises(SapperError, match="the encoder takes 16×16"):
         audit(encoder(0.0), large, BUDGET, [bag], RUN)
+    plain = ImageSet(images=torch.full((64, 3, SIZE, SIZE), 7, dtype=torch.uint8), name="plain")
+    with pytest.raises(SapperError, match="all the same"):
+        audit(encoder(0.0), plain, BUDGET, [bag], RUN)
 
 
 # Collapse, replay, differential

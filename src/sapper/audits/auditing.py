@@ -232,7 +232,7 @@ def some_of(images: ImageSet, run: Run) -> ImageSet:
 
 
 def check_images(encoder: Encoder, images: ImageSet) -> None:
-    """Raises ``SapperError`` unless the images are enough and of the encoder's size."""
+    """Raises ``SapperError`` unless the images are enough, of the encoder's size, and not all the same."""
     where = f"data set {images.name!r}"
     if len(images) < FEWEST:
         what, remedy = f"{len(images)} images are too few", f"give at least {FEWEST}; 256 or more are better"
@@ -241,6 +241,9 @@ def check_images(encoder: Encoder, images: ImageSet) -> None:
     if images.size != (size, size):
         what = f"the images are {images.size[0]}×{images.size[1]}, the encoder takes {size}×{size}"
         raise SapperError(what, where=where, remedy="load them with the encoder's size")
+    if bool((images.images == images.images[:1]).all()):
+        what, remedy = "the images are all the same", "give images like those that it was trained on"
+        raise SapperError(what, where=where, remedy=remedy)
 
 
 def fingerprint(encoder: Encoder) -> str:

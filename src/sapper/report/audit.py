@@ -116,7 +116,8 @@ def lines(report: AuditReport) -> list[str]:
     found = [f"{WORDS[report.verdict]}. {report.reason}"]
     for finding in report.detectors:
         p = f", p = {finding.p_value:.3g}" if finding.p_value is not None else ""
-        score = "no score" if finding.score is None else f"score {finding.score:.3g}"
+        why = f" ({finding.evidence['why']})" if "why" in finding.evidence else ""
+        score = f"no score{why}" if finding.score is None else f"score {finding.score:.3g}"
         leads = " (decides)" if finding.leads else ""
         needed = f" (must exceed {finding.threshold:g})" if finding.score is not None and finding.threshold else ""
         prior = f", {finding.evidence['prior']}" if "prior" in finding.evidence else ""
