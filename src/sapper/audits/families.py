@@ -1,0 +1,133 @@
+"""Bags over families: for encoders of a kind that nobody has measured.
+
+A bag (``calibration``) speaks for encoders of one kind. Where none fits, a score that means the same for all kinds can
+still be compared with kinds: a *family* is what architecture, images, pre-training and size make together, and of each
+of F families some clean encoders are known. With max_f the largest score among those of family f, the p-value is
+
+    p = ( 1 + #{ f : max_f ≥ s } ) / ( F + 1 )
+
+If the family of the encoder in doubt comes from where the F others do, the F + 1 families are exchangeable. Were a
+whole family in doubt, its largest score would have each rank among all with the same probability; one encoder's score
+is at most that. So P(p ≤ α) ≤ α for a clean encoder of a *new* family, and 5 % need 19 families. (Split conformal
+prediction with groups: Dunn, Wasserman, Ramdas, "Distribution-Free Prediction Sets for Two-Layer Hierarchical Models",
+JASA 2023, have sharper forms.) How well the F families stand for what people download is not in the formula.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from sapper.audits.calibration import NAME, Score
+from sapper.conformal import fewest
+from sapper.defenses.budgets import Budget
+from sapper.errors import SapperError, first_mistake
+from sapper.files import read_text, write_atomically
+
+SHIPPED = Path(__file__).parent / "families"
+"""Bags over families that come with Sapper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Scores of known-clean encoders of one family; none where there was no score to give. ``about`` it, in words."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    about: str
+    scores: Annotated[list[Score | None], Field(min_length=1)]
+
+    @property
+    def largest(self) -> float:
+        """An encoder without a score is as suspicious as can be, so that the bound still holds."""
+        return max(float("inf") if score is None else score for score in self.scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyBag:
+    """Scores that a ``detector`` with these ``parameters`` gives to known-clean encoders of many families.
+
+    ``made``: of what, and on which machine.
+    """
+
+    name: Annotated[str, Field(pattern=NAME)]
+    detector: str
+    parameters: dict[str, Any]
+    families: Annotated[list[Family], Field(min_length=1)]
+    made: dict[str, str] = field(default_factory=dict)
+    schema: Literal[1] = 1
+
+    @property
+    def size(self) -> int:
+        """How many families there are."""
+        return len(self.families)
+
+    @property
+    def encoders(self) -> int:
+        """How many encoders there are in all of them."""
+        return sum(len(family.scores) for family in self.families)
+
+    def reaching(self, score: float) -> int:
+        """Of how many families an encoder scores as high."""
+        return sum(family.largest >= score for family in self.families)
+
+    def p_value(self, score: float) -> float:
+        """The p-value of an encoder of a family that is not among them, in [1/(F + 1), 1]."""
+        return (1 + self.reaching(score)) / (self.size + 1)
+
+
+def parameters_of(budget: Budget, detector: str) -> dict[str, Any]:
+    """The parameters of a budget's detector, as a bag has them."""
+    method = budget.make()[detector]
+    plain: dict[str, Any] = json.loads(json.dumps({"version": method.version} | asdict(method)))  # type: ignore[call-overload]
+    return plain
+
+
+def fitting_families(
+    budget: Budget, detector: str, known: Sequence[FamilyBag], bound: float
+) -> tuple[FamilyBag | None, str]:
+    """The largest of the bags that were made with a budget's detector as it is; or none, and in words why."""
+    if not known:
+        return None, "there is no bag over families"
+    parameters = parameters_of(budget, detector)
+    same = [bag for bag in known if (bag.detector, bag.parameters) == (detector, parameters)]
+    if not same:
+        return None, f"no bag over families was made with {detector} as the budget {budget.name} has it"
+    largest = max(same, key=lambda bag: bag.size)
+    if largest.size < fewest(bound):
+        has = f"{largest.name!r} has {largest.size} of the {fewest(bound)} families that a bound of {bound:g} needs"
+        return None, f"the bag over families is too small: {has} (the smallest bound: {1 / (largest.size + 1):.2g})"
+    return largest, ""
+
+
+def write_families(bag: FamilyBag, path: Path) -> None:
+    """Write a bag over families to a JSON file."""
+    write_atomically(path, json.dumps(asdict(bag), indent=1, sort_keys=True) + "\n")
+
+
+def read_families(path: Path) -> FamilyBag:
+    """A bag over families from a file. Raises ``SapperError`` if it cannot be used."""
+    remedy = "name a file that sapper zoo score --families made"
+    try:
+        bag: FamilyBag = TypeAdapter(FamilyBag).validate_json(read_text(path, remedy, "no bag can be read"))
+    except ValidationError as error:
+        what = f"no bag over families can be read: {first_mistake(error)}"
+        raise SapperError(what, where=str(path), remedy=remedy) from error
+    check_distinct([family.name for family in bag.families], str(path))
+    return bag
+
+
+def check_distinct(names: Iterable[str], where: str) -> None:
+    """Raises ``SapperError`` for a family that is counted twice: the bound needs as many as there are."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise SapperError(f"the family {name!r} is there twice", where=where, remedy="name each family once")
+        seen.add(name)
+
+
+def shipped_families() -> list[FamilyBag]:
+    """The bags over families that come with Sapper."""
+    return [read_families(path) for path in sorted(SHIPPED.glob("*.json"))]

@@ -1,0 +1,105 @@
+"""Bags over families: their p-value by hand and by simulation, and what cannot be used."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapper.audits.families import (
+    Family,
+    FamilyBag,
+    fitting_families,
+    parameters_of,
+    read_families,
+    write_families,
+)
+from sapper.defenses.budgets import BUDGETS
+from sapper.errors import SapperError
+
+QUICK = BUDGETS["quick"]
+
+
+def bag(scores: list[list[float | None]], name: str = "known") -> FamilyBag:
+    families = [Family(name=f"family {i}", about="toys", scores=each) for i, each in enumerate(scores)]
+    return FamilyBag(
+        name=name, detector="multi_prior", parameters=parameters_of(QUICK, "multi_prior"), families=families
+    )
+
+
+def test_the_p_value_counts_families_by_hand() -> None:
+    known = bag([[0.1, 0.5], [2.0], [-1.0, None], [0.3, 0.2]])
+    assert (known.size, known.encoders) == (4, 7)
+    assert known.p_value(0.5) == (1 + 3) / 5  # the first, the second, and the one without a score
+    assert known.p_value(0.6) == (1 + 2) / 5
+    assert known.p_value(3.0) == (1 + 1) / 5
+    assert bag([[0.0]] * 19).p_value(1.0) == pytest.approx(0.05)
+
+
+@given(st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=4), min_size=1, max_size=30), st.floats(-5, 5))
+def test_the_p_value_falls_with_the_score_and_has_its_ends(scores: list[list[float]], score: float) -> None:
+    known = bag([list(each) for each in scores])
+    p = known.p_value(score)
+    assert 1 / (len(scores) + 1) <= p <= 1
+    assert known.p_value(score + 1) <= p
+    assert known.p_value(math.inf) == 1 / (len(scores) + 1)
+
+
+def test_new_families_are_flagged_no_more_often_than_the_bound_says() -> None:
+    """Families differ far more than their members: who counts members promises 2 %, and flags 5."""
+    random, members, flagged, as_members = np.random.default_rng(3), 4, 0, 0
+    trials = 4000
+    for _ in range(trials):
+        families = random.normal(0, 3, (20, 1)) + random.normal(0, 0.3, (20, members))
+        suspect = families[0, 0]
+        flagged += bag([row.tolist() for row in families[1:]]).p_value(suspect) <= 0.05
+        others = families[1:].ravel()
+        as_members += (1 + (others >= suspect).sum()) / (len(others) + 1) <= 0.02
+    assert flagged / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+    assert as_members / trials > 0.035
+
+
+def test_a_bag_fits_its_detector_and_is_large_enough() -> None:
+    enough, few = bag([[0.0]] * 19), bag([[0.0]] * 18, "few")
+    assert fitting_families(QUICK, "multi_prior", [few, enough], 0.05) == (enough, "")
+    found, why = fitting_families(QUICK, "multi_prior", [few], 0.05)
+    assert found is None
+    assert "18 of the 19 families" in why
+    found, why = fitting_families(BUDGETS["standard"], "multi_prior", [enough], 0.05)
+    assert found is None
+    assert "as the budget standard has it" in why
+    assert fitting_families(QUICK, "multi_prior", [], 0.05) == (None, "there is no bag over families")
+
+
+def test_a_bag_survives_its_file(tmp_path: Path) -> None:
+    known = bag([[0.1, None], [2.0]])
+    write_families(known, tmp_path / "a.json")
+    assert read_families(tmp_path / "a.json") == known
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "no bag over families can be read"),
+        ('{"name": "a", "detector": "twins", "parameters": {}, "families": []}', "families"),
+        (
+            '{"name": "a", "detector": "twins", "parameters": {}, "families": '
+            '[{"name": "x", "about": "", "scores": [1]}, {"name": "x", "about": "", "scores": [2]}]}',
+            "'x' is there twice",
+        ),
+        (
+            '{"name": "a/b", "detector": "twins", "parameters": {}, "families": [{"name": "x", "about": "", "scores": [1]}]}',
+            "name",
+        ),
+        (
+            '{"name": "a", "detector": "twins", "parameters": {}, "families": [{"name": "x", "about": "", "scores": [NaN]}]}',
+            "read",
+        ),
+    ],
+)
+def test_what_is_no_bag_is_told(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(SapperError, match=words):
+        read_families(tmp_path / "a.json")
