@@ -79,27 +79,27 @@ def test_a_bag_survives_its_file(tmp_path: Path) -> None:
     assert read_families(tmp_path / "a.json") == known
 
 
+def text(name: str = "a", scores: str = "[1]", families: int = 1) -> str:
+    """A bag as a file has it."""
+    family = f'{{"name": "x", "about": "", "scores": {scores}}}'
+    content = (
+        f'"name": "{name}", "detector": "twins", "parameters": {{}}, "families": [{", ".join([family] * families)}]'
+    )
+    return f"{{{content}}}"
+
+
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("content", "words"),
     [
         ("{", "no bag over families can be read"),
-        ('{"name": "a", "detector": "twins", "parameters": {}, "families": []}', "families"),
-        (
-            '{"name": "a", "detector": "twins", "parameters": {}, "families": '
-            '[{"name": "x", "about": "", "scores": [1]}, {"name": "x", "about": "", "scores": [2]}]}',
-            "'x' is there twice",
-        ),
-        (
-            '{"name": "a/b", "detector": "twins", "parameters": {}, "families": [{"name": "x", "about": "", "scores": [1]}]}',
-            "name",
-        ),
-        (
-            '{"name": "a", "detector": "twins", "parameters": {}, "families": [{"name": "x", "about": "", "scores": [NaN]}]}',
-            "read",
-        ),
+        (text(families=0), "families"),
+        (text(families=2), "'x' is there twice"),
+        (text(name="a/b"), "name"),
+        (text(scores="[NaN]"), "read"),
+        (text(scores="[]"), "scores"),
     ],
 )
-def test_what_is_no_bag_is_told(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "a.json").write_text(text)
+def test_what_is_no_bag_is_told(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "a.json").write_text(content)
     with pytest.raises(SapperError, match=words):
         read_families(tmp_path / "a.json")
