@@ -1,6 +1,7 @@
 """Bags over families: their p-value by hand and by simulation, and what cannot be used."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,13 @@ from sapper.audits.families import (
 from sapper.defenses.budgets import BUDGETS
 from sapper.errors import SapperError
 
-QUICK = BUDGETS["quick"]
+QUICK = replace(BUDGETS["quick"], stranger=("multi_prior", {"blends": ()}))
 
 
 def bag(scores: list[list[float | None]], name: str = "known") -> FamilyBag:
     families = [Family(name=f"family {i}", about="toys", scores=each) for i, each in enumerate(scores)]
-    return FamilyBag(
-        name=name, detector="multi_prior", parameters=parameters_of(QUICK, "multi_prior"), families=families
-    )
+    parameters = parameters_of(QUICK.for_strangers()["multi_prior"])
+    return FamilyBag(name=name, detector="multi_prior", parameters=parameters, families=families)
 
 
 def test_the_p_value_counts_families_by_hand() -> None:
@@ -63,14 +63,12 @@ def test_new_families_are_flagged_no_more_often_than_the_bound_says() -> None:
 
 def test_a_bag_fits_its_detector_and_is_large_enough() -> None:
     enough, few = bag([[0.0]] * 19), bag([[0.0]] * 18, "few")
-    assert fitting_families(QUICK, "multi_prior", [few, enough], 0.05) == (enough, "")
-    found, why = fitting_families(QUICK, "multi_prior", [few], 0.05)
-    assert found is None
-    assert "18 of the 19 families" in why
-    found, why = fitting_families(BUDGETS["standard"], "multi_prior", [enough], 0.05)
-    assert found is None
-    assert "as the budget standard has it" in why
-    assert fitting_families(QUICK, "multi_prior", [], 0.05) == (None, "there is no bag over families")
+    assert fitting_families(QUICK, [few, enough], 0.05).bag == enough
+    assert "18 of the 19 families" in fitting_families(QUICK, [few], 0.05).reason
+    other = replace(QUICK, stranger=("multi_prior", {"filters": ()}))
+    assert "as the budget quick has it" in fitting_families(other, [enough], 0.05).reason
+    for budget, known in ((QUICK, []), (replace(QUICK, stranger=None), [enough])):
+        assert fitting_families(budget, known, 0.05).reason == "no bag over families is known"
 
 
 def test_a_bag_survives_its_file(tmp_path: Path) -> None:

@@ -6,6 +6,9 @@
     undecided      there is no fitting bag, so that nobody can say what a clean encoder would have scored; or the
                    encoder's features cannot be measured
 
+Where no bag of the encoder's kind fits, and a bag over families is known (``families``), the budget's detector for
+strangers leads, and its p-value is that among families. One of the two decides, never both.
+
 The second condition keeps encoders that are unusual without being dangerous, a supervised classifier's say, from
 being flagged for that; it can only lower the rate of false alarms. The other detectors' p-values stand beside it as
 evidence and decide nothing.
@@ -34,6 +37,7 @@ from sapper.audits.calibration import (
     p_value,
 )
 from sapper.audits.differential import check_base, compare
+from sapper.audits.families import FamilyBag, fitting_families
 from sapper.audits.recorded import SCHEMA
 from sapper.defenses.budgets import UNSEEN, Budget
 from sapper.defenses.contracts import EncoderExaminer, Examiner
@@ -102,7 +106,8 @@ class AuditReport:
 
     ``p_value`` of the leading detector, none without a fitting bag. ``false_alarm_bound``: how often an encoder like
     those of a bag may come out as backdoored. ``encoder``, ``images``, ``bags``: what was audited, with what, beside
-    what. ``number_format``: of the detectors' computations.
+    what; ``families``: the bag over families that decided where no other fits. ``number_format``: of the detectors'
+    computations.
     ``shown``: uint8 (n, 3, H, W), images as they are, for pictures.
     """
 
@@ -120,6 +125,7 @@ class AuditReport:
     coverage: Coverage
     seconds: float
     shown: Tensor
+    families: FamilyBag | None = None
 
     @property
     def leading(self) -> Finding:
@@ -128,7 +134,7 @@ class AuditReport:
     @property
     def hidden(self) -> bool:
         """Whether there are bags to judge by, but nothing to be judged: an encoder could hide behind that."""
-        return bool(self.bags) and self.leading.score is None
+        return bool(self.bags or self.families) and self.leading.score is None
 
 
 def audit(
@@ -141,13 +147,14 @@ def audit(
     bound: float = 0.05,
     base: Encoder | None = None,
     more: Mapping[str, Examiner] | None = None,
+    families: Sequence[FamilyBag] = (),
 ) -> AuditReport:
     """Whether ``encoder`` is backdoored, by unlabeled ordinary ``images`` of its size.
 
     ``bags``: of known-clean encoders, of which some may fit. ``bound``: the share of false alarms that is allowed.
     ``base``: the encoder that this one is said to be, or to have been made from; compared, if given (``differential``).
-    ``more``: further detectors, whose findings are evidence beside the budget's; so is what is found class by class,
-    where the encoder's file has a classifier behind it.
+    ``families``: bags over families, for where no bag fits. ``more``: further detectors, whose findings are evidence
+    beside the budget's; so is what is found class by class, where the encoder's file has a classifier behind it.
     All draws depend on the seed and on the encoder's weights, as in bags, so that no start can be foreseen and none is
     the same for all encoders. Computed in the number format of the bags that fit.
     Raises ``SapperError`` for too few images or images of another size.
@@ -158,11 +165,14 @@ def audit(
         check_base(encoder, base)
     key = Key.of(encoder, images, budget)
     match = fitting(key, distinct(bags), bound)
+    among = None if match.bags else fitting_families(budget, families, bound).bag
     looking = as_the_bags(run, match.bags).child(fingerprint(encoder))
-    findings = []
-    for name, method in budget.make().items():
+    findings = list[Finding]()
+    for name, method in (budget.make() if among is None else budget.for_strangers()).items():
         verdict = method.examine(encoder, images, looking.child(name))
-        findings.append(_finding(name, verdict, match.bags, encoder, images, looking, leads=name == budget.leading))
+        findings.append(_finding(name, verdict, match.bags, encoder, images, looking, leads=not findings))
+    if among is not None:
+        findings[0] = _among(findings[0], among)
     for name, examiner in (more or {}).items():
         verdict = examiner.examine(encoder, images, looking.child(name))
         findings.append(_finding(name, verdict, [], encoder, images, looking, leads=False))
@@ -173,7 +183,7 @@ def audit(
     if encoder.head is not None:
         verdict = by_class(encoder, encoder.head, images, looking.child(CLASSWISE))
         findings.append(_finding(CLASSWISE, verdict, [], encoder, images, looking, leads=False))
-    p, verdict_word, reason = _decide(findings[0], match, bound)
+    p, verdict_word, reason = _decide(findings[0], match, among, bound)
     return AuditReport(
         verdict=verdict_word,
         reason=reason,
@@ -194,6 +204,7 @@ def audit(
         ),
         seconds=time.perf_counter() - started,
         shown=images.sample(SHOWN, run.child("shown").generator()).images,
+        families=among,
     )
 
 
@@ -298,13 +309,21 @@ def _finding(
     )
 
 
-def _decide(leading: Finding, match: Match, bound: float) -> tuple[float | None, Answer, str]:
+def _among(leading: Finding, families: FamilyBag) -> Finding:
+    """The leading finding with its p-value among families."""
+    return leading if leading.score is None else replace(leading, p_value=families.p_value(leading.score))
+
+
+def _decide(
+    leading: Finding, match: Match, families: FamilyBag | None, bound: float
+) -> tuple[float | None, Answer, str]:
+    if families is not None:
+        return _decide_among(leading, families, bound)
     if not match.bags:
         why = match.reason if match.too_small else f"there is nothing to compare the score with: {match.reason}"
         return None, "undecided", f"{why[0].upper()}{why[1:]}."
     if leading.score is None or leading.p_value is None:
-        why = leading.evidence.get("why", "it ended without one")
-        return None, "undecided", f"{leading.method} gave no score: {why}."
+        return None, "undecided", _no_score(leading)
     beside = _beside(leading.method, leading.score, match.bags)
     if leading.p_value <= bound and not leading.flagged:
         weak = f"too weak to be of use: score {leading.score:.3f}, needed: more than {leading.threshold:g}"
@@ -315,6 +334,29 @@ def _decide(leading: Finding, match: Match, bound: float) -> tuple[float | None,
         what = "The score is unusual beside some kinds of known-clean encoders, but not beside others"
         return leading.p_value, "no-evidence", f"{what}; {beside}."
     return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
+
+
+def _no_score(leading: Finding) -> str:
+    return f"{leading.method} gave no score: {leading.evidence.get('why', 'it ended without one')}."
+
+
+def _decide_among(leading: Finding, families: FamilyBag, bound: float) -> tuple[float | None, Answer, str]:
+    if leading.score is None or leading.p_value is None:
+        return (
+            None,
+            "undecided",
+            f"{leading.method} gave no score: {leading.evidence.get('why', 'it ended without one')}.",
+        )
+    beside = (
+        f"no bag of its kind is known; of {families.size} other families of known-clean encoders "
+        f"{families.reaching(leading.score)} have one that scores as high"
+    )
+    if leading.p_value > bound:
+        return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
+    if not leading.flagged:
+        weak = f"too weak to be of use: score {leading.score:.3f}, needed: more than {leading.threshold:g}"
+        return leading.p_value, "no-evidence", f"What was found is unusual, but {weak}; {beside}."
+    return leading.p_value, "backdoor", f"A small change does to nearly all images what it does to no others; {beside}."
 
 
 def _beside(method: str, score: float, bags: Sequence[Bag]) -> str:
@@ -344,10 +386,17 @@ def _about_bag(bag: Bag, leading: Finding) -> dict[str, Any]:
     return told | {"images": bag.images, "made": bag.made}
 
 
+def _about_families(bag: FamilyBag) -> dict[str, Any]:
+    largest = {family.name: family.largest for family in bag.families if math.isfinite(family.largest)}
+    return {"name": bag.name, "families": bag.size, "encoders": bag.encoders, "largest": largest, "made": bag.made}
+
+
 def as_json(report: AuditReport) -> dict[str, Any]:
     """The report as plain data; tensors and pictures are left out."""
     plain = {
-        name: value for name, value in vars(report).items() if name not in ("shown", "detectors", "coverage", "bags")
+        name: value
+        for name, value in vars(report).items()
+        if name not in ("shown", "detectors", "coverage", "bags", "families")
     }
     detectors = []
     for finding in report.detectors:
@@ -355,7 +404,8 @@ def as_json(report: AuditReport) -> dict[str, Any]:
         values = vars(finding) | {name: asdict(each) if each else None for name, each in nested.items()}
         detectors.append(values | {"trigger": to_tensors(finding.trigger)[0] if finding.trigger else None})
     bags = [_about_bag(bag, report.leading) for bag in report.bags]
-    rest = {"detectors": detectors, "coverage": asdict(report.coverage), "bags": bags}
+    families = None if report.families is None else _about_families(report.families)
+    rest = {"detectors": detectors, "coverage": asdict(report.coverage), "bags": bags, "families": families}
     return {"schema": SCHEMA} | plain | rest
 
 

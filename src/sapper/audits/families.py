@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -26,6 +26,9 @@ from sapper.conformal import fewest
 from sapper.defenses.budgets import Budget
 from sapper.errors import SapperError, first_mistake
 from sapper.files import read_text, write_atomically
+
+if TYPE_CHECKING:  # reading a bag must not wait for torch
+    from sapper.defenses.contracts import EncoderExaminer
 
 SHIPPED = Path(__file__).parent / "families"
 """Bags over families that come with Sapper."""
@@ -78,28 +81,36 @@ class FamilyBag:
         return (1 + self.reaching(score)) / (self.size + 1)
 
 
-def parameters_of(budget: Budget, detector: str) -> dict[str, Any]:
-    """The parameters of a budget's detector, as a bag has them."""
-    method = budget.make()[detector]
+def parameters_of(method: "EncoderExaminer") -> dict[str, Any]:
+    """A detector's version and parameters, as a bag has them."""
     plain: dict[str, Any] = json.loads(json.dumps({"version": method.version} | asdict(method)))  # type: ignore[call-overload]
     return plain
 
 
-def fitting_families(
-    budget: Budget, detector: str, known: Sequence[FamilyBag], bound: float
-) -> tuple[FamilyBag | None, str]:
-    """The largest of the bags that were made with a budget's detector as it is; or none, and in words why."""
-    if not known:
-        return None, "there is no bag over families"
-    parameters = parameters_of(budget, detector)
+@dataclass(frozen=True, kw_only=True)
+class AmongFamilies:
+    """The bag over families that an audit can use, or in words why there is none."""
+
+    bag: FamilyBag | None
+    reason: str = ""
+
+
+def fitting_families(budget: Budget, known: Sequence[FamilyBag], bound: float) -> AmongFamilies:
+    """The largest of the bags that were made with what a budget has for strangers, if it is large enough."""
+    if budget.stranger is None or not known:
+        return AmongFamilies(bag=None, reason="no bag over families is known")
+    detector = budget.stranger[0]
+    parameters = parameters_of(budget.for_strangers()[detector])
     same = [bag for bag in known if (bag.detector, bag.parameters) == (detector, parameters)]
     if not same:
-        return None, f"no bag over families was made with {detector} as the budget {budget.name} has it"
+        why = f"no bag over families was made with {detector} as the budget {budget.name} has it"
+        return AmongFamilies(bag=None, reason=why)
     largest = max(same, key=lambda bag: bag.size)
     if largest.size < fewest(bound):
         has = f"{largest.name!r} has {largest.size} of the {fewest(bound)} families that a bound of {bound:g} needs"
-        return None, f"the bag over families is too small: {has} (the smallest bound: {1 / (largest.size + 1):.2g})"
-    return largest, ""
+        smallest = f"the smallest bound that it allows is {1 / (largest.size + 1):.2g}"
+        return AmongFamilies(bag=None, reason=f"the bag over families is too small: {has} ({smallest})")
+    return AmongFamilies(bag=largest)
 
 
 def write_families(bag: FamilyBag, path: Path) -> None:

@@ -17,12 +17,17 @@ if TYPE_CHECKING:  # naming a budget must not wait for torch
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """``detectors``: name and parameters of each, the leading one first. ``tried`` and ``left_out``: in words."""
+    """``detectors``: name and parameters of each, the leading one first. ``tried`` and ``left_out``: in words.
+
+    ``stranger``: name and parameters of the detector that leads in their place where no bag of the encoder's kind is
+    known, but one over families is.
+    """
 
     name: str
     detectors: dict[str, dict[str, Any]]
     tried: tuple[str, ...]
     left_out: tuple[str, ...]
+    stranger: tuple[str, dict[str, Any]] | None = None
 
     @property
     def leading(self) -> str:
@@ -30,9 +35,18 @@ class Budget:
 
     def make(self) -> "dict[str, EncoderExaminer]":
         """The detectors, by name."""
-        return {
-            name: find("defenses", defenses.METHODS, name, "budget")(**set_) for name, set_ in self.detectors.items()
-        }
+        return {name: _made(name, set_) for name, set_ in self.detectors.items()}
+
+    def for_strangers(self) -> "dict[str, EncoderExaminer]":
+        """The detectors where no bag of the encoder's kind is known: in place of the leading one ``stranger``."""
+        assert self.stranger is not None
+        others = {name: set_ for name, set_ in self.detectors.items() if name != self.leading}
+        return {name: _made(name, set_) for name, set_ in (dict([self.stranger]) | others).items()}
+
+
+def _made(name: str, parameters: dict[str, Any]) -> "EncoderExaminer":
+    method: EncoderExaminer = find("defenses", defenses.METHODS, name, "budget")(**parameters)
+    return method
 
 
 PATCHES = ((0.25, -0.09, 0.23), (0.375, 0.19, 0.35))

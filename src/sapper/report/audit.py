@@ -30,6 +30,12 @@ MEANING = {
     "options), or look at what the trigger does when it is replayed.",
 }
 
+AMONG = (
+    "Do not build on this encoder before somebody has looked at the recovered trigger and replayed it. At most {bound} "
+    "of clean encoders of a new family get this verdict, on average over families that come about as those of the bag."
+)
+"""What "backdoor" means where families decided."""
+
 HIDDEN = (
     "The features of this encoder cannot be measured, so an encoder could hide behind that. Do not take this for a "
     "clean result."
@@ -87,6 +93,9 @@ def render(report: AuditReport, surroundings: dict[str, str], command: str) -> s
     )
 
 
+FAMILIES = "largest score of each family"
+"""What a bag over families is called in the drawing."""
+
 CONTROLS = {"shuffled pixels": "shuffled pixels (the trigger's colors without its shape)"}
 """What controls do that their names do not say."""
 
@@ -96,7 +105,8 @@ def meaning(report: AuditReport) -> str:
     if report.hidden:
         return HIDDEN
     bound = report.false_alarm_bound
-    return MEANING[report.verdict].format(bound=f"{100 * bound:g} %", fewest=fewest(bound))
+    words = AMONG if report.families is not None and report.verdict == "backdoor" else MEANING[report.verdict]
+    return words.format(bound=f"{100 * bound:g} %", fewest=fewest(bound))
 
 
 def facts(report: AuditReport) -> list[str]:
@@ -232,8 +242,12 @@ def pictures(report: AuditReport) -> list[Shown]:
 def _drawing(report: AuditReport) -> Markup | None:
     """The leading detector's score beside those of the bags."""
     leading = report.leading
-    if leading.score is None or not report.bags:
+    if leading.score is None or not (report.bags or report.families):
         return None
+    if report.families is not None:
+        largest = [family.largest for family in report.families.families if family.largest != float("inf")]
+        shown, colors = {FAMILIES: largest, "this encoder": [leading.score]}, {FAMILIES: class_color(0)}
+        return figures.scores(shown, colors | {"this encoder": "alarm"}, leading.threshold, "beside")
     known = {bag.name: [score for score in bag.of(leading.method) if score != float("inf")] for bag in report.bags}
     colors = {bag.name: class_color(at) for at, bag in enumerate(report.bags)}
     return figures.scores(
