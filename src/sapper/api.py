@@ -21,6 +21,7 @@ from sapper.attestations.verifying import check_attestable, digest_of
 from sapper.audits import auditing, calibrating, calibration, repairing, replaying
 from sapper.audits.auditing import AuditReport
 from sapper.audits.calibration import BOUND, Bag
+from sapper.audits.families import FamilyBag, read_families, shipped_families
 from sapper.audits.repairing import RepairReport
 from sapper.audits.replaying import Replay
 from sapper.defenses.budgets import Budget
@@ -151,6 +152,7 @@ def audit(
     false_alarms: float = BOUND,
     base: Encoder | None = None,
     more: Mapping[str, Examiner] | None = None,
+    families: Sequence[Path | FamilyBag] | None = None,
     out: str | Path | None = None,
     sign: str | Path | SigningKey | None = None,
     surroundings: Run | None = None,
@@ -160,7 +162,8 @@ def audit(
     A notebook shows the report as a page, ``print`` as lines.
 
     ``images``: ordinary images without labels, 64 or more, 256 are better. ``bags``: of known-clean encoders, by
-    default those that come with Sapper. ``false_alarms``: the share of clean encoders that may come out as backdoored.
+    default those that come with Sapper; ``families``: bags over families likewise, for where none fits.
+    ``false_alarms``: the share of clean encoders that may come out as backdoored.
     ``base``: the encoder that this one is said to be, or to be made from. ``out``: a folder for the files that
     ``sapper audit`` leaves; ``sign``: a private key that signs them, for ``verify``. The encoder is then one that is
     named: nobody knows whether what is held in memory is what was opened. ``surroundings``: device, seed, progress.
@@ -173,7 +176,8 @@ def audit(
     shown = _images(images, subject)
     known = _bags(bags)
     run = run if run.why else searching(subject, shown, chosen, known, run, false_alarms)
-    found = auditing.audit(subject, shown, chosen, known, run, bound=false_alarms, base=base, more=more)
+    among = _families(families)
+    found = auditing.audit(subject, shown, chosen, known, run, bound=false_alarms, base=base, more=more, families=among)
     report = ShownReport.of(found)
     if out is not None:
         opening = {"uri": str(subject.card.origin.get("opened", ""))}
@@ -411,3 +415,9 @@ def _bags(given: Sequence[Path | Bag] | None) -> list[Bag]:
     if given is None:
         return calibration.shipped_bags()
     return [each if isinstance(each, Bag) else calibration.read_bag(each) for each in given]
+
+
+def _families(given: Sequence[Path | FamilyBag] | None) -> list[FamilyBag]:
+    if given is None:
+        return shipped_families()
+    return [each if isinstance(each, FamilyBag) else read_families(each) for each in given]

@@ -97,13 +97,23 @@ def score(
     bags: Annotated[
         Path | None, typer.Option("--bags", help="Write bags to this folder, with the share of backdoors found.")
     ] = None,
+    strangers: Annotated[
+        bool, typer.Option("--strangers", help="Judge each as one that no bag fits: beside other families.")
+    ] = False,
+    among: Annotated[
+        Path | None,
+        typer.Option("--among", help="With --strangers: this bag over families, by default the calibration part."),
+    ] = None,
+    families_file: Annotated[
+        Path | None, typer.Option("--families", help="With --strangers: write the bag over families to this file.")
+    ] = None,
     data_root: DataRoot = None,
     download: Download = False,
     device: Device = "auto",
     workers: Processes = 0,
 ) -> None:
     """Let the detectors of a budget examine a zoo: AUC, true positives and false alarms of each."""
-    from sapper.audits import calibration
+    from sapper.audits import calibration, families
     from sapper.defenses.budgets import budget as budget_of
     from sapper.zoo.outline import check_parts, outline_of
 
@@ -112,6 +122,9 @@ def score(
     with located(f"zoo {outlined.name}"):
         check_parts(parts or (), outlined.parts)
     check_device(device)
+    _check_strangers(strangers, {"--bag": beside, "--bags": bags}, {"--among": among, "--families": families_file})
+    if families_file is not None:
+        check_file(families_file)
     if bags is not None:
         check_writable(bags, "--bags")
     given = calibration.distinct([calibration.read_bag(path) for path in beside or []])
@@ -136,6 +149,8 @@ def score(
             parts=parts or (),
             learned=learned or (),
             beside=given,
+            strangers=strangers,
+            among=None if among is None else families.read_families(among),
             strict=bags is not None,
             command=shlex.join(["sapper", *sys.argv[1:]]),
             data_root=data_root,
@@ -151,11 +166,25 @@ def score(
         for bag in scored.bags:
             calibration.write_bag(bag, bags / f"{bag.name}.json")
             say(f"bag: {bags / f'{bag.name}.json'}, {bag.size} encoders")
+    if families_file is not None:
+        if scored.families is None:
+            what, remedy = "no family is known to be clean", "build the calibration part, or name --part calibration"
+            raise SapperError(what, where="--families", remedy=remedy)
+        families.write_families(scored.families, families_file)
+        say(f"bag over {scored.families.size} families, {scored.families.encoders} encoders: {families_file}")
     path = scored.scores.with_suffix(".html")
     page.write(scored.board, path)
     for line in page.lines(scored.board):
         say(line)
     say(f"report: {path}")
+
+
+def _check_strangers(strangers: bool, without: dict[str, object], only: dict[str, object]) -> None:
+    """Raises ``SapperError`` for options that do nothing."""
+    for name, value in (without if strangers else only).items():
+        if value:
+            what = f"{name} is for bags of one kind" if strangers else f"{name} does nothing by itself"
+            raise SapperError(what, where=name, remedy="leave --strangers out" if strangers else "add --strangers")
 
 
 def learn(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sapper import encoders
 from sapper.audits.calibration import BOUND, Bag, Key, fitting
+from sapper.audits.families import Family, FamilyBag, parameters_of
 from sapper.audits.stored import Kind
 from sapper.defenses.budgets import Budget
 from sapper.defenses.contracts import EncoderJudge, EncoderLearner
@@ -48,6 +49,43 @@ def bags(
             )
         )
     return bags
+
+
+def of_strangers(budget: Budget) -> Budget:
+    """A budget's detector for encoders that no bag fits, alone. Raises ``SapperError`` where it has none."""
+    if budget.stranger is None:
+        what, remedy = "it has no detector for encoders that no bag fits", "name another budget"
+        raise SapperError(what, where=f"--budget {budget.name}", remedy=remedy)
+    return replace(budget, detectors=dict([budget.stranger]))
+
+
+def families_of(scored: Sequence[Scored], budget: Budget, zoo: str, environment: dict[str, str]) -> FamilyBag | None:
+    """A bag over the families of the calibration part, with the leading detector; none where there is none."""
+    families = []
+    for name in dict.fromkeys(each.member.family for each in scored):
+        if part := calibrating(scored, name):
+            about = part[0].member.about
+            network = f"{about['encoder']['architecture']}, {about['encoder']['input_size']} pixels"
+            scores = [each.scores[budget.leading] for each in part]
+            families.append(Family(name=name, about=f"{network}, {_origin(part[0].member)}", scores=scores))
+    if not families:
+        return None
+    return FamilyBag(
+        name=f"{zoo}-{budget.name}",
+        detector=budget.leading,
+        parameters=parameters_of(budget.make()[budget.leading]),
+        families=families,
+        made={"zoo": zoo, "part": CALIBRATION} | environment,
+    )
+
+
+def among_families(scored: Sequence[Scored], bag: FamilyBag) -> Known:
+    """What every encoder is judged beside: the largest score of each family, whatever the encoder looks like.
+
+    With these as clean scores, the p-value of an encoder beside them is that among families.
+    """
+    largest = [family.largest for family in bag.families]
+    return {each.looks: {bag.name: {bag.detector: largest}} for each in scored}
 
 
 def unfit(

@@ -10,6 +10,7 @@ import torch
 from sapper import encoders
 from sapper.audits import auditing, calibration, stored
 from sapper.audits.calibration import Bag
+from sapper.audits.families import FamilyBag
 from sapper.defenses.budgets import budget as budget_of
 from sapper.defenses.contracts import EncoderJudge, Examiner
 from sapper.engine.environment import environment
@@ -64,13 +65,14 @@ class ScoredZoo:
     """How detectors tell a zoo's encoders apart, and the file that says so, ``scores``.
 
     ``bags``: those that its encoders were judged beside, with the power that was measured. ``unjudged``: families for
-    which no bag fits, and why.
+    which no bag fits, and why. ``families``: the bag over families that strangers were judged beside.
     """
 
     board: Scoreboard
     scores: Path
     bags: tuple[Bag, ...]
     unjudged: Mapping[str, str]
+    families: FamilyBag | None = None
 
 
 def score_zoo(
@@ -80,6 +82,8 @@ def score_zoo(
     parts: Sequence[str] = (),
     learned: Sequence[Path] = (),
     beside: Sequence[Path | Bag] = (),
+    strangers: bool = False,
+    among: Path | FamilyBag | None = None,
     strict: bool = False,
     command: str = "sapper.score_zoo(…)",
     data_root: Path | None = None,
@@ -91,9 +95,13 @@ def score_zoo(
 
     ``parts``: all but development by default. ``learned``: what ``learn_from_zoo`` wrote, for one family each.
     ``beside``: bags to compare with, by default the calibration part, else those that come with Sapper. ``strict``: a
-    family that no bag fits is an error. Raises ``SapperError`` for a zoo without members of these parts.
+    family that no bag fits is an error. ``strangers``: the budget's detector for those that no bag fits, and a bag over
+    families to compare with, ``among``, by default that of the calibration part. Raises ``SapperError`` for a zoo
+    without members of these parts.
     """
     base, chosen, outlined = surroundings or Run(), budget_of(budget), outline_of(folder)
+    if strangers:
+        chosen = for_audits.of_strangers(chosen)
     with located(f"zoo {outlined.name}"):
         check_parts(parts, outlined.parts)
     given = calibration.distinct([each if isinstance(each, Bag) else calibration.read_bag(each) for each in beside])
@@ -110,7 +118,7 @@ def score_zoo(
     }
     more, unjudged = _by_family(learned, list(images)), dict[str, str]()
     calibrates = not given and any(member.part == examining.CALIBRATION for member in members)
-    if not calibrates:
+    if not calibrates and not strangers:
         strict, given = strict or bool(given), given or calibration.shipped_bags()
         unjudged = for_audits.unfit(members, folder, images, given, chosen, run)
         for family, why in unjudged.items() if strict else ():  # before hours are spent on what cannot be judged
@@ -120,7 +128,15 @@ def score_zoo(
         run = of_searching(encoders.load(folder / members[0].file, run), run, Store(folder))
     crew = workers or Workers(torch.get_num_threads())
     scored = examining.examine(members, folder, images, chosen, run, crew, more)
-    if calibrates:
+    families = None
+    if strangers:
+        families = (
+            for_audits.families_of(scored, chosen, plan.name, environment(run))
+            if among is None
+            else given_families(among)
+        )
+        known = {} if families is None else for_audits.among_families(scored, families)
+    elif calibrates:
         known = scoreboard.own_calibration(scored, plan.name, budget)
         given = for_audits.bags(scored, folder, images, chosen, plan.name, run, environment(run))
         unjudged = {each.member.family: UNCALIBRATED for each in scored if each.looks not in known}
@@ -130,8 +146,9 @@ def score_zoo(
     return ScoredZoo(
         board=board,
         scores=scoreboard.write_scores(board, folder),
-        bags=tuple(for_audits.measured(given, scored, known, chosen)),
+        bags=() if strangers else tuple(for_audits.measured(given, scored, known, chosen)),
         unjudged=unjudged,
+        families=families,
     )
 
 
