@@ -130,11 +130,8 @@ def score_zoo(
     scored = examining.examine(members, folder, images, chosen, run, crew, more)
     families = None
     if strangers:
-        families = (
-            for_audits.families_of(scored, chosen, plan.name, environment(run))
-            if among is None
-            else given_families(among)
-        )
+        made = for_audits.families_of(scored, chosen, plan.name, environment(run)) if among is None else among
+        families = read_families(made) if isinstance(made, Path) else made
         known = {} if families is None else for_audits.among_families(scored, families)
     elif calibrates:
         known = scoreboard.own_calibration(scored, plan.name, budget)
