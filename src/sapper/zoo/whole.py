@@ -10,7 +10,7 @@ import torch
 from sapper import encoders
 from sapper.audits import auditing, calibration, stored
 from sapper.audits.calibration import Bag
-from sapper.audits.families import FamilyBag
+from sapper.audits.families import FamilyBag, read_families
 from sapper.defenses.budgets import budget as budget_of
 from sapper.defenses.contracts import EncoderJudge, Examiner
 from sapper.engine.environment import environment
