@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import sapper
 from sapper import datasets, encoders
 from sapper.audits import auditing, replaying
-from sapper.audits.auditing import AuditReport, audit
+from sapper.audits.auditing import AuditReport, as_json, audit
 from sapper.audits.calibration import (
     Bag,
     InClean,
@@ -36,6 +36,7 @@ from sapper.audits.calibration import (
     write_bag,
 )
 from sapper.audits.differential import compare
+from sapper.audits.families import Family, FamilyBag, parameters_of
 from sapper.audits.recorded import TRIGGERS
 from sapper.defenses.budgets import BUDGETS, Budget
 from sapper.defenses.inversion import collapse
@@ -333,6 +334,78 @@ def test_images_too_few_of_another_size_or_all_the_same_are_told(bag: Bag) -> No
     plain = ImageSet(images=torch.full((64, 3, SIZE, SIZE), 7, dtype=torch.uint8), name="plain")
     with pytest.raises(SapperError, match="all the same"):
         audit(encoder(0.0), plain, BUDGET, [bag], RUN)
+
+
+# Strangers: no bag of their kind fits
+
+
+STRANGERS = replace(BUDGET, detectors={"decree": {"epochs": 1, "images": 32, "batch": 16}})
+STRANGERS = replace(STRANGERS, stranger=("multi_prior", SHORT))
+
+
+def families(count: int = 20, **change: Any) -> FamilyBag:
+    known = [
+        Family(name=f"family {i}", about="toys", scores=[score, score - 1]) for i, score in enumerate(usual(count))
+    ]
+    parameters = parameters_of(STRANGERS.for_strangers()["multi_prior"])
+    bag = FamilyBag(name="others", detector="multi_prior", parameters=parameters, families=known)
+    return replace(bag, **change)
+
+
+def usual(count: int) -> list[float]:
+    """Scores of other families, all of them below that of the planted one."""
+    return [0.1 * i - 1.0 for i in range(count)]
+
+
+def test_where_no_bag_fits_families_decide() -> None:
+    planted = audit(varied(99, gain=30.0), photos(), STRANGERS, [], RUN, families=[families()])
+    assert (planted.verdict, planted.p_value) == ("backdoor", pytest.approx(1 / 21))
+    assert planted.leading.method == "multi_prior"
+    assert [finding.method for finding in planted.detectors] == ["multi_prior"]  # in place of the one that led
+    assert "of 20 other families of known-clean encoders 0 have one that scores as high" in planted.reason
+    assert planted.families is not None
+    told = as_json(planted)["families"]
+    assert (told["families"], told["encoders"], len(told["largest"])) == (20, 40, 20)
+    lines = "\n".join(page.lines(planted))
+    assert "of a new family" in lines
+    assert "20 families with 40 known-clean encoders" in page.render(planted, {}, "sapper audit")
+    clean = audit(varied(98), photos(), STRANGERS, [], RUN, families=[families()])
+    assert clean.verdict == "no-evidence"
+    assert clean.p_value is not None
+    assert clean.p_value > 0.05
+
+
+def test_a_bag_of_its_kind_goes_before_families(bag: Bag, found: AuditReport) -> None:
+    budget = replace(BUDGET, stranger=("multi_prior", SHORT | {"held_out": 16}))
+    report = audit(varied(99, gain=30.0), photos(), budget, [bag], RUN, families=[families()])
+    assert report.families is None
+    assert (report.verdict, report.p_value, report.reason) == (found.verdict, found.p_value, found.reason)
+
+
+@pytest.mark.parametrize(
+    "known", [[], [families(18)], [families(parameters={"version": 0})]], ids=["none", "few", "other"]
+)
+def test_without_families_that_fit_a_stranger_is_undecided(known: list[FamilyBag]) -> None:
+    report = audit(varied(99, gain=30.0), photos(), STRANGERS, [], RUN, families=known)
+    assert report.verdict == "undecided"
+    assert report.families is None
+    assert report.leading.method == "decree"
+
+
+def test_what_is_unusual_but_weak_is_no_evidence_among_families_either() -> None:
+    weak = replace(STRANGERS, stranger=("multi_prior", SHORT | {"threshold": 1e6}))
+    parameters = parameters_of(weak.for_strangers()["multi_prior"])
+    report = audit(varied(99, gain=30.0), photos(), weak, [], RUN, families=[families(parameters=parameters)])
+    assert report.verdict == "no-evidence"
+    assert "too weak" in report.reason
+
+
+def test_a_stranger_that_cannot_be_measured_is_undecided() -> None:
+    subject = varied(97)
+    subject.backbone.turn.data.zero_()  # type: ignore[union-attr]
+    report = audit(subject, photos(), STRANGERS, [], RUN, families=[families()])
+    assert (report.verdict, report.p_value, report.hidden) == ("undecided", None, True)
+    assert "gave no score" in report.reason
 
 
 # Collapse, replay, differential

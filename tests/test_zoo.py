@@ -619,6 +619,37 @@ def _working(member: Member) -> Member:
 
 
 @pytest.mark.parametrize("calibrating", [0, 18])
+def scored(family: str, part: str, score: float | None, *, attacked: bool = False) -> Scored:
+    about = {"encoder": {"architecture": "resnet10", "input_size": 16}}
+    about |= {"pretraining": {"method": "simclr", "dataset": family}, "metrics": {"ASR_strict": 1.0}}
+    about |= {"target": {"trigger": {"kind": "patch", "size": 3}}}
+    name, state = f"{family}-{part}-{score}-{attacked}", "attacked" if attacked else "clean"
+    member = Member(name=name, family=family, part=part, state=state, file="x", about=about)  # type: ignore[arg-type]
+    values = {"multi_prior": score}
+    return Scored(
+        member=member, looks=family, scores=values, flagged={"multi_prior": True}, seconds={"multi_prior": 1.0}
+    )
+
+
+def test_strangers_are_judged_among_families_of_the_calibration_part() -> None:
+    budget = for_audits.of_strangers(replace(BUDGET, stranger=("multi_prior", {"blends": ()})))
+    assert list(budget.detectors) == ["multi_prior"]
+    known = [scored(f"family {i}", "calibration", value) for i in range(19) for value in (i / 10, i / 20)]
+    judged = [scored("new", "judgement", value, attacked=attacked) for value, attacked in ((0.5, False), (9.0, True))]
+    bag = for_audits.families_of([*known, *judged], budget, "micro", {"torch": "2"})
+    assert bag is not None
+    assert (bag.size, bag.encoders, bag.families[3].scores) == (19, 38, [0.3, 0.15])
+    assert (bag.name, bag.detector, bag.made["part"]) == ("micro-short", "multi_prior", "calibration")
+    assert bag.parameters["blends"] == []
+    assert for_audits.families_of(judged, budget, "micro", {}) is None
+    beside = for_audits.among_families(judged, bag)
+    rows, _ = scoreboard.compared(judged, beside, ["multi_prior"], 0.05, "multi_prior")
+    assert rows[0].working == Share.counted(1, 1)
+    assert rows[0].false_alarms == Share.counted(0, 1)
+    with pytest.raises(SapperError, match="no detector for encoders that no bag fits"):
+        for_audits.of_strangers(BUDGET)
+
+
 def test_what_was_not_calibrated_is_not_reported_as_nothing_found(calibrating: int) -> None:
     """An audit beside fewer than 19 is undecided at 5 %, and so is one beside none."""
     scored = [made("calibration", "clean", i, 0.0) for i in range(calibrating)]
