@@ -80,11 +80,11 @@ def test_the_score_is_the_excess_over_the_mean_twin() -> None:
     method = Twins(**SMALL, twins=2, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
     verdict = method.examine(encoder(8.0), photos(), RUN)
     ((name, prior),) = verdict.evidence["priors"].items()
-    assert verdict.score == pytest.approx((prior["powers"] - sum(prior["twins"]) / 2) / 0.3)
+    assert verdict.score == pytest.approx((prior["powers"] - sum(prior["beside"]) / 2) / 0.3)
     assert prior["powers"] == pytest.approx(math.log10(prior["neighborhood"] / prior["spread"]))
     assert verdict.evidence["prior"] == name
-    assert len(prior["twins"]) == len(verdict.evidence["fit"]) == 2
-    assert prior["twins"][0] != prior["twins"][1]
+    assert len(prior["beside"]) == len(verdict.evidence["fit"]) == 2
+    assert prior["beside"][0] != prior["beside"][1]
 
 
 def test_the_search_in_the_encoder_is_that_of_multi_prior() -> None:

@@ -64,6 +64,7 @@ QUICK = Budget(
         "second opinions by DECREE and SSL-Cleanse",
         LARGE,
     ),
+    stranger=("untrained", {}),
 )
 
 STANDARD = Budget(

@@ -5,8 +5,9 @@ what the numbers mean.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,19 @@ def measured(gathered: Gathered) -> dict[str, float]:
     """Its numbers, as evidence holds them."""
     spreads = {"spread": gathered.spread, "neighborhood": gathered.neighborhood}
     return {"score": gathered.score, **spreads, "powers": gathered.powers}
+
+
+def beyond(looked: "Search", others: Sequence["Search"]) -> dict[str, dict[str, Any]]:
+    """For each prior its numbers, and how far it goes beyond the same search in ``others``.
+
+    ``beside``: the powers of ten that each of them reaches; ``excess`` over their mean, in deviations.
+    """
+    priors: dict[str, dict[str, Any]] = {}
+    for name, gathered in looked.found.items():
+        powers = [search.found[name].powers for search in others]
+        excess = (gathered.powers - sum(powers) / len(powers)) / gathered.deviation
+        priors[name] = {**measured(gathered), "beside": powers, "excess": excess}
+    return priors
 
 
 @dataclass(frozen=True, kw_only=True)

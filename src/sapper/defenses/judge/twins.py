@@ -30,7 +30,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.collapsing import CollapseSearch, Search, measured
+from sapper.defenses.collapsing import CollapseSearch, Search, beyond
 from sapper.defenses.contracts import EncoderExaminer, Need
 from sapper.defenses.measures import OfVerdicts, detection
 from sapper.defenses.repairing import Distilling, answers, apart, fresh
@@ -74,7 +74,7 @@ class Twins(CollapseSearch, EncoderExaminer):
     def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
 
-        Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``twins``, the powers of ten that each twin
+        Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``beside``, the powers of ten that each twin
         reaches, and the ``excess`` over their mean in deviations; ``prior``, the one that counts; ``fit`` of each twin.
         Its trigger is what the search found in the encoder. No score where features cannot be measured, in the encoder
         or in a twin, and where a twin is unlike it.
@@ -100,11 +100,7 @@ class Twins(CollapseSearch, EncoderExaminer):
             why = searches[-1].why or (None if fit <= self.worst_fit else f"it differs from the encoder by {fit:.2f}")
             if why is not None:
                 return unscored(f"twin {number} says nothing: {why}", self.threshold, time.perf_counter() - started)
-        priors: dict[str, dict[str, Any]] = {}
-        for name, gathered in looked.found.items():
-            powers = [search.found[name].powers for search in searches]
-            excess = (gathered.powers - sum(powers) / len(powers)) / gathered.deviation
-            priors[name] = {**measured(gathered), "twins": powers, "excess": excess}
+        priors = beyond(looked, searches)
         winner = max(priors, key=lambda name: priors[name]["excess"])
         score = priors[winner]["excess"]
         return Verdict(
