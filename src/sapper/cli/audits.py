@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from sapper.attestations import ATTESTATION
 from sapper.audits.calibration import BOUND
+from sapper.audits.families import FamilyBag, fitting_families, read_families, shipped_families
 from sapper.cli.attesting import SignOption, key_of, signed
 from sapper.cli.explaining import Asked, explain
 from sapper.cli.opening import (
@@ -88,6 +89,10 @@ def audit(
     split: Split = None,
     budget: BudgetOption = "quick",
     bags: BagOption = None,
+    families: Annotated[
+        list[Path] | None,
+        typer.Option("--families", help="A bag over families, for where no bag of its kind fits. Repeatable."),
+    ] = None,
     bound: Annotated[
         float, typer.Option("--false-alarms", help="The share of clean encoders that may come out as backdoored.")
     ] = 0.05,
@@ -136,10 +141,12 @@ def audit(
         check_learned(learned)
     key = key_of(sign)
     known = [calibration.read_bag(path) for path in bags] if bags else calibration.shipped_bags()
+    among = [read_families(path) for path in families] if families else shipped_families()
     run, bars = begin(device, threads, seed)
     from sapper.audits import stored
 
     told: dict[str, Any] = {"split": split, "bag": [str(path) for path in bags or []], "data-root": data_root}
+    told |= {"families": [str(path) for path in families or []]}
     told |= {"base": base, "learned": learned, "seed": seed, "device": device if device != "auto" else None}
     told |= {"fail-on": fail_on if fail_on != "undecided" else None}
     told |= {"false-alarms": f"{bound:g}" if bound != BOUND else None}
@@ -150,6 +157,7 @@ def audit(
         budget=budget,
         bags=known,
         named_bags=bool(bags),
+        families=among,
         bound=bound,
         base=base,
         more={each.kind.method: each for each in [stored.load(learned)]} if learned else {},
@@ -206,6 +214,7 @@ class Auditing:
     budget: str
     bags: list[Any]
     named_bags: bool
+    families: list[FamilyBag]
     bound: float
     base: str | None
     more: dict[str, Any]
@@ -247,7 +256,8 @@ class Auditing:
             judge.check(subject)
         key = calibration.Key.of(subject, shown, chosen)
         match = calibration.fitting(key, self.bags, self.bound)
-        if self.named_bags and match.reason:
+        others = fitting_families(chosen, self.families, self.bound)
+        if self.named_bags and match.reason and others.bag is None:
             err.print(f"note: the audit will be undecided: {printable(match.reason)}", markup=False)
         surroundings = api.searching(subject, shown, chosen, self.bags, run, self.bound)
         report = api.audit(
@@ -258,6 +268,7 @@ class Auditing:
             false_alarms=self.bound,
             base=self._origin(run),
             more=self.more,
+            families=self.families,
             surroundings=surroundings,
         )
         opened, command = {"uri": uri} | self.said.recorded(), shlex.join(["sapper", *sys.argv[1:]])
