@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sapper import encoders
+from sapper.defenses.inversion import spread_of
 from sapper.defenses.judge.multi_prior import MultiPrior
 from sapper.defenses.judge.untrained import Untrained
 from sapper.encoders import Card, Encoder
+from sapper.encoders.redrawing import redrawn, settled
 from sapper.running import Run
 from sapper.samples import PixelSpec
 from sapper.tensors import KeptIn
@@ -114,3 +117,31 @@ def test_a_copy_that_says_nothing_is_told() -> None:
     verdict = METHOD.examine(subject, photos(), RUN)
     assert verdict.score is None
     assert "an untrained copy says nothing" in verdict.evidence["why"]
+
+
+def test_statistics_of_a_copy_are_those_of_the_images() -> None:
+    """Mean and variance over all images by hand; what has no statistics stays as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        body = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Dropout(0.5), nn.Flatten())
+    card = Card(architecture="code:Body", input=PixelSpec(size=4, mean=(0, 0, 0), std=(1, 1, 1)))
+    subject, images = Encoder(body, card, 80), torch.rand(6, 3, 4, 4)
+    weights = body[0].weight.detach().clone()
+    settled(subject, images)
+    with torch.no_grad():
+        inner = body[0](images)
+    assert torch.allclose(body[1].running_mean, inner.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(body[1].running_var, inner.var((0, 2, 3), unbiased=True), atol=1e-6)
+    assert torch.equal(body[0].weight, weights)
+    assert not any(module.training for module in subject.modules())
+    with torch.no_grad():
+        assert torch.equal(subject(images), subject(images))
+
+
+def test_a_deep_copy_tells_images_apart_by_its_statistics() -> None:
+    """Without them a VGG of random weights makes nearly one feature of all images."""
+    images = torch.rand(32, 3, 32, 32)
+    copy = redrawn(encoders.build(RUN, architecture="vgg11", width=4).eval(), RUN).eval().requires_grad_(False)
+    before = spread_of(copy(images))
+    after = spread_of(settled(copy, images)(images))
+    assert after > 10 * before

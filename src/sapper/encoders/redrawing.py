@@ -3,10 +3,11 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sapper.encoders.encoder import Encoder
 from sapper.running import Run
+from sapper.samples import at_once
 
 SPREAD = 0.02
 """Deviation of weights that no layer of torch's draws by itself, tokens and position embeddings: that of timm's."""
@@ -35,3 +36,22 @@ def redrawn(encoder: Encoder, run: Run) -> Encoder:
                     else:
                         parameter.fill_(float(parameter.float().mean()))
     return student.requires_grad_(True)
+
+
+@torch.no_grad()
+def settled(encoder: Encoder, images: Tensor) -> Encoder:
+    """The encoder, in place, with its layers' statistics measured on ``images``, float (N, 3, H, W); in ``eval`` mode.
+
+    Drawn anew they are those of no images at all, and a deep network then makes one feature of everything. What keeps
+    no statistics stays as it is.
+    """
+    encoder.eval()
+    for module in encoder.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            module.reset_running_stats()
+            module.momentum = None  # the mean over all that is shown
+            module.train()
+    for chunk in images.split(at_once(images)):
+        if len(chunk) > 1:
+            encoder(chunk)
+    return encoder.eval()

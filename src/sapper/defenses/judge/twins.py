@@ -11,9 +11,10 @@ ordinary images and of views of them,
 as in distillation. What f does with a trigger is nowhere in these images, so that twins have no reason to learn it,
 whereas what is natural to the architecture, the data and the representation they learn as well. The same search, from
 the same starts, looks for the change of each prior (``defenses/collapsing.py``) that gathers features most, in f and in
-its twins. With P the powers of ten that it reaches and σ their usual deviation, the score is the largest excess,
+its twins. With P the powers of ten that it reaches, and what is usual of the excess, μ and σ, the score is the largest
+one,
 
-    score = max_priors ( P(f) − mean_t P(h_t) ) / σ
+    score = max_priors ( P(f) − mean_t P(h_t) − μ ) / σ
 
 A twin that is fitted badly may collapse by itself, and hide what f does: ``fit`` in the evidence is its distance to f
 on images that it was not trained on, and where that is above ``worst_fit`` there is no score. An attacker who knows
@@ -30,7 +31,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.collapsing import CollapseSearch, Search, beyond
+from sapper.defenses.collapsing import CollapseSearch, Search, Usual, beyond
 from sapper.defenses.contracts import EncoderExaminer, Need
 from sapper.defenses.measures import OfVerdicts, detection
 from sapper.defenses.repairing import Distilling, answers, apart, fresh
@@ -55,6 +56,9 @@ class Twins(CollapseSearch, EncoderExaminer):
     Priors, starts and rounds are those of the search. ``threshold`` of the score.
     """
 
+    patches: tuple[Usual, ...] = ((0.25, 0.0, 0.23), (0.375, 0.0, 0.35))
+    blends: tuple[Usual, ...] = ((0.2, 0.0, 0.33),)
+    filters: tuple[Usual, ...] = ((0.2, 0.0, 0.38),)
     twins: PositiveInt = 2
     steps: PositiveInt = 1500
     batch: Annotated[int, Field(ge=2)] = 64
