@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from docs import keep, tables
+from docs import keep, keep_zoo, tables
 from docs.__main__ import REPOSITORY, main, pages, written
 from sapper.errors import SapperError
 from sapper.experiment.results import read_results, write_results
@@ -196,3 +196,35 @@ def test_what_pages_show_is_kept_of_a_run(tmp_path: Path) -> None:
     with pytest.raises(SapperError, match="nothing is told of 'BB'"):
         keep.main([str(run), str(tmp_path / "none.json"), "sapper run micro", "--metrics", "BB"])
     assert not (tmp_path / "none.json").exists()
+
+
+def test_scores_of_a_zoo_are_kept_by_family_and_together(tmp_path: Path) -> None:
+    """AUC, largest and median by hand; what does not work, and what has no score, does not count."""
+
+    def member(family: str, score: float | None, powers: float, asr: float | None = None) -> dict[str, object]:
+        about = {"metrics": {"ASR_strict": asr}} if asr is not None else {}
+        evidence = {} if score is None else {"priors": {"patch": {"powers": powers, "beside": [0.0]}}}
+        return {
+            "member": {"family": family, "state": "clean" if asr is None else "attacked", "about": about},
+            "scores": {"untrained": score},
+            "evidence": {"untrained": evidence},
+        }
+
+    members = [
+        *(member("a", 1.0, 5.0), member("a", 2.0, 1.0), member("a", 3.0, 2.0, 0.9), member("a", 1.5, 9.0, 0.6)),
+        *(member("b", 0.0, 0.0), member("b", None, 0.0), member("b", 9.0, 9.0, 0.1)),
+    ]
+    made = {"torch": "2", "device": "cpu", "number format": "float32", "cores": "2"}
+    (tmp_path / "scores.json").write_text(json.dumps({"members": members, "budget": "quick", "environment": made}))
+    file = tmp_path / "kept.json"
+    assert keep_zoo.main([str(tmp_path / "scores.json"), str(file), "sapper zoo score"]) == 0
+    rows = {(row["statistic"], row["family"]): row for row in json.loads(file.read_text())}
+    assert len(rows) == 6
+    own = rows["untrained", "a"]
+    assert (own["clean"], own["working"], own["clean_largest"], own["working_median"]) == (2, 2, 2.0, 2.25)
+    assert own["AUC"]["value"] == 0.75
+    assert own["beyond"] == {"found": 1, "of": 2}
+    together = rows["untrained", "all"]
+    assert (together["clean"], together["working"], together["without a score"]) == (3, 2, 1)
+    assert rows["the search of untrained alone", "a"]["AUC"]["value"] == 0.75
+    assert "AUC" not in rows["untrained", "b"]

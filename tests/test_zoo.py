@@ -112,7 +112,7 @@ def test_plans_that_come_with_sapper_are_fine() -> None:
     kinds = {specimen.family: type(specimen.trigger).__name__ for specimen in plans[1].specimens}
     assert sorted(kinds.values()) == ["Blend", "Blend", "Filter", "Filter"]
     counts = Counter(specimen.part for specimen in plans[0].specimens)
-    assert counts == {"development": 32, "calibration": 44, "judgement": 130}
+    assert counts == {"development": 32, "calibration": 22, "judgement": 130}
     parts = {(specimen.family, specimen.part) for specimen in plans[0].specimens}
     assert Counter(part for _, part in parts) == {"development": 8, "calibration": 22, "judgement": 10}
     assert len({family for family, _ in parts}) == 40  # each is whole in one part

@@ -89,7 +89,14 @@ def repair(
 
 def _with_trigger(found: AuditReport, name: str | None) -> Finding:
     """What the named detector, or the leading one, found. Raises ``SapperError`` where that is no trigger."""
-    finding = next(each for each in found.detectors if each.method == (name or found.leading.method))
+    wanted = name or found.leading.method
+    finding = next((each for each in found.detectors if each.method == wanted), None)
+    if finding is None:  # where no bag fits, another detector leads
+        what, remedy = (
+            f"the audit did not ask {wanted}",
+            f"it asked {', '.join(each.method for each in found.detectors)}",
+        )
+        raise SapperError(what, where="trigger_of", remedy=remedy)
     if finding.trigger is None:
         others = [each.method for each in found.detectors if each.trigger is not None]
         remedy = f"take that of {' or '.join(others)}" if others else "take a repair that needs none"
