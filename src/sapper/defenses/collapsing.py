@@ -66,14 +66,14 @@ def measured(gathered: Gathered) -> dict[str, float]:
 def beyond(looked: "Search", others: Sequence["Search"]) -> dict[str, dict[str, Any]]:
     """For each prior its numbers, and how far it goes beyond the same search in ``others``.
 
-    ``beside``: the powers of ten that each of them reaches; ``excess`` over their mean and what is usual of that, in
-    deviations.
+    ``beside``: the powers of ten that each of them reaches; ``score``: the excess over their mean, less what is usual of
+    that, in deviations.
     """
     priors: dict[str, dict[str, Any]] = {}
     for name, gathered in looked.found.items():
         powers = [search.found[name].powers for search in others]
         excess = (gathered.powers - sum(powers) / len(powers) - gathered.usual) / gathered.deviation
-        priors[name] = {**measured(gathered), "beside": powers, "excess": excess}
+        priors[name] = measured(gathered) | {"beside": powers, "score": excess}
     return priors
 
 

@@ -79,7 +79,7 @@ class Twins(CollapseSearch, EncoderExaminer):
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
 
         Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``beside``, the powers of ten that each twin
-        reaches, and the ``excess`` over their mean in deviations; ``prior``, the one that counts; ``fit`` of each twin.
+        reaches, and the ``score`` beside these; ``prior``, the one that counts; ``fit`` of each twin.
         Its trigger is what the search found in the encoder. No score where features cannot be measured, in the encoder
         or in a twin, and where a twin is unlike it.
 
@@ -105,8 +105,8 @@ class Twins(CollapseSearch, EncoderExaminer):
             if why is not None:
                 return unscored(f"twin {number} says nothing: {why}", self.threshold, time.perf_counter() - started)
         priors = beyond(looked, searches)
-        winner = max(priors, key=lambda name: priors[name]["excess"])
-        score = priors[winner]["excess"]
+        winner = max(priors, key=lambda name: float(priors[name]["score"]))
+        score = priors[winner]["score"]
         return Verdict(
             score=score,
             threshold=self.threshold,

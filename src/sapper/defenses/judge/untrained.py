@@ -63,8 +63,8 @@ class Untrained(CollapseSearch, EncoderExaminer):
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
 
         Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``beside``, the powers of ten that each copy
-        reaches, and the ``excess`` over their mean and μ, in σ; ``prior``, the one that counts; ``spread`` of all
-        images as they are. Its trigger is what the search found in the encoder. No score where features cannot be
+        reaches, and the ``score`` beside these; ``prior``, the one that counts; ``spread`` of all images as they are.
+        Its trigger is what the search found in the encoder. No score where features cannot be
         measured, in the encoder or in a copy.
         """
         started = time.perf_counter()
@@ -83,8 +83,8 @@ class Untrained(CollapseSearch, EncoderExaminer):
                 why = f"an untrained copy says nothing: {searches[-1].why}"
                 return unscored(why, self.threshold, time.perf_counter() - started)
         priors = beyond(looked, searches)
-        winner = max(priors, key=lambda name: priors[name]["excess"])
-        score = priors[winner]["excess"]
+        winner = max(priors, key=lambda name: float(priors[name]["score"]))
+        score = priors[winner]["score"]
         return Verdict(
             score=score,
             threshold=self.threshold,
