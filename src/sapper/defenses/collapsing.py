@@ -66,8 +66,8 @@ def measured(gathered: Gathered) -> dict[str, float]:
 def beyond(looked: "Search", others: Sequence["Search"]) -> dict[str, dict[str, Any]]:
     """For each prior its numbers, and how far it goes beyond the same search in ``others``.
 
-    ``beside``: the powers of ten that each of them reaches; ``score``: the excess over their mean, less what is usual of
-    that, in deviations.
+    ``beside``: the powers of ten that each of them reaches; ``score``: the excess over their mean, less what is usual
+    of that, in deviations.
     """
     priors: dict[str, dict[str, Any]] = {}
     for name, gathered in looked.found.items():
