@@ -47,6 +47,7 @@ from sapper.report import audit as page
 from sapper.report import cyclonedx, sarif
 from sapper.running import Run
 from sapper.samples import ImageSet, PixelSpec, to_float
+from sapper.tensors import KeptIn
 from sapper.triggers import Colors, Mask
 from sapper.verdicts import Verdict
 from tests.test_encoder_inversion import SIZE, Fragile, encoder, photos
@@ -390,6 +391,30 @@ def test_without_families_that_fit_a_stranger_is_undecided(known: list[FamilyBag
     assert report.verdict == "undecided"
     assert report.families is None
     assert report.leading.method == "decree"
+
+
+def test_a_bag_of_its_kind_that_is_too_small_is_not_passed_over(bag: Bag) -> None:
+    budget = replace(BUDGET, stranger=("multi_prior", SHORT))
+    few = replace(bag, gathered={}, scores={"multi_prior": bag.scores["multi_prior"][:5]})
+    report = audit(varied(99, gain=30.0), photos(), budget, [few], RUN, families=[families()])
+    assert (report.verdict, report.families) == ("undecided", None)
+    assert "too small" in report.reason
+
+
+def test_an_interrupted_audit_knows_another_normalization_for_another_encoder(tmp_path: Path) -> None:
+    """The same weights with another normalization are another network; what was searched in the first is not its."""
+    plain = varied(99, gain=30.0)
+    other = varied(99, gain=30.0)
+    other.mean = other.mean + 0.2
+    assert auditing.fingerprint(plain) == auditing.fingerprint(other)
+    keeping = replace(RUN, kept=KeptIn(tmp_path))
+    audit(plain, photos(), BUDGET, [], keeping)
+    count = len(list(tmp_path.iterdir()))
+    audit(plain, photos(), BUDGET, [], keeping)
+    assert len(list(tmp_path.iterdir())) == count
+    report = audit(other, photos(), BUDGET, [], keeping)
+    assert len(list(tmp_path.iterdir())) == 2 * count
+    assert report.leading.score == audit(other, photos(), BUDGET, [], RUN).leading.score
 
 
 def test_what_is_unusual_but_weak_is_no_evidence_among_families_either() -> None:

@@ -14,6 +14,7 @@ from sapper.defenses.budgets import BUDGETS
 from sapper.defenses.judge.classwise import ClassWise, towards
 from sapper.encoders.encoder import Head
 from sapper.encoders.recognition.heads import CLASSIFIER, head_of
+from sapper.encoders.schemes import HubConfig, Transformers
 from sapper.report import audit as page
 from sapper.running import Run
 from sapper.samples import ImageSet, to_float
@@ -73,6 +74,19 @@ def test_where_all_images_are_of_the_only_class_there_is_nothing_to_send() -> No
     assert "one class" in verdict.evidence["why"]
 
 
+def test_a_class_that_nearly_all_images_have_is_not_judged_by_the_rest() -> None:
+    """One image that a square moves must not stand for all."""
+
+    def nearly(images: Tensor) -> Tensor:
+        bright = images.mean((1, 2, 3)) > 0.93
+        return torch.stack((~bright, bright), 1).float() * 9 + 0 * images.mean()
+
+    pixels = torch.full((40, 3, 8, 8), 60, dtype=torch.uint8) + torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1)
+    pixels[:2] = 250
+    looked = LOOK.examine(nearly, ImageSet(images=pixels, name="plain"), 2, RUN).evidence["looked"]
+    assert set(looked) == {"1"}
+
+
 def test_logits_that_are_not_finite_give_no_score() -> None:
     verdict = LOOK.examine(lambda images: images.mean((2, 3)) / 0, IMAGES, 3, RUN)
     assert verdict.score is None
@@ -121,6 +135,23 @@ def test_beside_what_a_pretraining_leaves_a_linear_layer_has_no_classes() -> Non
     assert (
         head_of(tensors | {"queue": torch.zeros(6, 9)}, why | {"queue": "a queue of earlier features"}, 6, ()) is None
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "classes"),
+    [
+        ({"0": "cat", "1": "dog"}, ("cat", "dog")),
+        ({"0": "cat", "2": "dog"}, ()),
+        ({"0": 0, "1": 1}, ()),
+        (None, ()),
+        (["cat"], ()),
+    ],
+)
+def test_names_of_classes_in_odd_forms_refuse_no_encoder(said: object, classes: tuple[str, ...]) -> None:
+    config = Transformers.model_validate({"model_type": "vit", "id2label": said})
+    assert config.classes == classes
+    timms = HubConfig.model_validate({"architecture": "resnet18", "label_names": said})
+    assert timms.classes == (("cat",) if said == ["cat"] else ())
 
 
 @pytest.fixture(scope="module")

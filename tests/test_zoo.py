@@ -639,7 +639,7 @@ def test_strangers_are_judged_among_families_of_the_calibration_part() -> None:
     bag = for_audits.families_of([*known, *judged], budget, "micro", {"torch": "2"})
     assert bag is not None
     assert (bag.size, bag.encoders, bag.families[3].scores) == (19, 38, [0.3, 0.15])
-    assert (bag.name, bag.detector, bag.made["part"]) == ("micro-short", "multi_prior", "calibration")
+    assert (bag.name, bag.detector, bag.made["part"]) == ("micro-short-strangers", "multi_prior", "calibration")
     assert bag.parameters["blends"] == []
     assert for_audits.families_of(judged, budget, "micro", {}) is None
     beside = for_audits.among_families(judged, bag)
@@ -648,6 +648,14 @@ def test_strangers_are_judged_among_families_of_the_calibration_part() -> None:
     assert rows[0].false_alarms == Share.counted(0, 1)
     with pytest.raises(SapperError, match="no detector for encoders that no bag fits"):
         for_audits.of_strangers(BUDGET)
+    members = [each.member for each in [*known, *judged]]
+    for_audits.check_strangers(members, bag, budget)
+    with pytest.raises(SapperError, match="was not made with multi_prior"):
+        for_audits.check_strangers(members, replace(bag, parameters={}), budget)
+    same = scored("family 3", "judgement", 0.0).member
+    for beside in (bag, None):
+        with pytest.raises(SapperError, match="in the bag over families, too: family 3"):
+            for_audits.check_strangers([*members, same], beside, budget)
 
 
 def test_what_was_not_calibrated_is_not_reported_as_nothing_found(calibrating: int) -> None:

@@ -15,6 +15,7 @@ evidence and decide nothing.
 """
 
 import hashlib
+import importlib.metadata
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ from sapper.audits.calibration import (
     p_value,
 )
 from sapper.audits.differential import check_base, compare
-from sapper.audits.families import FamilyBag, fitting_families
+from sapper.audits.families import AmongFamilies, FamilyBag, fitting_families
 from sapper.audits.recorded import SCHEMA
 from sapper.defenses.budgets import UNSEEN, Budget
 from sapper.defenses.contracts import EncoderExaminer, Examiner
@@ -47,8 +48,8 @@ from sapper.encoders import Encoder
 from sapper.encoders.encoder import Head
 from sapper.encoders.opening import OPENED
 from sapper.errors import SapperError
-from sapper.running import FORMATS, Run
-from sapper.samples import ImageSet
+from sapper.running import FORMATS, KeptFor, Run
+from sapper.samples import ImageSet, to_float
 from sapper.triggers import Trigger, to_tensors
 from sapper.verdicts import Verdict
 
@@ -57,6 +58,12 @@ FEWEST = 32
 
 SHOWN = 6
 """Images on which a report shows the recovered trigger."""
+
+SMALL, MOST_CLASSES = 64, 4
+"""Of images of more than so many pixels a side, so many classes are looked at: each takes as long as a fifth of all."""
+
+IDENTIFYING = 4
+"""Images by whose features an interrupted audit knows its encoder again."""
 
 EFFECT = 256
 """Images on which a recovered trigger is measured."""
@@ -134,6 +141,8 @@ class AuditReport:
     @property
     def hidden(self) -> bool:
         """Whether there are bags to judge by, but nothing to be judged: an encoder could hide behind that."""
+        if self.leading.evidence.get("of") == "copy":  # of an untrained copy, which says nothing about the encoder
+            return False
         return bool(self.bags or self.families) and self.leading.score is None
 
 
@@ -165,8 +174,10 @@ def audit(
         check_base(encoder, base)
     key = Key.of(encoder, images, budget)
     match = fitting(key, distinct(bags), bound)
-    among = None if match.bags else fitting_families(budget, families, bound).bag
-    looking = as_the_bags(run, match.bags).child(fingerprint(encoder))
+    others = AmongFamilies(bag=None) if match.bags or match.too_small else fitting_families(budget, families, bound)
+    among = others.bag
+    looking = as_the_bags(run, [among] if among else match.bags).child(fingerprint(encoder))
+    looking = replace(looking, kept=KeptFor(run.kept, identity(encoder, images)))
     findings = list[Finding]()
     for name, method in (budget.make() if among is None else budget.for_strangers()).items():
         verdict = method.examine(encoder, images, looking.child(name))
@@ -183,7 +194,7 @@ def audit(
     if encoder.head is not None:
         verdict = by_class(encoder, encoder.head, images, looking.child(CLASSWISE))
         findings.append(_finding(CLASSWISE, verdict, [], encoder, images, looking, leads=False))
-    p, verdict_word, reason = _decide(findings[0], match, among, bound)
+    p, verdict_word, reason = _decide(findings[0], match, others if families else None, bound)
     return AuditReport(
         verdict=verdict_word,
         reason=reason,
@@ -211,12 +222,13 @@ def audit(
 def by_class(encoder: Encoder, head: Head, images: ImageSet, run: Run) -> Verdict:
     """Which class of the classifier behind an encoder a small square reaches; what it is called is in the evidence."""
     encoder.to(run.device).eval().requires_grad_(False)
-    verdict = ClassWise().examine(lambda shown: head(encoder(shown)), images, len(head.bias), run)
+    most = MOST_CLASSES if encoder.card.input_size > SMALL else ClassWise().most
+    verdict = ClassWise(most=most).examine(lambda shown: head(encoder(shown)), images, len(head.bias), run)
     named = {"class": head.called(verdict.evidence["suspect"])} if "suspect" in verdict.evidence else {}
     return replace(verdict, evidence=verdict.evidence | named)
 
 
-def as_the_bags(run: Run, bags: Sequence[Bag]) -> Run:
+def as_the_bags(run: Run, bags: Sequence[Bag | FamilyBag]) -> Run:
     """The run in the number format that the bags were measured in, if it is one: scores in another differ a little."""
     formats = {bag.made.get("number format") for bag in bags}
     dtype = FORMATS.get(formats.pop()) if len(formats) == 1 else None
@@ -264,6 +276,21 @@ def fingerprint(encoder: Encoder) -> str:
         sha.update(name.encode())
         sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+@torch.no_grad()
+def identity(encoder: Encoder, images: ImageSet) -> str:
+    """What searches in an encoder depend on besides their seed: by what it does to some images, and its classifier.
+
+    Weights alone do not tell how they are used: normalization, heads of attention and code can differ.
+    """
+    device = next((value.device for value in encoder.parameters()), torch.device("cpu"))
+    features = encoder.eval()(to_float(images.images[:IDENTIFYING].to(device))).float().cpu()
+    told = [features] if encoder.head is None else [features, encoder.head.weight, encoder.head.bias]
+    sha = hashlib.sha256(importlib.metadata.version("sapper").encode())
+    for value in told:
+        sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 def about_images(images: ImageSet) -> dict[str, Any]:
@@ -315,12 +342,13 @@ def _among(leading: Finding, families: FamilyBag) -> Finding:
 
 
 def _decide(
-    leading: Finding, match: Match, families: FamilyBag | None, bound: float
+    leading: Finding, match: Match, families: AmongFamilies | None, bound: float
 ) -> tuple[float | None, Answer, str]:
-    if families is not None:
-        return _decide_among(leading, families, bound)
+    if families is not None and families.bag is not None:
+        return _decide_among(leading, families.bag, bound)
     if not match.bags:
         why = match.reason if match.too_small else f"there is nothing to compare the score with: {match.reason}"
+        why += f"; {families.reason}" if families is not None and families.reason else ""
         return None, "undecided", f"{why[0].upper()}{why[1:]}."
     if leading.score is None or leading.p_value is None:
         return None, "undecided", _no_score(leading)

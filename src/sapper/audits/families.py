@@ -97,7 +97,10 @@ class AmongFamilies:
 
 def fitting_families(budget: Budget, known: Sequence[FamilyBag], bound: float) -> AmongFamilies:
     """The largest of the bags that were made with what a budget has for strangers, if it is large enough."""
-    if budget.stranger is None or not known:
+    if budget.stranger is None:
+        why = f"the budget {budget.name} has no detector that can be compared among families"
+        return AmongFamilies(bag=None, reason=why)
+    if not known:
         return AmongFamilies(bag=None, reason="no bag over families is known")
     detector = budget.stranger[0]
     parameters = parameters_of(budget.for_strangers()[detector])

@@ -50,14 +50,16 @@ def race(
     """
     key, generator, first = _key(prior, seen, rounds, learning_rate, run), run.generator(), 0
     values = torch.zeros(prior.count, device=run.device)
-    if (kept := run.kept.get(key)) is not None:
+    kept = run.kept.get(key)
+    resumed = kept is not None and prior.tensors().keys() | {"round", "generator"} == kept.keys()
+    if kept is not None and resumed:
         bar.advance(work(rounds, prior.count, len(seen)) - work(rounds, prior.count, len(seen), int(kept["round"])))
         prior, first = prior.restored(kept), int(kept["round"])
         generator.set_state(kept["generator"].cpu())
     for number, (keep, count, steps) in enumerate(rounds):
         if number < first:
             continue
-        if number > first or kept is None:
+        if number > first or not resumed:
             if 0 < keep < prior.count:
                 prior = prior.take(values.argsort()[:keep])
             if number:
@@ -78,7 +80,7 @@ def race(
 
 
 def _key(prior: Prior, seen: Tensor, rounds: Rounds, learning_rate: float, run: Run) -> str:
-    """Under which a race is kept: it depends on all that it depends on, the encoder by way of the run's seed."""
+    """Under which a race is kept: all that it depends on but the encoder, for which ``Run.kept`` has to be."""
     told = (type(prior).__name__, prior.count, rounds, learning_rate, run.number_format)
     digest = hashlib.sha256(repr(told).encode() + seen.cpu().contiguous().numpy().tobytes())
     return f"race-{run.seed}-{digest.hexdigest()[:16]}"

@@ -123,7 +123,14 @@ class HubConfig(BaseModel):
     """``config.json`` as timm writes it. What it may set is listed here: a foreign file does not choose what is run."""
 
     architecture: str | None = None
-    label_names: tuple[str, ...] = ()
+    label_names: Any = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What its classifier's outputs are called; none where that is said in another form."""
+        names = self.label_names
+        return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
+
     model_args: dict[str, Any] = {}
     pretrained_cfg: HubPixels = HubPixels()
 
@@ -135,13 +142,14 @@ class Transformers(BaseModel):
     num_attention_heads: int | None = None
     hidden_act: str | None = None
     downsample_in_bottleneck: bool = False
-    id2label: dict[int, str] = {}
+    id2label: Any = None
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What its classifier's outputs are called; none where numbers are left out."""
-        whole = sorted(self.id2label) == list(range(len(self.id2label)))
-        return tuple(self.id2label[i] for i in range(len(self.id2label))) if whole else ()
+        """What its classifier's outputs are called; none where numbers are missing, or in another form."""
+        said = self.id2label if isinstance(self.id2label, dict) else {}
+        names = [said.get(str(number)) for number in range(len(said))]
+        return tuple(str(name) for name in names) if all(isinstance(name, str) for name in names) else ()
 
 
 class Processor(BaseModel):
@@ -176,7 +184,7 @@ def _open_hub(name: str, run: Run, opening: Opening) -> Found:
         raise SapperError(what, where="config.json: model_args", remedy="say --arch and the file of weights")
     side = arguments.pop("img_size", None)
     configured = replace(
-        configured, size=side if isinstance(side, int) else size, arguments=arguments, classes=config.label_names
+        configured, size=side if isinstance(side, int) else size, arguments=arguments, classes=config.classes
     )
     return _published(f"timm:{config.architecture}", weights, run, opening, configured.source, commit, configured)
 

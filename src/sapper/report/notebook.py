@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from sapper.audits.auditing import AuditReport
 from sapper.errors import printable
-from sapper.report.audit import WORDS, guess, lines, meaning, pictures
+from sapper.report.audit import WORDS, lines, meaning, pictures, warnings
 from sapper.report.pages import environment
 
 
@@ -29,7 +29,7 @@ class ShownReport(AuditReport):
                 report=self,
                 word=WORDS[self.verdict],
                 meaning=meaning(self),
-                warnings=guess(self.encoder),
+                warnings=warnings(self),
                 shown=pictures(self),
             )
         )

@@ -13,7 +13,7 @@ from sapper.defenses.contracts import EncoderJudge, EncoderLearner
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet
-from sapper.zoo.examining import CALIBRATION, DEVELOPMENT, Scored
+from sapper.zoo.examining import CALIBRATION, DEVELOPMENT, JUDGEMENT, Scored
 from sapper.zoo.making import Member
 from sapper.zoo.scoreboard import Known, bag_name, calibrating, power
 
@@ -56,7 +56,23 @@ def of_strangers(budget: Budget) -> Budget:
     if budget.stranger is None:
         what, remedy = "it has no detector for encoders that no bag fits", "name another budget"
         raise SapperError(what, where=f"--budget {budget.name}", remedy=remedy)
-    return replace(budget, detectors=dict([budget.stranger]))
+    return replace(budget, name=f"{budget.name}-strangers", detectors=dict([budget.stranger]))
+
+
+def check_strangers(members: Sequence[Member], bag: FamilyBag | None, budget: Budget) -> None:
+    """Raises ``SapperError`` where a bag over families was made otherwise, or with families that are to be judged."""
+    if bag is not None:
+        same = (budget.leading, parameters_of(budget.make()[budget.leading]))
+        if (bag.detector, bag.parameters) != same:
+            what = f"it was not made with {budget.leading} as the budget has it"
+            raise SapperError(what, where=f"--among: {bag.name}", remedy="make it anew: --families")
+    calibrate = {member.family for member in members if member.part == CALIBRATION and not member.attacked}
+    known = calibrate if bag is None else {family.name for family in bag.families}
+    judged = {member.family for member in members if member.part == JUDGEMENT}
+    if both := sorted(known & judged):
+        what = f"these families are to be judged and are in the bag over families, too: {', '.join(both)}"
+        remedy = "give each family to one part alone, as zoos/families.toml does"
+        raise SapperError(what, where="--strangers", remedy=remedy)
 
 
 def families_of(scored: Sequence[Scored], budget: Budget, zoo: str, environment: dict[str, str]) -> FamilyBag | None:

@@ -29,6 +29,7 @@ from sapper.zoo.making import Member
 from sapper.zoo.outline import check_parts, outline, outline_of, read_content
 from sapper.zoo.scoreboard import Scoreboard
 
+NO_FAMILIES = "no bag over families is named, and the zoo's calibration part was not examined"
 UNCALIBRATED = "the zoo's calibration part has no known-clean encoders of its kind"
 
 
@@ -97,7 +98,7 @@ def score_zoo(
     ``beside``: bags to compare with, by default the calibration part, else those that come with Sapper. ``strict``: a
     family that no bag fits is an error. ``strangers``: the budget's detector for those that no bag fits, and a bag over
     families to compare with, ``among``, by default that of the calibration part. Raises ``SapperError`` for a zoo
-    without members of these parts.
+    without members of these parts, and for a bag over families that was made otherwise, or with those to be judged.
     """
     base, chosen, outlined = surroundings or Run(), budget_of(budget), outline_of(folder)
     if strangers:
@@ -106,8 +107,11 @@ def score_zoo(
         check_parts(parts, outlined.parts)
     given = calibration.distinct([each if isinstance(each, Bag) else calibration.read_bag(each) for each in beside])
     plan = building.plan_of(folder)
-    default_parts = (examining.JUDGEMENT,) if given else scoreboard.PARTS
+    default_parts = (examining.JUDGEMENT,) if given or among is not None else scoreboard.PARTS
     members = [member for member in building.read_members(folder, plan) if member.part in (parts or default_parts)]
+    others = read_families(among) if isinstance(among, Path) else among
+    if strangers:
+        for_audits.check_strangers(members, others, chosen)
     if not members:
         remedy = "sapper zoo build makes them"
         raise SapperError("the zoo has no members of these parts", where=str(folder), remedy=remedy)
@@ -124,14 +128,16 @@ def score_zoo(
         for family, why in unjudged.items() if strict else ():  # before hours are spent on what cannot be judged
             raise SapperError(f"{family} cannot be judged: {why}", where="--bag", remedy="name a bag that fits")
         run = auditing.as_the_bags(run, given)
+    if strangers and others is not None:
+        run = auditing.as_the_bags(run, [others])
     if not run.why:
         run = of_searching(encoders.load(folder / members[0].file, run), run, Store(folder))
     crew = workers or Workers(torch.get_num_threads())
     scored = examining.examine(members, folder, images, chosen, run, crew, more)
     families = None
     if strangers:
-        made = for_audits.families_of(scored, chosen, plan.name, environment(run)) if among is None else among
-        families = read_families(made) if isinstance(made, Path) else made
+        families = others or for_audits.families_of(scored, chosen, plan.name, environment(run))
+        unjudged = {} if families else {each.member.family: NO_FAMILIES for each in scored}
         known = {} if families is None else for_audits.among_families(scored, families)
     elif calibrates:
         known = scoreboard.own_calibration(scored, plan.name, budget)

@@ -20,6 +20,7 @@ an audit shows this beside its verdict and does not decide by it.
 Source: Sapper; the question is that of Wang et al., "Neural Cleanse", IEEE S&P 2019.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ from sapper.running import Run
 from sapper.samples import ImageSet, at_once, to_float
 from sapper.triggers.priors import Prior, Stamp, joined
 from sapper.verdicts import Reached, Verdict, unscored
+
+FEWEST = 16
+"""Held-out images of other classes below which nothing is said of a class, or a quarter of them where they are few."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -98,7 +102,9 @@ class ClassWise(Checked, ClassifierJudge):
             return unscored("logits of ordinary images are not finite", self.threshold, time.perf_counter() - started)
         there = plain.argmax(1)
         found: dict[int, tuple[Prior, float, float]] = {}
-        first = {label: s for label, s in self._starts(logits, seen, classes, run).items() if (there != label).any()}
+        fewest = min(FEWEST, math.ceil(len(unseen) / 4))
+        enough = {label for label in range(classes) if int((there != label).sum()) >= fewest}
+        first = {label: s for label, s in self._starts(logits, seen, classes, run).items() if label in enough}
         total = sum(work(self.rounds, starts.count, len(seen)) for starts in first.values())
         with run.progress.bar("class by class", total) as bar:
             for label, starts in first.items():
@@ -116,7 +122,7 @@ class ClassWise(Checked, ClassifierJudge):
                 )
                 found[label] = (square, *self._share(logits, square, rest, label, run))
         if not found:
-            return unscored("all images belong to one class", self.threshold, time.perf_counter() - started)
+            return unscored("nearly all images belong to one class", self.threshold, time.perf_counter() - started)
         suspect = max(found, key=lambda label: (found[label][1], -found[label][2]))
         square, share, _ = found[suspect]
         index, _ = anomaly_index([loss for _, _, loss in found.values()])
@@ -152,17 +158,24 @@ class ClassWise(Checked, ClassifierJudge):
     def _starts(self, logits: Logits, seen: Tensor, classes: int, run: Run) -> dict[int, Prior]:
         """For each class that is looked at the squares that raise its logarithmic probability most."""
         size = seen.shape[2], seen.shape[3]
-        side = max(1, round(self.side * min(size)))
-        every = joined([Stamp.patches(side, size, run.child(f"squares {draw}")) for draw in range(self.draws)])
-        images, keep = to_float(seen[: self.shown]), self.rounds[0][0]
+        side, keep = max(1, round(self.side * min(size))), self.rounds[0][0]
+        images = to_float(seen[: self.shown])
         before = self._logits(logits, None, seen[: self.shown], run).log_softmax(1).mean(0)
-        raised = []
-        for rows in groups(every, images):
-            answers = _answers(logits, every.apply(images, rows).flatten(0, 1), run).log_softmax(1)
-            raised.append(answers.unflatten(0, (len(rows), len(images))).mean(1) - before)
-        gains = torch.cat(raised).nan_to_num(-torch.inf)
-        chosen = gains.amax(0).argsort(descending=True)[: self.most].sort().values.tolist()
-        return {label: every.take(gains[:, label].argsort(descending=True)[: keep or None]) for label in chosen}
+        kept, gains = list[Stamp](), list[Tensor]()
+        for draw in range(self.draws):  # one after the other: all together fill the memory where images are large
+            every = Stamp.patches(side, size, run.child(f"squares {draw}"))
+            raised = []
+            for rows in groups(every, images):
+                answers = _answers(logits, every.apply(images, rows).flatten(0, 1), run).log_softmax(1)
+                raised.append(answers.unflatten(0, (len(rows), len(images))).mean(1) - before)
+            gained = torch.cat(raised).nan_to_num(-torch.inf)
+            likely = gained.amax(0).argsort(descending=True)[: self.most]
+            best = gained[:, likely].argsort(dim=0, descending=True)[: keep or None].flatten().unique()
+            kept.append(every.take(best))
+            gains.append(gained[best])
+        stamps, gain = joined(kept), torch.cat(gains)
+        chosen = gain.amax(0).argsort(descending=True)[: self.most].sort().values.tolist()
+        return {label: stamps.take(gain[:, label].argsort(descending=True)[: keep or None]) for label in chosen}
 
     def _missed(self, logits: Logits, images: Tensor, label: int, run: Run, change: Prior) -> float:
         """The share of images that a change does not send to a class."""

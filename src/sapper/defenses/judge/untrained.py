@@ -81,7 +81,8 @@ class Untrained(CollapseSearch, EncoderExaminer):
             searches.append(self.search(copy, seen, unseen, own))  # from the same starts
             if searches[-1].why is not None:
                 why = f"an untrained copy says nothing: {searches[-1].why}"
-                return unscored(why, self.threshold, time.perf_counter() - started)
+                none = unscored(why, self.threshold, time.perf_counter() - started)
+                return replace(none, evidence=none.evidence | {"of": "copy"})
         priors = beyond(looked, searches)
         winner = max(priors, key=lambda name: float(priors[name]["score"]))
         score = priors[winner]["score"]
