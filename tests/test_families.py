@@ -1,6 +1,7 @@
 """Bags over families: their p-value by hand and by simulation, and what cannot be used."""
 
 import math
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sapper.audits.families import (
 )
 from sapper.defenses.budgets import BUDGETS
 from sapper.errors import SapperError
+from tests.conftest import REPOSITORY
 
 QUICK = replace(BUDGETS["quick"], stranger=("multi_prior", {"blends": ()}))
 
@@ -76,6 +78,16 @@ def test_a_bag_survives_its_file(tmp_path: Path) -> None:
     known = bag([[0.1, None], [2.0]])
     write_families(known, tmp_path / "a.json")
     assert read_families(tmp_path / "a.json") == known
+
+
+def test_the_bag_beside_the_plan_fits_the_quick_budget() -> None:
+    """And its families are those of the plan's calibration part."""
+    known = read_families(REPOSITORY / "zoos" / "families-quick.json")
+    assert fitting_families(BUDGETS["quick"], [known], 0.05).bag == known
+    plan = tomllib.loads((REPOSITORY / "zoos" / "families.toml").read_text())
+    assert {family.name for family in known.families} == {
+        family["name"] for family in plan["family"] if "calibration" in family["part"]
+    }
 
 
 def text(name: str = "a", scores: str = "[1]", families: int = 1) -> str:
