@@ -27,9 +27,11 @@ import sapper as face
 from sapper import datasets, encoders
 from sapper.attestations import ATTESTATION, SigningKey, public_key, signing_key, verify
 from sapper.attestations.envelope import pae, seal, unseal
+from sapper.attestations.statement import audited, stated
 from sapper.attestations.verifying import check_attestable
 from sapper.audits.auditing import AuditReport
 from sapper.audits.calibration import Bag, Key, write_bag
+from sapper.audits.families import Family, FamilyBag, write_families
 from sapper.defenses.budgets import BUDGETS
 from sapper.errors import SapperError
 from sapper.files import sha256
@@ -112,7 +114,17 @@ def test_the_statement_by_hand(place: Path, report: AuditReport, bundle: bytes) 
     }
     age = datetime.now(UTC) - datetime.strptime(told.pop("time"), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     assert timedelta(0) <= age < timedelta(hours=1)
-    assert told == {"repair": None, "sapper": face.__version__}
+    assert told == {"families": None, "repair": None, "sapper": face.__version__}
+
+
+def test_families_that_decided_are_in_the_statement(report: AuditReport, tmp_path: Path) -> None:
+    known = [Family(name=f"family {i}", about="toys", scores=[0.0]) for i in range(19)]
+    bag = FamilyBag(name="others", detector="untrained", parameters={}, families=known)
+    write_families(bag, tmp_path / "others.json")
+    told = stated(replace(report, families=bag), audited(report.encoder), {}, {"audit.json": b"{}"}, None).predicate
+    assert told.families is not None
+    assert (told.families.name, told.families.n) == ("others", 19)
+    assert told.families.sha256 == hashlib.sha256((tmp_path / "others.json").read_bytes()).hexdigest()
 
 
 def test_the_envelope_by_hand(place: Path, bundle: bytes) -> None:

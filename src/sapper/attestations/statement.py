@@ -20,6 +20,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Val
 
 import sapper
 from sapper.audits.calibration import as_written
+from sapper.audits.families import FamilyBag, families_as_written
 from sapper.errors import SapperError, first_mistake
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class Predicate(_Part):
     encoder: Looked
     images: Images
     bags: list[Beside]
+    families: Beside | None = None
     repair: Repair | None = None
     report: Annotated[list[Reported], Field(min_length=1)]
     sapper: str
@@ -153,6 +155,7 @@ def stated(
         | {"options": {name: value for name, value in opening.items() if name != "uri"}},
         "images": {name: shown[name] for name in ("name", "split", "n", "sha256")},
         "bags": [{"name": bag.name, "n": bag.size, "sha256": _digest(as_written(bag).encode())} for bag in report.bags],
+        "families": _families(report.families),
         "repair": repair,
         "report": [{"name": name, "digest": {"sha256": _digest(content)}} for name, content in files.items()],
         "sapper": sapper.__version__,
@@ -195,6 +198,12 @@ def read(payload: bytes, where: str) -> Statement:
     except ValidationError as error:
         what = f"what was signed is no statement about an audit: {first_mistake(error)}"
         raise SapperError(what, where=where, remedy="name a signature that sapper audit or repair wrote") from error
+
+
+def _families(bag: FamilyBag | None) -> dict[str, Any] | None:
+    if bag is None:
+        return None
+    return {"name": bag.name, "n": bag.size, "sha256": _digest(families_as_written(bag).encode())}
 
 
 def _digest(content: bytes) -> str:

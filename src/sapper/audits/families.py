@@ -118,7 +118,12 @@ def fitting_families(budget: Budget, known: Sequence[FamilyBag], bound: float) -
 
 def write_families(bag: FamilyBag, path: Path) -> None:
     """Write a bag over families to a JSON file."""
-    write_atomically(path, json.dumps(asdict(bag), indent=1, sort_keys=True) + "\n")
+    write_atomically(path, families_as_written(bag))
+
+
+def families_as_written(bag: FamilyBag) -> str:
+    """What ``write_families`` writes; equal bags give equal texts."""
+    return json.dumps(asdict(bag), indent=1, sort_keys=True) + "\n"
 
 
 def read_families(path: Path) -> FamilyBag:

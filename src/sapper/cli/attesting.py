@@ -82,6 +82,8 @@ def lines(verified: Verified) -> list[str]:
     if told.p_value is not None:
         p = f"p = {told.p_value:.3g}, false-alarm bound {told.false_alarm_bound:g}"
     bags = ", ".join(bag.name for bag in told.bags) or "none that fits"
+    if told.families is not None:
+        bags += f", but {told.families.n} other families ({told.families.name})"
     found = [
         f"Verified. {WORDS[told.verdict]}. {told.reason}",
         f"  file: {verified.file}{named}, SHA-256 {subject.digest.sha256}",
