@@ -618,7 +618,6 @@ def _working(member: Member) -> Member:
     return replace(member, about=member.about | {"metrics": {"ASR_strict": 1.0}})
 
 
-@pytest.mark.parametrize("calibrating", [0, 18])
 def scored(family: str, part: str, score: float | None, *, attacked: bool = False) -> Scored:
     about = {"encoder": {"architecture": "resnet10", "input_size": 16}}
     about |= {"pretraining": {"method": "simclr", "dataset": family}, "metrics": {"ASR_strict": 1.0}}
@@ -658,6 +657,7 @@ def test_strangers_are_judged_among_families_of_the_calibration_part() -> None:
             for_audits.check_strangers([*members, same], beside, budget)
 
 
+@pytest.mark.parametrize("calibrating", [0, 18])
 def test_what_was_not_calibrated_is_not_reported_as_nothing_found(calibrating: int) -> None:
     """An audit beside fewer than 19 is undecided at 5 %, and so is one beside none."""
     scored = [made("calibration", "clean", i, 0.0) for i in range(calibrating)]
