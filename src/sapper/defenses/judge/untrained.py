@@ -94,12 +94,3 @@ class Untrained(CollapseSearch, EncoderExaminer):
             evidence={"prior": winner, "spread": looked.spread, "priors": priors},
             seconds=time.perf_counter() - started,
         )
-
-    def parts(self) -> list["Untrained"]:
-        """One for each prior."""
-        bare = replace(self, patches=(), blends=(), filters=())
-        return [
-            *(replace(bare, patches=(each,)) for each in self.patches),
-            *(replace(bare, blends=(each,)) for each in self.blends),
-            *(replace(bare, filters=(each,)) for each in self.filters),
-        ]
