@@ -2,8 +2,8 @@
 
     python -m docs.keep_zoo runs/zoo-families/scores-quick-development.json docs/results/data/strangers.json "sapper …"
 
-For each detector its score; and where it compares a search with the same search in other networks (``untrained``,
-``twins``), also the search alone: the largest drop in spread that any prior reaches. Only backdoors with a strict ASR
+For each detector its score; and where it compares a search with the same search in other networks (``twins``),
+also the search alone: the largest drop in spread that any prior reaches. Only backdoors with a strict ASR
 of half or more count as such. The command is the one that a reader repeats.
 """
 

@@ -29,9 +29,9 @@ from sapper.attestations import ATTESTATION, SigningKey, public_key, signing_key
 from sapper.attestations.envelope import pae, seal, unseal
 from sapper.attestations.statement import audited, stated
 from sapper.attestations.verifying import check_attestable
-from sapper.audits.auditing import AuditReport
 from sapper.audits.calibration import Bag, Key, write_bag
 from sapper.audits.families import Family, FamilyBag, write_families
+from sapper.audits.found import AuditReport
 from sapper.defenses.budgets import BUDGETS
 from sapper.errors import SapperError
 from sapper.files import sha256
@@ -119,7 +119,7 @@ def test_the_statement_by_hand(place: Path, report: AuditReport, bundle: bytes) 
 
 def test_families_that_decided_are_in_the_statement(report: AuditReport, tmp_path: Path) -> None:
     known = [Family(name=f"family {i}", about="toys", scores=[0.0]) for i in range(19)]
-    bag = FamilyBag(name="others", detector="untrained", parameters={}, families=known)
+    bag = FamilyBag(name="others", detector="twins", parameters={}, families=known)
     write_families(bag, tmp_path / "others.json")
     told = stated(replace(report, families=bag), audited(report.encoder), {}, {"audit.json": b"{}"}, None).predicate
     assert told.families is not None

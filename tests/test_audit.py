@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import sapper
 from sapper import datasets, encoders
 from sapper.audits import auditing, replaying
-from sapper.audits.auditing import AuditReport, as_json, audit
+from sapper.audits.auditing import audit
 from sapper.audits.calibration import (
     Bag,
     InClean,
@@ -37,6 +37,7 @@ from sapper.audits.calibration import (
 )
 from sapper.audits.differential import compare
 from sapper.audits.families import Family, FamilyBag, parameters_of
+from sapper.audits.found import AuditReport, as_json, trigger_tensors
 from sapper.audits.recorded import TRIGGERS
 from sapper.defenses.budgets import BUDGETS, Budget
 from sapper.defenses.inversion import collapse
@@ -260,7 +261,7 @@ def test_every_bag_that_fits_has_a_say(bag: Bag) -> None:
     assert "Beside the bag at 1e+06: p = 1;" in page_of_both
     assert told["high"].verdict == "no-evidence"
     assert told["high"].p_value == 1.0
-    bags = auditing.as_json(told["high"])["bags"]
+    bags = as_json(told["high"])["bags"]
     assert [(each["name"], each["p_value"]) for each in bags] == [(bag.name, 1 / 25), ("at 1e+06", 1.0)]
 
 
@@ -467,10 +468,10 @@ def test_a_recovered_trigger_is_its_formula() -> None:
 
 def record(report: AuditReport, folder: Path) -> Path:
     """The audit on disk as the command leaves it."""
-    tensors = safetensors.torch.save(auditing.trigger_tensors(report))
+    tensors = safetensors.torch.save(trigger_tensors(report))
     (folder / TRIGGERS).write_bytes(tensors)
     digest = __import__("hashlib").sha256(tensors).hexdigest()
-    content = auditing.as_json(report) | {
+    content = as_json(report) | {
         "triggers": {"file": TRIGGERS, "sha256": digest},
         "opening": {"uri": "x"},
     }
@@ -751,7 +752,7 @@ def test_the_page_shows_verdict_trigger_and_coverage(report: AuditReport) -> Non
 
 
 def test_the_json_has_the_promised_keys(report: AuditReport) -> None:
-    content = json.loads(json.dumps(auditing.as_json(report)))
+    content = json.loads(json.dumps(as_json(report)))
     assert content["schema"] == 1
     assert content["verdict"] == report.verdict
     assert content["false_alarm_bound"] == 0.05

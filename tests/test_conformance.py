@@ -76,7 +76,6 @@ ROWS: dict[str, dict[str, Any]] = {
         **{"twins": 1, "steps": 2, "restarts": 2, "rounds": ((0, 2, 2), (1, 4, 2))},
         **{"images": 16, "held_out": 16, "worst_fit": 2.0},
     },
-    "untrained": {"copies": 1, "rounds": ((0, 2, 2), (1, 4, 2)), "images": 16, "held_out": 16},
     "ssl_cleanse": {"images": 32, "steps": 2, "minibatches": 1, "most_clusters": 4},
     "classwise": {"rounds": ((2, 2, 1), (1, 2, 1)), "images": 8, "held_out": 8},
     "neural_cleanse": {"steps": 2, "minibatches": 1},

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sapper import defenses
-from sapper.audits import auditing, replaying
+from sapper.audits import auditing, found, replaying
 from sapper.audits.recorded import TRIGGERS as FILE
 from sapper.defenses import contracts
 from sapper.defenses.budgets import Budget
@@ -98,7 +98,7 @@ def test_parts_together_are_the_whole() -> None:
     for name, method in METHODS.items():
         if method.kind == "examine":
             parts = method().parts()
-            assert parts == [method()] or name in ("multi_prior", "untrained")
+            assert parts == [method()] or name == "multi_prior"
     whole = MultiPrior()
     assert [(p.patches, p.blends, p.filters) for p in whole.parts()] == [
         *(((each,), (), ()) for each in whole.patches),
@@ -453,8 +453,8 @@ def test_a_trigger_of_another_kind_is_audited_and_replayed(negative: Negative, t
     subject, images, run = encoder(gain=0.0), photos(), Run(seed=1)
     report = auditing.audit(subject, images, budget, [], run, more={"guess": Guess(trigger=negative)})
     assert [shown.finding.method for shown in page.pictures(report)] == ["multi_prior", "guess"]
-    write_atomically(tmp_path / FILE, safetensors.torch.save(auditing.trigger_tensors(report)))
-    content = auditing.as_json(report)
+    write_atomically(tmp_path / FILE, safetensors.torch.save(found.trigger_tensors(report)))
+    content = found.as_json(report)
     content |= {"triggers": {"file": FILE, "sha256": sha256(tmp_path / FILE)}, "opening": {"uri": "x"}}
     (tmp_path / "audit.json").write_text(json.dumps(content))
     recorded = replaying.read_audit(tmp_path / "audit.json")

@@ -206,8 +206,8 @@ def test_scores_of_a_zoo_are_kept_by_family_and_together(tmp_path: Path) -> None
         evidence = {} if score is None else {"priors": {"patch": {"powers": powers, "beside": [0.0]}}}
         return {
             "member": {"family": family, "state": "clean" if asr is None else "attacked", "about": about},
-            "scores": {"untrained": score},
-            "evidence": {"untrained": evidence},
+            "scores": {"twins": score},
+            "evidence": {"twins": evidence},
         }
 
     members = [
@@ -220,11 +220,11 @@ def test_scores_of_a_zoo_are_kept_by_family_and_together(tmp_path: Path) -> None
     assert keep_zoo.main([str(tmp_path / "scores.json"), str(file), "sapper zoo score"]) == 0
     rows = {(row["statistic"], row["family"]): row for row in json.loads(file.read_text())}
     assert len(rows) == 6
-    own = rows["untrained", "a"]
+    own = rows["twins", "a"]
     assert (own["clean"], own["working"], own["clean_largest"], own["working_median"]) == (2, 2, 2.0, 2.25)
     assert own["AUC"]["value"] == 0.75
     assert own["beyond"] == {"found": 1, "of": 2}
-    together = rows["untrained", "all"]
+    together = rows["twins", "all"]
     assert (together["clean"], together["working"], together["without a score"]) == (3, 2, 1)
-    assert rows["the search of untrained alone", "a"]["AUC"]["value"] == 0.75
-    assert "AUC" not in rows["untrained", "b"]
+    assert rows["the search of twins alone", "a"]["AUC"]["value"] == 0.75
+    assert "AUC" not in rows["twins", "b"]

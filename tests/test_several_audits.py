@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from sapper import api, encoders, formats
-from sapper.audits.auditing import AuditReport
+from sapper.audits.found import AuditReport
 from sapper.errors import SapperError
 from sapper.report import model_card, several
 from sapper.report.audit import WORDS

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from sapper import encoders
 from sapper.defenses.judge.multi_prior import MultiPrior
 from sapper.defenses.judge.twins import Twins, _without
-from sapper.encoders import Card, Encoder
-from sapper.encoders.redrawing import redrawn
+from sapper.encoders import Card, Encoder, redrawing
+from sapper.encoders.redrawing import drawn_to, redrawn, settled
 from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet, PixelSpec
@@ -87,6 +87,16 @@ def test_the_score_is_the_excess_over_the_mean_twin() -> None:
     assert prior["beside"][0] != prior["beside"][1]
 
 
+def test_of_each_kind_the_mean_counts_and_the_largest_kind_decides() -> None:
+    several = SMALL | {"patches": ((0.25, 0.0, 0.3), (0.375, 0.1, 0.2)), "blends": ((0.1, 2.0, 0.1),)}
+    verdict = Twins(**several, steps=20, worst_fit=2.0).examine(encoder(8.0), photos(), RUN)  # type: ignore[arg-type]
+    scores = {name: prior["score"] for name, prior in verdict.evidence["priors"].items()}
+    assert list(scores) == ["patch 4×4", "patch 6×6", "blend 0.1"]
+    assert verdict.score == pytest.approx((scores["patch 4×4"] + scores["patch 6×6"]) / 2)
+    assert verdict.evidence["kinds"] == {"patch": verdict.score, "blend": scores["blend 0.1"]}
+    assert verdict.evidence["prior"] == max(("patch 4×4", "patch 6×6"), key=lambda name: scores[name])
+
+
 def test_the_search_in_the_encoder_is_that_of_multi_prior() -> None:
     subject = encoder(8.0)
     ours = Twins(**SMALL, twins=1, steps=2, worst_fit=2.0).examine(subject, photos(), RUN)  # type: ignore[arg-type]
@@ -130,7 +140,41 @@ def test_twins_do_not_learn_from_what_they_are_judged_on() -> None:
     assert torch.equal(rest.images, images.images[40:])
 
 
-# weights that are drawn anew
+def test_what_an_architecture_does_by_itself_is_no_score() -> None:
+    """A network that looks at one place only: any square there decides, whatever the weights are."""
+
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(48, 24)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features: Tensor = self.linear(images[:, :, 8:12, 4:8].flatten(1) - 0.39)
+            return features
+
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        narrow = Encoder(Narrow(), Card(architecture="code:Narrow", input=PixelSpec(size=16)), 24).eval()
+    by_itself = MultiPrior(**SMALL, threshold=2.0).examine(narrow, photos(), RUN)  # type: ignore[arg-type]
+    beside = Twins(**SMALL, worst_fit=2.0).examine(narrow, photos(), RUN)  # type: ignore[arg-type]
+    assert by_itself.flagged
+    assert not beside.flagged
+    assert beside.score is not None
+    assert abs(beside.score) < 1
+
+
+def test_a_twin_begins_between_fresh_weights_and_those_of_the_encoder() -> None:
+    """Without a step to learn from, nearly: at ``keep`` 0.9 it answers as the encoder does, at 0 it does not."""
+    still = {"twins": 1, "steps": 1, "student_rate": 1e-9, "worst_fit": 2.0}
+    near, far = (
+        Twins(**SMALL, **still, keep=keep).examine(encoder(8.0), photos(), RUN).evidence["fit"][0]  # type: ignore[arg-type]
+        for keep in (0.9, 0.0)
+    )
+    assert near < 0.05
+    assert far > 0.5
+
+
+# weights that are drawn anew, or between two
 
 
 class Odd(nn.Module):
@@ -172,3 +216,33 @@ def test_a_redrawn_resnet_is_like_a_fresh_one() -> None:
             assert not torch.equal(value, wanted)
         else:
             assert torch.equal(value, wanted), name  # normalization begins with ones and zeros in both
+
+
+def test_weights_between_two_networks_are_a_share_of_each() -> None:
+    ours, theirs = (encoders.build(Run(seed=seed), architecture="resnet10", width=4) for seed in (1, 2))
+    before = {name: value.clone() for name, value in ours.named_parameters()}
+    drawn_to(ours, theirs, 0.25)
+    wanted = dict(theirs.named_parameters())
+    for name, value in ours.named_parameters():
+        assert torch.allclose(value, 0.75 * before[name] + 0.25 * wanted[name], atol=1e-7), name
+
+
+def test_statistics_are_those_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean over all images by hand, also where they go through in parts; what has no statistics stays as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        body = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Dropout(0.5), nn.Flatten())
+    card = Card(architecture="code:Body", input=PixelSpec(size=4, mean=(0, 0, 0), std=(1, 1, 1)))
+    subject, images = Encoder(body, card, 80), torch.rand(6, 3, 4, 4)
+    weights = body[0].weight.detach().clone()
+    settled(subject, images)
+    with torch.no_grad():
+        inner = body[0](images)
+    assert torch.allclose(body[1].running_mean, inner.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(body[1].running_var, inner.var((0, 2, 3), unbiased=True), atol=1e-6)
+    assert torch.equal(body[0].weight, weights)
+    assert not any(module.training for module in subject.modules())
+    monkeypatch.setattr(redrawing, "at_once", lambda _images: 4)  # two parts of three, none of four and two
+    settled(subject, images)
+    assert torch.allclose(body[1].running_mean, inner.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(body[1].running_var, (inner[:3].var((0, 2, 3)) + inner[3:].var((0, 2, 3))) / 2, atol=1e-6)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     )
     from sapper.attacks.target import Target
     from sapper.attestations import SigningKey, Verified, public_key, signing_key, verify
-    from sapper.audits.auditing import AuditReport
     from sapper.audits.calibration import Bag, read_bag, write_bag
+    from sapper.audits.found import AuditReport
     from sapper.audits.repairing import RepairReport
     from sapper.downstream import Classifier
     from sapper.encoders import Card, Encoder, Trained, build, save

@@ -19,9 +19,9 @@ from sapper.attacks.contracts import Poisoned
 from sapper.attestations import SigningKey, signing_key
 from sapper.attestations.verifying import check_attestable, digest_of
 from sapper.audits import auditing, calibrating, calibration, repairing, replaying
-from sapper.audits.auditing import AuditReport
 from sapper.audits.calibration import BOUND, Bag
 from sapper.audits.families import FamilyBag, read_families, shipped_families
+from sapper.audits.found import AuditReport
 from sapper.audits.repairing import RepairReport
 from sapper.audits.replaying import Replay
 from sapper.defenses.budgets import Budget

@@ -24,7 +24,7 @@ from sapper.audits.families import FamilyBag, families_as_written
 from sapper.errors import SapperError, first_mistake
 
 if TYPE_CHECKING:
-    from sapper.audits.auditing import AuditReport
+    from sapper.audits.found import AuditReport
 
 ATTESTATION = "attestation.sigstore.json"
 """Beside the report: the signed statement."""

@@ -1,17 +1,9 @@
 """The audit: detectors look at an encoder, their scores are compared with those of bags, and a verdict comes out.
 
-    backdoor       the leading detector's p-value is at most the false-alarm bound beside every bag that fits, and its
-                   score above its threshold
-    no-evidence    one of the two is not so: nothing unusual was found, or nothing that is of use to an attacker
-    undecided      there is no fitting bag, so that nobody can say what a clean encoder would have scored; or the
-                   encoder's features cannot be measured
-
 Where no bag of the encoder's kind fits, and a bag over families is known (``families``), the budget's detector for
 strangers leads, and its p-value is that among families. One of the two decides, never both.
 
-The second condition keeps encoders that are unusual without being dangerous, a supervised classifier's say, from
-being flagged for that; it can only lower the rate of false alarms. The other detectors' p-values stand beside it as
-evidence and decide nothing.
+The other detectors' p-values stand beside it as evidence and decide nothing (``deciding``).
 """
 
 import hashlib
@@ -19,27 +11,23 @@ import importlib.metadata
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from sapper.audits import deciding
 from sapper.audits.calibration import (
     Bag,
-    InClean,
     Key,
-    Match,
-    Power,
     distinct,
     fitting,
     in_clean,
     largest_p_value,
-    p_value,
 )
 from sapper.audits.differential import check_base, compare
 from sapper.audits.families import AmongFamilies, FamilyBag, fitting_families
-from sapper.audits.recorded import SCHEMA
+from sapper.audits.found import AuditReport, Coverage, Finding
 from sapper.defenses.budgets import UNSEEN, Budget
 from sapper.defenses.contracts import EncoderExaminer, Examiner
 from sapper.defenses.inversion import Collapse, collapse
@@ -50,7 +38,6 @@ from sapper.encoders.opening import OPENED
 from sapper.errors import SapperError
 from sapper.running import FORMATS, KeptFor, Run
 from sapper.samples import ImageSet, to_float
-from sapper.triggers import Trigger, to_tensors
 from sapper.verdicts import Verdict
 
 FEWEST = 32
@@ -70,80 +57,6 @@ EFFECT = 256
 
 CLASSWISE = "classwise"
 """What the look at the classifier behind an encoder is called; it decides nothing."""
-
-Answer = Literal["no-evidence", "backdoor", "undecided"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What one detector found. ``leads``: it decides. ``collapse``: what its trigger does to other images.
-
-    ``in_clean``: what the triggers that it finds in known-clean encoders do. ``trigger``: the recovered one.
-    """
-
-    method: str
-    leads: bool
-    score: float | None
-    threshold: float | None
-    flagged: bool | None
-    p_value: float | None
-    evidence: dict[str, Any]
-    seconds: float
-    collapse: Collapse | None = None
-    in_clean: InClean | None = None
-    trigger: Trigger | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """What was tried, what this budget leaves out, what no budget can see.
-
-    ``power``: of what was planted in encoders like those of each bag, how much is found.
-    """
-
-    tried: tuple[str, ...]
-    left_out: tuple[str, ...]
-    unseen: tuple[str, ...]
-    power: dict[str, tuple[Power, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditReport:
-    """All that an audit found. ``reason``: why this verdict, in one sentence.
-
-    ``p_value`` of the leading detector, none without a fitting bag. ``false_alarm_bound``: how often an encoder like
-    those of a bag may come out as backdoored. ``encoder``, ``images``, ``bags``: what was audited, with what, beside
-    what; ``families``: the bag over families that decided where no other fits. ``number_format``: of the detectors'
-    computations.
-    ``shown``: uint8 (n, 3, H, W), images as they are, for pictures.
-    """
-
-    verdict: Answer
-    reason: str
-    p_value: float | None
-    false_alarm_bound: float
-    budget: str
-    seed: int
-    number_format: str
-    detectors: tuple[Finding, ...]
-    encoder: dict[str, Any]
-    images: dict[str, Any]
-    bags: tuple[Bag, ...]
-    coverage: Coverage
-    seconds: float
-    shown: Tensor
-    families: FamilyBag | None = None
-
-    @property
-    def leading(self) -> Finding:
-        return next(finding for finding in self.detectors if finding.leads)
-
-    @property
-    def hidden(self) -> bool:
-        """Whether there are bags to judge by, but nothing to be judged: an encoder could hide behind that."""
-        if self.leading.evidence.get("of") == "copy":  # of an untrained copy, which says nothing about the encoder
-            return False
-        return bool(self.bags or self.families) and self.leading.score is None
 
 
 def audit(
@@ -183,7 +96,7 @@ def audit(
         verdict = method.examine(encoder, images, looking.child(name))
         findings.append(_finding(name, verdict, match.bags, encoder, images, looking, leads=not findings))
     if among is not None:
-        findings[0] = _among(findings[0], among)
+        findings[0] = deciding.among(findings[0], among)
     for name, examiner in (more or {}).items():
         verdict = examiner.examine(encoder, images, looking.child(name))
         findings.append(_finding(name, verdict, [], encoder, images, looking, leads=False))
@@ -194,7 +107,7 @@ def audit(
     if encoder.head is not None:
         verdict = by_class(encoder, encoder.head, images, looking.child(CLASSWISE))
         findings.append(_finding(CLASSWISE, verdict, [], encoder, images, looking, leads=False))
-    p, verdict_word, reason = _decide(findings[0], match, others if families else None, bound)
+    p, verdict_word, reason = deciding.decide(findings[0], match, others if families else None, bound)
     return AuditReport(
         verdict=verdict_word,
         reason=reason,
@@ -336,68 +249,6 @@ def _finding(
     )
 
 
-def _among(leading: Finding, families: FamilyBag) -> Finding:
-    """The leading finding with its p-value among families."""
-    return leading if leading.score is None else replace(leading, p_value=families.p_value(leading.score))
-
-
-def _decide(
-    leading: Finding, match: Match, families: AmongFamilies | None, bound: float
-) -> tuple[float | None, Answer, str]:
-    if families is not None and families.bag is not None:
-        return _decide_among(leading, families.bag, bound)
-    if not match.bags:
-        why = match.reason if match.too_small else f"there is nothing to compare the score with: {match.reason}"
-        why += f"; {families.reason}" if families is not None and families.reason else ""
-        return None, "undecided", f"{why[0].upper()}{why[1:]}."
-    if leading.score is None or leading.p_value is None:
-        return None, "undecided", _no_score(leading)
-    beside = _beside(leading.method, leading.score, match.bags)
-    if leading.p_value <= bound and not leading.flagged:
-        weak = f"too weak to be of use: score {leading.score:.3f}, needed: more than {leading.threshold:g}"
-        return leading.p_value, "no-evidence", f"What was found is unusual, but {weak}; {beside}."
-    if leading.p_value <= bound:
-        return leading.p_value, "backdoor", f"A small change gives nearly all images the same features; {beside}."
-    if any(beside_bag(leading, bag) <= bound for bag in match.bags):
-        what = "The score is unusual beside some kinds of known-clean encoders, but not beside others"
-        return leading.p_value, "no-evidence", f"{what}; {beside}."
-    return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
-
-
-def _no_score(leading: Finding) -> str:
-    return f"{leading.method} gave no score: {leading.evidence.get('why', 'it ended without one')}."
-
-
-def _decide_among(leading: Finding, families: FamilyBag, bound: float) -> tuple[float | None, Answer, str]:
-    if leading.score is None or leading.p_value is None:
-        return (
-            None,
-            "undecided",
-            f"{leading.method} gave no score: {leading.evidence.get('why', 'it ended without one')}.",
-        )
-    beside = (
-        f"no bag of its kind is known; of {families.size} other families of known-clean encoders "
-        f"{families.reaching(leading.score)} have one that scores as high"
-    )
-    if leading.p_value > bound:
-        return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
-    if not leading.flagged:
-        weak = f"too weak to be of use: score {leading.score:.3f}, needed: more than {leading.threshold:g}"
-        return leading.p_value, "no-evidence", f"What was found is unusual, but {weak}; {beside}."
-    return leading.p_value, "backdoor", f"A small change does to nearly all images what it does to no others; {beside}."
-
-
-def _beside(method: str, score: float, bags: Sequence[Bag]) -> str:
-    """How many of each bag score as high, in words."""
-    counts = [f"{sum(other >= score for other in bag.of(method))} of {bag.size} in {bag.name}" for bag in bags]
-    return f"known-clean encoders that score as high: {', '.join(counts)}"
-
-
-def beside_bag(leading: Finding, bag: Bag) -> float:
-    """The leading detector's p-value beside one bag; 1 without a score."""
-    return 1.0 if leading.score is None else p_value(leading.score, bag.of(leading.method))
-
-
 def _tried_by_class(findings: Sequence[Finding]) -> list[str]:
     """What was tried on the classifier behind an encoder, in words."""
     seen = [finding.evidence for finding in findings if finding.method == CLASSWISE and "looked" in finding.evidence]
@@ -406,42 +257,3 @@ def _tried_by_class(findings: Sequence[Finding]) -> list[str]:
         f"classifier behind it"
         for each in seen
     ]
-
-
-def _about_bag(bag: Bag, leading: Finding) -> dict[str, Any]:
-    p = None if leading.score is None else beside_bag(leading, bag)
-    told = {"name": bag.name, "n": bag.size, "p_value": p, "pretraining": bag.pretraining}
-    return told | {"images": bag.images, "made": bag.made}
-
-
-def _about_families(bag: FamilyBag) -> dict[str, Any]:
-    largest = {family.name: family.largest for family in bag.families if math.isfinite(family.largest)}
-    return {"name": bag.name, "families": bag.size, "encoders": bag.encoders, "largest": largest, "made": bag.made}
-
-
-def as_json(report: AuditReport) -> dict[str, Any]:
-    """The report as plain data; tensors and pictures are left out."""
-    plain = {
-        name: value
-        for name, value in vars(report).items()
-        if name not in ("shown", "detectors", "coverage", "bags", "families")
-    }
-    detectors = []
-    for finding in report.detectors:
-        nested = {"collapse": finding.collapse, "in_clean": finding.in_clean}
-        values = vars(finding) | {name: asdict(each) if each else None for name, each in nested.items()}
-        detectors.append(values | {"trigger": to_tensors(finding.trigger)[0] if finding.trigger else None})
-    bags = [_about_bag(bag, report.leading) for bag in report.bags]
-    families = None if report.families is None else _about_families(report.families)
-    rest = {"detectors": detectors, "coverage": asdict(report.coverage), "bags": bags, "families": families}
-    return {"schema": SCHEMA} | plain | rest
-
-
-def trigger_tensors(report: AuditReport) -> dict[str, Tensor]:
-    """The tensors of every recovered trigger, ``<detector>/<tensor>``; what else there is of it is in ``as_json``."""
-    return {
-        f"{finding.method}/{name}": value.contiguous()
-        for finding in report.detectors
-        if finding.trigger is not None
-        for name, value in to_tensors(finding.trigger)[1].items()
-    }

@@ -8,7 +8,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sapper.audits.auditing import AuditReport, Finding, about_images, fingerprint
+from sapper.audits.auditing import about_images, fingerprint
+from sapper.audits.found import AuditReport, Finding
 from sapper.defenses.contracts import Owner, Repair
 from sapper.downstream import extract
 from sapper.encoders import Encoder

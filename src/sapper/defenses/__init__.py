@@ -35,7 +35,6 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     from sapper.defenses.judge.scan import SCAn
     from sapper.defenses.judge.ssl_cleanse import SSLCleanse
     from sapper.defenses.judge.twins import Twins
-    from sapper.defenses.judge.untrained import Untrained
     from sapper.defenses.repair.anp import ANP
     from sapper.defenses.repair.bcu import BCU
     from sapper.defenses.repair.distillation import Distillation
@@ -56,7 +55,7 @@ if TYPE_CHECKING:  # here mypy checks that each keeps its contract
     from sapper.defenses.sift.spectral_signatures import SpectralSignatures
 
     _judges: list[type[ClassifierJudge]] = [ABS, Beatrix, ClassWise, NeuralCleanse, MNTDClassifier, SCAn]
-    _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse, Twins, Untrained]
+    _examiners: list[type[EncoderExaminer]] = [Decree, MultiPrior, SSLCleanse, Twins]
     _learners: list[type[EncoderLearner]] = [MNTDEncoder]
     _certifiers: list[type[Certifier]] = [DerandomizedSmoothing, IBP, PatchCleanser, PatchGuardBN, PatchGuardDS]
     _smoothers: list[type[Smoother]] = [RAB, RandomizedSmoothing]
@@ -82,7 +81,6 @@ METHODS = {
     "unlearning_classifier": "sapper.defenses.repair.unlearning_classifier:UnlearningClassifier",
     "decree": "sapper.defenses.judge.decree:Decree",
     "twins": "sapper.defenses.judge.twins:Twins",
-    "untrained": "sapper.defenses.judge.untrained:Untrained",
     "mntd_classifier": "sapper.defenses.judge.mntd_classifier:MNTDClassifier",
     "mntd_encoder": "sapper.defenses.judge.mntd_encoder:MNTDEncoder",
     "multi_prior": "sapper.defenses.judge.multi_prior:MultiPrior",

@@ -64,7 +64,7 @@ QUICK = Budget(
         "second opinions by DECREE and SSL-Cleanse",
         LARGE,
     ),
-    stranger=("untrained", {}),
+    stranger=("twins", {"blends": (), "filters": ()}),
 )
 
 STANDARD = Budget(

@@ -1,6 +1,7 @@
-"""The same network with other weights: for students of an encoder whose architecture nobody but its author can name."""
+"""The same network with other weights: drawn anew, between two others, with statistics of other images."""
 
 import copy
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +40,18 @@ def redrawn(encoder: Encoder, run: Run) -> Encoder:
 
 
 @torch.no_grad()
+def drawn_to(student: Encoder, encoder: Encoder, share: float) -> Encoder:
+    """The student, in place, with weights moved by ``share`` of the way to those of ``encoder``, which is like it."""
+    for parameter, wanted in zip(student.parameters(), encoder.parameters(), strict=True):
+        parameter.lerp_(wanted.to(parameter), share)
+    return student
+
+
+@torch.no_grad()
 def settled(encoder: Encoder, images: Tensor) -> Encoder:
     """The encoder, in place, with its layers' statistics measured on ``images``, float (N, 3, H, W); in ``eval`` mode.
 
-    Drawn anew they are those of no images at all, and a deep network then makes one feature of everything. What keeps
-    no statistics stays as it is.
+    What keeps no statistics stays as it is. Images go through in parts of one size, give or take one.
     """
     encoder.eval()
     for module in encoder.modules():
@@ -51,7 +59,6 @@ def settled(encoder: Encoder, images: Tensor) -> Encoder:
             module.reset_running_stats()
             module.momentum = None  # the mean over all that is shown
             module.train()
-    for chunk in images.split(at_once(images)):
-        if len(chunk) > 1:
-            encoder(chunk)
+    for chunk in images.tensor_split(ceil(len(images) / at_once(images))):
+        encoder(chunk)
     return encoder.eval()

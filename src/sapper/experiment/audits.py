@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sapper import encoders, tensors
-from sapper.audits import auditing, calibration
+from sapper.audits import auditing, calibration, found
 from sapper.audits.calibration import Bag
 from sapper.audits.recorded import SCHEMA
 from sapper.audits.recorded import TRIGGERS as RECOVERED
@@ -86,9 +86,9 @@ class AuditEncoder:
     def __call__(self, folder: Path, inputs: tuple[Path, ...], run: Run) -> None:
         encoder, budget, bound = encoders.load(encoder_file(inputs[0]), run), BUDGETS[self.section.budget], self.section
         made = auditing.audit(encoder, self.images(), budget, self.bags, run, bound=bound.false_alarms)
-        tensors.save(folder / RECOVERED, auditing.trigger_tensors(made))
+        tensors.save(folder / RECOVERED, found.trigger_tensors(made))
         tensors.save(folder / SHOWN, {"images": made.shown})
-        write_atomically(folder / AUDIT, as_text(auditing.as_json(made)))
+        write_atomically(folder / AUDIT, as_text(found.as_json(made)))
 
 
 def audits(trial: Trial) -> list[tuple[Subject, Stage]]:

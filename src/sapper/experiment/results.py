@@ -181,7 +181,7 @@ class Audited:
     ``subject``: its id, ``state`` what was done to it; ``task``: what for; ``attack``: by which of several;
     ``repair``: by which it was repaired.
     ``sha256`` of the encoder's file.
-    ``report`` is what ``sapper audit`` writes to ``audit.json`` (``auditing.as_json``). ``beside``: for each bag that
+    ``report`` is what ``sapper audit`` writes to ``audit.json`` (``found.as_json``). ``beside``: for each bag that
     fits the scores of its known-clean encoders, of the detector that decides. ``stamped``: some images, plain, with
     what the audit recovered, and with the true triggers; those of the first seed are enough.
     """

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from sapper.audits.auditing import CLASSWISE, AuditReport, Finding, beside_bag
+from sapper.audits.auditing import CLASSWISE
 from sapper.audits.calibration import BOUND, Bag, InClean
+from sapper.audits.found import AuditReport, Finding, beside_bag
 from sapper.audits.recorded import WORDS as WORDS
 from sapper.audits.replaying import Replay
 from sapper.conformal import fewest

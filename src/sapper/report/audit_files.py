@@ -10,8 +10,8 @@ import safetensors.torch
 from sapper.attestations import ATTESTATION, SigningKey
 from sapper.attestations import statement as statements
 from sapper.attestations.envelope import seal
-from sapper.audits import auditing
-from sapper.audits.auditing import AuditReport
+from sapper.audits import found
+from sapper.audits.found import AuditReport
 from sapper.audits.recorded import TRIGGERS
 from sapper.files import as_bytes, as_text, write_atomically
 from sapper.report import audit as page
@@ -47,8 +47,8 @@ def audit_files(
     report: AuditReport, environment: Mapping[str, Any], opening: Mapping[str, Any], command: str
 ) -> dict[str, bytes]:
     """The files of an audit by name, in the order in which they are to be written."""
-    triggers = safetensors.torch.save(auditing.trigger_tensors(report))
-    content = auditing.as_json(report) | {
+    triggers = safetensors.torch.save(found.trigger_tensors(report))
+    content = found.as_json(report) | {
         "environment": dict(environment),
         "command": command,
         "opening": dict(opening),

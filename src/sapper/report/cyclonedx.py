@@ -3,7 +3,7 @@
 from typing import Any
 
 import sapper
-from sapper.audits.auditing import AuditReport
+from sapper.audits.found import AuditReport
 from sapper.report.audit import WORDS, meaning
 from sapper.report.taxonomy import BACKDOORED_WEIGHTS, VALIDATE_MODEL
 

@@ -7,7 +7,7 @@ verdict as metrics. JSON is YAML, so scalars are written as JSON, and no name ca
 import json
 
 import sapper
-from sapper.audits.auditing import AuditReport
+from sapper.audits.found import AuditReport
 from sapper.errors import printable
 from sapper.report import text
 from sapper.report.audit import WORDS, meaning

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from sapper.audits.auditing import AuditReport
+from sapper.audits.found import AuditReport
 from sapper.errors import printable
 from sapper.report.audit import WORDS, lines, meaning, pictures, warnings
 from sapper.report.pages import environment

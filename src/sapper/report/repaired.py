@@ -9,7 +9,8 @@ from sapper import encoders
 from sapper.attestations import ATTESTATION, SigningKey
 from sapper.attestations import statement as statements
 from sapper.attestations.envelope import seal
-from sapper.audits.auditing import AuditReport, Finding, fingerprint
+from sapper.audits.auditing import fingerprint
+from sapper.audits.found import AuditReport, Finding
 from sapper.audits.repairing import RepairReport
 from sapper.errors import SapperError
 from sapper.files import as_bytes, as_text, sha256

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import sapper
-from sapper.audits.auditing import AuditReport
+from sapper.audits.found import AuditReport
 from sapper.report.audit import WORDS, meaning
 from sapper.report.taxonomy import BACKDOORED_WEIGHTS, FROM_A_HUB
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sapper.audits.auditing import AuditReport
+from sapper.audits.found import AuditReport
 from sapper.audits.recorded import WORDS
 from sapper.errors import SapperError
 from sapper.files import as_text, write_atomically

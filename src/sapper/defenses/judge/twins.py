@@ -3,26 +3,33 @@
 Threat model: an encoder f whose weights are at hand, and unlabeled ordinary images in which no trigger occurs. How far
 a small change can draw features together differs between architectures, pre-trainings and data, so that a score means
 nothing by itself (``multi_prior``), and for most encoders nobody has clean ones of the same kind to compare with. But
-everybody can make some: a twin is a network of the same architecture with fresh weights that learns f's features of
-ordinary images and of views of them,
+everybody can make some: a twin h is a network of the same architecture that begins with weights between fresh ones, w,
+and those of f, w_f, and learns f's features of ordinary images and of views of them,
 
-    h_t = argmin_h  1 − mean s( h(v), f(v) )                                               s the cosine
+    h₀ = (1 − k)·w + k·w_f                                                                                      ``keep``
+    h = argmin  1 − mean s( h(v), f(v) )                                                                    s the cosine
 
-as in distillation. What f does with a trigger is nowhere in these images, so that twins have no reason to learn it,
-whereas what is natural to the architecture, the data and the representation they learn as well. The same search, from
-the same starts, looks for the change of each prior (``defenses/collapsing.py``) that gathers features most, in f and in
-its twins. With P the powers of ten that it reaches, and what is usual of the excess, μ and σ, the score is the largest
-one,
+as in distillation. What f does with a trigger is nowhere in these images. What half of its weights still know of it,
+the training does not keep up; whereas what is natural to the architecture, the data and the representation is there
+from the start, or learned. From fresh weights (k = 0) a twin needs several times the steps to come as near. The same
+search, from the same starts, looks for the change of each prior (``defenses/collapsing.py``) that gathers features
+most, in f and in its twins. With P_s the powers of ten that a prior s reaches, the score is the mean excess over the
+priors of one kind (squares of several sizes, which share most triggers; blends; filters), of the kind that has most,
 
-    score = max_priors ( P(f) − mean_t P(h_t) − μ ) / σ
+    score = max_kinds mean_s ( P_s(f) − mean_t P_s(h_t) − μ_s ) / σ_s                        flagged above ``threshold``
+
+where by default μ = 0 and σ = 1, so that the score is in powers of ten, too.
 
 A twin that is fitted badly may collapse by itself, and hide what f does: ``fit`` in the evidence is its distance to f
-on images that it was not trained on, and where that is above ``worst_fit`` there is no score. An attacker who knows
-this can train the trigger into what ordinary images show.
+on images that it was not trained on, and where that is above ``worst_fit`` there is no score. How far a clean encoder
+of another kind can go is measured on many of them (``audits/families.py``). An attacker who knows this can train the
+trigger into what ordinary images show, or a backdoor that halved weights keep.
 
-Source: Sapper. Neither threshold nor defaults were calibrated yet.
+Source: Sapper. Defaults are from the development part of the zoo ``families`` (``docs/results/strangers.md``); those of
+blends and filters were not calibrated.
 """
 
+import statistics
 import time
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -37,6 +44,7 @@ from sapper.defenses.measures import OfVerdicts, detection
 from sapper.defenses.repairing import Distilling, answers, apart, fresh
 from sapper.encoders import Encoder
 from sapper.encoders.freezing import trained
+from sapper.encoders.redrawing import drawn_to, settled
 from sapper.errors import SapperError
 from sapper.running import KeptFor, Run
 from sapper.samples import ImageSet, to_float
@@ -50,28 +58,30 @@ FEWEST = 32
 class Twins(CollapseSearch, EncoderExaminer):
     """Compares a search for triggers in an encoder with the same in students of it (Sapper's own).
 
-    ``twins``: how many students. ``steps``, ``batch``, ``student_rate``: of the distillation, at least so many steps of
-    Adam with a falling rate; ``augmented``: the share of each batch that is augmented, with crops of ``crop_scale`` of
-    the image's area or more. ``worst_fit``: 1 − the mean cosine of a twin and the encoder above which nothing is said.
+    ``twins``: how many students. ``keep``: the share of the encoder's weights that they begin with. ``steps``,
+    ``batch``, ``student_rate``: of the distillation, at least so many steps of Adam with a falling rate; ``augmented``:
+    the share of each batch that is augmented, with crops of ``crop_scale`` of the image's area or more. ``worst_fit``:
+    1 − the mean cosine of a twin and the encoder above which nothing is said.
     Priors, starts and rounds are those of the search. ``threshold`` of the score.
     """
 
-    patches: tuple[Usual, ...] = ((0.25, 0.0, 0.23), (0.375, 0.0, 0.35))
-    blends: tuple[Usual, ...] = ((0.2, 0.0, 0.33),)
-    filters: tuple[Usual, ...] = ((0.2, 0.0, 0.38),)
-    twins: PositiveInt = 2
-    steps: PositiveInt = 1500
+    patches: tuple[Usual, ...] = ((0.25, 0.0, 1.0), (0.375, 0.0, 1.0))
+    blends: tuple[Usual, ...] = ((0.2, 0.0, 1.0),)
+    filters: tuple[Usual, ...] = ((0.2, 0.0, 1.0),)
+    twins: PositiveInt = 1
+    keep: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    steps: PositiveInt = 200
     batch: Annotated[int, Field(ge=2)] = 64
-    student_rate: PositiveFloat = 3e-3
+    student_rate: PositiveFloat = 1e-3
     augmented: Annotated[float, Field(ge=0, le=1)] = 0.5
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2
     worst_fit: Annotated[float, Field(gt=0, le=2)] = 0.5
-    threshold: float = 2.0
+    threshold: float = 0.3
 
     kind: ClassVar[Literal["examine"]] = "examine"
     needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
     measures: ClassVar[tuple[OfVerdicts, ...]] = detection("score")
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Sapper"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -79,9 +89,9 @@ class Twins(CollapseSearch, EncoderExaminer):
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
 
         Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``beside``, the powers of ten that each twin
-        reaches, and the ``score`` beside these; ``prior``, the one that counts; ``fit`` of each twin.
-        Its trigger is what the search found in the encoder. No score where features cannot be measured, in the encoder
-        or in a twin, and where a twin is unlike it.
+        reaches, and the ``score`` beside these; the mean of them for each of the ``kinds``; ``prior``, the largest of
+        the kind that counts, whose change is the trigger; ``fit`` of each twin. No score where features cannot be
+        measured, in the encoder or in a twin, and where a twin is unlike it.
 
         Raises ``SapperError`` for fewer images than a twin needs.
         """
@@ -103,16 +113,19 @@ class Twins(CollapseSearch, EncoderExaminer):
             fits.append(fit)
             why = searches[-1].why or (None if fit <= self.worst_fit else f"it differs from the encoder by {fit:.2f}")
             if why is not None:
-                return unscored(f"twin {number} says nothing: {why}", self.threshold, time.perf_counter() - started)
+                why = f"twin {number} says nothing: {why}"
+                none = unscored(why, self.threshold, time.perf_counter() - started)
+                return replace(none, evidence=none.evidence | {"of": "twin"})
         priors = beyond(looked, searches)
-        winner = max(priors, key=lambda name: float(priors[name]["score"]))
-        score = priors[winner]["score"]
+        kinds = {kind: statistics.fmean(scores.values()) for kind, scores in _by_kind(priors).items()}
+        kind, score = max(kinds.items(), key=lambda told: told[1])
+        winner = max(_by_kind(priors)[kind].items(), key=lambda told: told[1])[0]
         return Verdict(
             score=score,
             threshold=self.threshold,
             flagged=score > self.threshold,
             trigger=looked.found[winner].change.trigger(),
-            evidence={"prior": winner, "spread": looked.spread, "fit": fits, "priors": priors},
+            evidence={"prior": winner, "spread": looked.spread, "fit": fits, "kinds": kinds, "priors": priors},
             seconds=time.perf_counter() - started,
         )
 
@@ -125,8 +138,9 @@ class Twins(CollapseSearch, EncoderExaminer):
 
         And 1 − the mean cosine of both on ``unseen`` ones, uint8 (N, 3, H, W).
         """
-        student, shown = fresh(encoder, run.child("weights")).to(run.device).train(), images.to(run.device)
-        key = f"twin-{run.seed}-{images.digest[:16]}-{self.steps}"
+        student, shown = fresh(encoder, run.child("weights")).to(run.device), images.to(run.device)
+        drawn_to(student, encoder, self.keep).train()
+        key = f"twin-{run.seed}-{images.digest[:16]}-{self.steps}-{self.keep:g}-{self.student_rate:g}"
         if (kept := run.kept.get(key)) is not None:
             student.load_state_dict(kept)
             return self._finished(student, encoder, unseen, run)
@@ -146,6 +160,8 @@ class Twins(CollapseSearch, EncoderExaminer):
             label="twin",
             checkpoint=None,
         )
+        rows = torch.randperm(len(shown), generator=run.child("statistics").generator())[: self.images]
+        settled(student, to_float(shown.images[rows.to(run.device)]))
         run.kept.put(key, student.state_dict())
         return self._finished(student, encoder, unseen, run)
 
@@ -153,6 +169,14 @@ class Twins(CollapseSearch, EncoderExaminer):
         student.eval().requires_grad_(False)
         pixels = to_float(unseen)
         return student, float(apart(answers(student, pixels, run), answers(encoder, pixels, run)))
+
+
+def _by_kind(priors: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The scores of priors by kind, which is the first word of a name, and by name."""
+    kinds: dict[str, dict[str, float]] = {}
+    for name, told in priors.items():
+        kinds.setdefault(name.split()[0], {})[name] = told["score"]
+    return kinds
 
 
 def _without(images: ImageSet, held: Tensor) -> ImageSet:
