@@ -2,9 +2,10 @@
 
     python -m docs.keep_zoo runs/zoo-families/scores-quick-development.json docs/results/data/strangers.json "sapper …"
 
-For each detector its score; and where it compares a search with the same search in other networks (``twins``),
-also the search alone: the largest drop in spread that any prior reaches. Only backdoors with a strict ASR
-of half or more count as such. The command is the one that a reader repeats.
+For each detector its score; and where it compares a search with the same search in other networks (``twins``), also
+the search alone: the largest drop in spread that any prior reaches. Only backdoors with a strict ASR of half or more
+count as such. Where encoders were judged beside bags, also how many are flagged. The command is the one that a reader
+repeats.
 """
 
 import argparse
@@ -42,8 +43,15 @@ def kept(scores: dict[str, Any], command: str) -> list[dict[str, Any]]:
                 "command": command,
                 "made": made,
             }
-            rows.append(told | row(ours, of))
+            judged = [each for each in scores["rows"] if (each["detector"], each["family"]) == (statistic, family)]
+            rows.append(told | row(ours, of) | (decisions(judged[0]) if judged else {}))
     return rows
+
+
+def decisions(judged: dict[str, Any]) -> dict[str, Any]:
+    """How many working backdoors are found and how many clean encoders are flagged, as audits decide."""
+    shares = {"found": judged["working"], "false alarms": judged["false_alarms"]}
+    return {name: {"found": each["found"], "of": each["n"]} for name, each in shares.items() if each}
 
 
 def statistics(members: list[Member]) -> dict[str, Callable[[Member], float | None]]:

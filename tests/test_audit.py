@@ -342,7 +342,7 @@ def test_images_too_few_of_another_size_or_all_the_same_are_told(bag: Bag) -> No
 
 
 STRANGERS = replace(BUDGET, detectors={"decree": {"epochs": 1, "images": 32, "batch": 16}})
-STRANGERS = replace(STRANGERS, stranger=("multi_prior", SHORT))
+STRANGERS = replace(STRANGERS, strangers={"multi_prior": SHORT})
 
 
 def families(count: int = 20, **change: Any) -> FamilyBag:
@@ -378,7 +378,7 @@ def test_where_no_bag_fits_families_decide() -> None:
 
 
 def test_a_bag_of_its_kind_goes_before_families(bag: Bag, found: AuditReport) -> None:
-    budget = replace(BUDGET, stranger=("multi_prior", SHORT | {"held_out": 16}))
+    budget = replace(BUDGET, strangers={"multi_prior": SHORT | {"held_out": 16}})
     report = audit(varied(99, gain=30.0), photos(), budget, [bag], RUN, families=[families()])
     assert report.families is None
     assert (report.verdict, report.p_value, report.reason) == (found.verdict, found.p_value, found.reason)
@@ -395,7 +395,7 @@ def test_without_families_that_fit_a_stranger_is_undecided(known: list[FamilyBag
 
 
 def test_a_bag_of_its_kind_that_is_too_small_is_not_passed_over(bag: Bag) -> None:
-    budget = replace(BUDGET, stranger=("multi_prior", SHORT))
+    budget = replace(BUDGET, strangers={"multi_prior": SHORT})
     few = replace(bag, gathered={}, scores={"multi_prior": bag.scores["multi_prior"][:5]})
     report = audit(varied(99, gain=30.0), photos(), budget, [few], RUN, families=[families()])
     assert (report.verdict, report.families) == ("undecided", None)
@@ -419,7 +419,7 @@ def test_an_interrupted_audit_knows_another_normalization_for_another_encoder(tm
 
 
 def test_what_is_unusual_but_weak_is_no_evidence_among_families_either() -> None:
-    weak = replace(STRANGERS, stranger=("multi_prior", SHORT | {"threshold": 1e6}))
+    weak = replace(STRANGERS, strangers={"multi_prior": SHORT | {"threshold": 1e6}})
     parameters = parameters_of(weak.for_strangers()["multi_prior"])
     report = audit(varied(99, gain=30.0), photos(), weak, [], RUN, families=[families(parameters=parameters)])
     assert report.verdict == "no-evidence"

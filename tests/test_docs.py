@@ -215,7 +215,11 @@ def test_scores_of_a_zoo_are_kept_by_family_and_together(tmp_path: Path) -> None
         *(member("b", 0.0, 0.0), member("b", None, 0.0), member("b", 9.0, 9.0, 0.1)),
     ]
     made = {"torch": "2", "device": "cpu", "number format": "float32", "cores": "2"}
-    (tmp_path / "scores.json").write_text(json.dumps({"members": members, "budget": "quick", "environment": made}))
+    judged = {"working": {"found": 1, "n": 2}, "false_alarms": {"found": 0, "n": 2}}
+    judgements = [{"family": "a", "detector": "twins"} | judged, {"family": "b", "detector": "twins"} | judged]
+    judgements[1]["working"] = None
+    scores = {"members": members, "budget": "quick", "environment": made, "rows": judgements}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
     file = tmp_path / "kept.json"
     assert keep_zoo.main([str(tmp_path / "scores.json"), str(file), "sapper zoo score"]) == 0
     rows = {(row["statistic"], row["family"]): row for row in json.loads(file.read_text())}
@@ -223,7 +227,9 @@ def test_scores_of_a_zoo_are_kept_by_family_and_together(tmp_path: Path) -> None
     own = rows["twins", "a"]
     assert (own["clean"], own["working"], own["clean_largest"], own["working_median"]) == (2, 2, 2.0, 2.25)
     assert own["AUC"]["value"] == 0.75
-    assert own["beyond"] == {"found": 1, "of": 2}
+    assert own["beyond"] == own["found"] == {"found": 1, "of": 2}
+    assert own["false alarms"] == {"found": 0, "of": 2}
+    assert "found" not in rows["twins", "b"]
     together = rows["twins", "all"]
     assert (together["clean"], together["working"], together["without a score"]) == (3, 2, 1)
     assert rows["the search of twins alone", "a"]["AUC"]["value"] == 0.75

@@ -1,7 +1,6 @@
 """Bags over families: their p-value by hand and by simulation, and what cannot be used."""
 
 import math
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +19,8 @@ from sapper.audits.families import (
 )
 from sapper.defenses.budgets import BUDGETS
 from sapper.errors import SapperError
-from tests.conftest import REPOSITORY
 
-QUICK = replace(BUDGETS["quick"], stranger=("multi_prior", {"blends": ()}))
+QUICK = replace(BUDGETS["quick"], strangers={"multi_prior": {"blends": ()}})
 
 
 def bag(scores: list[list[float | None]], name: str = "known") -> FamilyBag:
@@ -67,10 +65,10 @@ def test_a_bag_fits_its_detector_and_is_large_enough() -> None:
     enough, few = bag([[0.0]] * 19), bag([[0.0]] * 18, "few")
     assert fitting_families(QUICK, [few, enough], 0.05).bag == enough
     assert "18 of the 19 families" in fitting_families(QUICK, [few], 0.05).reason
-    other = replace(QUICK, stranger=("multi_prior", {"filters": ()}))
+    other = replace(QUICK, strangers={"multi_prior": {"filters": ()}})
     assert "as the budget quick has it" in fitting_families(other, [enough], 0.05).reason
     assert fitting_families(QUICK, [], 0.05).reason == "no bag over families is known"
-    none = fitting_families(replace(QUICK, stranger=None), [enough], 0.05)
+    none = fitting_families(replace(QUICK, strangers={}), [enough], 0.05)
     assert none.reason == "the budget quick has no detector that can be compared among families"
 
 
@@ -78,16 +76,6 @@ def test_a_bag_survives_its_file(tmp_path: Path) -> None:
     known = bag([[0.1, None], [2.0]])
     write_families(known, tmp_path / "a.json")
     assert read_families(tmp_path / "a.json") == known
-
-
-def test_the_bag_beside_the_plan_fits_the_quick_budget() -> None:
-    """And its families are those of the plan's calibration part."""
-    known = read_families(REPOSITORY / "zoos" / "families-quick.json")
-    assert fitting_families(BUDGETS["quick"], [known], 0.05).bag == known
-    plan = tomllib.loads((REPOSITORY / "zoos" / "families.toml").read_text())
-    assert {family.name for family in known.families} == {
-        family["name"] for family in plan["family"] if "calibration" in family["part"]
-    }
 
 
 def text(name: str = "a", scores: str = "[1]", families: int = 1) -> str:

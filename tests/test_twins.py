@@ -11,7 +11,6 @@ from sapper.defenses.judge.multi_prior import MultiPrior
 from sapper.defenses.judge.twins import Twins, _without
 from sapper.encoders import Card, Encoder, redrawing
 from sapper.encoders.redrawing import drawn_to, redrawn, settled
-from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet, PixelSpec
 from sapper.triggers import Mask
@@ -115,8 +114,11 @@ def test_the_same_seed_gives_the_same_and_the_encoder_stays_as_it_is() -> None:
 
 def test_too_few_images_are_told_and_features_that_are_none_give_no_score() -> None:
     method = Twins(**SMALL, twins=1, steps=2)  # type: ignore[arg-type]
-    with pytest.raises(SapperError, match="50 images are too few for twins: 25 are left"):
-        method.examine(encoder(0.0), photos(50), RUN)
+    few = method.examine(encoder(8.0), photos(50), RUN)
+    assert (few.score, few.flagged, few.evidence["of"]) == (None, None, "twin")
+    assert "50 images are too few for twins: 25 are left" in few.evidence["why"]
+    assert few.evidence["priors"]["patch 4×4"]["powers"] > 0
+    assert isinstance(few.trigger, Mask)
     flat = encoder(0.0)
     with torch.no_grad():
         flat.backbone.linear.weight.zero_()  # type: ignore[union-attr, operator]

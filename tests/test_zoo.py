@@ -631,7 +631,7 @@ def scored(family: str, part: str, score: float | None, *, attacked: bool = Fals
 
 
 def test_strangers_are_judged_among_families_of_the_calibration_part() -> None:
-    budget = for_audits.of_strangers(replace(BUDGET, stranger=("multi_prior", {"blends": ()})))
+    budget = for_audits.of_strangers(replace(BUDGET, strangers={"multi_prior": {"blends": ()}}))
     assert list(budget.detectors) == ["multi_prior"]
     known = [scored(f"family {i}", "calibration", value) for i in range(19) for value in (i / 10, i / 20)]
     judged = [scored("new", "judgement", value, attacked=attacked) for value, attacked in ((0.5, False), (9.0, True))]

@@ -102,7 +102,7 @@ def fitting_families(budget: Budget, known: Sequence[FamilyBag], bound: float) -
         return AmongFamilies(bag=None, reason=why)
     if not known:
         return AmongFamilies(bag=None, reason="no bag over families is known")
-    detector = budget.stranger[0]
+    detector = budget.stranger
     parameters = parameters_of(budget.for_strangers()[detector])
     same = [bag for bag in known if (bag.detector, bag.parameters) == (detector, parameters)]
     if not same:

@@ -37,6 +37,11 @@ def explain(report: Any, key: Key, match: Match, known: Sequence[Bag], asked: "A
             f"why: {report.reason} No bag changes that, since there is no score to compare.",
             "get the encoder from another source, or say with --mean and --std what it was trained with",
         ]
+    if report.families is not None:
+        return [
+            f"why: {report.reason} No bag changes that, since there is no score to compare.",
+            "give more of the images that it was trained on: some thousand are better than some hundred",
+        ]
     if match.too_small:
         return _too_small(report.false_alarm_bound, min((bag for bag in known if bag.key == key), key=_size), asked)
     why = (

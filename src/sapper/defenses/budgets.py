@@ -4,7 +4,7 @@ The first detector of a budget *leads*: its score alone decides, because more th
 false alarms. What the others find is evidence beside it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sapper import defenses
@@ -19,15 +19,15 @@ if TYPE_CHECKING:  # naming a budget must not wait for torch
 class Budget:
     """``detectors``: name and parameters of each, the leading one first. ``tried`` and ``left_out``: in words.
 
-    ``stranger``: name and parameters of the detector that leads in their place where no bag of the encoder's kind is
-    known, but one over families is.
+    ``strangers``: the same where no bag of the encoder's kind is known, but one over families is; nothing if that says
+    nothing about this budget.
     """
 
     name: str
     detectors: dict[str, dict[str, Any]]
     tried: tuple[str, ...]
     left_out: tuple[str, ...]
-    stranger: tuple[str, dict[str, Any]] | None = None
+    strangers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def leading(self) -> str:
@@ -37,11 +37,14 @@ class Budget:
         """The detectors, by name."""
         return {name: _made(name, set_) for name, set_ in self.detectors.items()}
 
+    @property
+    def stranger(self) -> str | None:
+        """The detector that leads for strangers."""
+        return next(iter(self.strangers), None)
+
     def for_strangers(self) -> "dict[str, EncoderExaminer]":
-        """The detectors where no bag of the encoder's kind is known: in place of the leading one ``stranger``."""
-        assert self.stranger is not None
-        others = {name: set_ for name, set_ in self.detectors.items() if name != self.leading}
-        return {name: _made(name, set_) for name, set_ in (dict([self.stranger]) | others).items()}
+        """The detectors where no bag of the encoder's kind is known, by name."""
+        return {name: _made(name, set_) for name, set_ in self.strangers.items()}
 
 
 def _made(name: str, parameters: dict[str, Any]) -> "EncoderExaminer":
@@ -51,6 +54,11 @@ def _made(name: str, parameters: dict[str, Any]) -> "EncoderExaminer":
 
 PATCHES = ((0.25, -0.09, 0.23), (0.375, 0.19, 0.35))
 """Sizes as shares of the side, and what is usual without a backdoor; see ``multi_prior``."""
+
+TWINS: dict[str, Any] = {"blends": (), "filters": ()}
+"""How strangers are compared with a student of theirs: by squares, in every budget, so that one bag serves all."""
+
+DECREE = {"epochs": 60, "images": 256, "batch": 64}
 
 SQUARES = "square patches of a quarter and of three eighths of the image's side, anywhere: smaller ones lie inside"
 LARGE = "patches of more than three eighths of the side"
@@ -64,14 +72,14 @@ QUICK = Budget(
         "second opinions by DECREE and SSL-Cleanse",
         LARGE,
     ),
-    stranger=("twins", {"blends": (), "filters": ()}),
+    strangers={"twins": TWINS},
 )
 
 STANDARD = Budget(
     name="standard",
     detectors={
         "multi_prior": {"patches": PATCHES},
-        "decree": {"epochs": 60, "images": 256, "batch": 64},
+        "decree": DECREE,
     },
     tried=(
         SQUARES,
@@ -80,22 +88,25 @@ STANDARD = Budget(
         "the smallest mask of any shape (DECREE), as a second opinion",
     ),
     left_out=("a second opinion by SSL-Cleanse", "more starts and steps of each search", LARGE),
+    strangers={"twins": TWINS, "multi_prior": {"patches": ()}, "decree": DECREE},
 )
+
+MANY: dict[str, dict[str, Any]] = {
+    "multi_prior": {
+        "patches": ((0.125, -0.30, 0.10), *PATCHES),
+        "blends": ((0.1, -0.27, 0.11), (0.2, 0.01, 0.33)),
+        "restarts": 16,
+        "rounds": ((0, 8, 4), (16, 16, 24), (4, 32, 48)),
+        "images": 256,
+        "held_out": 256,
+    },
+    "decree": {"epochs": 200, "images": 512, "batch": 128, "restarts": 3},
+    "ssl_cleanse": {},
+}
 
 THOROUGH = Budget(
     name="thorough",
-    detectors={
-        "multi_prior": {
-            "patches": ((0.125, -0.30, 0.10), *PATCHES),
-            "blends": ((0.1, -0.27, 0.11), (0.2, 0.01, 0.33)),
-            "restarts": 16,
-            "rounds": ((0, 8, 4), (16, 16, 24), (4, 32, 48)),
-            "images": 256,
-            "held_out": 256,
-        },
-        "decree": {"epochs": 200, "images": 512, "batch": 128, "restarts": 3},
-        "ssl_cleanse": {},
-    },
+    detectors=MANY,
     tried=(
         "square patches of an eighth, a quarter and three eighths of the image's side, anywhere, from more starts",
         "one picture mixed into the whole image with weights of 0.1 and 0.2",
@@ -103,6 +114,7 @@ THOROUGH = Budget(
         "the smallest mask of any shape (DECREE), and for each cluster of features (SSL-Cleanse), as second opinions",
     ),
     left_out=(LARGE,),
+    strangers={"twins": TWINS} | MANY,
 )
 
 BUDGETS = {budget.name: budget for budget in (QUICK, STANDARD, THOROUGH)}

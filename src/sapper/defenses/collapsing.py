@@ -59,8 +59,7 @@ class Gathered:
 
 def measured(gathered: Gathered) -> dict[str, float]:
     """Its numbers, as evidence holds them."""
-    spreads = {"spread": gathered.spread, "neighborhood": gathered.neighborhood}
-    return {"score": gathered.score, **spreads, "powers": gathered.powers}
+    return {"spread": gathered.spread, "neighborhood": gathered.neighborhood, "powers": gathered.powers}
 
 
 def beyond(looked: "Search", others: Sequence["Search"]) -> dict[str, dict[str, Any]]:

@@ -56,7 +56,9 @@ def of_strangers(budget: Budget) -> Budget:
     if budget.stranger is None:
         what, remedy = "it has no detector for encoders that no bag fits", "name another budget"
         raise SapperError(what, where=f"--budget {budget.name}", remedy=remedy)
-    return replace(budget, name=f"{budget.name}-strangers", detectors=dict([budget.stranger]))
+    return replace(
+        budget, name=f"{budget.name}-strangers", detectors={budget.stranger: budget.strangers[budget.stranger]}
+    )
 
 
 def check_strangers(members: Sequence[Member], bag: FamilyBag | None, budget: Budget) -> None:

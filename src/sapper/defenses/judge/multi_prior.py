@@ -88,7 +88,7 @@ class MultiPrior(CollapseSearch, EncoderExaminer):
             evidence={
                 "prior": winner,
                 "spread": looked.spread,
-                "priors": {name: measured(each) for name, each in looked.found.items()},
+                "priors": {name: {"score": each.score} | measured(each) for name, each in looked.found.items()},
             },
             seconds=time.perf_counter() - started,
         )

@@ -29,6 +29,7 @@ Source: Sapper. Defaults are from the development part of the zoo ``families`` (
 blends and filters were not calibrated.
 """
 
+import math
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -38,20 +39,22 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sapper.defenses.collapsing import CollapseSearch, Search, Usual, beyond
+from sapper.defenses.collapsing import CollapseSearch, Search, Usual, beyond, measured
 from sapper.defenses.contracts import EncoderExaminer, Need
 from sapper.defenses.measures import OfVerdicts, detection
 from sapper.defenses.repairing import Distilling, answers, apart, fresh
 from sapper.encoders import Encoder
 from sapper.encoders.freezing import trained
 from sapper.encoders.redrawing import drawn_to, settled
-from sapper.errors import SapperError
 from sapper.running import KeptFor, Run
 from sapper.samples import ImageSet, to_float
 from sapper.verdicts import Verdict, unscored
 
 FEWEST = 32
 """Images below which no twin learns anything; others are held out."""
+
+BATCH_PIXELS, SMALLEST_BATCH = 64 * 96 * 96, 8
+"""Of large images a batch has fewer: what it takes in memory grows with its pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,31 +94,28 @@ class Twins(CollapseSearch, EncoderExaminer):
         Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``beside``, the powers of ten that each twin
         reaches, and the ``score`` beside these; the mean of them for each of the ``kinds``; ``prior``, the largest of
         the kind that counts, whose change is the trigger; ``fit`` of each twin. No score where features cannot be
-        measured, in the encoder or in a twin, and where a twin is unlike it.
-
-        Raises ``SapperError`` for fewer images than a twin needs.
+        measured, in the encoder or in a twin, where a twin is unlike it, and where there are too few images for one;
+        what was found in the encoder is told then, too.
         """
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
         seen, unseen = self.split(images, run, "twins")
         shown = _without(images, unseen)
-        if len(shown) < FEWEST:
-            what = f"{len(images)} images are too few for twins: {len(shown)} are left to learn from"
-            raise SapperError(what, where=images.name, remedy=f"give {2 * FEWEST} or more; hundreds are better")
         looked = self.search(encoder, seen, unseen, run)
         if looked.why is not None:
             return unscored(looked.why, self.threshold, time.perf_counter() - started)
+        if len(shown) < FEWEST:
+            why = f"{len(images)} images are too few for twins: {len(shown)} are left to learn from"
+            return self._alone(looked, f"{why}; give {2 * FEWEST} or more, hundreds are better", started)
         searches, fits = list[Search](), list[float]()
         for number in range(self.twins):
             twin, fit = self.twin(encoder, shown, unseen, run.child(f"twin {number}"))
             own = replace(run, kept=KeptFor(run.kept, f"twin-{number}"))
             searches.append(self.search(twin, seen, unseen, own))  # from the same starts
             fits.append(fit)
-            why = searches[-1].why or (None if fit <= self.worst_fit else f"it differs from the encoder by {fit:.2f}")
-            if why is not None:
-                why = f"twin {number} says nothing: {why}"
-                none = unscored(why, self.threshold, time.perf_counter() - started)
-                return replace(none, evidence=none.evidence | {"of": "twin"})
+            unlike = None if fit <= self.worst_fit else f"it differs from the encoder by {fit:.2f}"
+            if (wrong := searches[-1].why or unlike) is not None:
+                return self._alone(looked, f"twin {number} says nothing: {wrong}", started)
         priors = beyond(looked, searches)
         kinds = {kind: statistics.fmean(scores.values()) for kind, scores in _by_kind(priors).items()}
         kind, score = max(kinds.items(), key=lambda told: told[1])
@@ -128,6 +128,14 @@ class Twins(CollapseSearch, EncoderExaminer):
             evidence={"prior": winner, "spread": looked.spread, "fit": fits, "kinds": kinds, "priors": priors},
             seconds=time.perf_counter() - started,
         )
+
+    def _alone(self, looked: Search, why: str, started: float) -> Verdict:
+        """What was found in the encoder, where no twin can tell what it is worth."""
+        winner = max(looked.found, key=lambda name: looked.found[name].powers)
+        priors = {name: measured(gathered) for name, gathered in looked.found.items()}
+        found = {"of": "twin", "prior": winner, "spread": looked.spread, "priors": priors}
+        none = unscored(why, self.threshold, time.perf_counter() - started)
+        return replace(none, trigger=looked.found[winner].change.trigger(), evidence=none.evidence | found)
 
     def parts(self) -> list["Twins"]:
         """Itself: all priors are tried on the same twins."""
@@ -146,7 +154,7 @@ class Twins(CollapseSearch, EncoderExaminer):
             return self._finished(student, encoder, unseen, run)
         learning = Distilling(
             steps=self.steps,
-            batch=min(self.batch, len(shown)),
+            batch=min(self.batch, len(shown), max(SMALLEST_BATCH, BATCH_PIXELS // math.prod(shown.size))),
             learning_rate=self.student_rate,
             augmented=self.augmented,
             crop_scale=self.crop_scale,
