@@ -62,7 +62,7 @@ def encoder(planted: float, seed: int = 0) -> Encoder:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_was_planted_is_in_the_encoder_and_not_in_its_twins(seed: int) -> None:
-    method = Twins(**SMALL, twins=1, steps=300, augmented=0.0)  # type: ignore[arg-type]
+    method = Twins(**SMALL, keep=(0.5,), steps=300, augmented=0.0)  # type: ignore[arg-type]
     images = photos(seed=seed)
     clean, planted = (method.examine(encoder(gain, seed), images, Run(seed=seed)) for gain in (0.0, 8.0))
     assert clean.score is not None
@@ -76,7 +76,7 @@ def test_what_was_planted_is_in_the_encoder_and_not_in_its_twins(seed: int) -> N
 
 
 def test_the_score_is_the_excess_over_the_mean_twin() -> None:
-    method = Twins(**SMALL, twins=2, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
+    method = Twins(**SMALL, keep=(0.5, 0.15), steps=20, worst_fit=2.0)  # type: ignore[arg-type]
     verdict = method.examine(encoder(8.0), photos(), RUN)
     ((name, prior),) = verdict.evidence["priors"].items()
     assert verdict.score == pytest.approx((prior["powers"] - sum(prior["beside"]) / 2) / 0.3)
@@ -98,14 +98,14 @@ def test_of_each_kind_the_mean_counts_and_the_largest_kind_decides() -> None:
 
 def test_the_search_in_the_encoder_is_that_of_multi_prior() -> None:
     subject = encoder(8.0)
-    ours = Twins(**SMALL, twins=1, steps=2, worst_fit=2.0).examine(subject, photos(), RUN)  # type: ignore[arg-type]
+    ours = Twins(**SMALL, keep=(0.5,), steps=2, worst_fit=2.0).examine(subject, photos(), RUN)  # type: ignore[arg-type]
     theirs = MultiPrior(**SMALL).examine(subject, photos(), RUN)  # type: ignore[arg-type]
     ((_, prior),) = ours.evidence["priors"].items()
     assert prior["powers"] == theirs.evidence["priors"]["patch 4×4"]["powers"]
 
 
 def test_the_same_seed_gives_the_same_and_the_encoder_stays_as_it_is() -> None:
-    subject, method = encoder(8.0), Twins(**SMALL, twins=1, steps=10, worst_fit=2.0)  # type: ignore[arg-type]
+    subject, method = encoder(8.0), Twins(**SMALL, keep=(0.5,), steps=10, worst_fit=2.0)  # type: ignore[arg-type]
     before = {name: value.clone() for name, value in subject.state_dict().items()}
     first, second = (method.examine(subject, photos(), RUN) for _ in range(2))
     assert first.evidence == second.evidence
@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_and_the_encoder_stays_as_it_is() -> None:
 
 
 def test_too_few_images_are_told_and_features_that_are_none_give_no_score() -> None:
-    method = Twins(**SMALL, twins=1, steps=2)  # type: ignore[arg-type]
+    method = Twins(**SMALL, keep=(0.5,), steps=2)  # type: ignore[arg-type]
     few = method.examine(encoder(8.0), photos(50), RUN)
     assert (few.score, few.flagged, few.evidence["of"]) == (None, None, "twin")
     assert "50 images are too few for twins: 25 are left" in few.evidence["why"]
@@ -128,7 +128,7 @@ def test_too_few_images_are_told_and_features_that_are_none_give_no_score() -> N
 
 
 def test_a_twin_that_learned_nothing_says_nothing() -> None:
-    method = Twins(**SMALL, twins=1, steps=1, student_rate=1e-9, worst_fit=0.3)  # type: ignore[arg-type]
+    method = Twins(**SMALL, keep=(0.5,), steps=1, student_rate=1e-9, worst_fit=0.3)  # type: ignore[arg-type]
     verdict = method.examine(encoder(8.0), photos(), RUN)
     assert (verdict.score, verdict.flagged) == (None, None)
     assert "twin 0 says nothing: it differs from the encoder by" in verdict.evidence["why"]
@@ -166,10 +166,10 @@ def test_what_an_architecture_does_by_itself_is_no_score() -> None:
 
 
 def test_a_twin_begins_between_fresh_weights_and_those_of_the_encoder() -> None:
-    """Without a step to learn from, nearly: at ``keep`` 0.9 it answers as the encoder does, at 0 it does not."""
-    still = {"twins": 1, "steps": 1, "student_rate": 1e-9, "worst_fit": 2.0}
+    """Nearly without a step to learn from: at ``keep`` 0.9 it answers as the encoder does, at 0 it does not."""
+    still = {"steps": 1, "student_rate": 1e-9, "worst_fit": 2.0}
     near, far = (
-        Twins(**SMALL, **still, keep=keep).examine(encoder(8.0), photos(), RUN).evidence["fit"][0]  # type: ignore[arg-type]
+        Twins(**SMALL, **still, keep=(keep,)).examine(encoder(8.0), photos(), RUN).evidence["fit"][0]  # type: ignore[arg-type]
         for keep in (0.9, 0.0)
     )
     assert near < 0.05

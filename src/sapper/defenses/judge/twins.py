@@ -9,12 +9,13 @@ and those of f, w_f, and learns f's features of ordinary images and of views of 
     h₀ = (1 − k)·w + k·w_f                                                                                      ``keep``
     h = argmin  1 − mean s( h(v), f(v) )                                                                    s the cosine
 
-as in distillation. What f does with a trigger is nowhere in these images. What half of its weights still know of it,
+as in distillation. What f does with a trigger is nowhere in these images. What a part of its weights still know of it,
 the training does not keep up; whereas what is natural to the architecture, the data and the representation is there
-from the start, or learned. From fresh weights (k = 0) a twin needs several times the steps to come as near. The same
-search, from the same starts, looks for the change of each prior (``defenses/collapsing.py``) that gathers features
-most, in f and in its twins. With P_s the powers of ten that a prior s reaches, the score is the mean excess over the
-priors of one kind (squares of several sizes, which share most triggers; blends; filters), of the kind that has most,
+from the start, or learned. A twin that begins near f has more of both, one that begins far from it less of both: the
+mean of one of each is nearer to what f would be without a backdoor than two of a kind. The same search, from the same
+starts, looks for the change of each prior (``defenses/collapsing.py``) that gathers features most, in f and in its
+twins. With P_s the powers of ten that a prior s reaches, the score is the mean excess over the priors of one kind
+(squares of several sizes, which share most triggers; blends; filters), of the kind that has most,
 
     score = max_kinds mean_s ( P_s(f) − mean_t P_s(h_t) − μ_s ) / σ_s                        flagged above ``threshold``
 
@@ -23,7 +24,7 @@ where by default μ = 0 and σ = 1, so that the score is in powers of ten, too.
 A twin that is fitted badly may collapse by itself, and hide what f does: ``fit`` in the evidence is its distance to f
 on images that it was not trained on, and where that is above ``worst_fit`` there is no score. How far a clean encoder
 of another kind can go is measured on many of them (``audits/families.py``). An attacker who knows this can train the
-trigger into what ordinary images show, or a backdoor that halved weights keep.
+trigger into what ordinary images show, or a backdoor that a part of the weights keeps.
 
 Source: Sapper. Defaults are from the development part of the zoo ``families`` (``docs/results/strangers.md``); those of
 blends and filters were not calibrated.
@@ -61,9 +62,9 @@ BATCH_PIXELS, SMALLEST_BATCH = 64 * 96 * 96, 8
 class Twins(CollapseSearch, EncoderExaminer):
     """Compares a search for triggers in an encoder with the same in students of it (Sapper's own).
 
-    ``twins``: how many students. ``keep``: the share of the encoder's weights that they begin with. ``steps``,
-    ``batch``, ``student_rate``: of the distillation, at least so many steps of Adam with a falling rate; ``augmented``:
-    the share of each batch that is augmented, with crops of ``crop_scale`` of the image's area or more. ``worst_fit``:
+    ``keep``: for each twin, the share of the encoder's weights that it begins with. ``steps``, ``batch``,
+    ``student_rate``: of the distillation, at least so many steps of Adam with a falling rate; ``augmented``: the share
+    of each batch that is augmented, with crops of ``crop_scale`` of the image's area or more. ``worst_fit``:
     1 − the mean cosine of a twin and the encoder above which nothing is said.
     Priors, starts and rounds are those of the search. ``threshold`` of the score.
     """
@@ -71,15 +72,14 @@ class Twins(CollapseSearch, EncoderExaminer):
     patches: tuple[Usual, ...] = ((0.25, 0.0, 1.0), (0.375, 0.0, 1.0))
     blends: tuple[Usual, ...] = ((0.2, 0.0, 1.0),)
     filters: tuple[Usual, ...] = ((0.2, 0.0, 1.0),)
-    twins: PositiveInt = 1
-    keep: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    steps: PositiveInt = 200
+    keep: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.5, 0.15)
+    steps: PositiveInt = 250
     batch: Annotated[int, Field(ge=2)] = 64
-    student_rate: PositiveFloat = 1e-3
+    student_rate: PositiveFloat = 2e-3
     augmented: Annotated[float, Field(ge=0, le=1)] = 0.5
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2
     worst_fit: Annotated[float, Field(gt=0, le=2)] = 0.5
-    threshold: float = 0.3
+    threshold: float = 0.5
 
     kind: ClassVar[Literal["examine"]] = "examine"
     needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
@@ -108,8 +108,8 @@ class Twins(CollapseSearch, EncoderExaminer):
             why = f"{len(images)} images are too few for twins: {len(shown)} are left to learn from"
             return self._alone(looked, f"{why}; give {2 * FEWEST} or more, hundreds are better", started)
         searches, fits = list[Search](), list[float]()
-        for number in range(self.twins):
-            twin, fit = self.twin(encoder, shown, unseen, run.child(f"twin {number}"))
+        for number, keep in enumerate(self.keep):
+            twin, fit = self.twin(encoder, keep, shown, unseen, run.child(f"twin {number}"))
             own = replace(run, kept=KeptFor(run.kept, f"twin-{number}"))
             searches.append(self.search(twin, seen, unseen, own))  # from the same starts
             fits.append(fit)
@@ -141,14 +141,14 @@ class Twins(CollapseSearch, EncoderExaminer):
         """Itself: all priors are tried on the same twins."""
         return [self]
 
-    def twin(self, encoder: Encoder, images: ImageSet, unseen: Tensor, run: Run) -> tuple[Encoder, float]:
-        """A student that learns the encoder's features of ``images``, in ``eval`` mode and frozen.
+    def twin(self, encoder: Encoder, keep: float, images: ImageSet, unseen: Tensor, run: Run) -> tuple[Encoder, float]:
+        """A student with ``keep`` of the encoder's weights that learns its features of ``images``, frozen.
 
         And 1 − the mean cosine of both on ``unseen`` ones, uint8 (N, 3, H, W).
         """
         student, shown = fresh(encoder, run.child("weights")).to(run.device), images.to(run.device)
-        drawn_to(student, encoder, self.keep).train()
-        key = f"twin-{run.seed}-{images.digest[:16]}-{self.steps}-{self.keep:g}-{self.student_rate:g}"
+        drawn_to(student, encoder, keep).train()
+        key = f"twin-{run.seed}-{images.digest[:16]}-{self.steps}-{keep:g}-{self.student_rate:g}"
         if (kept := run.kept.get(key)) is not None:
             student.load_state_dict(kept)
             return self._finished(student, encoder, unseen, run)
