@@ -49,7 +49,10 @@ def kept(scores: dict[str, Any], command: str) -> list[dict[str, Any]]:
 
 
 def decisions(judged: dict[str, Any]) -> dict[str, Any]:
-    """How many working backdoors are found and how many clean encoders are flagged, as audits decide."""
+    """How many working backdoors are found and how many clean encoders are flagged, as audits decide.
+
+    Of the judgement part alone.
+    """
     shares = {"found": judged["working"], "false alarms": judged["false_alarms"]}
     return {name: {"found": each["found"], "of": each["n"]} for name, each in shares.items() if each}
 
@@ -61,13 +64,13 @@ def statistics(members: list[Member]) -> dict[str, Callable[[Member], float | No
         found[name] = lambda each, name=name: each["scores"][name]  # type: ignore[misc]
         if any("beside" in prior for each in members for prior in priors(each, name)):
             found[f"the search of {name} alone"] = lambda each, name=name: max(  # type: ignore[misc]
-                (prior["powers"] for prior in priors(each, name)), default=None
+                (prior["powers"] for prior in priors(each, name) if "beside" in prior), default=None
             )
     return found
 
 
 def priors(each: Member, detector: str) -> Iterator[dict[str, Any]]:
-    """What a detector found of each prior; nothing where it gave no score."""
+    """What a detector found of each prior; where it gave no score nothing, or what nothing stands beside."""
     yield from each["evidence"].get(detector, {}).get("priors", {}).values()
 
 

@@ -12,7 +12,7 @@ from sapper.cli.explaining import Asked, _measuring
 from sapper.cli.opening import Said
 from sapper.defenses.budgets import BUDGETS
 from sapper.running import Run
-from tests.micro import write_data
+from tests.micro import write_data, write_npz
 from tests.program import Ended, Sapper
 
 
@@ -82,6 +82,21 @@ def test_a_verdict_is_explained_too(sapper: Sapper, place: Path) -> None:
     end = explained(sapper, "--bag", "mine.json")
     assert end.code in (0, 1)
     assert "why: the p-value is " in end.out
+
+
+def test_too_few_images_for_twins_are_explained(sapper: Sapper, place: Path) -> None:
+    from sapper.audits.families import Family, FamilyBag, parameters_of, write_families
+
+    parameters = parameters_of(BUDGETS["quick"].for_strangers()["twins"])
+    known = [Family(name=f"family {number}", about="", scores=[0.0]) for number in range(20)]
+    write_families(FamilyBag(name="x", detector="twins", parameters=parameters, families=known), place / "x.json")
+    write_npz(place / "few" / "train.npz", 40, seed=1, labeled=False)
+    how = ("--images", "few", "--device", "cpu", "--explain", "--families", "x.json", "--fail-on", "backdoor")
+    end = sapper("audit", "x.safetensors", *how)
+    assert end.code == 0, end.err + end.out
+    text = " ".join(end.out.split())
+    assert "images are too few for twins" in text
+    assert "give some thousand of the images that it was trained on" in text
 
 
 def test_public_models_are_offered_where_there_is_a_list_of_them() -> None:

@@ -72,6 +72,29 @@ def test_a_bag_fits_its_detector_and_is_large_enough() -> None:
     assert none.reason == "the budget quick has no detector that can be compared among families"
 
 
+def test_a_family_without_a_score_can_make_a_bag_useless() -> None:
+    """Of 20 families one may have none: p ≥ 2/21 otherwise, and 39 are needed for 5 %."""
+    parameters = parameters_of(QUICK.for_strangers()["multi_prior"])
+    for families, without, useless in ((20, 1, True), (39, 1, False), (39, 2, True)):
+        scores: list[list[float | None]] = [[None] if number < without else [0.0] for number in range(families)]
+        known = replace(bag(scores), detector="multi_prior", parameters=parameters)
+        found = fitting_families(QUICK, [known], 0.05)
+        assert (found.bag is None) == useless
+        assert ("have an encoder without a score" in found.reason) == useless
+
+
+def test_strangers_are_compared_alike_in_every_budget() -> None:
+    """One bag serves all: the same detector leads, with the same parameters."""
+    leading = [next(iter(budget.for_strangers().items())) for budget in BUDGETS.values()]
+    assert {name for name, _ in leading} == {"twins"}
+    assert all(parameters_of(method) == parameters_of(leading[0][1]) for _, method in leading)
+    for budget in BUDGETS.values():
+        told = budget.tried_on(strangers=True)
+        assert "which decides" in told[0]
+        assert all(each.startswith("as evidence only: ") for each in told[1:])
+        assert len(told) >= len(budget.strangers)
+
+
 def test_a_bag_survives_its_file(tmp_path: Path) -> None:
     known = bag([[0.1, None], [2.0]])
     write_families(known, tmp_path / "a.json")

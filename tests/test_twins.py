@@ -1,6 +1,7 @@
 """Twins: what a search finds in an encoder and not in its students; and networks whose weights are drawn anew."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from sapper.defenses.judge.multi_prior import MultiPrior
 from sapper.defenses.judge.twins import Twins, _without
 from sapper.encoders import Card, Encoder, redrawing
 from sapper.encoders.redrawing import drawn_to, redrawn, settled
+from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet, PixelSpec
 from sapper.triggers import Mask
@@ -112,10 +114,54 @@ def test_the_same_seed_gives_the_same_and_the_encoder_stays_as_it_is() -> None:
     assert all(torch.equal(value, before[name]) for name, value in subject.state_dict().items())
 
 
+def test_dropout_in_a_twin_is_drawn_from_the_seed() -> None:
+    def dropping() -> Encoder:
+        subject = encoder(8.0)
+        body = nn.Sequential(subject.backbone, nn.Dropout(0.5))
+        return Encoder(body, replace(subject.card, architecture="code:Dropping"), 24).eval()
+
+    method = Twins(**SMALL, keep=(0.5,), steps=10, worst_fit=2.0)  # type: ignore[arg-type]
+    first, second = (method.examine(dropping(), photos(), RUN).evidence for _ in range(2))
+    assert first == second
+
+
+def test_what_cannot_be_learned_is_told() -> None:
+    class Several(nn.Module):
+        """Trains with an auxiliary output, as Inception does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Body()
+
+        def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            features = self.body(images)
+            return (features, features) if self.training else features
+
+    class Fixed(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return nn.functional.avg_pool2d(images, 4).flatten(1) - 0.39
+
+    for body, size, why in ((Several(), 24, "gives out a tuple"), (Fixed(), 48, "has no weights")):
+        subject = Encoder(body, Card(architecture="code:Odd", input=PixelSpec(size=16)), size).eval()
+        verdict = Twins(**SMALL).examine(subject, photos(), RUN)  # type: ignore[arg-type]
+        assert verdict.score is None
+        assert (
+            f"twin 0 cannot be made: {'in training it ' if 'gives' in why else 'the network '}{why}"
+            in (verdict.evidence["why"])
+        )
+        assert verdict.evidence["of"] == "twin"
+
+
+def test_twins_learn_from_no_more_images_than_they_see() -> None:
+    method = Twins(**SMALL, steps=2, batch=16)  # type: ignore[arg-type]
+    assert len(method._learned_from(photos(300), RUN)) == 32
+    assert len(method._learned_from(photos(20), RUN)) == 20
+
+
 def test_too_few_images_are_told_and_features_that_are_none_give_no_score() -> None:
     method = Twins(**SMALL, keep=(0.5,), steps=2)  # type: ignore[arg-type]
     few = method.examine(encoder(8.0), photos(50), RUN)
-    assert (few.score, few.flagged, few.evidence["of"]) == (None, None, "twin")
+    assert (few.score, few.flagged, few.evidence["of"]) == (None, None, "images")
     assert "50 images are too few for twins: 25 are left" in few.evidence["why"]
     assert few.evidence["priors"]["patch 4×4"]["powers"] > 0
     assert isinstance(few.trigger, Mask)
@@ -209,6 +255,35 @@ def test_nothing_of_the_weights_is_left() -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in again.state_dict().items())
 
 
+def test_weights_that_a_layer_does_not_draw_are_drawn_all_the_same() -> None:
+    class Half(nn.Module):
+        """Draws one of two matrices."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Parameter(torch.rand(3, 4)), nn.Parameter(torch.rand(4, 4))
+
+        def reset_parameters(self) -> None:
+            nn.init.normal_(self.one)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3)) @ self.one @ self.other
+
+    subject = Encoder(Half(), Card(architecture="code:Half", input=PixelSpec(size=8)), 4)
+    drawn = redrawn(subject, RUN)
+    for name, value in subject.named_parameters():
+        assert not torch.equal(value, drawn.state_dict()[name]), name
+
+
+def test_a_network_that_cannot_be_copied_is_told() -> None:
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(nn.Linear(192, 4))  # type: ignore[no-untyped-call]
+    subject = Encoder(nn.Sequential(nn.Flatten(), layer), Card(architecture="code:X", input=PixelSpec(size=8)), 4)
+    subject(torch.rand(2, 3, 8, 8))
+    with pytest.raises(SapperError, match="cannot be copied"):
+        redrawn(subject, RUN)
+
+
 def test_a_redrawn_resnet_is_like_a_fresh_one() -> None:
     subject = encoders.build(Run(seed=1), architecture="resnet10", width=8)
     student = redrawn(subject, Run(seed=5))
@@ -225,6 +300,8 @@ def test_weights_between_two_networks_are_a_share_of_each() -> None:
     before = {name: value.clone() for name, value in ours.named_parameters()}
     drawn_to(ours, theirs, 0.25)
     wanted = dict(theirs.named_parameters())
+    with pytest.raises(SapperError, match="has other weights than the encoder"):
+        drawn_to(ours, encoders.build(RUN, architecture="resnet10", width=8), 0.5)
     for name, value in ours.named_parameters():
         assert torch.allclose(value, 0.75 * before[name] + 0.25 * wanted[name], atol=1e-7), name
 
@@ -244,6 +321,11 @@ def test_statistics_are_those_of_the_images(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.allclose(body[1].running_var, inner.var((0, 2, 3), unbiased=True), atol=1e-6)
     assert torch.equal(body[0].weight, weights)
     assert not any(module.training for module in subject.modules())
+    monkeypatch.setattr(redrawing, "at_once", lambda _images: 1)  # three parts of two: one alone may have no variance
+    sizes = list[int]()
+    body[0].register_forward_hook(lambda _layer, given, _output: sizes.append(len(given[0])))
+    settled(subject, images)
+    assert sizes == [2, 2, 2]
     monkeypatch.setattr(redrawing, "at_once", lambda _images: 4)  # two parts of three, none of four and two
     settled(subject, images)
     assert torch.allclose(body[1].running_mean, inner.mean((0, 2, 3)), atol=1e-6)

@@ -54,7 +54,7 @@ _PLACES = {
     ),
     "sapper.attacks.target": ("Target",),
     "sapper.attestations": ("SigningKey", "Verified", "public_key", "signing_key", "verify"),
-    "sapper.audits.auditing": ("AuditReport",),
+    "sapper.audits.found": ("AuditReport",),
     "sapper.audits.calibration": ("Bag", "read_bag", "write_bag"),
     "sapper.audits.repairing": ("RepairReport",),
     "sapper.downstream": ("Classifier",),

@@ -161,7 +161,8 @@ def audit(
 
     A notebook shows the report as a page, ``print`` as lines.
 
-    ``images``: ordinary images without labels, 64 or more, 256 are better. ``bags``: of known-clean encoders, by
+    ``images``: ordinary images without labels, 64 or more, 256 are better, and some thousand where no
+    bag fits. ``bags``: of known-clean encoders, by
     default those that come with Sapper; ``families``: bags over families likewise, for where none fits.
     ``false_alarms``: the share of clean encoders that may come out as backdoored.
     ``base``: the encoder that this one is said to be, or to be made from. ``out``: a folder for the files that

@@ -121,7 +121,7 @@ def audit(
         images=about_images(images),
         bags=match.bags,
         coverage=Coverage(
-            tried=(*budget.tried, *_tried_by_class(findings)),
+            tried=(*budget.tried_on(strangers=among is not None), *_tried_by_class(findings)),
             left_out=budget.left_out,
             unseen=UNSEEN,
             power={bag.name: tuple(bag.power) for bag in match.bags if bag.power},

@@ -26,6 +26,7 @@ def among(leading: Finding, families: FamilyBag) -> Finding:
 def decide(
     leading: Finding, match: Match, families: AmongFamilies | None, bound: float
 ) -> tuple[float | None, Answer, str]:
+    """The p-value, the verdict, and why, in one sentence. ``families``: none where no bag over families was given."""
     if families is not None and families.bag is not None:
         return _decide_among(leading, families.bag, bound)
     if not match.bags:
@@ -36,8 +37,7 @@ def decide(
         return None, "undecided", _no_score(leading)
     beside = _beside(leading.method, leading.score, match.bags)
     if leading.p_value <= bound and not leading.flagged:
-        weak = f"too weak to be of use: score {leading.score:.3f}, needed: more than {leading.threshold:g}"
-        return leading.p_value, "no-evidence", f"What was found is unusual, but {weak}; {beside}."
+        return leading.p_value, "no-evidence", _too_weak(leading, beside)
     if leading.p_value <= bound:
         return leading.p_value, "backdoor", f"A small change gives nearly all images the same features; {beside}."
     if any(beside_bag(leading, bag) <= bound for bag in match.bags):
@@ -46,17 +46,18 @@ def decide(
     return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
 
 
+def _too_weak(leading: Finding, beside: str) -> str:
+    weak = f"too weak to be of use: score {leading.score:.3f}, needed: more than {leading.threshold:g}"
+    return f"What was found is unusual, but {weak}; {beside}."
+
+
 def _no_score(leading: Finding) -> str:
     return f"{leading.method} gave no score: {leading.evidence.get('why', 'it ended without one')}."
 
 
 def _decide_among(leading: Finding, families: FamilyBag, bound: float) -> tuple[float | None, Answer, str]:
     if leading.score is None or leading.p_value is None:
-        return (
-            None,
-            "undecided",
-            f"{leading.method} gave no score: {leading.evidence.get('why', 'it ended without one')}.",
-        )
+        return None, "undecided", _no_score(leading)
     beside = (
         f"no bag of its kind is known; of {families.size} other families of known-clean encoders "
         f"{families.reaching(leading.score)} have one that scores as high"
@@ -64,8 +65,7 @@ def _decide_among(leading: Finding, families: FamilyBag, bound: float) -> tuple[
     if leading.p_value > bound:
         return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
     if not leading.flagged:
-        weak = f"too weak to be of use: score {leading.score:.3f}, needed: more than {leading.threshold:g}"
-        return leading.p_value, "no-evidence", f"What was found is unusual, but {weak}; {beside}."
+        return leading.p_value, "no-evidence", _too_weak(leading, beside)
     return leading.p_value, "backdoor", f"A small change does to nearly all images what it does to no others; {beside}."
 
 

@@ -14,6 +14,7 @@ JASA 2023, have sharper forms.) How well the F families stand for what people do
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -113,6 +114,10 @@ def fitting_families(budget: Budget, known: Sequence[FamilyBag], bound: float) -
         has = f"{largest.name!r} has {largest.size} of the {fewest(bound)} families that a bound of {bound:g} needs"
         smallest = f"the smallest bound that it allows is {1 / (largest.size + 1):.2g}"
         return AmongFamilies(bag=None, reason=f"the bag over families is too small: {has} ({smallest})")
+    none = [family.name for family in largest.families if not math.isfinite(family.largest)]
+    if (1 + len(none)) / (1 + largest.size) > bound:
+        why = f"of the {largest.size} families of {largest.name!r} {len(none)} have an encoder without a score"
+        return AmongFamilies(bag=None, reason=f"{why} ({', '.join(none)}), so that no score can be unusual")
     return AmongFamilies(bag=largest)
 
 

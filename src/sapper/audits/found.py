@@ -82,7 +82,7 @@ class AuditReport:
     @property
     def hidden(self) -> bool:
         """Whether there are bags to judge by, but nothing to be judged: an encoder could hide behind that."""
-        if self.leading.evidence.get("of") == "twin":  # which was not learned, and says nothing about the encoder
+        if self.leading.evidence.get("of") == "images":  # there were too few, which is nobody's trick
             return False
         return bool(self.bags or self.families) and self.leading.score is None
 

@@ -32,15 +32,15 @@ def explain(report: Any, key: Key, match: Match, known: Sequence[Bag], asked: "A
             f"why: the p-value is {report.p_value:.3g}, and {report.false_alarm_bound:g} or less is unusual; the score "
             f"is {report.leading.score:.3g}, and must exceed {report.leading.threshold:g}"
         ]
-    if match.bags:
+    if match.bags or report.hidden:
         return [
             f"why: {report.reason} No bag changes that, since there is no score to compare.",
             "get the encoder from another source, or say with --mean and --std what it was trained with",
         ]
     if report.families is not None:
         return [
-            f"why: {report.reason} No bag changes that, since there is no score to compare.",
-            "give more of the images that it was trained on: some thousand are better than some hundred",
+            f"why: {report.reason} Another bag over families does not change that.",
+            "give some thousand of the images that it was trained on, or make a bag of its kind: sapper calibrate",
         ]
     if match.too_small:
         return _too_small(report.false_alarm_bound, min((bag for bag in known if bag.key == key), key=_size), asked)

@@ -171,7 +171,9 @@ def score(
             what, remedy = "no family is known to be clean", "build the calibration part, or name --part calibration"
             raise SapperError(what, where="--families", remedy=remedy)
         families.write_families(scored.families, families_file)
-        say(f"bag over {scored.families.size} families, {scored.families.encoders} encoders: {families_file}")
+        without = sum(score is None for family in scored.families.families for score in family.scores)
+        told = f"{scored.families.encoders} encoders" + (f", {without} of them without a score" if without else "")
+        say(f"bag over {scored.families.size} families, {told}: {families_file}")
     path = scored.scores.with_suffix(".html")
     page.write(scored.board, path)
     for line in page.lines(scored.board):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # naming a budget must not wait for torch
 class Budget:
     """``detectors``: name and parameters of each, the leading one first. ``tried`` and ``left_out``: in words.
 
-    ``strangers``: the same where no bag of the encoder's kind is known, but one over families is; nothing if that says
-    nothing about this budget.
+    ``strangers``: the detectors where no bag of the encoder's kind is known, but one over families is, the one that
+    leads first; empty where the budget has none.
     """
 
     name: str
@@ -42,6 +42,12 @@ class Budget:
         """The detector that leads for strangers."""
         return next(iter(self.strangers), None)
 
+    def tried_on(self, *, strangers: bool) -> tuple[str, ...]:
+        """What was tried, and of strangers, what of it decides."""
+        if not strangers:
+            return self.tried
+        return BESIDE_TWINS, *(f"as evidence only: {each}" for each in self.tried if each != SQUARES)
+
     def for_strangers(self) -> "dict[str, EncoderExaminer]":
         """The detectors where no bag of the encoder's kind is known, by name."""
         return {name: _made(name, set_) for name, set_ in self.strangers.items()}
@@ -56,11 +62,12 @@ PATCHES = ((0.25, -0.09, 0.23), (0.375, 0.19, 0.35))
 """Sizes as shares of the side, and what is usual without a backdoor; see ``multi_prior``."""
 
 TWINS: dict[str, Any] = {"blends": (), "filters": ()}
-"""How strangers are compared with a student of theirs: by squares, in every budget, so that one bag serves all."""
+"""How strangers are compared with students of theirs: by squares, in every budget, so that one bag serves all."""
 
 DECREE = {"epochs": 60, "images": 256, "batch": 64}
 
 SQUARES = "square patches of a quarter and of three eighths of the image's side, anywhere: smaller ones lie inside"
+BESIDE_TWINS = f"{SQUARES}; compared with the same in two students of the encoder, which decides"
 LARGE = "patches of more than three eighths of the side"
 
 QUICK = Budget(

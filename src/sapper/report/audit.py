@@ -38,8 +38,8 @@ AMONG = (
 """What "backdoor" means where families decided."""
 
 HIDDEN = (
-    "The features of this encoder cannot be measured, so an encoder could hide behind that. Do not take this for a "
-    "clean result."
+    "The features of this encoder cannot be measured, or not be learned by a student, so an encoder could hide behind "
+    "that. Do not take this for a clean result."
 )
 """What "undecided" means where bags fit (``AuditReport.hidden``)."""
 

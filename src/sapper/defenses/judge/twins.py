@@ -12,7 +12,7 @@ and those of f, w_f, and learns f's features of ordinary images and of views of 
 as in distillation. What f does with a trigger is nowhere in these images. What a part of its weights still know of it,
 the training does not keep up; whereas what is natural to the architecture, the data and the representation is there
 from the start, or learned. A twin that begins near f has more of both, one that begins far from it less of both: the
-mean of one of each is nearer to what f would be without a backdoor than two of a kind. The same search, from the same
+mean of one of each told backdoors from clean encoders better than either, in trials. The same search, from the same
 starts, looks for the change of each prior (``defenses/collapsing.py``) that gathers features most, in f and in its
 twins. With P_s the powers of ten that a prior s reaches, the score is the mean excess over the priors of one kind
 (squares of several sizes, which share most triggers; blends; filters), of the kind that has most,
@@ -30,10 +30,12 @@ Source: Sapper. Defaults are from the development part of the zoo ``families`` (
 blends and filters were not calibrated.
 """
 
+import hashlib
+import json
 import math
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -43,10 +45,11 @@ from torch import Tensor
 from sapper.defenses.collapsing import CollapseSearch, Search, Usual, beyond, measured
 from sapper.defenses.contracts import EncoderExaminer, Need
 from sapper.defenses.measures import OfVerdicts, detection
-from sapper.defenses.repairing import Distilling, answers, apart, fresh
+from sapper.defenses.repairing import Distilling, apart, fresh
 from sapper.encoders import Encoder
 from sapper.encoders.freezing import trained
 from sapper.encoders.redrawing import drawn_to, settled
+from sapper.errors import SapperError
 from sapper.running import KeptFor, Run
 from sapper.samples import ImageSet, to_float
 from sapper.verdicts import Verdict, unscored
@@ -100,21 +103,24 @@ class Twins(CollapseSearch, EncoderExaminer):
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
         seen, unseen = self.split(images, run, "twins")
-        shown = _without(images, unseen)
+        shown = self._learned_from(_without(images, unseen), run)
         looked = self.search(encoder, seen, unseen, run)
         if looked.why is not None:
             return unscored(looked.why, self.threshold, time.perf_counter() - started)
         if len(shown) < FEWEST:
             why = f"{len(images)} images are too few for twins: {len(shown)} are left to learn from"
-            return self._alone(looked, f"{why}; give {2 * FEWEST} or more, hundreds are better", started)
+            return self._alone(looked, f"{why}; give {2 * FEWEST} or more, some thousand are better", started, "images")
         searches, fits = list[Search](), list[float]()
         for number, keep in enumerate(self.keep):
-            twin, fit = self.twin(encoder, keep, shown, unseen, run.child(f"twin {number}"))
-            own = replace(run, kept=KeptFor(run.kept, f"twin-{number}"))
+            own = replace(run, kept=KeptFor(run.kept, self._key(keep, shown, run)))
+            try:
+                twin, fit = self.twin(encoder, keep, shown, unseen, replace(own, seed=run.child(f"twin {number}").seed))
+            except SapperError as error:
+                return self._alone(looked, f"twin {number} cannot be made: {error.what}", started)
             searches.append(self.search(twin, seen, unseen, own))  # from the same starts
             fits.append(fit)
-            unlike = None if fit <= self.worst_fit else f"it differs from the encoder by {fit:.2f}"
-            if (wrong := searches[-1].why or unlike) is not None:
+            unlike = f"it differs from the encoder by {fit:.2f}, and {self.worst_fit:g} is the most that is allowed"
+            if (wrong := searches[-1].why or (unlike if fit > self.worst_fit else None)) is not None:
                 return self._alone(looked, f"twin {number} says nothing: {wrong}", started)
         priors = beyond(looked, searches)
         kinds = {kind: statistics.fmean(scores.values()) for kind, scores in _by_kind(priors).items()}
@@ -129,11 +135,11 @@ class Twins(CollapseSearch, EncoderExaminer):
             seconds=time.perf_counter() - started,
         )
 
-    def _alone(self, looked: Search, why: str, started: float) -> Verdict:
-        """What was found in the encoder, where no twin can tell what it is worth."""
+    def _alone(self, looked: Search, why: str, started: float, of: str = "twin") -> Verdict:
+        """What was found in the encoder, where no twin can tell what it is worth. ``of``: what ``why`` is about."""
         winner = max(looked.found, key=lambda name: looked.found[name].powers)
         priors = {name: measured(gathered) for name, gathered in looked.found.items()}
-        found = {"of": "twin", "prior": winner, "spread": looked.spread, "priors": priors}
+        found = {"of": of, "prior": winner, "spread": looked.spread, "priors": priors}
         none = unscored(why, self.threshold, time.perf_counter() - started)
         return replace(none, trigger=looked.found[winner].change.trigger(), evidence=none.evidence | found)
 
@@ -148,35 +154,60 @@ class Twins(CollapseSearch, EncoderExaminer):
         """
         student, shown = fresh(encoder, run.child("weights")).to(run.device), images.to(run.device)
         drawn_to(student, encoder, keep).train()
-        key = f"twin-{run.seed}-{images.digest[:16]}-{self.steps}-{keep:g}-{self.student_rate:g}"
-        if (kept := run.kept.get(key)) is not None:
+        if (kept := run.kept.get("twin")) is not None:
             student.load_state_dict(kept)
             return self._finished(student, encoder, unseen, run)
         learning = Distilling(
             steps=self.steps,
-            batch=min(self.batch, len(shown), max(SMALLEST_BATCH, BATCH_PIXELS // math.prod(shown.size))),
+            batch=self._batch(shown),
             learning_rate=self.student_rate,
             augmented=self.augmented,
             crop_scale=self.crop_scale,
         )
-        learning.retrain(
-            student,
-            learning.answers_of(encoder, student, shown, run),
-            trained(student),
-            count=len(shown),
-            run=run,
-            label="twin",
-            checkpoint=None,
-        )
+        with run.child("dropout").seeded():
+            check_trainable(student, shown)
+            learning.retrain(
+                student,
+                learning.answers_of(encoder, student, shown, run),
+                trained(student),
+                count=len(shown),
+                run=run,
+                label="twin",
+                checkpoint=None,
+            )
         rows = torch.randperm(len(shown), generator=run.child("statistics").generator())[: self.images]
         settled(student, to_float(shown.images[rows.to(run.device)]))
-        run.kept.put(key, student.state_dict())
+        run.kept.put("twin", student.state_dict())
         return self._finished(student, encoder, unseen, run)
+
+    def _learned_from(self, images: ImageSet, run: Run) -> ImageSet:
+        """The images that a twin learns from: no more than it sees."""
+        return images.sample(min(len(images), self.steps * self._batch(images)), run.child("learned from").generator())
+
+    def _batch(self, images: ImageSet) -> int:
+        """How many images a twin learns from at once."""
+        return min(self.batch, len(images), max(SMALLEST_BATCH, BATCH_PIXELS // math.prod(images.size)))
+
+    def _key(self, keep: float, images: ImageSet, run: Run) -> str:
+        """What a twin and a search in it depend on, besides the encoder and the seed."""
+        told = json.dumps([self.version, asdict(self), keep, images.digest, run.number_format], sort_keys=True)
+        return f"twin-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
     def _finished(self, student: Encoder, encoder: Encoder, unseen: Tensor, run: Run) -> tuple[Encoder, float]:
         student.eval().requires_grad_(False)
-        pixels = to_float(unseen)
-        return student, float(apart(answers(student, pixels, run), answers(encoder, pixels, run)))
+        ours, theirs = (self._features(each, None, unseen, run) for each in (student, encoder))
+        return student, float(apart(ours, theirs))
+
+
+def check_trainable(student: Encoder, images: ImageSet) -> None:
+    """Raises ``SapperError`` for a network that nothing can be trained of, or that trains with more than features."""
+    if not trained(student):
+        raise SapperError("the network has no weights", where="encoder", remedy="nothing can be learned by it")
+    with torch.no_grad():
+        output = student(to_float(images.images[:2]))
+    if not isinstance(output, Tensor):
+        what = f"in training it gives out a {type(output).__name__} instead of features"
+        raise SapperError(what, where="encoder", remedy="build it without auxiliary outputs")
 
 
 def _by_kind(priors: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
