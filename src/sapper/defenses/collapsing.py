@@ -6,8 +6,8 @@ what the numbers mean.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Self
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -106,15 +106,6 @@ class CollapseSearch(Checked):
     images: PositiveInt = 128
     held_out: PositiveInt = 128
     learning_rate: PositiveFloat = 0.3
-
-    def parts(self) -> list[Self]:
-        """One for each prior."""
-        bare = replace(self, patches=(), blends=(), filters=())
-        return [
-            *(replace(bare, patches=(each,)) for each in self.patches),
-            *(replace(bare, blends=(each,)) for each in self.blends),
-            *(replace(bare, filters=(each,)) for each in self.filters),
-        ]
 
     def split(self, images: ImageSet, run: Run, where: str) -> tuple[Tensor, Tensor]:
         """Images to optimize on and held-out ones, uint8, drawn at random, that both may be of all kinds.

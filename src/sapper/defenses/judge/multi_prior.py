@@ -35,7 +35,7 @@ CVPR 2023, and so is Adam with β = (0.5, 0.9). The defaults of μ and σ are fr
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from sapper.defenses.collapsing import CollapseSearch, measured
@@ -92,3 +92,12 @@ class MultiPrior(CollapseSearch, EncoderExaminer):
             },
             seconds=time.perf_counter() - started,
         )
+
+    def parts(self) -> list["MultiPrior"]:
+        """One for each prior."""
+        bare = replace(self, patches=(), blends=(), filters=())
+        return [
+            *(replace(bare, patches=(each,)) for each in self.patches),
+            *(replace(bare, blends=(each,)) for each in self.blends),
+            *(replace(bare, filters=(each,)) for each in self.filters),
+        ]
