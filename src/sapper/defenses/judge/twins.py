@@ -13,8 +13,9 @@ as in distillation. What f does with a trigger is nowhere in these images. What 
 the training does not keep up; whereas what is natural to the architecture, the data and the representation is there
 from the start, or learned. A twin that begins near f has more of both, one that begins far from it less of both; one
 of each is made. The same search, from the same starts, looks for the change of each prior
-(``defenses/collapsing.py``) that gathers features most, in f and in its twins. With P_s the powers of ten that a prior s reaches, the score is the mean excess over the priors of one kind
-(squares of several sizes, which share most triggers; blends; filters), of the kind that has most,
+(``defenses/collapsing.py``) that gathers features most, in f and in its twins. With P_s the powers of ten that a prior
+s reaches, the score is the mean excess over the priors of one kind (squares of several sizes, which share most
+triggers; blends; filters), of the kind that has most,
 
     score = max_kinds mean_s ( P_s(f) − mean_t P_s(h_t) − μ_s ) / σ_s                        flagged above ``threshold``
 
