@@ -64,7 +64,7 @@ def encoder(planted: float, seed: int = 0) -> Encoder:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_was_planted_is_in_the_encoder_and_not_in_its_twins(seed: int) -> None:
-    method = Twins(**SMALL, keep=(0.5,), steps=300, augmented=0.0)  # type: ignore[arg-type]
+    method = Twins(**SMALL, steps=300, augmented=0.0)  # type: ignore[arg-type]
     images = photos(seed=seed)
     clean, planted = (method.examine(encoder(gain, seed), images, Run(seed=seed)) for gain in (0.0, 8.0))
     assert clean.score is not None
@@ -78,14 +78,31 @@ def test_what_was_planted_is_in_the_encoder_and_not_in_its_twins(seed: int) -> N
 
 
 def test_the_score_is_the_excess_over_the_mean_twin() -> None:
-    method = Twins(**SMALL, keep=(0.5, 0.15), steps=20, worst_fit=2.0)  # type: ignore[arg-type]
+    method = Twins(**SMALL, keep=(0.5, 0.15), copies=2, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
     verdict = method.examine(encoder(8.0), photos(), RUN)
     ((name, prior),) = verdict.evidence["priors"].items()
-    assert verdict.score == pytest.approx((prior["powers"] - sum(prior["beside"]) / 2) / 0.3)
+    assert verdict.score == pytest.approx((prior["powers"] - sum(prior["beside"]) / 4) / 0.3)
     assert prior["powers"] == pytest.approx(math.log10(prior["neighborhood"] / prior["spread"]))
     assert verdict.evidence["prior"] == name
-    assert len(prior["beside"]) == len(verdict.evidence["fit"]) == 2
-    assert prior["beside"][0] != prior["beside"][1]
+    assert len(set(prior["beside"])) == 4
+    assert len(verdict.evidence["fit"]) == 2
+
+
+def test_a_copy_has_fresh_weights_and_statistics_of_the_images_and_learns_nothing() -> None:
+    """By hand: a network drawn from the seed's child, through which images go once in training."""
+    subject = encoders.build(Run(seed=1), architecture="resnet10", width=4, input_size=16)
+    method, images = Twins(**SMALL), photos(40)  # type: ignore[arg-type]
+    copy = method.copy(subject, images, RUN)
+    wanted = encoders.build(RUN.child("weights"), architecture="resnet10", width=4, input_size=16).train()
+    for layer in wanted.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        wanted(images.images.float() / 255)
+    for name, value in wanted.state_dict().items():
+        if "num_batches" not in name:
+            assert torch.allclose(copy.state_dict()[name], value, atol=1e-4), name
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
 
 
 def test_of_each_kind_the_mean_counts_and_the_largest_kind_decides() -> None:
@@ -100,14 +117,14 @@ def test_of_each_kind_the_mean_counts_and_the_largest_kind_decides() -> None:
 
 def test_the_search_in_the_encoder_is_that_of_multi_prior() -> None:
     subject = encoder(8.0)
-    ours = Twins(**SMALL, keep=(0.5,), steps=2, worst_fit=2.0).examine(subject, photos(), RUN)  # type: ignore[arg-type]
+    ours = Twins(**SMALL, steps=2, worst_fit=2.0).examine(subject, photos(), RUN)  # type: ignore[arg-type]
     theirs = MultiPrior(**SMALL).examine(subject, photos(), RUN)  # type: ignore[arg-type]
     ((_, prior),) = ours.evidence["priors"].items()
     assert prior["powers"] == theirs.evidence["priors"]["patch 4×4"]["powers"]
 
 
 def test_the_same_seed_gives_the_same_and_the_encoder_stays_as_it_is() -> None:
-    subject, method = encoder(8.0), Twins(**SMALL, keep=(0.5,), steps=10, worst_fit=2.0)  # type: ignore[arg-type]
+    subject, method = encoder(8.0), Twins(**SMALL, steps=10, worst_fit=2.0)  # type: ignore[arg-type]
     before = {name: value.clone() for name, value in subject.state_dict().items()}
     first, second = (method.examine(subject, photos(), RUN) for _ in range(2))
     assert first.evidence == second.evidence
@@ -120,7 +137,7 @@ def test_dropout_in_a_twin_is_drawn_from_the_seed() -> None:
         body = nn.Sequential(subject.backbone, nn.Dropout(0.5))
         return Encoder(body, replace(subject.card, architecture="code:Dropping"), 24).eval()
 
-    method = Twins(**SMALL, keep=(0.5,), steps=10, worst_fit=2.0)  # type: ignore[arg-type]
+    method = Twins(**SMALL, steps=10, worst_fit=2.0)  # type: ignore[arg-type]
     first, second = (method.examine(dropping(), photos(), RUN).evidence for _ in range(2))
     assert first == second
 
@@ -152,6 +169,32 @@ def test_what_cannot_be_learned_is_told() -> None:
         assert verdict.evidence["of"] == "twin"
 
 
+def test_a_copy_whose_features_are_none_is_told() -> None:
+    class Started(nn.Module):
+        """As it is built, it answers nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(48, 24)
+            self.gain = nn.Parameter(torch.zeros(1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            features: Tensor = self.gain * self.linear((nn.functional.avg_pool2d(images, 4) - 0.39).flatten(1))
+            return features
+
+        def reset_parameters(self) -> None:
+            nn.init.zeros_(self.gain)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        body = Started()
+    nn.init.ones_(body.gain)
+    subject = Encoder(body, Card(architecture="code:Started", input=PixelSpec(size=16)), 24).eval()
+    verdict = Twins(**SMALL, steps=20, worst_fit=2.0).examine(subject, photos(), RUN)  # type: ignore[arg-type]
+    assert verdict.score is None
+    assert verdict.evidence["why"].startswith("copy 0 says nothing: features of ordinary images cannot")
+
+
 def test_twins_learn_from_no_more_images_than_they_see() -> None:
     method = Twins(**SMALL, steps=2, batch=16)  # type: ignore[arg-type]
     assert len(method._learned_from(photos(300), RUN)) == 32
@@ -159,7 +202,7 @@ def test_twins_learn_from_no_more_images_than_they_see() -> None:
 
 
 def test_too_few_images_are_told_and_features_that_are_none_give_no_score() -> None:
-    method = Twins(**SMALL, keep=(0.5,), steps=2)  # type: ignore[arg-type]
+    method = Twins(**SMALL, steps=2)  # type: ignore[arg-type]
     few = method.examine(encoder(8.0), photos(50), RUN)
     assert (few.score, few.flagged, few.evidence["of"]) == (None, None, "images")
     assert "50 images are too few for twins: 25 are left" in few.evidence["why"]
@@ -174,7 +217,7 @@ def test_too_few_images_are_told_and_features_that_are_none_give_no_score() -> N
 
 
 def test_a_twin_that_learned_nothing_says_nothing() -> None:
-    method = Twins(**SMALL, keep=(0.5,), steps=1, student_rate=1e-9, worst_fit=0.3)  # type: ignore[arg-type]
+    method = Twins(**SMALL, steps=1, student_rate=1e-9, worst_fit=0.3)  # type: ignore[arg-type]
     verdict = method.examine(encoder(8.0), photos(), RUN)
     assert (verdict.score, verdict.flagged) == (None, None)
     assert "twin 0 says nothing: it differs from the encoder by" in verdict.evidence["why"]

@@ -11,11 +11,13 @@ and those of f, w_f, and learns f's features of ordinary images and of views of 
 
 as in distillation. What f does with a trigger is nowhere in these images. What a part of its weights still know of it,
 the training does not keep up; whereas what is natural to the architecture, the data and the representation is there
-from the start, or learned. A twin that begins near f has more of both, one that begins far from it less of both; one
-of each is made. The same search, from the same starts, looks for the change of each prior
-(``defenses/collapsing.py``) that gathers features most, in f and in its twins. With P_s the powers of ten that a prior
-s reaches, the score is the mean excess over the priors of one kind (squares of several sizes, which share most
-triggers; blends; filters), of the kind that has most,
+from the start, or learned. A twin may keep a part of what was planted, and hide it. So it has ``copies`` beside it:
+networks of the same architecture with fresh weights, that learn nothing but the statistics of the images which their
+normalization has. They have nothing of f, and show what the architecture does by itself. The same search, from the
+same starts, looks for the change of each prior (``defenses/collapsing.py``) that gathers features most, in f, in its
+twins and in the copies. With P_s the powers of ten that a prior s reaches, and h_t all of these networks, the score is
+the mean excess over the priors of one kind (squares of several sizes, which share most triggers; blends; filters), of
+the kind that has most,
 
     score = max_kinds mean_s ( P_s(f) − mean_t P_s(h_t) − μ_s ) / σ_s                        flagged above ``threshold``
 
@@ -39,7 +41,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.collapsing import CollapseSearch, Search, Usual, beyond, measured
@@ -63,9 +65,10 @@ BATCH_PIXELS, SMALLEST_BATCH = 64 * 96 * 96, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Twins(CollapseSearch, EncoderExaminer):
-    """Compares a search for triggers in an encoder with the same in students of it (Sapper's own).
+    """Compares a search for triggers in an encoder with the same in a student and a fresh copy of it (Sapper's own).
 
-    ``keep``: for each twin, the share of the encoder's weights that it begins with. ``steps``, ``batch``,
+    ``keep``: for each twin, the share of the encoder's weights that it begins with. ``copies``: how many networks with
+    fresh weights there are beside the twins. ``steps``, ``batch``,
     ``student_rate``: of the distillation, at least so many steps of Adam with a falling rate; ``augmented``: the share
     of each batch that is augmented, with crops of ``crop_scale`` of the image's area or more. ``worst_fit``:
     1 − the mean cosine of a twin and the encoder above which nothing is said.
@@ -75,7 +78,8 @@ class Twins(CollapseSearch, EncoderExaminer):
     patches: tuple[Usual, ...] = ((0.25, 0.0, 1.0), (0.375, 0.0, 1.0))
     blends: tuple[Usual, ...] = ((0.2, 0.0, 1.0),)
     filters: tuple[Usual, ...] = ((0.2, 0.0, 1.0),)
-    keep: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.5, 0.15)
+    keep: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.5,)
+    copies: NonNegativeInt = 1
     steps: PositiveInt = 250
     batch: Annotated[int, Field(ge=2)] = 64
     student_rate: PositiveFloat = 2e-3
@@ -87,7 +91,7 @@ class Twins(CollapseSearch, EncoderExaminer):
     kind: ClassVar[Literal["examine"]] = "examine"
     needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
     measures: ClassVar[tuple[OfVerdicts, ...]] = detection("score")
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     source: ClassVar[str] = "Sapper"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -95,10 +99,10 @@ class Twins(CollapseSearch, EncoderExaminer):
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
 
         Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``beside``, the powers of ten that each twin
-        reaches, and the ``score`` beside these; the mean of them for each of the ``kinds``; ``prior``, the largest of
-        the kind that counts, whose change is the trigger; ``fit`` of each twin. No score where features cannot be
-        measured, in the encoder or in a twin, where a twin is unlike it, and where there are too few images for one;
-        what was found in the encoder is told then, too.
+        and then each copy reaches, and the ``score`` beside these; the mean of them for each of the ``kinds``;
+        ``prior``, the largest of the kind that counts, whose change is the trigger; ``fit`` of each twin. No score
+        where features cannot be measured, in the encoder or in another of the networks, where a twin is unlike it, and
+        where there are too few images for one; what was found in the encoder is told then, too.
         """
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
@@ -111,17 +115,21 @@ class Twins(CollapseSearch, EncoderExaminer):
             why = f"{len(images)} images are too few for twins: {len(shown)} are left to learn from"
             return self._alone(looked, f"{why}; give {2 * FEWEST} or more, some thousand are better", started, "images")
         searches, fits = list[Search](), list[float]()
-        for number, keep in enumerate(self.keep):
-            own = replace(run, kept=KeptFor(run.kept, self._key(keep, shown, run)))
+        for name, keep in self._others().items():
+            own = replace(run, kept=KeptFor(run.kept, self._key(name, shown, run)))
+            drawn = replace(own, seed=run.child(name).seed)
             try:
-                twin, fit = self.twin(encoder, keep, shown, unseen, replace(own, seed=run.child(f"twin {number}").seed))
+                other = self.copy(encoder, shown, drawn) if keep is None else self.twin(encoder, keep, shown, drawn)
             except SapperError as error:
-                return self._alone(looked, f"twin {number} cannot be made: {error.what}", started)
-            searches.append(self.search(twin, seen, unseen, own))  # from the same starts
-            fits.append(fit)
-            unlike = f"it differs from the encoder by {fit:.2f}, and {self.worst_fit:g} is the most that is allowed"
-            if (wrong := searches[-1].why or (unlike if fit > self.worst_fit else None)) is not None:
-                return self._alone(looked, f"twin {number} says nothing: {wrong}", started)
+                return self._alone(looked, f"{name} cannot be made: {error.what}", started)
+            if keep is not None:
+                fits.append(float(apart(*(self._features(each, None, unseen, run) for each in (other, encoder)))))
+                if fits[-1] > self.worst_fit:
+                    unlike = f"it differs from the encoder by {fits[-1]:.2f}, and {self.worst_fit:g} is allowed at most"
+                    return self._alone(looked, f"{name} says nothing: {unlike}", started)
+            searches.append(self.search(other, seen, unseen, own))  # from the same starts
+            if (why := searches[-1].why) is not None:
+                return self._alone(looked, f"{name} says nothing: {why}", started)
         priors = beyond(looked, searches)
         kinds = {kind: statistics.fmean(scores.values()) for kind, scores in _by_kind(priors).items()}
         kind, score = max(kinds.items(), key=lambda told: told[1])
@@ -147,16 +155,23 @@ class Twins(CollapseSearch, EncoderExaminer):
         """Itself: all priors are tried on the same twins."""
         return [self]
 
-    def twin(self, encoder: Encoder, keep: float, images: ImageSet, unseen: Tensor, run: Run) -> tuple[Encoder, float]:
-        """A student with ``keep`` of the encoder's weights that learns its features of ``images``, frozen.
+    def _others(self) -> dict[str, float | None]:
+        """The networks beside the encoder: how much of its weights a twin keeps; none for a copy."""
+        twins = {f"twin {number}": keep for number, keep in enumerate(self.keep)}
+        return twins | dict.fromkeys(f"copy {number}" for number in range(self.copies))
 
-        And 1 − the mean cosine of both on ``unseen`` ones, uint8 (N, 3, H, W).
-        """
+    def copy(self, encoder: Encoder, images: ImageSet, run: Run) -> Encoder:
+        """The network with fresh weights, and statistics of ``images``, frozen."""
+        drawn = fresh(encoder, run.child("weights")).to(run.device)
+        return self._settled(drawn, images, run).requires_grad_(False)
+
+    def twin(self, encoder: Encoder, keep: float, images: ImageSet, run: Run) -> Encoder:
+        """A student with ``keep`` of the encoder's weights to begin with, that learns its features of ``images``; frozen."""
         student, shown = fresh(encoder, run.child("weights")).to(run.device), images.to(run.device)
         drawn_to(student, encoder, keep).train()
         if (kept := run.kept.get("twin")) is not None:
             student.load_state_dict(kept)
-            return self._finished(student, encoder, unseen, run)
+            return student.eval().requires_grad_(False)
         learning = Distilling(
             steps=self.steps,
             batch=self._batch(shown),
@@ -175,10 +190,14 @@ class Twins(CollapseSearch, EncoderExaminer):
                 label="twin",
                 checkpoint=None,
             )
-        rows = torch.randperm(len(shown), generator=run.child("statistics").generator())[: self.images]
-        settled(student, to_float(shown.images[rows.to(run.device)]))
+        self._settled(student, shown, run)
         run.kept.put("twin", student.state_dict())
-        return self._finished(student, encoder, unseen, run)
+        return student.requires_grad_(False)
+
+    def _settled(self, network: Encoder, images: ImageSet, run: Run) -> Encoder:
+        """The network, in place, with statistics of some of the images; in ``eval`` mode."""
+        rows = torch.randperm(len(images), generator=run.child("statistics").generator())[: self.images]
+        return settled(network, to_float(images.images[rows].to(run.device)))
 
     def _learned_from(self, images: ImageSet, run: Run) -> ImageSet:
         """The images that a twin learns from: no more than it sees."""
@@ -188,15 +207,10 @@ class Twins(CollapseSearch, EncoderExaminer):
         """How many images a twin learns from at once."""
         return min(self.batch, len(images), max(SMALLEST_BATCH, BATCH_PIXELS // math.prod(images.size)))
 
-    def _key(self, keep: float, images: ImageSet, run: Run) -> str:
-        """What a twin and a search in it depend on, besides the encoder and the seed."""
-        told = json.dumps([self.version, asdict(self), keep, images.digest, run.number_format], sort_keys=True)
+    def _key(self, name: str, images: ImageSet, run: Run) -> str:
+        """What a twin or copy and a search in it depend on, besides the encoder and the seed."""
+        told = json.dumps([self.version, asdict(self), name, images.digest, run.number_format], sort_keys=True)
         return f"twin-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
-
-    def _finished(self, student: Encoder, encoder: Encoder, unseen: Tensor, run: Run) -> tuple[Encoder, float]:
-        student.eval().requires_grad_(False)
-        ours, theirs = (self._features(each, None, unseen, run) for each in (student, encoder))
-        return student, float(apart(ours, theirs))
 
 
 def check_trainable(student: Encoder, images: ImageSet) -> None:
