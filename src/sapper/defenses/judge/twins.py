@@ -128,8 +128,8 @@ class Twins(CollapseSearch, EncoderExaminer):
                     unlike = f"it differs from the encoder by {fits[-1]:.2f}, and {self.worst_fit:g} is allowed at most"
                     return self._alone(looked, f"{name} says nothing: {unlike}", started)
             searches.append(self.search(other, seen, unseen, own))  # from the same starts
-            if (why := searches[-1].why) is not None:
-                return self._alone(looked, f"{name} says nothing: {why}", started)
+            if searches[-1].why is not None:
+                return self._alone(looked, f"{name} says nothing: {searches[-1].why}", started)
         priors = beyond(looked, searches)
         kinds = {kind: statistics.fmean(scores.values()) for kind, scores in _by_kind(priors).items()}
         kind, score = max(kinds.items(), key=lambda told: told[1])
@@ -166,7 +166,7 @@ class Twins(CollapseSearch, EncoderExaminer):
         return self._settled(drawn, images, run).requires_grad_(False)
 
     def twin(self, encoder: Encoder, keep: float, images: ImageSet, run: Run) -> Encoder:
-        """A student with ``keep`` of the encoder's weights to begin with, that learns its features of ``images``; frozen."""
+        """A student that has ``keep`` of the encoder's weights at first, and learns its features of images; frozen."""
         student, shown = fresh(encoder, run.child("weights")).to(run.device), images.to(run.device)
         drawn_to(student, encoder, keep).train()
         if (kept := run.kept.get("twin")) is not None:
