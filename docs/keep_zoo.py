@@ -3,20 +3,25 @@
     python -m docs.keep_zoo runs/zoo-families/scores-quick-development.json docs/results/data/strangers.json "sapper …"
 
 For each detector its score; and where it compares a search with the same search in other networks (``twins``), also
-the search alone: the largest drop in spread that any prior reaches. Only backdoors with a strict ASR of half or more
-count as such. Where encoders were judged beside bags, also how many are flagged. The command is the one that a reader
-repeats.
+the search alone, the largest drop in spread that any prior reaches; and its excess over each of these networks alone,
+on average over the priors. Only backdoors with a strict ASR of half or more count as such. With ``--among`` also how
+many are flagged beside a bag over families, as audits decide. The command is the one that a reader repeats.
+
+The file has the members, too. Those that it has already stay if the new scores are without them: a zoo that is made
+and scored in portions is kept in portions. Where a detector has changed, delete the file first.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sapper.audits.calibration import BOUND
+from sapper.audits.families import FamilyBag, read_families
 from sapper.errors import SapperError
 from sapper.files import read_text, write_atomically
 from sapper.metrics import auc_rate
@@ -27,34 +32,70 @@ ALL = "all"
 Member = dict[str, Any]
 
 
-def kept(scores: dict[str, Any], command: str) -> list[dict[str, Any]]:
-    """Rows for a page, of what ``sapper zoo score`` wrote."""
-    members = scores["members"]
-    families = list(dict.fromkeys(each["member"]["family"] for each in members))
-    made = {name: scores["environment"].get(name) for name in ("torch", "device", "number format")}
-    rows = []
+def short(scored: dict[str, Any], budget: str, made: dict[str, Any]) -> Member:
+    """What is kept of one encoder. ``priors``: of each detector that compares, its powers and those beside it."""
+    member = scored["member"]
+    priors = {
+        detector: {name: {"powers": each["powers"], "beside": each["beside"]} for name, each in found.items()}
+        for detector, seen in scored["evidence"].items()
+        if (found := {name: each for name, each in seen.get("priors", {}).items() if "beside" in each})
+    }
+    told = {
+        "name": member["name"],
+        "family": member["family"],
+        "part": member["part"],
+        "ASR_strict": None if member["state"] == "clean" else member["about"]["metrics"]["ASR_strict"],
+        "budget": budget,
+        "made": made,
+        "scores": scored["scores"],
+        "flagged": scored["flagged"],
+        "priors": priors,
+    }
+    return rounded(told)
+
+
+def rounded(value: Any) -> Any:
+    """With no more digits than anyone reads."""
+    match value:
+        case float():
+            return round(value, 4)
+        case dict():
+            return {key: rounded(each) for key, each in value.items()}
+        case list():
+            return [rounded(each) for each in value]
+    return value
+
+
+def rows_of(members: list[Member], command: str, bag: FamilyBag | None = None) -> list[dict[str, Any]]:
+    """Rows for a page. ``bag``: what the scores of its detector are compared with."""
+    families, rows = list(dict.fromkeys(each["family"] for each in members)), []
     for statistic, of in statistics(members).items():
         for family in [*families, ALL]:
-            ours = [each for each in members if family in (ALL, each["member"]["family"])]
-            told = {
-                "family": family,
-                "statistic": statistic,
-                "budget": scores["budget"],
-                "command": command,
-                "made": made,
-            }
-            judged = [each for each in scores["rows"] if (each["detector"], each["family"]) == (statistic, family)]
-            rows.append(told | row(ours, of) | (decisions(judged[0]) if judged else {}))
+            ours = [each for each in members if family in (ALL, each["family"])]
+            told = {"family": family, "statistic": statistic, "budget": ours[0]["budget"], "command": command}
+            judged = decisions(ours, bag) if bag is not None and statistic == bag.detector else {}
+            rows.append(told | row(ours, of) | judged)
     return rows
 
 
-def decisions(judged: dict[str, Any]) -> dict[str, Any]:
-    """How many working backdoors are found and how many clean encoders are flagged, as audits decide.
+def decisions(members: list[Member], bag: FamilyBag) -> dict[str, Any]:
+    """How many working backdoors are found and how many clean encoders are flagged, as audits decide."""
+    hits: dict[str, list[bool]] = {"found": [], "false alarms": []}
+    for each in members:
+        score = each["scores"][bag.detector]
+        surprising = score is not None and bag.p_value(score) <= BOUND and each["flagged"][bag.detector] is True
+        if counts(each):
+            hits["found" if attacked(each) else "false alarms"].append(surprising)
+    return {name: {"found": sum(each), "of": len(each)} for name, each in hits.items() if each}
 
-    Of the judgement part alone.
-    """
-    shares = {"found": judged["working"], "false alarms": judged["false_alarms"]}
-    return {name: {"found": each["found"], "of": each["n"]} for name, each in shares.items() if each}
+
+def attacked(each: Member) -> bool:
+    return each["ASR_strict"] is not None
+
+
+def counts(each: Member) -> bool:
+    """Whether it is clean, or its backdoor works."""
+    return not attacked(each) or each["ASR_strict"] >= WORKING
 
 
 def statistics(members: list[Member]) -> dict[str, Callable[[Member], float | None]]:
@@ -62,45 +103,55 @@ def statistics(members: list[Member]) -> dict[str, Callable[[Member], float | No
     found: dict[str, Callable[[Member], float | None]] = {}
     for name in members[0]["scores"]:
         found[name] = lambda each, name=name: each["scores"][name]  # type: ignore[misc]
-        if any("beside" in prior for each in members for prior in priors(each, name)):
+        networks = max((len(prior["beside"]) for each in members for prior in priors(each, name)), default=0)
+        if networks:
             found[f"the search of {name} alone"] = lambda each, name=name: max(  # type: ignore[misc]
-                (prior["powers"] for prior in priors(each, name) if "beside" in prior), default=None
+                (prior["powers"] for prior in priors(each, name)), default=None
+            )
+        for place in range(networks):
+            found[f"{name}, network {place} alone"] = lambda each, name=name, place=place: mean(  # type: ignore[misc]
+                [prior["powers"] - prior["beside"][place] for prior in priors(each, name)]
             )
     return found
 
 
-def priors(each: Member, detector: str) -> Iterator[dict[str, Any]]:
+def mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def priors(each: Member, detector: str) -> list[dict[str, Any]]:
     """What a detector found of each prior; where it gave no score nothing, or what nothing stands beside."""
-    yield from each["evidence"].get(detector, {}).get("priors", {}).values()
+    return list(each["priors"].get(detector, {}).values())
 
 
 def row(members: list[Member], of: Callable[[Member], float | None]) -> dict[str, Any]:
     """Numbers of a family, or of all: how many there are, medians, the largest clean one, and the AUC."""
-    states = {True: list[float](), False: list[float]()}
-    unscored = 0
-    for each in members:
-        attacked, value = each["member"]["state"] != "clean", of(each)
-        if attacked and each["member"]["about"]["metrics"]["ASR_strict"] < WORKING:
-            continue
-        if value is None:
-            unscored += 1
-        else:
-            states[attacked].append(value)
-    clean, attacked_ = states[False], states[True]
-    told: dict[str, Any] = {"clean": len(clean), "working": len(attacked_), "without a score": unscored}
+    counted = [(attacked(each), of(each)) for each in members if counts(each)]
+    clean, working = ([value for is_, value in counted if is_ is state and value is not None] for state in (False, True))
+    unscored = sum(value is None for _, value in counted)
+    told: dict[str, Any] = {"clean": len(clean), "working": len(working), "without a score": unscored}
     if clean:
         told |= {"clean_median": _median(clean), "clean_largest": round(max(clean), 3)}
-    if attacked_:
-        told |= {"working_median": _median(attacked_), "working_smallest": round(min(attacked_), 3)}
-    if clean and attacked_:
-        area = auc_rate(torch.tensor(attacked_, dtype=torch.double), torch.tensor(clean, dtype=torch.double))
+    if working:
+        told |= {"working_median": _median(working), "working_smallest": round(min(working), 3)}
+    if clean and working:
+        area = auc_rate(torch.tensor(working, dtype=torch.double), torch.tensor(clean, dtype=torch.double))
         told |= {"AUC": {name: round(getattr(area, name), 4) for name in ("value", "low", "high")}}
-        told |= {"beyond": {"found": sum(value > max(clean) for value in attacked_), "of": len(attacked_)}}
+        told |= {"beyond": {"found": sum(value > max(clean) for value in working), "of": len(working)}}
     return told
 
 
 def _median(values: list[float]) -> float:
     return round(float(torch.tensor(values, dtype=torch.double).quantile(0.5)), 3)
+
+
+def as_written(kept: dict[str, list[dict[str, Any]]]) -> str:
+    """JSON, with a line for each row and member."""
+    tables = []
+    for name, lines in kept.items():
+        inner = ",\n  ".join(json.dumps(each, ensure_ascii=False) for each in lines)
+        tables.append(f' "{name}": [\n  {inner}\n ]')
+    return "{\n" + ",\n".join(tables) + "\n}\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -109,10 +160,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("scores", type=Path, help="scores-BUDGET.json in a zoo's folder")
     parser.add_argument("file", type=Path, help="the file for the pages")
     parser.add_argument("command", help="what a reader types to repeat it")
+    parser.add_argument("--among", type=Path, help="a bag over families that decides")
     asked = parser.parse_args(arguments)
     scores = json.loads(read_text(asked.scores, "sapper zoo score writes it"))
-    lines = ",\n ".join(json.dumps(each, ensure_ascii=False) for each in kept(scores, asked.command))
-    write_atomically(asked.file, f"[\n {lines}\n]\n")
+    made = {name: scores["environment"].get(name) for name in ("torch", "device", "number format")}
+    known = json.loads(read_text(asked.file, "delete it"))["members"] if asked.file.exists() else []
+    new = [short(each, scores["budget"], made) for each in scores["members"]]
+    names = {each["name"] for each in new}
+    members = [each for each in known if each["name"] not in names] + new
+    rows = rows_of(members, asked.command, None if asked.among is None else read_families(asked.among))
+    write_atomically(asked.file, as_written({"records": rows, "members": members}))
     return 0
 
 

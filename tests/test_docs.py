@@ -12,6 +12,7 @@ from scipy import stats
 
 from docs import keep, keep_zoo, tables
 from docs.__main__ import REPOSITORY, main, pages, written
+from sapper.audits.families import Family, FamilyBag, write_families
 from sapper.errors import SapperError
 from sapper.experiment.results import read_results, write_results
 from sapper.report import markdown
@@ -198,39 +199,58 @@ def test_what_pages_show_is_kept_of_a_run(tmp_path: Path) -> None:
     assert not (tmp_path / "none.json").exists()
 
 
+def zoo_member(name: str, family: str, score: float | None, powers: float, asr: float | None = None) -> dict[str, object]:
+    """As ``sapper zoo score`` writes it. Two networks stand beside the encoder, and reach 0 and 1."""
+    member = {"name": name, "family": family, "part": "judgement", "state": "clean" if asr is None else "attacked"}
+    evidence = {} if score is None else {"priors": {"patch": {"powers": powers, "beside": [0.0, 1.0]}}}
+    return {
+        "member": member | {"about": {"metrics": {"ASR_strict": asr}} if asr is not None else {}},
+        "scores": {"twins": score},
+        "flagged": {"twins": score is not None and score > 0.5},
+        "evidence": {"twins": evidence},
+    }
+
+
+def zoo_scores(members: list[dict[str, object]], path: Path) -> str:
+    made = {"torch": "2", "device": "cpu", "number format": "float32", "cores": "2"}
+    path.write_text(json.dumps({"members": members, "budget": "quick", "environment": made}))
+    return str(path)
+
+
 def test_scores_of_a_zoo_are_kept_by_family_and_together(tmp_path: Path) -> None:
     """AUC, largest and median by hand; what does not work, and what has no score, does not count."""
-
-    def member(family: str, score: float | None, powers: float, asr: float | None = None) -> dict[str, object]:
-        about = {"metrics": {"ASR_strict": asr}} if asr is not None else {}
-        evidence = {} if score is None else {"priors": {"patch": {"powers": powers, "beside": [0.0]}}}
-        return {
-            "member": {"family": family, "state": "clean" if asr is None else "attacked", "about": about},
-            "scores": {"twins": score},
-            "evidence": {"twins": evidence},
-        }
-
     members = [
-        *(member("a", 1.0, 5.0), member("a", 2.0, 1.0), member("a", 3.0, 2.0, 0.9), member("a", 1.5, 9.0, 0.6)),
-        *(member("b", 0.0, 0.0), member("b", None, 0.0), member("b", 9.0, 9.0, 0.1)),
+        *(zoo_member("a0", "a", 1.0, 5.0), zoo_member("a1", "a", 2.0, 1.0)),
+        *(zoo_member("a2", "a", 3.0, 2.0, 0.9), zoo_member("a3", "a", 1.5, 9.0, 0.6)),
+        *(zoo_member("b0", "b", 0.0, 0.0), zoo_member("b1", "b", None, 0.0), zoo_member("b2", "b", 9.0, 9.0, 0.1)),
     ]
-    made = {"torch": "2", "device": "cpu", "number format": "float32", "cores": "2"}
-    judged = {"working": {"found": 1, "n": 2}, "false_alarms": {"found": 0, "n": 2}}
-    judgements = [{"family": "a", "detector": "twins"} | judged, {"family": "b", "detector": "twins"} | judged]
-    judgements[1]["working"] = None
-    scores = {"members": members, "budget": "quick", "environment": made, "rows": judgements}
-    (tmp_path / "scores.json").write_text(json.dumps(scores))
-    file = tmp_path / "kept.json"
-    assert keep_zoo.main([str(tmp_path / "scores.json"), str(file), "sapper zoo score"]) == 0
-    rows = {(row["statistic"], row["family"]): row for row in json.loads(file.read_text())}
-    assert len(rows) == 6
+    scores, file = zoo_scores(members, tmp_path / "scores.json"), tmp_path / "kept.json"
+    assert keep_zoo.main([scores, str(file), "sapper zoo score"]) == 0
+    rows = {(row["statistic"], row["family"]): row for row in json.loads(file.read_text())["records"]}
+    assert len(rows) == 12
     own = rows["twins", "a"]
     assert (own["clean"], own["working"], own["clean_largest"], own["working_median"]) == (2, 2, 2.0, 2.25)
     assert own["AUC"]["value"] == 0.75
-    assert own["beyond"] == own["found"] == {"found": 1, "of": 2}
-    assert own["false alarms"] == {"found": 0, "of": 2}
-    assert "found" not in rows["twins", "b"]
+    assert own["beyond"] == {"found": 1, "of": 2}
+    assert "found" not in own
     together = rows["twins", "all"]
     assert (together["clean"], together["working"], together["without a score"]) == (3, 2, 1)
     assert rows["the search of twins alone", "a"]["AUC"]["value"] == 0.75
+    assert rows["twins, network 1 alone", "a"]["clean_largest"] == 4.0
     assert "AUC" not in rows["twins", "b"]
+
+
+def test_a_bag_over_families_decides_and_portions_come_together(tmp_path: Path) -> None:
+    """Of 19 families the largest is 2: beyond it the p-value is 1/20, below it 2/20."""
+    bag, file = tmp_path / "bag.json", tmp_path / "kept.json"
+    known = [Family(name=f"f{number}", about="x", scores=[2.0 if number else 0.0]) for number in range(19)]
+    write_families(FamilyBag(name="known", detector="twins", parameters={}, families=known), bag)
+    first = [zoo_member("a0", "a", 2.5, 2.5), zoo_member("a0-b", "a", 1.9, 2.0, 0.9)]
+    second = [zoo_member("a1", "a", 0.1, 2.5), zoo_member("a1-b", "a", 3.0, 2.0, 0.6), first[0]]
+    for scores in (first, second):
+        told = zoo_scores(scores, tmp_path / "scores.json")
+        assert keep_zoo.main([told, str(file), "sapper zoo score", "--among", str(bag)]) == 0
+    kept = json.loads(file.read_text())
+    assert {each["name"] for each in kept["members"]} == {"a0", "a0-b", "a1", "a1-b"}
+    row = next(row for row in kept["records"] if (row["statistic"], row["family"]) == ("twins", "all"))
+    assert row["found"] == row["false alarms"] == {"found": 1, "of": 2}

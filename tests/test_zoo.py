@@ -127,6 +127,17 @@ def test_plans_that_come_with_sapper_are_fine() -> None:
     assert 0 not in {specimen.seed for specimen in whole}  # the demo's
 
 
+def test_a_portion_of_a_plan_has_the_encoders_of_the_whole(data: Path) -> None:
+    plan = content(data)
+    plan["part"] = {"judgement": {"clean": 4, "backdoored": 3}}
+    whole = {each.name: each for each in parse_plan(plan, "whole").specimens}
+    plan["part"] = {"judgement": {"first": 2, "clean": 2, "backdoored": 1}}
+    portion = parse_plan(plan, "portion").specimens
+    assert {each.number for each in portion} == {2, 3}
+    assert all(each == whole[each.name] for each in portion)
+    assert {each.number: each.twin for each in portion} == {2: True, 3: False}
+
+
 def test_a_family_is_like_the_templates_that_it_names(data: Path) -> None:
     """Own values win, then those of later templates; other values of their tables stay."""
     plan = content(data)

@@ -23,9 +23,11 @@ SCHEMA = 2
 class PartSection(Section):
     """``[part.NAME]``: how many encoders of either kind each family gives; a clean one for each backdoored one.
 
-    A family may have none in a part: families as a whole are then in one part or another.
+    A family may have none in a part: families as a whole are then in one part or another. They are numbered from
+    ``first``: what encoder 7 is does not depend on how many there are, so a zoo can be made in portions.
     """
 
+    first: NonNegativeInt = 0
     clean: NonNegativeInt
     backdoored: NonNegativeInt = 0
 

@@ -105,8 +105,8 @@ def parse_plan(content: dict[str, Any], file: str) -> Plan:
     for i, (family, numbers, chosen) in enumerate(zip(plan.families, plan.numbers, plan.images)):
         key = f"family[{i}]"
         for part_name, part in numbers.items():
-            for number in range(part.clean):
-                twin = number < part.backdoored
+            for number in range(part.first, part.first + part.clean):
+                twin = number < part.first + part.backdoored
                 specimens.append(_specimen(family, part_name, number, twin, plan.seed, file, key))
         its = [specimen for specimen in specimens if specimen.family == family.name]
         if (chosen.dataset, chosen.split) in {(each.pretraining.dataset, each.pretraining.split) for each in its}:
