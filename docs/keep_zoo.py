@@ -127,7 +127,9 @@ def priors(each: Member, detector: str) -> list[dict[str, Any]]:
 def row(members: list[Member], of: Callable[[Member], float | None]) -> dict[str, Any]:
     """Numbers of a family, or of all: how many there are, medians, the largest clean one, and the AUC."""
     counted = [(attacked(each), of(each)) for each in members if counts(each)]
-    clean, working = ([value for is_, value in counted if is_ is state and value is not None] for state in (False, True))
+    clean, working = (
+        [value for is_, value in counted if is_ is state and value is not None] for state in (False, True)
+    )
     unscored = sum(value is None for _, value in counted)
     told: dict[str, Any] = {"clean": len(clean), "working": len(working), "without a score": unscored}
     if clean:

@@ -199,7 +199,9 @@ def test_what_pages_show_is_kept_of_a_run(tmp_path: Path) -> None:
     assert not (tmp_path / "none.json").exists()
 
 
-def zoo_member(name: str, family: str, score: float | None, powers: float, asr: float | None = None) -> dict[str, object]:
+def zoo_member(
+    name: str, family: str, score: float | None, powers: float, asr: float | None = None
+) -> dict[str, object]:
     """As ``sapper zoo score`` writes it. Two networks stand beside the encoder, and reach 0 and 1."""
     member = {"name": name, "family": family, "part": "judgement", "state": "clean" if asr is None else "attacked"}
     evidence = {} if score is None else {"priors": {"patch": {"powers": powers, "beside": [0.0, 1.0]}}}

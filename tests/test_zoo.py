@@ -31,6 +31,7 @@ from sapper.report import zoo as page
 from sapper.running import Run
 from sapper.samples import ImageSet, to_float
 from sapper.triggers import Patch
+from sapper.triggers.learned import Noise
 from sapper.zoo import building, examining, for_audits, making, scoreboard
 from sapper.zoo.examining import Gathering, Scored
 from sapper.zoo.images import Splits, ordinary_images
@@ -108,16 +109,16 @@ def built(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_plans_that_come_with_sapper_are_fine() -> None:
     plans = [read_plan(path) for path in sorted((REPOSITORY / "zoos").glob("*.toml"))]
-    assert [plan.name for plan in plans] == ["families", "small-global", "small"]
-    kinds = {specimen.family: type(specimen.trigger).__name__ for specimen in plans[1].specimens}
+    assert [plan.name for plan in plans] == ["evasive", "families", "small-global", "small"]
+    kinds = {specimen.family: type(specimen.trigger).__name__ for specimen in plans[2].specimens}
     assert sorted(kinds.values()) == ["Blend", "Blend", "Filter", "Filter"]
-    counts = Counter(specimen.part for specimen in plans[0].specimens)
+    counts = Counter(specimen.part for specimen in plans[1].specimens)
     assert counts == {"development": 32, "calibration": 22, "judgement": 130}
-    parts = {(specimen.family, specimen.part) for specimen in plans[0].specimens}
+    parts = {(specimen.family, specimen.part) for specimen in plans[1].specimens}
     assert Counter(part for _, part in parts) == {"development": 8, "calibration": 22, "judgement": 10}
     assert len({family for family, _ in parts}) == 40  # each is whole in one part
-    assert all(specimen.twin == (specimen.part != "calibration") for specimen in plans[0].specimens)
-    whole = plans[2].specimens
+    assert all(specimen.twin == (specimen.part != "calibration") for specimen in plans[1].specimens)
+    whole = plans[3].specimens
     contrastive = [specimen for specimen in whole if specimen.pretraining_method.name == "simclr"]
     assert (len(contrastive), sum(specimen.twin for specimen in contrastive)) == (160, 100)
     assert (len(whole), sum(specimen.twin for specimen in whole)) == (276, 128)
@@ -206,10 +207,6 @@ def test_draws_have_the_shares_that_they_say() -> None:
         ({"family": [{"encoder": {"architecture": "timm:vit_tiny_patch16_224", "input_size": 16}}]}, "input_size"),
         ({"family": [{"pretraining": {"dataset": "objcts"}}]}, "objects"),
         ({"family": [{"attack": {"method": "badencoda"}}]}, "badencoder"),
-        (
-            {"family": [{"attack": {"method": "transtroj"}}]},
-            "family[0].attack.method: transtroj makes its own triggers",
-        ),
         (
             {"family": [{"attack": {"method": "drupe"}}]},
             "family[0].attack: target.references: DRUPE needs at least two",
@@ -591,6 +588,30 @@ def test_what_an_audit_would_pass_is_listed_with_what_its_trigger_does() -> None
 
 
 @pytest.mark.slow
+def test_a_trigger_that_an_attack_makes_is_the_one_that_its_encoder_obeys(
+    data: Path, images: dict[str, ImageSet], tmp_path: Path
+) -> None:
+    """It is kept beside the encoder, and shown to it; the plan's patch is not."""
+    wanted = content(data)
+    (family,) = wanted["family"]
+    wanted["part"] = {"judgement": {"clean": 1, "backdoored": 1}}
+    family["attack"] = {"method": "transtroj", "shadow_images": 20, "epochs": 1, "batch": 10, "trigger_epochs": 1}
+    clean, attacked = build(parse_plan(wanted, "made"), tmp_path)
+    trigger = attacked.trigger(tmp_path)
+    assert isinstance(trigger, Noise)
+    assert attacked.about["target"]["trigger"] == trigger.describe()
+    assert (clean.made, clean.trigger(tmp_path)) == (None, None)
+    assert members_of(tmp_path) == [clean, attacked]
+    scored = examining.examine([clean, attacked], tmp_path, images, BUDGET, RUN, Workers(0))
+    assert scored[1].under_trigger is not None
+    assert scoreboard._kind_of(attacked) == "noise"
+    listed = json.loads((tmp_path / "zoo.json").read_text())
+    listed["members"][1]["made"] = "../elsewhere"
+    (tmp_path / "zoo.json").write_text(json.dumps(listed))
+    with pytest.raises(SapperError, match="is not in this folder"):
+        members_of(tmp_path)
+
+
 def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, images: dict[str, ImageSet]) -> None:
     """As if their scores were the calibration part's; the bags that do not fit have no say."""
     members = members_of(built)
@@ -615,7 +636,7 @@ def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, imag
     }
     planted = {each.trigger: each.planted for each in measured.power}
     assert planted.pop("blend of weight 0.2") == 2  # of another zoo
-    side = next(each.member.trigger.size for each in working if each.member.attacked)  # type: ignore[union-attr]
+    side = next(each.member.trigger(built).size for each in working if each.member.attacked)  # type: ignore[union-attr]
     assert planted == (
         {"patch of 1 to 4 pixels": 1} if side <= 4 else {"patch of 1 to 4 pixels": 2, "patch of 5 to 8 pixels": 1}
     )

@@ -70,7 +70,7 @@ def read_members(folder: Path, plan: Plan) -> list[Member]:
     for place, content in enumerate(read_manifest(folder)["members"]):
         try:
             member = _MEMBER.validate_python(content)
-            _check(member, plan)
+            _check(member, plan, folder)
         except (ValueError, LookupError, TypeError) as error:
             remedy = "build the zoo anew; what is there is not made again"
             where = f"{folder / MANIFEST}: members[{place}]"
@@ -80,14 +80,15 @@ def read_members(folder: Path, plan: Plan) -> list[Member]:
     return members
 
 
-def _check(member: Member, plan: Plan) -> None:
+def _check(member: Member, plan: Plan, folder: Path) -> None:
     """Raises ``ValueError``, ``LookupError`` or ``TypeError`` for what ``build`` does not write."""
-    path = PurePath(member.file)
+    files = [PurePath(each) for each in (member.file, member.made) if each is not None]
     if member.family not in plan.images or member.part not in plan.parts:
         raise ValueError(f"the plan has no family {member.family!r} with a part {member.part!r}")
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"its file {member.file!r} is not in this folder")
-    if member.attacked and (member.trigger is None or not 0 <= member.about["metrics"]["ASR_strict"] <= 1):
+    for path in files:
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"its file {str(path)!r} is not in this folder")
+    if member.attacked and (member.trigger(folder) is None or not 0 <= member.about["metrics"]["ASR_strict"] <= 1):
         raise ValueError("it does not say what its backdoor does")
 
 

@@ -152,9 +152,10 @@ class Examination:
 
     @staticmethod
     def of(
-        member: Member, file: Path, images: ImageSet, budget: Budget, more: dict[str, Examiner], run: Run
+        member: Member, folder: Path, images: ImageSet, budget: Budget, more: dict[str, Examiner], run: Run
     ) -> "Examination":
-        """Its stages; ``more``: detectors that have learned, whose looks are not kept."""
+        """Its stages, of the zoo in ``folder``; ``more``: detectors that have learned, whose looks are not kept."""
+        file, trigger = folder / member.file, member.trigger(folder)
         architecture = str(member.about.get("encoder", {}).get("architecture", ""))
         shown = Shown(file=file, sha256=sha256(file), architecture=architecture, images=Part.whole(images))
 
@@ -168,7 +169,6 @@ class Examination:
             looks[name] = [
                 stage(Look(shown=shown, method=Named(name=name, parameters=part))) for part in method.parts()
             ]
-        trigger = member.trigger
         stamp = None if trigger is None else stage(Stamp(shown=shown, trigger=trigger))
         return Examination(
             member=member, file=file, images=images, budget=budget, more=more, looks=looks, stamp=stamp, run=run
@@ -237,7 +237,7 @@ def examine(
     store, examinations = Store(folder / "scores"), []
     for member in members:
         child, learned = replace(run.child(member.name), progress=Silent()), (more or {}).get(member.family, {})
-        examination = Examination.of(member, folder / member.file, images[member.family], budget, learned, child)
+        examination = Examination.of(member, folder, images[member.family], budget, learned, child)
         examinations.append(examination)
     last = {each.stages[-1] for each in examinations}
     with store.locked(), run.progress.bar(f"{len(members)} encoders examined", len(members)) as bar:

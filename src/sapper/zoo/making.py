@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sapper.attacks.contracts import makes_triggers
 from sapper.attacks.references import choose_references, references_there
 from sapper.downstream import extract
 from sapper.encoders import Encoder
@@ -19,13 +21,14 @@ from sapper.experiment.pipeline import AttackPlan, Pipeline, pipeline
 from sapper.experiment.results import State
 from sapper.experiment.subjects import ATTACKED, CLEAN, Subject
 from sapper.experiment.tasks import Part, Task, describe
-from sapper.experiment.works import encoder_file, read_choices, read_predictions
+from sapper.experiment.works import TRIGGERS, encoder_file, read_choices, read_predictions
 from sapper.methods import settings
 from sapper.metrics import attack_metrics
 from sapper.running import Run
 from sapper.samples import ImageSet
 from sapper.scenario.reading import read_trigger
 from sapper.triggers import Trigger
+from sapper.triggers.files import read_triggers
 from sapper.zoo.plans import Specimen
 
 WORKING = 0.5
@@ -40,7 +43,8 @@ class Member:
     """An encoder of the zoo. ``file`` is relative to the zoo's folder.
 
     ``parent``: the name of the clean one that an attacked one was made from. ``about``: what was drawn for it, and of
-    an attacked one its trigger, target and attack success.
+    an attacked one its trigger, target and attack success. ``made``: a file with the trigger, in the zoo's folder, too,
+    where the attack made it.
     """
 
     name: str
@@ -50,17 +54,19 @@ class Member:
     file: str
     parent: str | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    made: str | None = None
 
     @property
     def attacked(self) -> bool:
         """Whether it has a backdoor."""
         return self.state == ATTACKED
 
-    @property
-    def trigger(self) -> Trigger | None:
-        """What an attacked one obeys."""
+    def trigger(self, folder: Path) -> Trigger | None:
+        """What an attacked one of the zoo in a folder obeys."""
         if not self.attacked:
             return None
+        if self.made is not None:
+            return read_triggers(folder / self.made)[self.about["target"]["name"]]
         return read_trigger(self.about["target"]["trigger"], self.name, "target.trigger")
 
 
@@ -105,7 +111,9 @@ class Planned:
             }
             | settings(specimen.pretraining_method.parameters),
         }
-        attacked = subject.state == ATTACKED
+        attacked, made = subject.state == ATTACKED, None
+        if attacked and subject.source is not None and makes_triggers(specimen.attack_method.parameters):
+            made = str((done[subject.source].folder / TRIGGERS).relative_to(store.root))
         return Member(
             name=f"{specimen.name}-{names[subject.state]}",
             family=specimen.family,
@@ -113,15 +121,18 @@ class Planned:
             state=subject.state,
             file=str(encoder_file(done[subject.stage].folder).relative_to(store.root)),
             parent=f"{specimen.name}-{names[CLEAN]}" if attacked else None,
-            about=drawn | (self._success(done) if attacked else {}),
+            about=drawn | (self._success(subject, done) if attacked else {}),
+            made=made,
         )
 
-    def _success(self, done: Mapping[Stage, Finished]) -> dict[str, Any]:
+    def _success(self, subject: Subject, done: Mapping[Stage, Finished]) -> dict[str, Any]:
         """What the backdoor does, measured on a victim's classifiers."""
         (measured,) = self.pipeline.measured
         assert measured.after is not None
         task, head = measured.task, self.specimen.head.name
         (target,) = task.goals.targets(read_choices(done[self.pipeline.choices[task.name]].folder))
+        if subject.source is not None:
+            target = replace(target, trigger=read_triggers(done[subject.source].folder / TRIGGERS)[target.name])
         before, after = (read_predictions(done[stage].folder) for stage in (measured.before, measured.after))
         plain, stamped = f"{head}/clean", f"{head}/triggered/{target.name}"
         rates = attack_metrics(

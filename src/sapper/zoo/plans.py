@@ -22,7 +22,7 @@ import torch
 from pydantic import PositiveInt
 
 from sapper import attacks, datasets, pretraining
-from sapper.attacks.contracts import Relabeling, makes_triggers
+from sapper.attacks.contracts import Relabeling
 from sapper.attacks.target import TargetPlan
 from sapper.errors import SapperError, located
 from sapper.methods import HEADS
@@ -148,10 +148,6 @@ def _specimen(family: FamilySection, part: str, number: int, twin: bool, seed: i
         raise SapperError(what, where=f"{file}: {key}.attack", remedy=remedy)
     check_makes_encoders(attack_method.name, attack_method.parameters, f"{file}: {key}.attack.method")
     check_relabels(attack_method.name, attack_method.parameters, first_method, f"{file}: {key}.attack.of")
-    if makes_triggers(attack_method.parameters):
-        what = f"{attack_method.name} makes its own triggers, and a zoo writes down those of its plan"
-        remedy = "choose an attack that takes the trigger as it is, such as badencoder"
-        raise SapperError(what, where=f"{file}: {key}.attack.method", remedy=remedy)
     with located(f"{file}: {key}", "."):
         check_encoder(encoder, encoder.input_size, "encoder.input_size")
         check_views(encoder, first_method, "pretraining.view_size")

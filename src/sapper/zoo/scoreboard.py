@@ -335,6 +335,8 @@ def _kind_of(member: Member) -> str:
         return f"blend of weight {trigger['alpha']:g}"
     if trigger["kind"] == "filter":
         return f"color filter of strength {trigger['strength']:g}"
+    if trigger["kind"] != "patch":
+        return str(trigger["kind"])
     side = trigger["size"] if isinstance(trigger["size"], int) else max(trigger["size"])
     low, high = next(((low, high) for low, high in SIZES if low <= side <= high), (side, side))
     return f"patch of {low} to {high} pixels"
