@@ -119,7 +119,7 @@ def test_the_statement_by_hand(place: Path, report: AuditReport, bundle: bytes) 
 
 def test_families_that_decided_are_in_the_statement(report: AuditReport, tmp_path: Path) -> None:
     known = [Family(name=f"family {i}", about="toys", scores=[0.0]) for i in range(19)]
-    bag = FamilyBag(name="others", detector="twins", parameters={}, families=known)
+    bag = FamilyBag(name="others", detector="twins", parameters={}, images=8, families=known)
     write_families(bag, tmp_path / "others.json")
     told = stated(replace(report, families=bag), audited(report.encoder), {}, {"audit.json": b"{}"}, None).predicate
     assert told.families is not None

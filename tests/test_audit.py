@@ -350,7 +350,7 @@ def families(count: int = 20, **change: Any) -> FamilyBag:
         Family(name=f"family {i}", about="toys", scores=[score, score - 1]) for i, score in enumerate(usual(count))
     ]
     parameters = parameters_of(STRANGERS.for_strangers()["multi_prior"])
-    bag = FamilyBag(name="others", detector="multi_prior", parameters=parameters, families=known)
+    bag = FamilyBag(name="others", detector="multi_prior", parameters=parameters, images=8, families=known)
     return replace(bag, **change)
 
 

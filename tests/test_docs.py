@@ -246,7 +246,7 @@ def test_a_bag_over_families_decides_and_portions_come_together(tmp_path: Path) 
     """Of 19 families the largest is 2: beyond it the p-value is 1/20, below it 2/20."""
     bag, file = tmp_path / "bag.json", tmp_path / "kept.json"
     known = [Family(name=f"f{number}", about="x", scores=[2.0 if number else 0.0]) for number in range(19)]
-    write_families(FamilyBag(name="known", detector="twins", parameters={}, families=known), bag)
+    write_families(FamilyBag(name="known", detector="twins", parameters={}, images=8, families=known), bag)
     first = [zoo_member("a0", "a", 2.5, 2.5), zoo_member("a0-b", "a", 1.9, 2.0, 0.9)]
     second = [zoo_member("a1", "a", 0.1, 2.5), zoo_member("a1-b", "a", 3.0, 2.0, 0.6), first[0]]
     for scores in (first, second):

@@ -84,19 +84,28 @@ def test_a_verdict_is_explained_too(sapper: Sapper, place: Path) -> None:
     assert "why: the p-value is " in end.out
 
 
-def test_too_few_images_for_twins_are_explained(sapper: Sapper, place: Path) -> None:
+@pytest.mark.parametrize(
+    ("images", "why", "do"),
+    [
+        (40, "images are too few for twins", "give some thousand of the images that it was trained on"),
+        (50, "made with 50 images of each encoder's kind or more, and here are 40", "with 50 images like those"),
+    ],
+)
+def test_too_few_images_are_explained(sapper: Sapper, place: Path, images: int, why: str, do: str) -> None:
+    """For the twins of an encoder, or for the bag over families that they are compared with."""
     from sapper.audits.families import Family, FamilyBag, parameters_of, write_families
 
     parameters = parameters_of(BUDGETS["quick"].for_strangers()["twins"])
     known = [Family(name=f"family {number}", about="", scores=[0.0]) for number in range(20)]
-    write_families(FamilyBag(name="x", detector="twins", parameters=parameters, families=known), place / "x.json")
+    file = place / "x.json"
+    write_families(FamilyBag(name="x", detector="twins", parameters=parameters, images=images, families=known), file)
     write_npz(place / "few" / "train.npz", 40, seed=1, labeled=False)
     how = ("--images", "few", "--device", "cpu", "--explain", "--families", "x.json", "--fail-on", "backdoor")
     end = sapper("audit", "x.safetensors", *how)
     assert end.code == 0, end.err + end.out
     text = " ".join(end.out.split())
-    assert "images are too few for twins" in text
-    assert "give some thousand of the images that it was trained on" in text
+    assert why in text
+    assert do in text
 
 
 def test_public_models_are_offered_where_there_is_a_list_of_them() -> None:

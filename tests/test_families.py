@@ -26,7 +26,7 @@ QUICK = replace(BUDGETS["quick"], strangers={"multi_prior": {"blends": ()}})
 def bag(scores: list[list[float | None]], name: str = "known") -> FamilyBag:
     families = [Family(name=f"family {i}", about="toys", scores=each) for i, each in enumerate(scores)]
     parameters = parameters_of(QUICK.for_strangers()["multi_prior"])
-    return FamilyBag(name=name, detector="multi_prior", parameters=parameters, families=families)
+    return FamilyBag(name=name, detector="multi_prior", parameters=parameters, images=100, families=families)
 
 
 def test_the_p_value_counts_families_by_hand() -> None:
@@ -63,13 +63,22 @@ def test_new_families_are_flagged_no_more_often_than_the_bound_says() -> None:
 
 def test_a_bag_fits_its_detector_and_is_large_enough() -> None:
     enough, few = bag([[0.0]] * 19), bag([[0.0]] * 18, "few")
-    assert fitting_families(QUICK, [few, enough], 0.05).bag == enough
-    assert "18 of the 19 families" in fitting_families(QUICK, [few], 0.05).reason
+    assert fitting_families(QUICK, [few, enough], 0.05, 200).bag == enough
+    assert "18 of the 19 families" in fitting_families(QUICK, [few], 0.05, 200).reason
     other = replace(QUICK, strangers={"multi_prior": {"filters": ()}})
-    assert "as the budget quick has it" in fitting_families(other, [enough], 0.05).reason
-    assert fitting_families(QUICK, [], 0.05).reason == "no bag over families is known"
-    none = fitting_families(replace(QUICK, strangers={}), [enough], 0.05)
+    assert "as the budget quick has it" in fitting_families(other, [enough], 0.05, 200).reason
+    assert fitting_families(QUICK, [], 0.05, 200).reason == "no bag over families is known"
+    none = fitting_families(replace(QUICK, strangers={}), [enough], 0.05, 200)
     assert none.reason == "the budget quick has no detector that can be compared among families"
+
+
+def test_a_bag_speaks_for_no_fewer_images_than_it_was_made_with() -> None:
+    few, many = bag([[0.0]] * 20, "few"), replace(bag([[0.0]] * 20, "many"), images=1000)
+    assert [fitting_families(QUICK, [few, many], 0.05, count).bag for count in (100, 999, 1000)] == [few, few, many]
+    none = fitting_families(QUICK, [many, few], 0.05, 99)
+    assert (none.bag, none.images) == (None, 100)
+    assert "made with 100 images" in none.reason
+    assert "here are 99" in none.reason
 
 
 def test_a_family_without_a_score_can_make_a_bag_useless() -> None:
@@ -78,7 +87,7 @@ def test_a_family_without_a_score_can_make_a_bag_useless() -> None:
     for families, without, useless in ((20, 1, True), (39, 1, False), (39, 2, True)):
         scores: list[list[float | None]] = [[None] if number < without else [0.0] for number in range(families)]
         known = replace(bag(scores), detector="multi_prior", parameters=parameters)
-        found = fitting_families(QUICK, [known], 0.05)
+        found = fitting_families(QUICK, [known], 0.05, 200)
         assert (found.bag is None) == useless
         assert ("have an encoder without a score" in found.reason) == useless
 
@@ -104,9 +113,8 @@ def test_a_bag_survives_its_file(tmp_path: Path) -> None:
 def text(name: str = "a", scores: str = "[1]", families: int = 1) -> str:
     """A bag as a file has it."""
     family = f'{{"name": "x", "about": "", "scores": {scores}}}'
-    content = (
-        f'"name": "{name}", "detector": "twins", "parameters": {{}}, "families": [{", ".join([family] * families)}]'
-    )
+    listed = ", ".join([family] * families)
+    content = f'"name": "{name}", "detector": "twins", "parameters": {{}}, "images": 9, "families": [{listed}]'
     return f"{{{content}}}"
 
 

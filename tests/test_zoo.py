@@ -667,12 +667,18 @@ def test_strangers_are_judged_among_families_of_the_calibration_part() -> None:
     assert list(budget.detectors) == ["multi_prior"]
     known = [scored(f"family {i}", "calibration", value) for i in range(19) for value in (i / 10, i / 20)]
     judged = [scored("new", "judgement", value, attacked=attacked) for value, attacked in ((0.5, False), (9.0, True))]
-    bag = for_audits.families_of([*known, *judged], budget, "micro", {"torch": "2"})
+    photos = ImageSet(images=torch.zeros(50, 3, 8, 8, dtype=torch.uint8), name="photos")
+    shown = {each.member.family: photos for each in known} | {"family 7": photos.take(torch.arange(30)), "new": photos}
+    bag = for_audits.families_of([*known, *judged], shown, budget, "micro", {"torch": "2"})
     assert bag is not None
     assert (bag.size, bag.encoders, bag.families[3].scores) == (19, 38, [0.3, 0.15])
     assert (bag.name, bag.detector, bag.made["part"]) == ("micro-short-strangers", "multi_prior", "calibration")
     assert bag.parameters["blends"] == []
-    assert for_audits.families_of(judged, budget, "micro", {}) is None
+    assert bag.images == 30
+    assert for_audits.families_of(judged, shown, budget, "micro", {}) is None
+    for_audits.check_enough({"new": photos}, replace(bag, images=50))
+    with pytest.raises(SapperError, match="made with 51 images of each family, and new has 50"):
+        for_audits.check_enough({"new": photos}, replace(bag, images=51))
     beside = for_audits.among_families(judged, bag)
     rows, _ = scoreboard.compared(judged, beside, ["multi_prior"], 0.05, "multi_prior")
     assert rows[0].working == Share.counted(1, 1)

@@ -87,7 +87,9 @@ def audit(
         check_base(encoder, base)
     key = Key.of(encoder, images, budget)
     match = fitting(key, distinct(bags), bound)
-    others = AmongFamilies(bag=None) if match.bags or match.too_small else fitting_families(budget, families, bound)
+    others = AmongFamilies(bag=None)
+    if not match.bags and not match.too_small:
+        others = fitting_families(budget, families, bound, len(images))
     among = others.bag
     looking = as_the_bags(run, [among] if among else match.bags).child(fingerprint(encoder))
     looking = replace(looking, kept=KeptFor(run.kept, identity(encoder, images)))

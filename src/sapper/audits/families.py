@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from sapper.audits.calibration import NAME, Score
 from sapper.conformal import fewest
@@ -53,12 +53,14 @@ class Family:
 class FamilyBag:
     """Scores that a ``detector`` with these ``parameters`` gives to known-clean encoders of many families.
 
-    ``made``: of what, and on which machine.
+    ``images``: how many it was shown with each encoder, or more; what it says with fewer nobody has measured. ``made``:
+    of what, and on which machine.
     """
 
     name: Annotated[str, Field(pattern=NAME)]
     detector: str
     parameters: dict[str, Any]
+    images: PositiveInt
     families: Annotated[list[Family], Field(min_length=1)]
     made: dict[str, str] = field(default_factory=dict)
     schema: Literal[1] = 1
@@ -90,14 +92,21 @@ def parameters_of(method: "EncoderExaminer") -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class AmongFamilies:
-    """The bag over families that an audit can use, or in words why there is none."""
+    """The bag over families that an audit can use, or in words why there is none.
+
+    ``images``: with how many there would be one, where there are too few.
+    """
 
     bag: FamilyBag | None
     reason: str = ""
+    images: int | None = None
 
 
-def fitting_families(budget: Budget, known: Sequence[FamilyBag], bound: float) -> AmongFamilies:
-    """The largest of the bags that were made with what a budget has for strangers, if it is large enough."""
+def fitting_families(budget: Budget, known: Sequence[FamilyBag], bound: float, images: int) -> AmongFamilies:
+    """The largest of the bags that were made with what a budget has for strangers, if it is large enough.
+
+    ``images``: how many the audit has. Among bags of one size, the one that was made with most images.
+    """
     if budget.stranger is None:
         why = f"the budget {budget.name} has no detector that can be compared among families"
         return AmongFamilies(bag=None, reason=why)
@@ -109,7 +118,12 @@ def fitting_families(budget: Budget, known: Sequence[FamilyBag], bound: float) -
     if not same:
         why = f"no bag over families was made with {detector} as the budget {budget.name} has it"
         return AmongFamilies(bag=None, reason=why)
-    largest = max(same, key=lambda bag: bag.size)
+    enough = [bag for bag in same if bag.images <= images]
+    if not enough:
+        needed = min(bag.images for bag in same)
+        why = f"bags over families were made with {needed} images of each encoder's kind or more, and here are {images}"
+        return AmongFamilies(bag=None, reason=why, images=needed)
+    largest = max(enough, key=lambda bag: (bag.size, bag.images))
     if largest.size < fewest(bound):
         has = f"{largest.name!r} has {largest.size} of the {fewest(bound)} families that a bound of {bound:g} needs"
         smallest = f"the smallest bound that it allows is {1 / (largest.size + 1):.2g}"

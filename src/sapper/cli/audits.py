@@ -256,7 +256,7 @@ class Auditing:
             judge.check(subject)
         key = calibration.Key.of(subject, shown, chosen)
         match = calibration.fitting(key, self.bags, self.bound)
-        others = fitting_families(chosen, self.families, self.bound)
+        others = fitting_families(chosen, self.families, self.bound, len(shown))
         if self.named_bags and match.reason and others.bag is None:
             err.print(f"note: the audit will be undecided: {printable(match.reason)}", markup=False)
         surroundings = api.searching(subject, shown, chosen, self.bags, run, self.bound)
@@ -274,7 +274,7 @@ class Auditing:
         opened, command = {"uri": uri} | self.said.recorded(), shlex.join(["sapper", *sys.argv[1:]])
         made = environment(surroundings)
         written = write_audit(report, place, made, opening=opened, command=command, sign=self.key)
-        why = explain(report, key, match, self.bags, replace(self.asked, uri=uri)) if self.asked else []
+        why = explain(report, key, match, others, self.bags, replace(self.asked, uri=uri)) if self.asked else []
         return report, [*page.lines(report), *why, *signed(place, self.key), f"report: {written}"]
 
     def several(self, folders: Mapping[str, Path], out: Path, fail_on: str, run: Any) -> tuple[list[int], list[str]]:

@@ -7,6 +7,7 @@ from math import ceil
 from typing import Any
 
 from sapper.audits.calibration import Bag, Key, Match
+from sapper.audits.families import AmongFamilies
 from sapper.cli.opening import PERMISSIONS, Said
 from sapper.conformal import fewest
 
@@ -25,8 +26,13 @@ CLEAN = "FOLDER"
 """Where the user's own known-clean encoders are, in a command."""
 
 
-def explain(report: Any, key: Key, match: Match, known: Sequence[Bag], asked: "Asked") -> list[str]:
-    """Lines that say why, and what to do; ``report`` is the ``AuditReport``, ``known`` the bags that there were."""
+def explain(
+    report: Any, key: Key, match: Match, others: AmongFamilies, known: Sequence[Bag], asked: "Asked"
+) -> list[str]:
+    """Lines that say why, and what to do.
+
+    ``report`` is the ``AuditReport``, ``known`` the bags that there were, ``others`` what fits over families.
+    """
     if report.verdict != "undecided":
         return [
             f"why: the p-value is {report.p_value:.3g}, and {report.false_alarm_bound:g} or less is unusual; the score "
@@ -41,6 +47,11 @@ def explain(report: Any, key: Key, match: Match, known: Sequence[Bag], asked: "A
         return [
             f"why: {report.reason} Another bag over families does not change that.",
             "give some thousand of the images that it was trained on, or make a bag of its kind: sapper calibrate",
+        ]
+    if others.images is not None and not match.too_small:
+        return [
+            f"why: no bag of its kind is known, and {others.reason}",
+            f"with {others.images} images like those that it was trained on, or more, the same command gives a verdict",
         ]
     if match.too_small:
         return _too_small(report.false_alarm_bound, min((bag for bag in known if bag.key == key), key=_size), asked)

@@ -1,6 +1,6 @@
 """What audits take from a zoo: bags of its clean encoders, and detectors that learned from its pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,8 +77,25 @@ def check_strangers(members: Sequence[Member], bag: FamilyBag | None, budget: Bu
         raise SapperError(what, where="--strangers", remedy=remedy)
 
 
-def families_of(scored: Sequence[Scored], budget: Budget, zoo: str, environment: dict[str, str]) -> FamilyBag | None:
-    """A bag over the families of the calibration part, with the leading detector; none where there is none."""
+def check_enough(images: Mapping[str, ImageSet], bag: FamilyBag) -> None:
+    """Raises ``SapperError`` for a family with fewer images than a bag over families was made with."""
+    for family, shown in images.items():
+        if len(shown) < bag.images:
+            what = f"{bag.name} was made with {bag.images} images of each family, and {family} has {len(shown)}"
+            raise SapperError(what, where="--among", remedy="give the family more images in the plan")
+
+
+def families_of(
+    scored: Sequence[Scored],
+    images: Mapping[str, ImageSet],
+    budget: Budget,
+    zoo: str,
+    environment: dict[str, str],
+) -> FamilyBag | None:
+    """A bag over the families of the calibration part, with the leading detector; none where there is none.
+
+    ``images``: those of each family, with which its encoders were scored.
+    """
     families = []
     for name in dict.fromkeys(each.member.family for each in scored):
         if part := calibrating(scored, name):
@@ -92,6 +109,7 @@ def families_of(scored: Sequence[Scored], budget: Budget, zoo: str, environment:
         name=f"{zoo}-{budget.name}",
         detector=budget.leading,
         parameters=parameters_of(budget.make()[budget.leading]),
+        images=min(len(images[family.name]) for family in families),
         families=families,
         made={"zoo": zoo, "part": CALIBRATION} | environment,
     )

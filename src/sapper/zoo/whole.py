@@ -120,6 +120,8 @@ def score_zoo(
         family: ordinary_images(plan, family, run, data_root=data_root, download=download)
         for family in dict.fromkeys(member.family for member in members)
     }
+    if others is not None:
+        for_audits.check_enough(images, others)
     more, unjudged = _by_family(learned, list(images)), dict[str, str]()
     calibrates = not given and any(member.part == examining.CALIBRATION for member in members)
     if not calibrates and not strangers:
@@ -136,7 +138,7 @@ def score_zoo(
     scored = examining.examine(members, folder, images, chosen, run, crew, more)
     families = None
     if strangers:
-        families = others or for_audits.families_of(scored, chosen, plan.name, environment(run))
+        families = others or for_audits.families_of(scored, images, chosen, plan.name, environment(run))
         unjudged = {} if families else {each.member.family: NO_FAMILIES for each in scored}
         known = {} if families is None else for_audits.among_families(scored, families)
     elif calibrates:
