@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import sapper
-from sapper.api import HowToOpen
 from sapper.encoders import Opening
+from sapper.opening import HowToOpen
 from tests import micro
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapper import api, encoders
+from sapper import encoders, opening
 from sapper.audits.calibration import Key
 from sapper.defenses.budgets import BUDGETS
 from sapper.encoders import Opening
@@ -180,13 +180,13 @@ def test_numbers_of_another_kind_are_one_clear_error() -> None:
 def test_options_without_effect_are_refused() -> None:
     encoder = encoders.build(Run(seed=1), architecture="resnet10", width=4)
     encoders.save(encoder, "ours.safetensors")
-    for uri, opening in (
+    for uri, how in (
         ("ours.safetensors", Opening(keys=(("a", "b"),))),
         ("own_nets:small", Opening(trust_code=True, size=12, keys=(("a", "b"),))),
         ("own_nets:small", Opening(trust_code=True, size=12, leave_out=("fc",))),
     ):
         with pytest.raises(SapperError, match=r"--(keys|leave-out) "):
-            encoders.open(uri, RUN, opening)
+            encoders.open(uri, RUN, how)
 
 
 def test_a_card_says_what_its_architecture_leaves_open() -> None:
@@ -307,5 +307,5 @@ def test_the_command_takes_keys_and_a_replay_needs_no_file_of_them(sapper: Sappe
 
 def test_python_has_the_same() -> None:
     torch.save({f"a.{name}": value for name, value in weights().items()}, "w.pth")
-    opened = api.open("w.pth", architecture="own_nets:small", trust_code=True, size=12, keys=(("a", ""),))
+    opened = opening.open("w.pth", architecture="own_nets:small", trust_code=True, size=12, keys=(("a", ""),))
     assert opened.feature_size == 6

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from sapper import api, encoders, formats
+from sapper import encoders, formats, opening
 from sapper.audits import calibrating
 from sapper.audits.calibration import Bag, Key, read_bag, write_bag
 from sapper.cli.opening import Said, said_in
@@ -154,7 +154,7 @@ def test_an_interrupted_call_with_another_normalization_looks_anew(
 
 def test_a_bag_of_before_still_fits(place: Path) -> None:
     encoder = encoders.build(RUN, architecture="timm:resnet18", stem="imagenet", input_size=16)
-    images = api.load_images(place / "photos", 16)
+    images = opening.load_images(place / "photos", 16)
     key = Key.of(encoder, images, BUDGETS["quick"])
     old = replace(key, architecture="timm:resnet18")
     write_bag(Bag(name="b", key=old, pretraining="", images="", scores={"multi_prior": [0.0]}), place / "b.json")
@@ -273,12 +273,12 @@ def test_a_files_address_is_opened_from_the_cache(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     first, second = "https://example.invalid/a/net.safetensors?x=1", "https://example.invalid/b/net.safetensors"
-    opened = api.open(first)
+    opened = opening.open(first)
     assert opened.card.origin["opened"] == first
     assert opened.card.origin["file"].endswith("-net.safetensors")
     assert sources.from_web(first)[0] != sources.from_web(second)[0]  # of one name, and yet two files
     assert fetched == [first, second]
-    again = api.open(first)
+    again = opening.open(first)
     assert "from torch's cache" in again.card.origin["recognized"][-1]
     assert fetched == [first, second]
     with pytest.raises(SapperError, match="no scheme 'http'"):

@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from sapper import api, encoders, formats
+from sapper import api, encoders, formats, opening
 from sapper.audits.found import AuditReport
 from sapper.errors import SapperError
 from sapper.report import model_card, several
@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(place: Path) -> AuditReport:
-    return api.audit(place / "first.safetensors", api.load_images(place / "photos", 16), budget="quick")
+    return api.audit(place / "first.safetensors", opening.load_images(place / "photos", 16), budget="quick")
 
 
 # many at once

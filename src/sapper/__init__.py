@@ -12,20 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sapper.api import (
-        audit,
-        calibrate,
-        load,
-        load_classifier,
-        load_data,
-        load_images,
-        load_poisoned,
-        open,
-        repair,
-        replay,
-        run,
-        screen,
-    )
+    from sapper.api import audit, calibrate, repair, replay, run, screen
     from sapper.attacks.target import Target
     from sapper.attestations import SigningKey, Verified, public_key, signing_key, verify
     from sapper.audits.calibration import Bag, read_bag, write_bag
@@ -36,6 +23,7 @@ if TYPE_CHECKING:
     from sapper.engine.cluster import Ray
     from sapper.errors import SapperError
     from sapper.experiment.results import Record, Results, read_results
+    from sapper.opening import load, load_classifier, load_data, load_images, load_poisoned, open
     from sapper.report.audit_files import write_audit
     from sapper.report.merging import merge
     from sapper.report.repaired import write_repair
@@ -48,10 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    "sapper.api": (
-        *("audit", "calibrate", "load", "load_classifier", "load_data", "load_images", "load_poisoned"),
-        *("open", "repair", "replay", "run", "screen"),
-    ),
+    "sapper.api": ("audit", "calibrate", "repair", "replay", "run", "screen"),
     "sapper.attacks.target": ("Target",),
     "sapper.attestations": ("SigningKey", "Verified", "public_key", "signing_key", "verify"),
     "sapper.audits.found": ("AuditReport",),
@@ -62,6 +47,7 @@ _PLACES = {
     "sapper.engine.cluster": ("Ray",),
     "sapper.errors": ("SapperError",),
     "sapper.experiment.results": ("Record", "Results", "read_results"),
+    "sapper.opening": ("load", "load_classifier", "load_data", "load_images", "load_poisoned", "open"),
     "sapper.report.audit_files": ("write_audit",),
     "sapper.report.merging": ("merge",),
     "sapper.report.repaired": ("write_repair",),
