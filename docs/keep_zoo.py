@@ -3,9 +3,9 @@
     python -m docs.keep_zoo runs/zoo-families/scores-quick-development.json docs/results/data/strangers.json "sapper …"
 
 For each detector its score; and where it compares a search with the same search in other networks (``twins``), also
-the search alone, the largest drop in spread that any prior reaches; and its excess over each of these networks alone,
-on average over the priors. Only backdoors with a strict ASR of half or more count as such. With ``--among`` also how
-many are flagged beside a bag over families, as audits decide. The command is the one that a reader repeats.
+the search alone: the largest drop in spread that any prior reaches. Only backdoors with a strict ASR of half or more
+count as such. With ``--among`` also how many are flagged beside a bag over families, as audits decide. The command is
+the one that a reader repeats.
 
 The file has the members, too. Those that it has already stay if the new scores are without them: a zoo that is made
 and scored in portions is kept in portions. Where a detector has changed, delete the file first.
@@ -103,20 +103,11 @@ def statistics(members: list[Member]) -> dict[str, Callable[[Member], float | No
     found: dict[str, Callable[[Member], float | None]] = {}
     for name in members[0]["scores"]:
         found[name] = lambda each, name=name: each["scores"][name]  # type: ignore[misc]
-        networks = max((len(prior["beside"]) for each in members for prior in priors(each, name)), default=0)
-        if networks:
+        if any(priors(each, name) for each in members):
             found[f"the search of {name} alone"] = lambda each, name=name: max(  # type: ignore[misc]
                 (prior["powers"] for prior in priors(each, name)), default=None
             )
-        for place in range(networks):
-            found[f"{name}, network {place} alone"] = lambda each, name=name, place=place: mean(  # type: ignore[misc]
-                [prior["powers"] - prior["beside"][place] for prior in priors(each, name)]
-            )
     return found
-
-
-def mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def priors(each: Member, detector: str) -> list[dict[str, Any]]:

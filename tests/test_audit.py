@@ -437,7 +437,7 @@ def test_a_stranger_that_cannot_be_measured_is_undecided() -> None:
 @pytest.mark.parametrize(("count", "worst", "hidden"), [(300, 1e-9, True), (40, 2.0, False)])
 def test_twins_that_say_nothing_leave_it_undecided(count: int, worst: float, hidden: bool) -> None:
     """An encoder could hide behind features that nobody can learn, and not behind too few images."""
-    budget = replace(STRANGERS, strangers={"twins": SHORT | {"keep": (0.5,), "steps": 2, "worst_fit": worst}})
+    budget = replace(STRANGERS, strangers={"twins": SHORT | {"twins": 1, "steps": 2, "worst_fit": worst}})
     known = replace(families(), detector="twins", parameters=parameters_of(budget.for_strangers()["twins"]))
     report = audit(varied(98), photos(count), budget, [], RUN, families=[known])
     assert (report.verdict, report.p_value, report.hidden) == ("undecided", None, hidden)

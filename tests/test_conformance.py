@@ -73,7 +73,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "decree": {"epochs": 2, "images": 32, "batch": 16},
     "multi_prior": {"restarts": 2, "rounds": ((0, 2, 2), (1, 4, 2)), "images": 16, "held_out": 16},
     "twins": {
-        **{"keep": (0.5,), "steps": 2, "restarts": 2, "rounds": ((0, 2, 2), (1, 4, 2))},
+        **{"twins": 1, "steps": 2, "restarts": 2, "rounds": ((0, 2, 2), (1, 4, 2))},
         **{"images": 16, "held_out": 16, "worst_fit": 2.0},
     },
     "ssl_cleanse": {"images": 32, "steps": 2, "minibatches": 1, "most_clusters": 4},

@@ -74,18 +74,35 @@ def test_what_was_planted_is_in_the_encoder_and_not_in_its_twins(seed: int) -> N
     assert not clean.flagged
     assert isinstance(planted.trigger, Mask)
     assert planted.trigger.mask[9:13, 3:7].sum() > 0
-    assert max(planted.evidence["fit"]) < 0.1
+    assert max(planted.evidence["fit"].values()) < 0.1
 
 
-def test_the_score_is_the_excess_over_the_mean_twin() -> None:
-    method = Twins(**SMALL, keep=(0.5, 0.15), copies=2, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
+def test_the_score_is_the_excess_over_the_mean_of_the_other_networks() -> None:
+    method = Twins(**SMALL, twins=2, copies=2, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
     verdict = method.examine(encoder(8.0), photos(), RUN)
     ((name, prior),) = verdict.evidence["priors"].items()
-    assert verdict.score == pytest.approx((prior["powers"] - sum(prior["beside"]) / 4) / 0.3)
+    assert list(prior["beside"]) == ["copy 0", "copy 1", "twin 0", "twin 1"]
+    assert len(set(prior["beside"].values())) == 4
+    assert verdict.score == pytest.approx((prior["powers"] - sum(prior["beside"].values()) / 4) / 0.3)
     assert prior["powers"] == pytest.approx(math.log10(prior["neighborhood"] / prior["spread"]))
     assert verdict.evidence["prior"] == name
-    assert len(set(prior["beside"])) == 4
-    assert len(verdict.evidence["fit"]) == 2
+    assert list(verdict.evidence["fit"]) == ["twin 0", "twin 1"]
+
+
+def test_twins_are_made_until_the_score_is_low() -> None:
+    """As scores come out beside one and two of them: a limit between, above both, below both."""
+    found = [
+        Twins(**SMALL, twins=count, enough=-math.inf, steps=20, worst_fit=2.0).examine(encoder(8.0), photos(), RUN)  # type: ignore[arg-type]
+        for count in (1, 2, 3)
+    ]
+    assert [len(each.evidence["fit"]) for each in found] == [1, 2, 3]
+    scores = [each.score for each in found]
+    assert None not in scores
+    assert len(set(scores)) == 3
+    for enough in (min(scores) - 1, scores[0], scores[1], max(scores) + 1):  # type: ignore[type-var, operator]
+        verdict = Twins(**SMALL, enough=enough, steps=20, worst_fit=2.0).examine(encoder(8.0), photos(), RUN)  # type: ignore[arg-type]
+        wanted = next((each for each in found if each.score <= enough), found[-1])  # type: ignore[operator]
+        assert verdict.evidence == wanted.evidence
 
 
 def test_a_copy_has_fresh_weights_and_statistics_of_the_images_and_learns_nothing() -> None:
@@ -190,7 +207,7 @@ def test_a_copy_whose_features_are_none_is_told() -> None:
         body = Started()
     nn.init.ones_(body.gain)
     subject = Encoder(body, Card(architecture="code:Started", input=PixelSpec(size=16)), 24).eval()
-    verdict = Twins(**SMALL, steps=20, worst_fit=2.0).examine(subject, photos(), RUN)  # type: ignore[arg-type]
+    verdict = Twins(**SMALL, copies=1, steps=20, worst_fit=2.0).examine(subject, photos(), RUN)  # type: ignore[arg-type]
     assert verdict.score is None
     assert verdict.evidence["why"].startswith("copy 0 says nothing: features of ordinary images cannot")
 
@@ -258,7 +275,7 @@ def test_a_twin_begins_between_fresh_weights_and_those_of_the_encoder() -> None:
     """Nearly without a step to learn from: at ``keep`` 0.9 it answers as the encoder does, at 0 it does not."""
     still = {"steps": 1, "student_rate": 1e-9, "worst_fit": 2.0}
     near, far = (
-        Twins(**SMALL, **still, keep=(keep,)).examine(encoder(8.0), photos(), RUN).evidence["fit"][0]  # type: ignore[arg-type]
+        Twins(**SMALL, **still, keep=keep).examine(encoder(8.0), photos(), RUN).evidence["fit"]["twin 0"]  # type: ignore[arg-type]
         for keep in (0.9, 0.0)
     )
     assert near < 0.05

@@ -62,12 +62,12 @@ PATCHES = ((0.25, -0.09, 0.23), (0.375, 0.19, 0.35))
 """Sizes as shares of the side, and what is usual without a backdoor; see ``multi_prior``."""
 
 TWINS: dict[str, Any] = {"blends": (), "filters": ()}
-"""How strangers are compared with a twin and a copy: by squares, in every budget, so that one bag serves all."""
+"""How strangers are compared with students of theirs: by squares, in every budget, so that one bag serves all."""
 
 DECREE = {"epochs": 60, "images": 256, "batch": 64}
 
 SQUARES = "square patches of a quarter and of three eighths of the image's side, anywhere: smaller ones lie inside"
-BESIDE_TWINS = f"{SQUARES}; compared with the same in a student and a fresh copy of the encoder, which decides"
+BESIDE_TWINS = f"{SQUARES}; compared with the same in students of the encoder, which decides"
 LARGE = "patches of more than three eighths of the side"
 
 QUICK = Budget(

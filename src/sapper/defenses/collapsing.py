@@ -5,7 +5,7 @@ what the numbers mean.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -62,16 +62,16 @@ def measured(gathered: Gathered) -> dict[str, float]:
     return {"spread": gathered.spread, "neighborhood": gathered.neighborhood, "powers": gathered.powers}
 
 
-def beyond(looked: "Search", others: Sequence["Search"]) -> dict[str, dict[str, Any]]:
-    """For each prior its numbers, and how far it goes beyond the same search in ``others``.
+def beyond(looked: "Search", others: Mapping[str, "Search"]) -> dict[str, dict[str, Any]]:
+    """For each prior its numbers, and how far it goes beyond the same search in ``others``, which have names.
 
     ``beside``: the powers of ten that each of them reaches; ``score``: the excess over their mean, less what is usual
     of that, in deviations.
     """
     priors: dict[str, dict[str, Any]] = {}
     for name, gathered in looked.found.items():
-        powers = [search.found[name].powers for search in others]
-        excess = (gathered.powers - sum(powers) / len(powers) - gathered.usual) / gathered.deviation
+        powers = {other: search.found[name].powers for other, search in others.items()}
+        excess = (gathered.powers - sum(powers.values()) / len(powers) - gathered.usual) / gathered.deviation
         priors[name] = measured(gathered) | {"beside": powers, "score": excess}
     return priors
 

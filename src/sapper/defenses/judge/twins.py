@@ -11,17 +11,20 @@ and those of f, w_f, and learns f's features of ordinary images and of views of 
 
 as in distillation. What f does with a trigger is nowhere in these images. What a part of its weights still know of it,
 the training does not keep up; whereas what is natural to the architecture, the data and the representation is there
-from the start, or learned. A twin may keep a part of what was planted, and hide it. So it has ``copies`` beside it:
-networks of the same architecture with fresh weights, that learn nothing but the statistics of the images which their
-normalization has. They have nothing of f, and show what the architecture does by itself. The same search, from the
-same starts, looks for the change of each prior (``defenses/collapsing.py``) that gathers features most, in f, in its
-twins and in the copies. With P_s the powers of ten that a prior s reaches, and h_t all of these networks, the score is
-the mean excess over the priors of one kind (squares of several sizes, which share most triggers; blends; filters), of
-the kind that has most,
+from the start, or learned. The same search, from the same starts, looks for the change of each prior
+(``defenses/collapsing.py``) that gathers features most, in f and in its twins. With P_s the powers of ten that a prior
+s reaches, the score is the mean excess over the priors of one kind (squares of several sizes, which share most
+triggers; blends; filters), of the kind that has most,
 
     score = max_kinds mean_s ( P_s(f) − mean_t P_s(h_t) − μ_s ) / σ_s                        flagged above ``threshold``
 
 where by default μ = 0 and σ = 1, so that the score is in powers of ten, too.
+
+How far a search gets in a twin differs from twin to twin by some tenths. So up to ``twins`` of them are made, one after
+the other, until the score is no more than ``enough``: what is nothing beside one twin need not be looked at again, and
+what is much has to be much beside all of them on average. ``copies`` more networks with fresh weights can stand beside
+them, which learn nothing but the statistics that normalization layers have of the images: they show what the
+architecture does by itself.
 
 A twin that is fitted badly may collapse by itself, and hide what f does: ``fit`` in the evidence is its distance to f
 on images that it was not trained on, and where that is above ``worst_fit`` there is no score. How far a clean encoder
@@ -56,6 +59,8 @@ from sapper.running import KeptFor, Run
 from sapper.samples import ImageSet, to_float
 from sapper.verdicts import Verdict, unscored
 
+TWIN, COPY = "twin", "copy"
+
 FEWEST = 32
 """Images below which no twin learns anything; others are held out."""
 
@@ -65,10 +70,10 @@ BATCH_PIXELS, SMALLEST_BATCH = 64 * 96 * 96, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Twins(CollapseSearch, EncoderExaminer):
-    """Compares a search for triggers in an encoder with the same in a student and a fresh copy of it (Sapper's own).
+    """Compares a search for triggers in an encoder with the same in students of it (Sapper's own).
 
-    ``keep``: for each twin, the share of the encoder's weights that it begins with. ``copies``: how many networks with
-    fresh weights there are beside the twins. ``steps``, ``batch``,
+    ``twins``: how many at most. ``keep``: the share of the encoder's weights that each begins with. ``enough``: a score
+    that needs no further twin. ``copies``: networks with fresh weights beside the twins. ``steps``, ``batch``,
     ``student_rate``: of the distillation, at least so many steps of Adam with a falling rate; ``augmented``: the share
     of each batch that is augmented, with crops of ``crop_scale`` of the image's area or more. ``worst_fit``:
     1 − the mean cosine of a twin and the encoder above which nothing is said.
@@ -78,8 +83,10 @@ class Twins(CollapseSearch, EncoderExaminer):
     patches: tuple[Usual, ...] = ((0.25, 0.0, 1.0), (0.375, 0.0, 1.0))
     blends: tuple[Usual, ...] = ((0.2, 0.0, 1.0),)
     filters: tuple[Usual, ...] = ((0.2, 0.0, 1.0),)
-    keep: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.5,)
-    copies: NonNegativeInt = 1
+    twins: PositiveInt = 3
+    keep: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    enough: float = 0.2
+    copies: NonNegativeInt = 0
     steps: PositiveInt = 250
     batch: Annotated[int, Field(ge=2)] = 64
     student_rate: PositiveFloat = 2e-3
@@ -91,18 +98,18 @@ class Twins(CollapseSearch, EncoderExaminer):
     kind: ClassVar[Literal["examine"]] = "examine"
     needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
     measures: ClassVar[tuple[OfVerdicts, ...]] = detection("score")
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     source: ClassVar[str] = "Sapper"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
 
-        Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``beside``, the powers of ten that each twin
-        and then each copy reaches, and the ``score`` beside these; the mean of them for each of the ``kinds``;
-        ``prior``, the largest of the kind that counts, whose change is the trigger; ``fit`` of each twin. No score
-        where features cannot be measured, in the encoder or in another of the networks, where a twin is unlike it, and
-        where there are too few images for one; what was found in the encoder is told then, too.
+        Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``beside``, the powers of ten that each of the
+        other networks reaches, and the ``score`` beside these; the mean of them for each of the ``kinds``; ``prior``,
+        the largest of the kind that counts, whose change is the trigger; ``fit`` of each twin. No score where features
+        cannot be measured, in the encoder or in another of the networks, where a twin is unlike it, and where there are
+        too few images for one; what was found in the encoder is told then, too.
         """
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
@@ -114,32 +121,35 @@ class Twins(CollapseSearch, EncoderExaminer):
         if len(shown) < FEWEST:
             why = f"{len(images)} images are too few for twins: {len(shown)} are left to learn from"
             return self._alone(looked, f"{why}; give {2 * FEWEST} or more, some thousand are better", started, "images")
-        searches, fits = list[Search](), list[float]()
-        for name, keep in self._others().items():
+        beside, fits = dict[str, Search](), dict[str, float]()
+        for name in self._others():
             own = replace(run, kept=KeptFor(run.kept, self._key(name, shown, run)))
             drawn = replace(own, seed=run.child(name).seed)
             try:
-                other = self.copy(encoder, shown, drawn) if keep is None else self.twin(encoder, keep, shown, drawn)
+                other = self.twin(encoder, shown, drawn) if name.startswith(TWIN) else self.copy(encoder, shown, drawn)
             except SapperError as error:
                 return self._alone(looked, f"{name} cannot be made: {error.what}", started)
-            if keep is not None:
-                fits.append(float(apart(*(self._features(each, None, unseen, run) for each in (other, encoder)))))
-                if fits[-1] > self.worst_fit:
-                    unlike = f"it differs from the encoder by {fits[-1]:.2f}, and {self.worst_fit:g} is allowed at most"
+            if name.startswith(TWIN):
+                fits[name] = float(apart(*(self._features(each, None, unseen, run) for each in (other, encoder))))
+                if fits[name] > self.worst_fit:
+                    unlike = (
+                        f"it differs from the encoder by {fits[name]:.2f}, and {self.worst_fit:g} is allowed at most"
+                    )
                     return self._alone(looked, f"{name} says nothing: {unlike}", started)
-            searches.append(self.search(other, seen, unseen, own))  # from the same starts
-            if searches[-1].why is not None:
-                return self._alone(looked, f"{name} says nothing: {searches[-1].why}", started)
-        priors = beyond(looked, searches)
-        kinds = {kind: statistics.fmean(scores.values()) for kind, scores in _by_kind(priors).items()}
-        kind, score = max(kinds.items(), key=lambda told: told[1])
+            beside[name] = self.search(other, seen, unseen, own)  # from the same starts
+            if beside[name].why is not None:
+                return self._alone(looked, f"{name} says nothing: {beside[name].why}", started)
+            if fits and _largest(beyond(looked, beside))[1] <= self.enough:
+                break
+        priors = beyond(looked, beside)
+        kind, score = _largest(priors)
         winner = max(_by_kind(priors)[kind].items(), key=lambda told: told[1])[0]
         return Verdict(
             score=score,
             threshold=self.threshold,
             flagged=score > self.threshold,
             trigger=looked.found[winner].change.trigger(),
-            evidence={"prior": winner, "spread": looked.spread, "fit": fits, "kinds": kinds, "priors": priors},
+            evidence={"prior": winner, "spread": looked.spread, "fit": fits, "kinds": _means(priors), "priors": priors},
             seconds=time.perf_counter() - started,
         )
 
@@ -155,20 +165,21 @@ class Twins(CollapseSearch, EncoderExaminer):
         """Itself: all priors are tried on the same twins."""
         return [self]
 
-    def _others(self) -> dict[str, float | None]:
-        """The networks beside the encoder: how much of its weights a twin keeps; none for a copy."""
-        twins = {f"twin {number}": keep for number, keep in enumerate(self.keep)}
-        return twins | dict.fromkeys(f"copy {number}" for number in range(self.copies))
+    def _others(self) -> list[str]:
+        """The networks beside the encoder, copies first."""
+        return [
+            f"{kind} {number}" for kind, count in ((COPY, self.copies), (TWIN, self.twins)) for number in range(count)
+        ]
 
     def copy(self, encoder: Encoder, images: ImageSet, run: Run) -> Encoder:
         """The network with fresh weights, and statistics of ``images``, frozen."""
         drawn = fresh(encoder, run.child("weights")).to(run.device)
         return self._settled(drawn, images, run).requires_grad_(False)
 
-    def twin(self, encoder: Encoder, keep: float, images: ImageSet, run: Run) -> Encoder:
-        """A student that has ``keep`` of the encoder's weights at first, and learns its features of images; frozen."""
+    def twin(self, encoder: Encoder, images: ImageSet, run: Run) -> Encoder:
+        """A student that begins with a part of the encoder's weights and learns its features of images; frozen."""
         student, shown = fresh(encoder, run.child("weights")).to(run.device), images.to(run.device)
-        drawn_to(student, encoder, keep).train()
+        drawn_to(student, encoder, self.keep).train()
         if (kept := run.kept.get("twin")) is not None:
             student.load_state_dict(kept)
             return student.eval().requires_grad_(False)
@@ -222,6 +233,16 @@ def check_trainable(student: Encoder, images: ImageSet) -> None:
     if not isinstance(output, Tensor):
         what = f"in training it gives out a {type(output).__name__} instead of features"
         raise SapperError(what, where="encoder", remedy="build it without auxiliary outputs")
+
+
+def _largest(priors: dict[str, dict[str, Any]]) -> tuple[str, float]:
+    """The kind of priors that goes furthest beyond the other networks, and by how much on average."""
+    return max(_means(priors).items(), key=lambda told: told[1])
+
+
+def _means(priors: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The mean score of each kind of priors."""
+    return {kind: statistics.fmean(scores.values()) for kind, scores in _by_kind(priors).items()}
 
 
 def _by_kind(priors: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
