@@ -1,6 +1,6 @@
 """Keeps of a zoo's scores what pages show: by family, and together, how well statistics tell backdoors from clean.
 
-    python -m docs.keep_zoo runs/zoo-families/scores-quick-development.json docs/results/data/strangers.json "sapper …"
+    python -m docs.keep_zoo runs/zoo-families/scores-quick-strangers-development.json kept.json "sapper zoo score …"
 
 For each detector its score; and where it compares a search with the same search in other networks (``twins``), also
 the search alone: the largest drop in spread that any prior reaches. Only backdoors with a strict ASR of half or more
@@ -8,7 +8,8 @@ count as such. With ``--among`` also how many are flagged beside a bag over fami
 the one that a reader repeats.
 
 The file has the members, too. Those that it has already stay if the new scores are without them: a zoo that is made
-and scored in portions is kept in portions. Where a detector has changed, delete the file first.
+and scored in portions is kept in portions. They have to be of one part, budget, machine and set of detectors. Where a
+detector itself has changed, delete the file first.
 """
 
 import argparse
@@ -138,6 +139,36 @@ def _median(values: list[float]) -> float:
     return round(float(torch.tensor(values, dtype=torch.double).quantile(0.5)), 3)
 
 
+def kept_members(file: Path) -> list[Member]:
+    """The members that a file has already."""
+    kept = json.loads(read_text(file, "delete it"))
+    if not isinstance(kept, dict) or "members" not in kept:
+        raise SapperError("it has no members", where=str(file), remedy="delete it; it is made anew")
+    return list(kept["members"])
+
+
+def check_alike(members: list[Member], bag: FamilyBag | None, where: str) -> None:
+    """Raises ``SapperError`` for members that cannot stand in one table, or beside the bag."""
+    for name in ("part", "budget", "made"):
+        if len(found := {json.dumps(each[name]) for each in members}) > 1:
+            what, remedy = (
+                f"its members differ in {name}: {', '.join(sorted(found))}",
+                "keep them in files of their own",
+            )
+            raise SapperError(what, where=where, remedy=remedy)
+    if len(detectors := {tuple(each["scores"]) for each in members}) > 1:
+        remedy = "keep them in files of their own"
+        raise SapperError("its members were scored by different detectors", where=where, remedy=remedy)
+    if bag is None:
+        return
+    if bag.detector not in next(iter(detectors)):
+        remedy = "name a bag of a detector that scored them"
+        raise SapperError(f"{bag.name} is of {bag.detector}, which scored none", where="--among", remedy=remedy)
+    if both := {family.name for family in bag.families} & {each["family"] for each in members}:
+        what = f"{bag.name} has families that are judged: {', '.join(sorted(both))}"
+        raise SapperError(what, where="--among", remedy="name a bag of other families")
+
+
 def as_written(kept: dict[str, list[dict[str, Any]]]) -> str:
     """JSON, with a line for each row and member."""
     tables = []
@@ -157,11 +188,13 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     scores = json.loads(read_text(asked.scores, "sapper zoo score writes it"))
     made = {name: scores["environment"].get(name) for name in ("torch", "device", "number format")}
-    known = json.loads(read_text(asked.file, "delete it"))["members"] if asked.file.exists() else []
+    known = kept_members(asked.file) if asked.file.exists() else []
     new = [short(each, scores["budget"], made) for each in scores["members"]]
     names = {each["name"] for each in new}
     members = [each for each in known if each["name"] not in names] + new
-    rows = rows_of(members, asked.command, None if asked.among is None else read_families(asked.among))
+    bag = None if asked.among is None else read_families(asked.among)
+    check_alike(members, bag, str(asked.file))
+    rows = rows_of(members, asked.command, bag)
     write_atomically(asked.file, as_written({"records": rows, "members": members}))
     return 0
 

@@ -213,9 +213,9 @@ def zoo_member(
     }
 
 
-def zoo_scores(members: list[dict[str, object]], path: Path) -> str:
+def zoo_scores(members: list[dict[str, object]], path: Path, budget: str = "quick") -> str:
     made = {"torch": "2", "device": "cpu", "number format": "float32", "cores": "2"}
-    path.write_text(json.dumps({"members": members, "budget": "quick", "environment": made}))
+    path.write_text(json.dumps({"members": members, "budget": budget, "environment": made}))
     return str(path)
 
 
@@ -242,16 +242,33 @@ def test_scores_of_a_zoo_are_kept_by_family_and_together(tmp_path: Path) -> None
 
 
 def test_a_bag_over_families_decides_and_portions_come_together(tmp_path: Path) -> None:
-    """Of 19 families the largest is 2: beyond it the p-value is 1/20, below it 2/20."""
+    """Of 19 families the largest is 2: beyond it p is 1/20, below it 19/20. What is not flagged is not found."""
     bag, file = tmp_path / "bag.json", tmp_path / "kept.json"
     known = [Family(name=f"f{number}", about="x", scores=[2.0 if number else 0.0]) for number in range(19)]
     write_families(FamilyBag(name="known", detector="twins", parameters={}, images=8, families=known), bag)
+    weak = zoo_member("a2-b", "a", 4.0, 2.0, 0.6) | {"flagged": {"twins": False}}
     first = [zoo_member("a0", "a", 2.5, 2.5), zoo_member("a0-b", "a", 1.9, 2.0, 0.9)]
-    second = [zoo_member("a1", "a", 0.1, 2.5), zoo_member("a1-b", "a", 3.0, 2.0, 0.6), first[0]]
+    second = [zoo_member("a1", "a", 0.1, 2.5), zoo_member("a1-b", "a", 3.0, 2.0, 0.6), weak, first[0]]
+
+    def keep_of(members: list[dict[str, object]], **change: str) -> int:
+        told = zoo_scores(members, tmp_path / "scores.json", **change)
+        return keep_zoo.main([told, str(file), "sapper zoo score", "--among", str(bag)])
+
     for scores in (first, second):
-        told = zoo_scores(scores, tmp_path / "scores.json")
-        assert keep_zoo.main([told, str(file), "sapper zoo score", "--among", str(bag)]) == 0
+        assert keep_of(scores) == 0
     kept = json.loads(file.read_text())
-    assert {each["name"] for each in kept["members"]} == {"a0", "a0-b", "a1", "a1-b"}
+    assert {each["name"] for each in kept["members"]} == {"a0", "a0-b", "a1", "a1-b", "a2-b"}
     row = next(row for row in kept["records"] if (row["statistic"], row["family"]) == ("twins", "all"))
-    assert row["found"] == row["false alarms"] == {"found": 1, "of": 2}
+    assert row["false alarms"] == {"found": 1, "of": 2}
+    assert row["found"] == {"found": 1, "of": 3}
+    later = zoo_member("a9", "a", 0.0, 0.0)
+    with pytest.raises(SapperError, match="differ in budget"):
+        keep_of([later], budget="standard")
+    with pytest.raises(SapperError, match="scored by different detectors"):
+        keep_of([later | {"scores": {"decree": 0.0}}])
+    with pytest.raises(SapperError, match="known has families that are judged: f3"):
+        keep_of([zoo_member("a9", "f3", 0.0, 0.0)])
+    assert json.loads(file.read_text()) == kept
+    file.write_text("[]")
+    with pytest.raises(SapperError, match="it has no members"):
+        keep_of(first)

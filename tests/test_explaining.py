@@ -88,7 +88,7 @@ def test_a_verdict_is_explained_too(sapper: Sapper, place: Path) -> None:
     ("images", "why", "do"),
     [
         (40, "images are too few for twins", "give some thousand of the images that it was trained on"),
-        (50, "made with 50 images of each encoder's kind or more, and here are 40", "with 50 images like those"),
+        (50, "made with 50 images of each encoder's kind or more, and here are 40", "with 50 images or more"),
     ],
 )
 def test_too_few_images_are_explained(sapper: Sapper, place: Path, images: int, why: str, do: str) -> None:

@@ -587,7 +587,6 @@ def test_what_an_audit_would_pass_is_listed_with_what_its_trigger_does() -> None
     assert scoreboard.missed(scored, {}, "d", 0.05) == []  # an audit without a bag is undecided
 
 
-@pytest.mark.slow
 def test_a_trigger_that_an_attack_makes_is_the_one_that_its_encoder_obeys(
     data: Path, images: dict[str, ImageSet], tmp_path: Path
 ) -> None:
@@ -603,15 +602,21 @@ def test_a_trigger_that_an_attack_makes_is_the_one_that_its_encoder_obeys(
     assert (clean.made, clean.trigger(tmp_path)) == (None, None)
     assert members_of(tmp_path) == [clean, attacked]
     scored = examining.examine([clean, attacked], tmp_path, images, BUDGET, RUN, Workers(0))
+    with torch.no_grad():
+        features = load(tmp_path / attacked.file, RUN).eval()(trigger(to_float(images["squares"].images)))
+    spread = 1 - float(mean_cosine(F.normalize(features, dim=1)))
     assert scored[1].under_trigger is not None
-    assert scoreboard._kind_of(attacked) == "noise"
+    assert scored[1].under_trigger.spread == pytest.approx(spread, abs=1e-5)
+    assert scoreboard._kind_of(attacked) == "learned noise, transtroj"
     listed = json.loads((tmp_path / "zoo.json").read_text())
-    listed["members"][1]["made"] = "../elsewhere"
-    (tmp_path / "zoo.json").write_text(json.dumps(listed))
-    with pytest.raises(SapperError, match="is not in this folder"):
-        members_of(tmp_path)
+    for made, words in (("../elsewhere", "is not in this folder"), ("absent.safetensors", "a member cannot be read")):
+        listed["members"][1]["made"] = made
+        (tmp_path / "zoo.json").write_text(json.dumps(listed))
+        with pytest.raises(SapperError, match=words):
+            members_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_encoders_are_judged_beside_bags_that_were_made_before(built: Path, images: dict[str, ImageSet]) -> None:
     """As if their scores were the calibration part's; the bags that do not fit have no say."""
     members = members_of(built)
@@ -674,7 +679,7 @@ def test_strangers_are_judged_among_families_of_the_calibration_part() -> None:
     assert (bag.size, bag.encoders, bag.families[3].scores) == (19, 38, [0.3, 0.15])
     assert (bag.name, bag.detector, bag.made["part"]) == ("micro-short-strangers", "multi_prior", "calibration")
     assert bag.parameters["blends"] == []
-    assert bag.images == 30
+    assert bag.images == 50
     assert for_audits.families_of(judged, shown, budget, "micro", {}) is None
     for_audits.check_enough({"new": photos}, replace(bag, images=50))
     with pytest.raises(SapperError, match="made with 51 images of each family, and new has 50"):

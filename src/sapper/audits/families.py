@@ -53,8 +53,8 @@ class Family:
 class FamilyBag:
     """Scores that a ``detector`` with these ``parameters`` gives to known-clean encoders of many families.
 
-    ``images``: how many it was shown with each encoder, or more; what it says with fewer nobody has measured. ``made``:
-    of what, and on which machine.
+    ``images``: how many it was shown with each encoder, or fewer; what it says with fewer of all nobody has measured.
+    ``made``: of what, and on which machine.
     """
 
     name: Annotated[str, Field(pattern=NAME)]
@@ -63,7 +63,7 @@ class FamilyBag:
     images: PositiveInt
     families: Annotated[list[Family], Field(min_length=1)]
     made: dict[str, str] = field(default_factory=dict)
-    schema: Literal[1] = 1
+    schema: Literal[2] = 2
 
     @property
     def size(self) -> int:
@@ -118,21 +118,29 @@ def fitting_families(budget: Budget, known: Sequence[FamilyBag], bound: float, i
     if not same:
         why = f"no bag over families was made with {detector} as the budget {budget.name} has it"
         return AmongFamilies(bag=None, reason=why)
-    enough = [bag for bag in same if bag.images <= images]
-    if not enough:
-        needed = min(bag.images for bag in same)
-        why = f"bags over families were made with {needed} images of each encoder's kind or more, and here are {images}"
-        return AmongFamilies(bag=None, reason=why, images=needed)
-    largest = max(enough, key=lambda bag: (bag.size, bag.images))
-    if largest.size < fewest(bound):
-        has = f"{largest.name!r} has {largest.size} of the {fewest(bound)} families that a bound of {bound:g} needs"
-        smallest = f"the smallest bound that it allows is {1 / (largest.size + 1):.2g}"
-        return AmongFamilies(bag=None, reason=f"the bag over families is too small: {has} ({smallest})")
-    none = [family.name for family in largest.families if not math.isfinite(family.largest)]
-    if (1 + len(none)) / (1 + largest.size) > bound:
-        why = f"of the {largest.size} families of {largest.name!r} {len(none)} have an encoder without a score"
-        return AmongFamilies(bag=None, reason=f"{why} ({', '.join(none)}), so that no score can be unusual")
-    return AmongFamilies(bag=largest)
+    fit = [bag for bag in same if _unfit(bag, bound) is None]
+    if not fit:
+        return AmongFamilies(bag=None, reason=str(_unfit(max(same, key=lambda bag: bag.size), bound)))
+    shown = [bag for bag in fit if bag.images <= images]
+    if not shown:
+        needed = min(bag.images for bag in fit)
+        few = f"bags over families were made with {needed} images of each encoder's kind or more, and here are {images}"
+        return AmongFamilies(bag=None, reason=few, images=needed)
+    return AmongFamilies(bag=max(shown, key=lambda bag: (bag.size, bag.images)))
+
+
+def _unfit(bag: FamilyBag, bound: float) -> str | None:
+    """Why a bag can flag nothing at that bound, if so."""
+    if bag.size < fewest(bound):
+        has = f"{bag.name!r} has {bag.size} of the {fewest(bound)} families that a bound of {bound:g} needs"
+        return (
+            f"the bag over families is too small: {has} (the smallest bound that it allows is {1 / (bag.size + 1):.2g})"
+        )
+    none = [family.name for family in bag.families if not math.isfinite(family.largest)]
+    if (1 + len(none)) / (1 + bag.size) > bound:
+        why = f"of the {bag.size} families of {bag.name!r} {len(none)} have an encoder without a score"
+        return f"{why} ({', '.join(none)}), so that no score can be unusual"
+    return None
 
 
 def write_families(bag: FamilyBag, path: Path) -> None:
@@ -147,7 +155,7 @@ def families_as_written(bag: FamilyBag) -> str:
 
 def read_families(path: Path) -> FamilyBag:
     """A bag over families from a file. Raises ``SapperError`` if it cannot be used."""
-    remedy = "name a file that sapper zoo score --families made"
+    remedy = "name a file that sapper zoo score --families made, or make it anew"
     try:
         bag: FamilyBag = TypeAdapter(FamilyBag).validate_json(read_text(path, remedy, "no bag can be read"))
     except ValidationError as error:

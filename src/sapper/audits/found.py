@@ -100,7 +100,8 @@ def _about_bag(bag: Bag, leading: Finding) -> dict[str, Any]:
 
 def _about_families(bag: FamilyBag) -> dict[str, Any]:
     largest = {family.name: family.largest for family in bag.families if math.isfinite(family.largest)}
-    return {"name": bag.name, "families": bag.size, "encoders": bag.encoders, "largest": largest, "made": bag.made}
+    size = {"families": bag.size, "encoders": bag.encoders, "images": bag.images}
+    return {"name": bag.name} | size | {"largest": largest, "made": bag.made}
 
 
 def as_json(report: AuditReport) -> dict[str, Any]:

@@ -257,8 +257,9 @@ class Auditing:
         key = calibration.Key.of(subject, shown, chosen)
         match = calibration.fitting(key, self.bags, self.bound)
         others = fitting_families(chosen, self.families, self.bound, len(shown))
-        if self.named_bags and match.reason and others.bag is None:
-            err.print(f"note: the audit will be undecided: {printable(match.reason)}", markup=False)
+        if (self.named_bags or others.images) and match.reason and others.bag is None:
+            reason = f"{match.reason}; {others.reason}" if others.images else match.reason
+            err.print(f"note: the audit will be undecided: {printable(reason)}", markup=False)
         surroundings = api.searching(subject, shown, chosen, self.bags, run, self.bound)
         report = api.audit(
             subject,

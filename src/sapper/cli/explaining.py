@@ -51,7 +51,7 @@ def explain(
     if others.images is not None and not match.too_small:
         return [
             f"why: no bag of its kind is known, and {others.reason}",
-            f"with {others.images} images like those that it was trained on, or more, the same command gives a verdict",
+            f"with {others.images} images or more, such as it was trained on, the same command can give a verdict",
         ]
     if match.too_small:
         return _too_small(report.false_alarm_bound, min((bag for bag in known if bag.key == key), key=_size), asked)

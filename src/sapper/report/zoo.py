@@ -80,6 +80,9 @@ def _share(share: Share | None) -> str:
     return f"{share.found} of {share.n}: {text.number(share.value)} ({text.span(share.low, share.high)})"
 
 
+DIGEST = 64
+"""Letters of a SHA-256."""
+
 MISSED = ("missed", "trigger", "strict ASR", "score", "p-value", "drop found (log10)", "under its own trigger")
 
 
@@ -88,13 +91,18 @@ def missed(board: Scoreboard) -> list[list[str]]:
     return [
         [
             each.name,
-            ", ".join(f"{key} {_plain(value)}" for key, value in each.trigger.items() if key != "margin"),
+            ", ".join(f"{key} {_plain(value)}" for key, value in each.trigger.items() if _tells(key, value)),
             text.number(each.asr_strict),
             *(text.NOTHING if value is None else f"{value:.2g}" for value in (each.score, each.p_value)),
             *(text.NOTHING if value is None else f"{value:.2g}" for value in (each.powers, each.under_trigger)),
         ]
         for each in board.missed
     ]
+
+
+def _tells(key: str, value: object) -> bool:
+    """Whether a reader learns anything from it: not from the digest of a tensor."""
+    return key != "margin" and not (isinstance(value, str) and len(value) == DIGEST)
 
 
 def _plain(value: object) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path, PurePath
 
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 
 from sapper.engine.executors import Workers, execute
 from sapper.engine.stage import Stage
@@ -71,7 +72,7 @@ def read_members(folder: Path, plan: Plan) -> list[Member]:
         try:
             member = _MEMBER.validate_python(content)
             _check(member, plan, folder)
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OSError, SafetensorError) as error:
             remedy = "build the zoo anew; what is there is not made again"
             where = f"{folder / MANIFEST}: members[{place}]"
             what = first_mistake(error) if isinstance(error, ValidationError) else error
@@ -81,7 +82,7 @@ def read_members(folder: Path, plan: Plan) -> list[Member]:
 
 
 def _check(member: Member, plan: Plan, folder: Path) -> None:
-    """Raises ``ValueError``, ``LookupError`` or ``TypeError`` for what ``build`` does not write."""
+    """Raises an error for what ``build`` does not write, and for a trigger that cannot be read."""
     files = [PurePath(each) for each in (member.file, member.made) if each is not None]
     if member.family not in plan.images or member.part not in plan.parts:
         raise ValueError(f"the plan has no family {member.family!r} with a part {member.part!r}")

@@ -109,7 +109,7 @@ def families_of(
         name=f"{zoo}-{budget.name}",
         detector=budget.leading,
         parameters=parameters_of(budget.make()[budget.leading]),
-        images=min(len(images[family.name]) for family in families),
+        images=max(len(images[family.name]) for family in families),
         families=families,
         made={"zoo": zoo, "part": CALIBRATION} | environment,
     )

@@ -100,7 +100,8 @@ def outline(content: dict[str, Any], file: str) -> Outline:
         chosen = read_section(ImagesSection, family.images, file, f"{key}.images")
         with located(f"{file}: {key}.images.dataset"):
             datasets.check_name(chosen.dataset)
-        changed = _parts(family.part, file, f"{key}.part")
+        own = {name: {"first": root.part.get(name, {}).get("first", 0)} | raw for name, raw in family.part.items()}
+        changed = _parts(own, file, f"{key}.part")
         with located(f"{file}: {key}.part"):
             check_parts(changed, tuple(parts))
         if not any(part.clean for part in (parts | changed).values()):

@@ -32,6 +32,11 @@ Known = dict[str, dict[str, dict[str, list[float]]]]
 ALL = "all"
 """All families together, in a row."""
 
+PLAIN = "badencoder"
+
+OTHERS = {"noise": "learned noise", "network": "learned colors", "patches": "several patches"}
+"""Kinds of triggers, in words."""
+
 SIZES = ((1, 4), (5, 8), (9, 12))
 """Groups of trigger sizes, in pixels, whose power is told apart."""
 
@@ -329,14 +334,22 @@ def missed(scored: Sequence[Scored], known: Known, detector: str, bound: float) 
 
 
 def _kind_of(member: Member) -> str:
-    """A member's trigger, in words that are shared by others like it."""
-    trigger = member.about["target"]["trigger"]
+    """A member's trigger in words that others like it share, and its attack where that is no plain BadEncoder."""
+    attack = member.about.get("attack", {})
+    method, against = attack.get("method", PLAIN), [known["defense"] for known in attack.get("against", ())]
+    told = [_words(member.about["target"]["trigger"])]
+    told += [method] if method != PLAIN else []
+    told += [f"against {' and '.join(against)}"] if against else []
+    return ", ".join(told)
+
+
+def _words(trigger: dict[str, Any]) -> str:
     if trigger["kind"] == "blend":
         return f"blend of weight {trigger['alpha']:g}"
     if trigger["kind"] == "filter":
         return f"color filter of strength {trigger['strength']:g}"
     if trigger["kind"] != "patch":
-        return str(trigger["kind"])
+        return OTHERS.get(trigger["kind"], str(trigger["kind"]))
     side = trigger["size"] if isinstance(trigger["size"], int) else max(trigger["size"])
     low, high = next(((low, high) for low, high in SIZES if low <= side <= high), (side, side))
     return f"patch of {low} to {high} pixels"

@@ -107,9 +107,10 @@ class Twins(CollapseSearch, EncoderExaminer):
 
         Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``beside``, the powers of ten that each of the
         other networks reaches, and the ``score`` beside these; the mean of them for each of the ``kinds``; ``prior``,
-        the largest of the kind that counts, whose change is the trigger; ``fit`` of each twin. No score where features
-        cannot be measured, in the encoder or in another of the networks, where a twin is unlike it, and where there are
-        too few images for one; what was found in the encoder is told then, too.
+        the largest of the kind that counts, whose change is the trigger; ``fit`` of each twin, and whether the score
+        was low enough to make no further one, ``stopped``. No score where features cannot be measured, in the encoder
+        or in another of the networks, where a twin is unlike it, and where there are too few images for one; what was
+        found in the encoder is told then, too.
         """
         started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
@@ -144,12 +145,13 @@ class Twins(CollapseSearch, EncoderExaminer):
         priors = beyond(looked, beside)
         kind, score = _largest(priors)
         winner = max(_by_kind(priors)[kind].items(), key=lambda told: told[1])[0]
+        told = {"prior": winner, "spread": looked.spread, "fit": fits, "stopped": len(fits) < self.twins}
         return Verdict(
             score=score,
             threshold=self.threshold,
             flagged=score > self.threshold,
             trigger=looked.found[winner].change.trigger(),
-            evidence={"prior": winner, "spread": looked.spread, "fit": fits, "kinds": _means(priors), "priors": priors},
+            evidence=told | {"kinds": _means(priors), "priors": priors},
             seconds=time.perf_counter() - started,
         )
 
