@@ -124,10 +124,10 @@ def test_twins_are_not_taken_for_the_encoder_nor_trained_twice(tmp_path: Path) -
         "images": 16,
         "held_out": 16,
     }
-    method, model = Twins(twins=2, copies=1, enough=-9.0, steps=3, worst_fit=2.0, **short), encoder(gain=3.0)  # type: ignore[arg-type]
+    method, model = Twins(twins=2, enough=-9.0, steps=3, worst_fit=2.0, **short), encoder(gain=3.0)  # type: ignore[arg-type]
     plain = method.examine(model, photos(), RUN)
     keeping = replace(RUN, kept=KeptIn(tmp_path))
     first, again = (method.examine(model, photos(), keeping) for _ in range(2))
-    assert len(list(tmp_path.iterdir())) == 6  # searches in the encoder, two twins and a copy; and two students
+    assert len(list(tmp_path.iterdir())) == 5  # three searches, two students
     assert first.evidence == plain.evidence == again.evidence
     assert isinstance(method, CollapseSearch)

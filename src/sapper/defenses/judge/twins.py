@@ -22,9 +22,7 @@ where by default μ = 0 and σ = 1, so that the score is in powers of ten, too.
 
 How far a search gets in a twin differs from twin to twin by some tenths. So up to ``twins`` of them are made, one after
 the other, until the score is no more than ``enough``: what is nothing beside one twin need not be looked at again, and
-what is much has to be much beside all of them on average. ``copies`` more networks with fresh weights can stand beside
-them, which learn nothing but the statistics that normalization layers have of the images: they show what the
-architecture does by itself.
+what is much has to be much beside all of them on average.
 
 A twin that is fitted badly may collapse by itself, and hide what f does: ``fit`` in the evidence is its distance to f
 on images that it was not trained on, and where that is above ``worst_fit`` there is no score. How far a clean encoder
@@ -44,7 +42,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.collapsing import CollapseSearch, Search, Usual, beyond, measured
@@ -59,8 +57,6 @@ from sapper.running import KeptFor, Run
 from sapper.samples import ImageSet, to_float
 from sapper.verdicts import Verdict, unscored
 
-TWIN, COPY = "twin", "copy"
-
 FEWEST = 32
 """Images below which no twin learns anything; others are held out."""
 
@@ -73,7 +69,7 @@ class Twins(CollapseSearch, EncoderExaminer):
     """Compares a search for triggers in an encoder with the same in students of it (Sapper's own).
 
     ``twins``: how many at most. ``keep``: the share of the encoder's weights that each begins with. ``enough``: a score
-    that needs no further twin. ``copies``: networks with fresh weights beside the twins. ``steps``, ``batch``,
+    that needs no further twin, below ``threshold``. ``steps``, ``batch``,
     ``student_rate``: of the distillation, at least so many steps of Adam with a falling rate; ``augmented``: the share
     of each batch that is augmented, with crops of ``crop_scale`` of the image's area or more. ``worst_fit``:
     1 − the mean cosine of a twin and the encoder above which nothing is said.
@@ -86,7 +82,6 @@ class Twins(CollapseSearch, EncoderExaminer):
     twins: PositiveInt = 3
     keep: Annotated[float, Field(ge=0, lt=1)] = 0.5
     enough: float = 0.2
-    copies: NonNegativeInt = 0
     steps: PositiveInt = 250
     batch: Annotated[int, Field(ge=2)] = 64
     student_rate: PositiveFloat = 2e-3
@@ -102,14 +97,20 @@ class Twins(CollapseSearch, EncoderExaminer):
     source: ClassVar[str] = "Sapper"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.enough >= self.threshold:
+            what = f"{self.enough:g} would be enough to flag an encoder beside its first twin"
+            raise SapperError(what, where="Twins.enough", remedy=f"name less than the threshold, {self.threshold:g}")
+
     def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
 
-        Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``beside``, the powers of ten that each of the
-        other networks reaches, and the ``score`` beside these; the mean of them for each of the ``kinds``; ``prior``,
+        Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``beside``, the powers of ten that each twin
+        reaches, and the ``score`` beside these; the mean of them for each of the ``kinds``; ``prior``,
         the largest of the kind that counts, whose change is the trigger; ``fit`` of each twin, and whether the score
         was low enough to make no further one, ``stopped``. No score where features cannot be measured, in the encoder
-        or in another of the networks, where a twin is unlike it, and where there are too few images for one; what was
+        or in a twin, where a twin is unlike it, and where there are too few images for one; what was
         found in the encoder is told then, too.
         """
         started = time.perf_counter()
@@ -123,24 +124,20 @@ class Twins(CollapseSearch, EncoderExaminer):
             why = f"{len(images)} images are too few for twins: {len(shown)} are left to learn from"
             return self._alone(looked, f"{why}; give {2 * FEWEST} or more, some thousand are better", started, "images")
         beside, fits = dict[str, Search](), dict[str, float]()
-        for name in self._others():
+        for name in (f"twin {number}" for number in range(self.twins)):
             own = replace(run, kept=KeptFor(run.kept, self._key(name, shown, run)))
-            drawn = replace(own, seed=run.child(name).seed)
             try:
-                other = self.twin(encoder, shown, drawn) if name.startswith(TWIN) else self.copy(encoder, shown, drawn)
+                twin = self.twin(encoder, shown, replace(own, seed=run.child(name).seed))
             except SapperError as error:
                 return self._alone(looked, f"{name} cannot be made: {error.what}", started)
-            if name.startswith(TWIN):
-                fits[name] = float(apart(*(self._features(each, None, unseen, run) for each in (other, encoder))))
-                if fits[name] > self.worst_fit:
-                    unlike = (
-                        f"it differs from the encoder by {fits[name]:.2f}, and {self.worst_fit:g} is allowed at most"
-                    )
-                    return self._alone(looked, f"{name} says nothing: {unlike}", started)
-            beside[name] = self.search(other, seen, unseen, own)  # from the same starts
+            fits[name] = float(apart(*(self._features(each, None, unseen, run) for each in (twin, encoder))))
+            if fits[name] > self.worst_fit:
+                unlike = f"it differs from the encoder by {fits[name]:.2f}, and {self.worst_fit:g} is allowed at most"
+                return self._alone(looked, f"{name} says nothing: {unlike}", started)
+            beside[name] = self.search(twin, seen, unseen, own)  # from the same starts
             if beside[name].why is not None:
                 return self._alone(looked, f"{name} says nothing: {beside[name].why}", started)
-            if fits and _largest(beyond(looked, beside))[1] <= self.enough:
+            if _largest(beyond(looked, beside))[1] <= self.enough:
                 break
         priors = beyond(looked, beside)
         kind, score = _largest(priors)
@@ -167,17 +164,6 @@ class Twins(CollapseSearch, EncoderExaminer):
         """Itself: all priors are tried on the same twins."""
         return [self]
 
-    def _others(self) -> list[str]:
-        """The networks beside the encoder, copies first."""
-        return [
-            f"{kind} {number}" for kind, count in ((COPY, self.copies), (TWIN, self.twins)) for number in range(count)
-        ]
-
-    def copy(self, encoder: Encoder, images: ImageSet, run: Run) -> Encoder:
-        """The network with fresh weights, and statistics of ``images``, frozen."""
-        drawn = fresh(encoder, run.child("weights")).to(run.device)
-        return self._settled(drawn, images, run).requires_grad_(False)
-
     def twin(self, encoder: Encoder, images: ImageSet, run: Run) -> Encoder:
         """A student that begins with a part of the encoder's weights and learns its features of images; frozen."""
         student, shown = fresh(encoder, run.child("weights")).to(run.device), images.to(run.device)
@@ -203,14 +189,10 @@ class Twins(CollapseSearch, EncoderExaminer):
                 label="twin",
                 checkpoint=None,
             )
-        self._settled(student, shown, run)
+        rows = torch.randperm(len(shown), generator=run.child("statistics").generator())[: self.images]
+        settled(student, to_float(shown.images[rows.to(run.device)]))
         run.kept.put("twin", student.state_dict())
         return student.requires_grad_(False)
-
-    def _settled(self, network: Encoder, images: ImageSet, run: Run) -> Encoder:
-        """The network, in place, with statistics of some of the images; in ``eval`` mode."""
-        rows = torch.randperm(len(images), generator=run.child("statistics").generator())[: self.images]
-        return settled(network, to_float(images.images[rows].to(run.device)))
 
     def _learned_from(self, images: ImageSet, run: Run) -> ImageSet:
         """The images that a twin learns from: no more than it sees."""
@@ -221,7 +203,7 @@ class Twins(CollapseSearch, EncoderExaminer):
         return min(self.batch, len(images), max(SMALLEST_BATCH, BATCH_PIXELS // math.prod(images.size)))
 
     def _key(self, name: str, images: ImageSet, run: Run) -> str:
-        """What a twin or copy and a search in it depend on, besides the encoder and the seed."""
+        """What a twin and a search in it depend on, besides the encoder and the seed."""
         told = json.dumps([self.version, asdict(self), name, images.digest, run.number_format], sort_keys=True)
         return f"twin-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
