@@ -1,7 +1,7 @@
 """The surroundings of a computation, handed in and never global: device, number format, seed, progress."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,6 +36,57 @@ class Silent:
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         pass
+
+
+@dataclass
+class Share:
+    """A part of a longer computation: its own bars move the ``bar`` of the whole by ``size`` steps, and no more."""
+
+    bar_of_all: Bar
+    size: int
+    reached: int = 0
+
+    def bar(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Bar]:
+        return nullcontext(_Part(self, label, total, done))
+
+    def to(self, share: float, note: str) -> None:
+        """So much of it is done, in [0, 1]; never less than before."""
+        steps = max(0, min(self.size, int(share * self.size)) - self.reached)
+        self.reached += steps
+        self.bar_of_all.advance(steps, note)
+
+
+@dataclass
+class _Part:
+    share: Share
+    label: str
+    total: int
+    done: int
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.done += steps
+        said = f"{self.label}: {note}" if note else self.label
+        self.share.to(self.done / max(1, self.total), said)
+
+
+@contextmanager
+def shares(progress: Progress, label: str, sizes: Sequence[int]) -> Iterator[Iterator[Progress]]:
+    """One bar for parts that take about so many steps each. Gives the progress of each in turn.
+
+    What a part has left when the next one begins counts as done, so that the time left is that of what is to come.
+    """
+    with progress.bar(label, sum(sizes)) as bar:
+
+        def each() -> Iterator[Progress]:
+            for size in sizes:
+                share = Share(bar, size)
+                yield share
+                share.to(1.0, "")
+
+        parts = each()
+        yield parts
+        for _ in parts:  # what is left will not be done
+            pass
 
 
 class Kept(Protocol):

@@ -36,7 +36,7 @@ from sapper.encoders import Encoder
 from sapper.encoders.encoder import Head
 from sapper.encoders.opening import OPENED
 from sapper.errors import SapperError
-from sapper.running import FORMATS, KeptFor, Run
+from sapper.running import FORMATS, KeptFor, Run, shares
 from sapper.samples import ImageSet, to_float
 from sapper.verdicts import Verdict
 
@@ -94,9 +94,11 @@ def audit(
     looking = as_the_bags(run, [among] if among else match.bags).child(fingerprint(encoder))
     looking = replace(looking, kept=KeptFor(run.kept, identity(encoder, images)))
     findings = list[Finding]()
-    for name, method in (budget.make() if among is None else budget.for_strangers()).items():
-        verdict = method.examine(encoder, images, looking.child(name))
-        findings.append(_finding(name, verdict, match.bags, encoder, images, looking, leads=not findings))
+    methods = budget.make() if among is None else budget.for_strangers()
+    with shares(run.progress, "audit", [method.passes(images) for method in methods.values()]) as parts:
+        for name, method in methods.items():
+            verdict = method.examine(encoder, images, replace(looking.child(name), progress=next(parts)))
+            findings.append(_finding(name, verdict, match.bags, encoder, images, looking, leads=not findings))
     if among is not None:
         findings[0] = deciding.among(findings[0], among)
     for name, examiner in (more or {}).items():

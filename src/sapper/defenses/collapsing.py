@@ -152,7 +152,7 @@ class CollapseSearch(Checked):
         """All kinds of changes with their starts, for images of that height and width, and μ and σ of each."""
         found: dict[str, tuple[Prior, float, float]] = {}
         for share, usual, deviation in self.patches:
-            side = max(1, round(share * min(size)))
+            side = _side(share, size)
             found[f"patch {side}×{side}"] = Stamp.patches(side, size, run.child(f"patch {side}")), usual, deviation
         for alpha, usual, deviation in self.blends:
             blends = Stamp.blends(alpha, self.restarts, size, run.child(f"blend {alpha}"))
@@ -161,6 +161,13 @@ class CollapseSearch(Checked):
             filters = Filter.start(strength, self.restarts, run.child(f"filter {strength}"))
             found[f"filter {strength:g}"] = filters, usual, deviation
         return found
+
+    def passes(self, images: ImageSet) -> int:
+        """How many images a search descends on."""
+        size, seen = images.size, min(self.images, len(images))
+        starts = [Stamp.places(_side(share, size), size) for share, _, _ in self.patches]
+        starts += [2 * self.restarts] * len(self.blends) + [self.restarts] * len(self.filters)
+        return sum(work(self.rounds, count, seen) for count in starts)
 
     def _best(
         self, encoder: Encoder, priors: dict[str, Prior], seen: Tensor, unseen: Tensor, run: Run
@@ -195,6 +202,11 @@ class CollapseSearch(Checked):
             with run.autocast():
                 features.append(encoder(changed).float())
         return torch.cat(features)
+
+
+def _side(share: float, size: tuple[int, int]) -> int:
+    """Of a square, in pixels, for images of that height and width."""
+    return max(1, round(share * min(size)))
 
 
 def _measurable(features: Tensor) -> bool:

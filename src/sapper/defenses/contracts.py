@@ -84,6 +84,10 @@ class EncoderExaminer(Defense, Examiner, Protocol):
         """
         ...
 
+    def passes(self, images: ImageSet) -> int:
+        """About how many images it sends through the encoder with gradients, at most: the time left is told by that."""
+        ...
+
 
 class EncoderJudge(Protocol):
     """What has learned to tell backdoored encoders from clean ones.

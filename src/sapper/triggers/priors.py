@@ -4,6 +4,7 @@ Squares and blends are stamps of a mask and a pattern, color filters a matrix ea
 ``Prior``: a change of images for each row of ``weights``, some of them taken, moved to the places around.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -70,6 +71,12 @@ class Stamp:
     def patches(side: int, size: tuple[int, int], run: Run) -> "Stamp":
         """Squares at places half a side apart pixel by pixel, a quarter of a side apart in one color."""
         return Stamp.of(_squares(side, size, side // 2), _squares(side, size, side // 4), run)
+
+    @staticmethod
+    def places(side: int, size: tuple[int, int]) -> int:
+        """How many ``patches`` there are."""
+        steps = (side // 2, side // 4)
+        return sum(math.prod(len(_places(length, side, step)) for length in size) for step in steps)
 
     @staticmethod
     def blends(alpha: float, count: int, size: tuple[int, int], run: Run) -> "Stamp":

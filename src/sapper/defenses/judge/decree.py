@@ -115,6 +115,10 @@ class Decree(Checked, EncoderExaminer):
         """It is one."""
         return [self]
 
+    def passes(self, images: ImageSet) -> int:
+        """Every restart sees all of its images in each epoch."""
+        return self.epochs * min(self.images, len(images)) * self.restarts
+
     def invert(self, encoder: Encoder, images: ImageSet, run: Run) -> Triggers:
         """The smallest successful mask of every restart, on all of the images; the encoder is frozen."""
         pool = images.images.to(run.device)

@@ -124,6 +124,10 @@ class SSLCleanse(Checked, EncoderExaminer):
         """It is one."""
         return [self]
 
+    def passes(self, images: ImageSet) -> int:
+        """Each cluster sees as many, of at most as many clusters."""
+        return self.steps * self.minibatches * self.batch * (self.clusters or self.most_clusters)
+
     def cluster(self, features: Tensor, name: str, run: Run) -> Tensor:
         """The cluster of each image, int64 (N,) from 0 on, of normalized features (N, D)."""
         from sklearn.cluster import KMeans  # takes seconds, which listing methods need not wait for

@@ -38,6 +38,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -53,7 +54,7 @@ from sapper.encoders import Encoder
 from sapper.encoders.freezing import trained
 from sapper.encoders.redrawing import drawn_to, settled
 from sapper.errors import SapperError
-from sapper.running import KeptFor, Run
+from sapper.running import KeptFor, Run, shares
 from sapper.samples import ImageSet, to_float
 from sapper.verdicts import Verdict, unscored
 
@@ -113,11 +114,16 @@ class Twins(CollapseSearch, EncoderExaminer):
         or in a twin, where a twin is unlike it, and where there are too few images for one; what was
         found in the encoder is told then, too.
         """
-        started = time.perf_counter()
         encoder.to(run.device).eval().requires_grad_(False)
+        with shares(run.progress, "twins", self._shares(images)) as parts:
+            return self._examine(encoder, images, run, lambda run: replace(run, progress=next(parts)))
+
+    def _examine(self, encoder: Encoder, images: ImageSet, run: Run, part: Callable[[Run], Run]) -> Verdict:
+        """``part``: the run with the progress of what comes next."""
+        started = time.perf_counter()
         seen, unseen = self.split(images, run, "twins")
         shown = self._learned_from(_without(images, unseen), run)
-        looked = self.search(encoder, seen, unseen, run)
+        looked = self.search(encoder, seen, unseen, part(run))
         if looked.why is not None:
             return unscored(looked.why, self.threshold, time.perf_counter() - started)
         if len(shown) < FEWEST:
@@ -127,14 +133,14 @@ class Twins(CollapseSearch, EncoderExaminer):
         for name in (f"twin {number}" for number in range(self.twins)):
             own = replace(run, kept=KeptFor(run.kept, self._key(name, shown, run)))
             try:
-                twin = self.twin(encoder, shown, replace(own, seed=run.child(name).seed))
+                twin = self.twin(encoder, shown, part(replace(own, seed=run.child(name).seed)))
             except SapperError as error:
                 return self._alone(looked, f"{name} cannot be made: {error.what}", started)
             fits[name] = float(apart(*(self._features(each, None, unseen, run) for each in (twin, encoder))))
             if fits[name] > self.worst_fit:
                 unlike = f"it differs from the encoder by {fits[name]:.2f}, and {self.worst_fit:g} is allowed at most"
                 return self._alone(looked, f"{name} says nothing: {unlike}", started)
-            beside[name] = self.search(twin, seen, unseen, own)  # from the same starts
+            beside[name] = self.search(twin, seen, unseen, part(own))  # from the same starts
             if beside[name].why is not None:
                 return self._alone(looked, f"{name} says nothing: {beside[name].why}", started)
             if _largest(beyond(looked, beside))[1] <= self.enough:
@@ -163,6 +169,15 @@ class Twins(CollapseSearch, EncoderExaminer):
     def parts(self) -> list["Twins"]:
         """Itself: all priors are tried on the same twins."""
         return [self]
+
+    def passes(self, images: ImageSet) -> int:
+        """A search in the encoder; and for each twin its training and the same search."""
+        return sum(self._shares(images))
+
+    def _shares(self, images: ImageSet) -> list[int]:
+        """What each of these takes."""
+        search, training = super().passes(images), self.steps * self._batch(images)
+        return [search, *(training, search) * self.twins]
 
     def twin(self, encoder: Encoder, images: ImageSet, run: Run) -> Encoder:
         """A student that begins with a part of the encoder's weights and learns its features of images; frozen."""
