@@ -16,6 +16,7 @@ from sapper.errors import SapperError
 from sapper.running import Run
 from sapper.samples import ImageSet, PixelSpec
 from sapper.triggers import Mask
+from sapper.verdicts import Verdict
 
 RUN = Run(seed=2)
 SMALL = {
@@ -77,46 +78,59 @@ def test_what_was_planted_is_in_the_encoder_and_not_in_its_twins(seed: int) -> N
     assert max(planted.evidence["fit"].values()) < 0.1
 
 
-def test_the_score_is_the_excess_over_the_mean_twin() -> None:
-    method = Twins(**SMALL, twins=2, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
+def test_the_score_is_what_goes_beyond_a_part_of_the_mean_twin() -> None:
+    method = Twins(**SMALL, twins=2, slope=0.6, most=9.0, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
     verdict = method.examine(encoder(8.0), photos(), RUN)
     ((name, prior),) = verdict.evidence["priors"].items()
     assert list(prior["beside"]) == ["twin 0", "twin 1"]
     assert len(set(prior["beside"].values())) == 2
-    assert verdict.score == pytest.approx((prior["powers"] - sum(prior["beside"].values()) / 2) / 0.3)
+    assert verdict.score == pytest.approx((prior["powers"] - 0.6 * sum(prior["beside"].values()) / 2) / 0.3)
     assert prior["powers"] == pytest.approx(math.log10(prior["neighborhood"] / prior["spread"]))
     assert verdict.evidence["prior"] == name
     assert list(verdict.evidence["fit"]) == ["twin 0", "twin 1"]
 
 
-def test_twins_are_made_until_the_score_is_low() -> None:
-    """As scores come out beside one and two of them: a limit between, above both, below both."""
-    found = [
-        Twins(**SMALL, twins=count, enough=-math.inf, steps=20, worst_fit=2.0).examine(encoder(8.0), photos(), RUN)  # type: ignore[arg-type]
-        for count in (1, 2, 3)
-    ]
-    assert [len(each.evidence["fit"]) for each in found] == [1, 2, 3]
-    scores = [each.score for each in found]
-    with pytest.raises(SapperError, match="would be enough to flag an encoder beside its first twin"):
-        Twins(enough=0.5)
-    assert None not in scores
-    assert len(set(scores)) == 3
-    for enough in (min(scores) - 1, scores[0], scores[1], max(scores) + 1):  # type: ignore[type-var, operator]
-        verdict = Twins(**SMALL, enough=enough, threshold=99.0, steps=20, worst_fit=2.0).examine(
-            encoder(8.0), photos(), RUN
-        )  # type: ignore[arg-type]
-        wanted = next((each for each in found if each.score <= enough), found[-1])  # type: ignore[operator]
-        assert verdict.evidence == wanted.evidence | {"stopped": len(wanted.evidence["fit"]) < 3}
+def test_twins_are_made_until_the_encoder_goes_hardly_beyond_them() -> None:
+    """As it goes beyond one and two of them: limits above both, between, below both."""
+
+    def found(**change: float) -> Verdict:
+        method = Twins(**SMALL, **change, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
+        return method.examine(encoder(8.0), photos(), RUN)
+
+    def beyond(verdict: Verdict) -> float:
+        ((_, prior),) = verdict.evidence["priors"].items()
+        return float(prior["powers"] - sum(prior["beside"].values()) / len(prior["beside"]))
+
+    every = [found(twins=count, enough=-99.0) for count in (1, 2, 3)]
+    assert [len(each.evidence["fit"]) for each in every] == [1, 2, 3]
+    limits = [beyond(each) for each in every]
+    assert len(set(limits)) == 3
+    for enough in (min(limits) - 1, limits[0], limits[1], max(limits) + 1):
+        wanted = next((each for each, limit in zip(every, limits) if limit <= enough), every[-1])
+        stopped = len(wanted.evidence["fit"]) < 3
+        assert found(enough=enough).evidence == wanted.evidence | {"stopped": stopped}
 
 
-def test_of_each_kind_the_mean_counts_and_the_largest_kind_decides() -> None:
+def test_the_largest_score_of_a_prior_decides() -> None:
     several = SMALL | {"patches": ((0.25, 0.0, 0.3), (0.375, 0.1, 0.2)), "blends": ((0.1, 2.0, 0.1),)}
     verdict = Twins(**several, steps=20, worst_fit=2.0).examine(encoder(8.0), photos(), RUN)  # type: ignore[arg-type]
     scores = {name: prior["score"] for name, prior in verdict.evidence["priors"].items()}
     assert list(scores) == ["patch 4×4", "patch 6×6", "blend 0.1"]
-    assert verdict.score == pytest.approx((scores["patch 4×4"] + scores["patch 6×6"]) / 2)
-    assert verdict.evidence["kinds"] == {"patch": verdict.score, "blend": scores["blend 0.1"]}
-    assert verdict.evidence["prior"] == max(("patch 4×4", "patch 6×6"), key=lambda name: scores[name])
+    assert verdict.score == max(scores.values())
+    assert scores[verdict.evidence["prior"]] == verdict.score
+    six = verdict.evidence["priors"]["patch 6×6"]
+    assert scores["patch 6×6"] == pytest.approx((six["powers"] - six["natural"] - 0.1) / 0.2)
+    mean = sum(six["beside"].values()) / len(six["beside"])
+    assert six["excess"] == pytest.approx(six["powers"] - mean)
+
+
+@pytest.mark.parametrize(
+    ("mean", "natural"), [(0.0, 0.0), (1.0, 0.75), (2.0, 1.5), (5.0, 4.5), (-1.0, -0.75), (-4.0, -3.5)]
+)
+def test_what_is_natural_by_hand(mean: float, natural: float) -> None:
+    """Three quarters, but for half a power of ten at most."""
+    assert Twins()._natural(mean) == pytest.approx(natural)
+    assert Twins().most < Twins().threshold
 
 
 def test_the_search_in_the_encoder_is_that_of_multi_prior() -> None:
@@ -225,7 +239,7 @@ def test_what_an_architecture_does_by_itself_is_no_score() -> None:
         torch.manual_seed(3)
         narrow = Encoder(Narrow(), Card(architecture="code:Narrow", input=PixelSpec(size=16)), 24).eval()
     by_itself = MultiPrior(**SMALL, threshold=2.0).examine(narrow, photos(), RUN)  # type: ignore[arg-type]
-    beside = Twins(**SMALL, worst_fit=2.0).examine(narrow, photos(), RUN)  # type: ignore[arg-type]
+    beside = Twins(**SMALL | {"patches": ((0.25, 0.0, 1.0),)}, worst_fit=2.0).examine(narrow, photos(), RUN)  # type: ignore[arg-type]
     assert by_itself.flagged
     assert not beside.flagged
     assert beside.score is not None

@@ -5,7 +5,7 @@ what the numbers mean.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -62,17 +62,22 @@ def measured(gathered: Gathered) -> dict[str, float]:
     return {"spread": gathered.spread, "neighborhood": gathered.neighborhood, "powers": gathered.powers}
 
 
-def beyond(looked: "Search", others: Mapping[str, "Search"]) -> dict[str, dict[str, Any]]:
+def beyond(
+    looked: "Search", others: Mapping[str, "Search"], natural: Callable[[float], float]
+) -> dict[str, dict[str, Any]]:
     """For each prior its numbers, and how far it goes beyond the same search in ``others``, which have names.
 
-    ``beside``: the powers of ten that each of them reaches; ``score``: the excess over their mean, less what is usual
-    of that, in deviations.
+    ``beside``: the powers of ten that each of them reaches; ``excess``: what goes beyond their mean; ``natural``: what
+    is taken for natural where they reach that; ``score``: what goes beyond this and what is usual, in deviations.
     """
     priors: dict[str, dict[str, Any]] = {}
     for name, gathered in looked.found.items():
         powers = {other: search.found[name].powers for other, search in others.items()}
-        excess = (gathered.powers - sum(powers.values()) / len(powers) - gathered.usual) / gathered.deviation
-        priors[name] = measured(gathered) | {"beside": powers, "score": excess}
+        mean = sum(powers.values()) / len(powers)
+        usual = natural(mean)
+        score = (gathered.powers - usual - gathered.usual) / gathered.deviation
+        told = {"beside": powers, "excess": gathered.powers - mean, "natural": usual, "score": score}
+        priors[name] = measured(gathered) | told
     return priors
 
 

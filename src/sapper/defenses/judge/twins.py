@@ -13,16 +13,17 @@ as in distillation. What f does with a trigger is nowhere in these images. What 
 the training does not keep up; whereas what is natural to the architecture, the data and the representation is there
 from the start, or learned. The same search, from the same starts, looks for the change of each prior
 (``defenses/collapsing.py``) that gathers features most, in f and in its twins. With P_s the powers of ten that a prior
-s reaches, the score is the mean excess over the priors of one kind (squares of several sizes, which share most
-triggers; blends; filters), of the kind that has most,
+s reaches, the score is
 
-    score = max_kinds mean_s ( P_s(f) − mean_t P_s(h_t) − μ_s ) / σ_s                        flagged above ``threshold``
+    score = max_s ( P_s(f) − N_s − μ_s ) / σ_s                                               flagged above ``threshold``
+    N_s = b − clip( (1 − β)·b, ±γ )          where b = mean_t P_s(h_t)                 β ``slope``, γ ``most``
 
-where by default μ = 0 and σ = 1, so that the score is in powers of ten, too.
-
-How far a search gets in a twin differs from twin to twin by some tenths. So up to ``twins`` of them are made, one after
-the other, until the score is no more than ``enough``: what is nothing beside one twin need not be looked at again, and
-what is much has to be much beside all of them on average.
+where by default μ = 0 and σ = 1, so that the score is in powers of ten, too. A twin tells what is natural with some
+error: how far a search gets differs from twin to twin by some tenths, and a twin may keep a part of a backdoor. So
+less than all of it is taken for natural, as in any regression on what is measured with errors, though never less by
+more than γ, which is below the threshold. And up to ``twins`` of them are made, one after the other, until the encoder
+goes no further than they do, by ``enough`` powers of ten on average over the priors: what is nothing beside one twin
+need not be looked at again.
 
 A twin that is fitted badly may collapse by itself, and hide what f does: ``fit`` in the evidence is its distance to f
 on images that it was not trained on, and where that is above ``worst_fit`` there is no score. How far a clean encoder
@@ -43,7 +44,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.collapsing import CollapseSearch, Search, Usual, beyond, measured
@@ -69,8 +70,9 @@ BATCH_PIXELS, SMALLEST_BATCH = 64 * 96 * 96, 8
 class Twins(CollapseSearch, EncoderExaminer):
     """Compares a search for triggers in an encoder with the same in students of it (Sapper's own).
 
-    ``twins``: how many at most. ``keep``: the share of the encoder's weights that each begins with. ``enough``: a score
-    that needs no further twin, below ``threshold``. ``steps``, ``batch``,
+    ``twins``: how many at most. ``keep``: the share of the encoder's weights that each begins with. ``enough``: how far
+    beyond its twins an encoder may go, on average over the priors, without a further twin. ``slope``: β, the share of
+    what its twins reach that is taken for natural; ``most``: γ, how much less that may be. ``steps``, ``batch``,
     ``student_rate``: of the distillation, at least so many steps of Adam with a falling rate; ``augmented``: the share
     of each batch that is augmented, with crops of ``crop_scale`` of the image's area or more. ``worst_fit``:
     1 − the mean cosine of a twin and the encoder above which nothing is said.
@@ -83,36 +85,31 @@ class Twins(CollapseSearch, EncoderExaminer):
     twins: PositiveInt = 3
     keep: Annotated[float, Field(ge=0, lt=1)] = 0.5
     enough: float = 0.2
+    slope: Annotated[float, Field(gt=0, le=1)] = 0.75
+    most: NonNegativeFloat = 0.5
     steps: PositiveInt = 250
     batch: Annotated[int, Field(ge=2)] = 64
     student_rate: PositiveFloat = 2e-3
     augmented: Annotated[float, Field(ge=0, le=1)] = 0.5
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2
     worst_fit: Annotated[float, Field(gt=0, le=2)] = 0.5
-    threshold: float = 0.5
+    threshold: float = 0.6
 
     kind: ClassVar[Literal["examine"]] = "examine"
     needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
     measures: ClassVar[tuple[OfVerdicts, ...]] = detection("score")
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     source: ClassVar[str] = "Sapper"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.enough >= self.threshold:
-            what = f"{self.enough:g} would be enough to flag an encoder beside its first twin"
-            raise SapperError(what, where="Twins.enough", remedy=f"name less than the threshold, {self.threshold:g}")
 
     def examine(self, encoder: Encoder, images: ImageSet, run: Run) -> Verdict:
         """Whether ``encoder`` has a backdoor, by unlabeled ordinary ``images`` of its size.
 
         Evidence: ``priors``, for each its numbers as of ``multi_prior``, ``beside``, the powers of ten that each twin
-        reaches, and the ``score`` beside these; the mean of them for each of the ``kinds``; ``prior``,
-        the largest of the kind that counts, whose change is the trigger; ``fit`` of each twin, and whether the score
-        was low enough to make no further one, ``stopped``. No score where features cannot be measured, in the encoder
-        or in a twin, where a twin is unlike it, and where there are too few images for one; what was
-        found in the encoder is told then, too.
+        reaches, the ``excess`` over their mean, what is ``natural``, and the ``score``; ``prior``, whose score is the
+        largest, and whose change is the trigger; ``fit`` of each twin, and whether no further one was needed,
+        ``stopped``. No score where features cannot be measured, in the encoder or in a twin, where a twin is unlike it,
+        and where there are too few images for one; what was found in the encoder is told then, too.
         """
         encoder.to(run.device).eval().requires_grad_(False)
         with shares(run.progress, "twins", self._shares(images)) as parts:
@@ -129,7 +126,7 @@ class Twins(CollapseSearch, EncoderExaminer):
         if len(shown) < FEWEST:
             why = f"{len(images)} images are too few for twins: {len(shown)} are left to learn from"
             return self._alone(looked, f"{why}; give {2 * FEWEST} or more, some thousand are better", started, "images")
-        beside, fits = dict[str, Search](), dict[str, float]()
+        beside, fits, priors = dict[str, Search](), dict[str, float](), dict[str, dict[str, Any]]()
         for name in (f"twin {number}" for number in range(self.twins)):
             own = replace(run, kept=KeptFor(run.kept, self._key(name, shown, run)))
             try:
@@ -143,20 +140,29 @@ class Twins(CollapseSearch, EncoderExaminer):
             beside[name] = self.search(twin, seen, unseen, part(own))  # from the same starts
             if beside[name].why is not None:
                 return self._alone(looked, f"{name} says nothing: {beside[name].why}", started)
-            if _largest(beyond(looked, beside))[1] <= self.enough:
+            priors = beyond(looked, beside, self._natural)
+            if statistics.fmean(prior["excess"] for prior in priors.values()) <= self.enough:
                 break
-        priors = beyond(looked, beside)
-        kind, score = _largest(priors)
-        winner = max(_by_kind(priors)[kind].items(), key=lambda told: told[1])[0]
-        told = {"prior": winner, "spread": looked.spread, "fit": fits, "stopped": len(fits) < self.twins}
+        winner = max(priors, key=lambda name: priors[name]["score"])
+        score = priors[winner]["score"]
         return Verdict(
             score=score,
             threshold=self.threshold,
             flagged=score > self.threshold,
             trigger=looked.found[winner].change.trigger(),
-            evidence=told | {"kinds": _means(priors), "priors": priors},
+            evidence={
+                "prior": winner,
+                "spread": looked.spread,
+                "fit": fits,
+                "stopped": len(fits) < self.twins,
+                "priors": priors,
+            },
             seconds=time.perf_counter() - started,
         )
+
+    def _natural(self, powers: float) -> float:
+        """What is taken for natural where twins reach so many powers of ten on average."""
+        return powers - max(-self.most, min(self.most, (1 - self.slope) * powers))
 
     def _alone(self, looked: Search, why: str, started: float, of: str = "twin") -> Verdict:
         """What was found in the encoder, where no twin can tell what it is worth. ``of``: what ``why`` is about."""
@@ -232,24 +238,6 @@ def check_trainable(student: Encoder, images: ImageSet) -> None:
     if not isinstance(output, Tensor):
         what = f"in training it gives out a {type(output).__name__} instead of features"
         raise SapperError(what, where="encoder", remedy="build it without auxiliary outputs")
-
-
-def _largest(priors: dict[str, dict[str, Any]]) -> tuple[str, float]:
-    """The kind of priors that goes furthest beyond the other networks, and by how much on average."""
-    return max(_means(priors).items(), key=lambda told: told[1])
-
-
-def _means(priors: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The mean score of each kind of priors."""
-    return {kind: statistics.fmean(scores.values()) for kind, scores in _by_kind(priors).items()}
-
-
-def _by_kind(priors: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The scores of priors by kind, which is the first word of a name, and by name."""
-    kinds: dict[str, dict[str, float]] = {}
-    for name, told in priors.items():
-        kinds.setdefault(name.split()[0], {})[name] = told["score"]
-    return kinds
 
 
 def _without(images: ImageSet, held: Tensor) -> ImageSet:
