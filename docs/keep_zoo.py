@@ -3,9 +3,9 @@
     python -m docs.keep_zoo runs/zoo-families/scores-quick-strangers-development.json kept.json "sapper zoo score …"
 
 For each detector its score; and where it compares a search with the same search in other networks (``twins``), also
-the search alone: the largest drop in spread that any prior reaches. Only backdoors with a strict ASR of half or more
-count as such. With ``--among`` also how many are flagged beside a bag over families, as audits decide. The command is
-the one that a reader repeats.
+the search alone, the largest drop in spread that any prior reaches; and how far it goes beyond the mean of the others,
+on average over the priors. Only backdoors with a strict ASR of half or more count as such. With ``--among`` also how
+many are flagged beside a bag over families, as audits decide. The command is the one that a reader repeats.
 
 The file has the members, too. Those that it has already stay if the new scores are without them: a zoo that is made
 and scored in portions is kept in portions. They have to be of one part, budget, machine and set of detectors. Where a
@@ -15,7 +15,7 @@ detector itself has changed, delete the file first.
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,14 @@ def statistics(members: list[Member]) -> dict[str, Callable[[Member], float | No
             found[f"the search of {name} alone"] = lambda each, name=name: max(  # type: ignore[misc]
                 (prior["powers"] for prior in priors(each, name)), default=None
             )
+            found[f"the mean excess of {name}"] = lambda each, name=name: mean(  # type: ignore[misc]
+                [prior["powers"] - mean(prior["beside"].values()) for prior in priors(each, name)]
+            )
     return found
+
+
+def mean(values: Collection[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def priors(each: Member, detector: str) -> list[dict[str, Any]]:

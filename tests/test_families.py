@@ -19,6 +19,8 @@ from sapper.audits.families import (
 )
 from sapper.defenses.budgets import BUDGETS
 from sapper.errors import SapperError
+from sapper.zoo.outline import outline, read_content
+from tests.conftest import REPOSITORY
 
 QUICK = replace(BUDGETS["quick"], strangers={"multi_prior": {"blends": ()}})
 
@@ -102,6 +104,20 @@ def test_strangers_are_compared_alike_in_every_budget() -> None:
         assert "which decides" in told[0]
         assert all(each.startswith("as evidence only: ") for each in told[1:])
         assert len(told) >= len(budget.strangers)
+
+
+def test_the_bag_that_was_measured_is_of_the_plans_calibration_and_fits_every_budget() -> None:
+    known = read_families(REPOSITORY / "docs" / "results" / "data" / "families.json")
+    plan = REPOSITORY / "zoos" / "families.toml"
+    outlined = outline(read_content(plan), str(plan))
+    wanted = {
+        family.name: parts["calibration"].clean
+        for family, parts in zip(outlined.families, outlined.numbers)
+        if parts["calibration"].clean
+    }
+    assert {family.name: len(family.scores) for family in known.families} == wanted
+    for budget in BUDGETS.values():
+        assert fitting_families(budget, [known], 0.05, known.images).bag == known
 
 
 def test_a_bag_survives_its_file(tmp_path: Path) -> None:
