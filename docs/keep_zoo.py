@@ -158,11 +158,8 @@ def check_alike(members: list[Member], bag: FamilyBag | None, where: str) -> Non
     """Raises ``SapperError`` for members that cannot stand in one table, or beside the bag."""
     for name in ("part", "budget", "made"):
         if len(found := {json.dumps(each[name]) for each in members}) > 1:
-            what, remedy = (
-                f"its members differ in {name}: {', '.join(sorted(found))}",
-                "keep them in files of their own",
-            )
-            raise SapperError(what, where=where, remedy=remedy)
+            what = f"its members differ in {name}: {', '.join(sorted(found))}"
+            raise SapperError(what, where=where, remedy="keep them in files of their own")
     if len(detectors := {tuple(each["scores"]) for each in members}) > 1:
         remedy = "keep them in files of their own"
         raise SapperError("its members were scored by different detectors", where=where, remedy=remedy)
