@@ -109,7 +109,7 @@ def built(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_plans_that_come_with_sapper_are_fine() -> None:
     plans = [read_plan(path) for path in sorted((REPOSITORY / "zoos").glob("*.toml"))]
-    assert [plan.name for plan in plans] == ["evasive", "families", "small-global", "small"]
+    assert [plan.name for plan in plans] == ["evasive", "families", "small-global", "small", "unlike"]
     kinds = {specimen.family: type(specimen.trigger).__name__ for specimen in plans[2].specimens}
     assert sorted(kinds.values()) == ["Blend", "Blend", "Filter", "Filter"]
     counts = Counter(specimen.part for specimen in plans[1].specimens)
