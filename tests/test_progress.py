@@ -73,13 +73,21 @@ def test_a_bar_never_goes_back_nor_beyond_its_end(sizes: list[int], steps: list[
     assert seen.bars[0].done == sum(sizes)
 
 
+@pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize(("side", "height", "width"), [(4, 16, 16), (3, 17, 11), (1, 5, 5), (7, 7, 9)])
-def test_places_are_counted_as_patches_are_made(side: int, height: int, width: int) -> None:
-    assert Stamp.places(side, (height, width)) == Stamp.patches(side, (height, width), RUN).count
+def test_places_are_counted_as_patches_are_made(side: int, height: int, width: int, coarse: bool) -> None:
+    made = Stamp.patches(side, (height, width), RUN, coarse=coarse)
+    assert Stamp.places(side, (height, width), coarse=coarse) == made.count
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"patches": ((0.25, 0.0, 1.0), (0.375, 0.0, 1.0))}, {"blends": ((0.2, 0.0, 1.0),), "restarts": 3}]
+    "change",
+    [
+        {},
+        {"large": 8},
+        {"patches": ((0.25, 0.0, 1.0), (0.375, 0.0, 1.0))},
+        {"blends": ((0.2, 0.0, 1.0),), "restarts": 3},
+    ],
 )
 def test_passes_are_the_images_that_go_through_with_gradients(change: dict[str, object]) -> None:
     method, subject, seen = MultiPrior(**SMALL | change), encoder(8.0), list[int]()  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Races of starts: what is kept of an interrupted one, and that it ends as if nothing had happened."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from sapper.defenses.collapsing import CollapseSearch, collapse_losses
 from sapper.defenses.judge.twins import Twins
 from sapper.defenses.racing import race, work
 from sapper.running import KeptFor, Run, Silent
+from sapper.samples import to_float
 from sapper.tensors import KeptIn
 from sapper.triggers.priors import Filter, Prior, Stamp
 from tests.test_encoder_inversion import SIZE, encoder, photos
@@ -41,7 +42,7 @@ def priors() -> dict[str, Prior]:
     return {"square": Stamp.patches(4, (SIZE, SIZE), RUN), "filter": Filter.start(0.2, 6, RUN)}
 
 
-def raced(prior: Prior, run: Run, calls: list[int] | None = None) -> Prior:
+def raced(prior: Prior, run: Run, calls: list[int] | None = None, *, halves: bool = False) -> Prior:
     model, seen = encoder(gain=3.0).eval().requires_grad_(False), photos().images[:32]
     plain = collapse_losses(model, run)
 
@@ -54,18 +55,19 @@ def raced(prior: Prior, run: Run, calls: list[int] | None = None) -> Prior:
         with torch.no_grad():
             return float(plain(seen, change.apply(seen[:8].float() / 255, torch.tensor([0]))))
 
-    return race(prior, losses, final, seen, run, rounds=ROUNDS, bar=Silent(), label="race")
+    return race(prior, losses, final, seen, run, rounds=ROUNDS, halves=halves, bar=Silent(), label="race")
 
 
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("kind", ["square", "filter"])
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_an_interrupted_race_ends_as_one_that_was_not(kind: str, after: int) -> None:
-    whole, kept = raced(priors()[kind], RUN).tensors(), Stopping(after)
+def test_an_interrupted_race_ends_as_one_that_was_not(kind: str, after: int, halves: bool) -> None:
+    whole, kept = raced(priors()[kind], RUN, halves=halves).tensors(), Stopping(after)
     with pytest.raises(KeyboardInterrupt):
-        raced(priors()[kind], replace(RUN, kept=kept))
+        raced(priors()[kind], replace(RUN, kept=kept), halves=halves)
     calls, anew = list[int](), list[int]()
-    again = raced(priors()[kind], replace(RUN, kept=kept), calls).tensors()
-    raced(priors()[kind], RUN, anew)
+    again = raced(priors()[kind], replace(RUN, kept=kept), calls, halves=halves).tensors()
+    raced(priors()[kind], RUN, anew, halves=halves)
     assert sum(calls) < sum(anew)
     for name, value in whole.items():
         assert torch.equal(again[name], value)
@@ -80,7 +82,8 @@ def test_what_was_kept_of_other_images_or_rounds_does_not_count() -> None:
     assert len(kept.parts) == len(known) + 2
 
 
-def test_a_bar_is_full_at_the_end_whether_a_race_was_interrupted_or_not() -> None:
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_bar_is_full_at_the_end_whether_a_race_was_interrupted_or_not(halves: bool) -> None:
     @dataclass
     class Counting(Silent):
         steps: int = 0
@@ -89,15 +92,56 @@ def test_a_bar_is_full_at_the_end_whether_a_race_was_interrupted_or_not() -> Non
             self.steps += steps
 
     model, seen = encoder(gain=3.0).eval().requires_grad_(False), photos().images[:32]
-    kept, total = Stopping(2), work(ROUNDS, priors()["square"].count, 32)
+    kept, total = Stopping(2), work(ROUNDS, priors()["square"].count, 32, halves=halves)
     for _ in range(2):
         bar = Counting()
         with pytest.raises(KeyboardInterrupt) if kept.after > 0 else torch.enable_grad():
             race(
                 priors()["square"], collapse_losses(model, RUN), lambda _change: 0.0, seen, replace(RUN, kept=kept),
-                rounds=ROUNDS, bar=bar, label="race",
+                rounds=ROUNDS, halves=halves, bar=bar, label="race",
             )  # fmt: skip
     assert bar.steps == total
+
+
+def test_by_halves_the_worse_half_leaves_after_each_third_of_a_round() -> None:
+    """No fewer stay than begin the next round, and at the end one: here the one that is nearest to what is wanted."""
+    counts, prior = list[int](), Stamp.patches(2, (SIZE, SIZE), RUN).take(torch.arange(16))
+    shades = torch.linspace(-3, 3, 16)[torch.randperm(16, generator=RUN.generator())]
+    with torch.no_grad():
+        prior.weights.copy_(shades.view(-1, 1, 1, 1).expand_as(prior.weights))
+
+    def losses(_images: Tensor, changed: Tensor) -> Tensor:
+        if changed.requires_grad:
+            counts.append(len(changed))
+        return (changed.sum((2, 3, 4)) - wanted).square().mean(1)
+
+    rounds, seen = ((0, 2, 3), (6, 2, 6), (2, 2, 2)), torch.zeros(4, 3, SIZE, SIZE, dtype=torch.uint8)
+    wanted = float(prior.apply(to_float(seen[:1]), torch.tensor([11])).detach().sum())
+    best = race(
+        prior, losses, lambda _: 0.0, seen, RUN, rounds=rounds, halves=True, learning_rate=1e-6, bar=Silent(), label=""
+    )
+    assert counts == [16, 8, 6, 6, 6, 3, 3, 2, 2, 2, 1]
+    assert work(rounds, 16, 4, halves=True) == 2 * sum(counts)
+    assert work(rounds, 16, 4, 1, halves=True) == 2 * sum(counts[3:])
+    assert float(best.weights.detach().mean()) == pytest.approx(float(shades[11]), abs=1e-3)
+
+
+def test_who_stays_goes_on_as_if_nobody_had_left() -> None:
+    """With what the optimizer knew of it: the steps of the winner are those that it takes among all."""
+    model, seen = encoder(gain=3.0).eval().requires_grad_(False), photos().images[:32]
+
+    def ended(halves: bool, final: Callable[[Prior], float]) -> Stamp:
+        prior = Stamp.patches(4, (SIZE, SIZE), RUN).take(torch.arange(8))
+        losses = collapse_losses(model, RUN)
+        best = race(prior, losses, final, seen, RUN, rounds=((0, 4, 6),), halves=halves, bar=Silent(), label="race")
+        assert isinstance(best, Stamp)
+        return best
+
+    winner = ended(True, lambda _: 0.0)
+    among_all = ended(False, lambda change: float((change.tensors()["masks"] - winner.masks).abs().sum()))
+    assert torch.equal(among_all.masks, winner.masks)
+    assert torch.allclose(among_all.weights, winner.weights, atol=1e-4)
+    assert not torch.allclose(winner.weights, priors()["square"].weights[:1], atol=1e-1)
 
 
 def test_parts_are_kept_in_files_and_a_damaged_one_is_not_there(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ FEWEST = 32
 SHOWN = 6
 """Images on which a report shows the recovered trigger."""
 
-SMALL, MOST_CLASSES = 64, 4
-"""Of images of more than so many pixels a side, so many classes are looked at: each takes as long as a fifth of all."""
+CLASSES = {65: 4, 112: 2}
+"""Of images of so many pixels a side or more, so many classes are looked at: each takes long."""
 
 IDENTIFYING = 4
 """Images by whose features an interrupted audit knows its encoder again."""
@@ -139,7 +139,7 @@ def audit(
 def by_class(encoder: Encoder, head: Head, images: ImageSet, run: Run) -> Verdict:
     """Which class of the classifier behind an encoder a small square reaches; what it is called is in the evidence."""
     encoder.to(run.device).eval().requires_grad_(False)
-    most = MOST_CLASSES if encoder.card.input_size > SMALL else ClassWise().most
+    most = min((count for side, count in CLASSES.items() if encoder.card.input_size >= side), default=ClassWise().most)
     verdict = ClassWise(most=most).examine(lambda shown: head(encoder(shown)), images, len(head.bias), run)
     named = {"class": head.called(verdict.evidence["suspect"])} if "suspect" in verdict.evidence else {}
     return replace(verdict, evidence=verdict.evidence | named)

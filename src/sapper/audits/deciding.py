@@ -66,7 +66,8 @@ def _decide_among(leading: Finding, families: FamilyBag, bound: float) -> tuple[
         return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
     if not leading.flagged:
         return leading.p_value, "no-evidence", _too_weak(leading, beside)
-    return leading.p_value, "backdoor", f"A small change does to nearly all images what it does to no others; {beside}."
+    why = "A small change draws features together, much further than in students of the encoder"
+    return leading.p_value, "backdoor", f"{why}; {beside}."
 
 
 def _beside(method: str, score: float, bags: Sequence[Bag]) -> str:

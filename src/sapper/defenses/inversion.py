@@ -68,10 +68,15 @@ def shrink(optimizer: torch.optim.Optimizer, weights: list[Tensor], rows: Tensor
     """The weights of some of the aims, with their moments in the optimizer."""
     kept = [weight.detach()[rows].requires_grad_() for weight in weights]
     for old, new in zip(weights, kept):
-        state = optimizer.state.pop(old)
-        optimizer.state[new] = {name: value[rows] if value.ndim else value for name, value in state.items()}
+        carry(optimizer, old, new, rows)
     optimizer.param_groups[0]["params"] = kept
     return kept
+
+
+def carry(optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor, rows: Tensor) -> None:
+    """What the optimizer knows of some rows of ``old``, it knows of ``new``, which has these alone."""
+    state = optimizer.state.pop(old)
+    optimizer.state[new] = {name: value[rows] if value.ndim else value for name, value in state.items()}
 
 
 class CostRule(Protocol):

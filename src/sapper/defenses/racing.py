@@ -1,7 +1,8 @@
 """A race of many changes of images: all take few steps on few images, the best go on with more.
 
 What a change is to do is handed in as a loss. Between rounds each change goes where its loss is smallest, of its own
-place and those around it.
+place and those around it. Of large images every pass is dear; there a race goes *by halves*: after a third of a round's
+steps, and after two thirds, the worse half leaves.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from sapper.defenses.inversion import carry
 from sapper.running import Bar, Run
 from sapper.samples import at_once, to_float
 from sapper.triggers.priors import Prior
@@ -38,25 +40,27 @@ def race(
     run: Run,
     *,
     rounds: Rounds = RACE,
+    halves: bool = False,
     learning_rate: float = 0.3,
     bar: Bar,
     label: str,
 ) -> Prior:
     """The best of a prior's changes, by ``losses`` on ``seen`` images, uint8 (N, 3, H, W).
 
-    ``final``: what the last ones are compared by, each as a prior of its own. ``learning_rate`` of Adam. ``bar``: has
-    ``work`` steps for it. Those that are left after each round are kept (``Run.kept``), and an interrupted race goes on
-    from there to the same end.
+    ``final``: what the last ones are compared by, each as a prior of its own. ``halves``: whether the race goes by
+    halves. ``learning_rate`` of Adam. ``bar``: has ``work`` steps for it. Those that are left after each round are kept
+    (``Run.kept``), and an interrupted race goes on from there to the same end.
     """
-    key, generator, first = _key(prior, seen, rounds, learning_rate, run), run.generator(), 0
+    key, generator, first = _key(prior, seen, (rounds, halves), learning_rate, run), run.generator(), 0
     values = torch.zeros(prior.count, device=run.device)
     kept = run.kept.get(key)
     resumed = kept is not None and prior.tensors().keys() | {"round", "generator"} == kept.keys()
     if kept is not None and resumed:
-        bar.advance(work(rounds, prior.count, len(seen)) - work(rounds, prior.count, len(seen), int(kept["round"])))
+        totals = (work(rounds, prior.count, len(seen), begun, halves=halves) for begun in (0, int(kept["round"])))
+        bar.advance(next(totals) - next(totals))
         prior, first = prior.restored(kept), int(kept["round"])
         generator.set_state(kept["generator"].cpu())
-    for number, (keep, count, steps) in enumerate(rounds):
+    for number, (keep, count, _) in enumerate(rounds):
         if number < first:
             continue
         if number > first or not resumed:
@@ -66,7 +70,9 @@ def race(
                 prior = placed(prior, losses, seen, number, run)
                 _keep(key, prior, number, generator, run)
         optimizer = torch.optim.Adam([prior.weights], lr=learning_rate, betas=(0.5, 0.9))
-        for _ in range(steps):
+        for left in _left(rounds, number, prior.count, halves):
+            if left < prior.count:
+                prior = _leaving(prior, values.argsort()[:left], optimizer)
             rows = torch.randint(len(seen), (min(count, len(seen)),), generator=generator)
             values = descend(prior, losses, to_float(seen[rows.to(seen.device)]))
             if number == 0:
@@ -79,9 +85,9 @@ def race(
     return prior.take(torch.tensor([min(range(prior.count), key=lambda row: finals[row])]))
 
 
-def _key(prior: Prior, seen: Tensor, rounds: Rounds, learning_rate: float, run: Run) -> str:
+def _key(prior: Prior, seen: Tensor, rules: tuple[Rounds, bool], learning_rate: float, run: Run) -> str:
     """Under which a race is kept: all that it depends on but the encoder, for which ``Run.kept`` has to be."""
-    told = (type(prior).__name__, prior.count, rounds, learning_rate, run.number_format)
+    told = (type(prior).__name__, prior.count, rules, learning_rate, run.number_format)
     digest = hashlib.sha256(repr(told).encode() + seen.cpu().contiguous().numpy().tobytes())
     return f"race-{run.seed}-{digest.hexdigest()[:16]}"
 
@@ -90,13 +96,30 @@ def _keep(key: str, prior: Prior, number: int, generator: torch.Generator, run: 
     run.kept.put(key, prior.tensors() | {"round": torch.tensor(number), "generator": generator.get_state()})
 
 
-def work(rounds: Rounds, starts: int, images: int, first: int = 0) -> int:
+def work(rounds: Rounds, starts: int, images: int, first: int = 0, *, halves: bool = False) -> int:
     """How many changed images a race of that many starts descends on, from round ``first`` on: most in the first."""
     total = 0
-    for number, (keep, count, steps) in enumerate(rounds):
-        starts = min(keep or starts, starts)
-        total += starts * min(count, images) * steps if number >= first else 0
+    for number, (keep, count, _) in enumerate(rounds):
+        lefts = _left(rounds, number, min(keep or starts, starts), halves)
+        total += sum(lefts) * min(count, images) if number >= first else 0
+        starts = lefts[-1]
     return total
+
+
+def _left(rounds: Rounds, number: int, starts: int, halves: bool) -> list[int]:
+    """How many changes take each of the steps of a round: by halves no fewer than begin the next one."""
+    steps = rounds[number][2]
+    least = max(1, rounds[number + 1][0]) if number + 1 < len(rounds) else 1
+    times = [step * 3 // steps if halves else 0 for step in range(steps)]
+    return [min(starts, max(least, -(-starts // 2**each))) for each in times]
+
+
+def _leaving(prior: Prior, rows: Tensor, optimizer: torch.optim.Optimizer) -> Prior:
+    """The changes in ``rows``, which go on with their moments in the optimizer."""
+    fewer = prior.take(rows)
+    carry(optimizer, prior.weights, fewer.weights, rows)
+    optimizer.param_groups[0]["params"] = [fewer.weights]
+    return fewer
 
 
 @torch.no_grad()

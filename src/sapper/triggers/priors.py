@@ -68,15 +68,16 @@ class Stamp:
     plain: Tensor
 
     @staticmethod
-    def patches(side: int, size: tuple[int, int], run: Run) -> "Stamp":
-        """Squares at places half a side apart pixel by pixel, a quarter of a side apart in one color."""
-        return Stamp.of(_squares(side, size, side // 2), _squares(side, size, side // 4), run)
+    def patches(side: int, size: tuple[int, int], run: Run, *, coarse: bool = False) -> "Stamp":
+        """Squares at places half a side apart pixel by pixel, in one color a quarter of a side, or half of it, too."""
+        by_pixel, in_one_color = (_squares(side, size, step) for step in _apart(side, coarse))
+        return Stamp.of(by_pixel, in_one_color, run)
 
     @staticmethod
-    def places(side: int, size: tuple[int, int]) -> int:
+    def places(side: int, size: tuple[int, int], *, coarse: bool = False) -> int:
         """How many ``patches`` there are."""
-        steps = (side // 2, side // 4)
-        return sum(math.prod(len(_places(length, side, step)) for length in size) for step in steps)
+        counts = (math.prod(len(_places(length, side, step)) for length in size) for step in _apart(side, coarse))
+        return sum(counts)
 
     @staticmethod
     def blends(alpha: float, count: int, size: tuple[int, int], run: Run) -> "Stamp":
@@ -191,6 +192,11 @@ class Filter:
 
     def trigger(self) -> Colors:
         return Colors(matrix=self.matrices()[0].detach().cpu())
+
+
+def _apart(side: int, coarse: bool) -> tuple[int, int]:
+    """How far apart squares begin, pixel by pixel and in one color."""
+    return side // 2, side // 2 if coarse else side // 4
 
 
 def _squares(side: int, size: tuple[int, int], step: int) -> Tensor:

@@ -57,7 +57,8 @@ class ClassWise(Checked, ClassifierJudge):
     ``side``: of a square, as a share of the image's. ``most``: classes that are looked at. ``draws``: how many patterns
     and colors each place starts with. ``shown``: images that all starts are shown first. ``rounds`` of the race of each
     class; the first says how many starts it takes on. ``images`` to optimize on, and ``held_out`` ones to judge by.
-    ``threshold`` of the score.
+    ``large``: images of this side or more are searched in less time; each place begins with one pattern, in one color,
+    too, squares begin half a square apart, and races go by halves. ``threshold`` of the score.
     """
 
     side: Share = 0.125
@@ -67,13 +68,14 @@ class ClassWise(Checked, ClassifierJudge):
     rounds: Rounds = ((8, 8, 12), (2, 16, 20))
     images: PositiveInt = 128
     held_out: PositiveInt = 128
+    large: PositiveInt = 112
     learning_rate: PositiveFloat = 0.3
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.9
 
     kind: ClassVar[Literal["judge"]] = "judge"
     needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
     measures: ClassVar[tuple[OfVerdicts, ...]] = (*detection("share"), TARGET_NAMED)
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Sapper"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -105,7 +107,8 @@ class ClassWise(Checked, ClassifierJudge):
         fewest = min(FEWEST, math.ceil(len(unseen) / 4))
         enough = {label for label in range(classes) if int((there != label).sum()) >= fewest}
         first = {label: s for label, s in self._starts(logits, seen, classes, run).items() if label in enough}
-        total = sum(work(self.rounds, starts.count, len(seen)) for starts in first.values())
+        large = min(images.size) >= self.large
+        total = sum(work(self.rounds, starts.count, len(seen), halves=large) for starts in first.values())
         with run.progress.bar("class by class", total) as bar:
             for label, starts in first.items():
                 rest = unseen[there != label]
@@ -116,6 +119,7 @@ class ClassWise(Checked, ClassifierJudge):
                     seen,
                     run.child(f"class {label}"),
                     rounds=self.rounds,
+                    halves=large,
                     learning_rate=self.learning_rate,
                     bar=bar,
                     label=f"class {label} of {classes}",
@@ -158,12 +162,12 @@ class ClassWise(Checked, ClassifierJudge):
     def _starts(self, logits: Logits, seen: Tensor, classes: int, run: Run) -> dict[int, Prior]:
         """For each class that is looked at the squares that raise its logarithmic probability most."""
         size = seen.shape[2], seen.shape[3]
-        side, keep = max(1, round(self.side * min(size))), self.rounds[0][0]
+        side, keep, large = max(1, round(self.side * min(size))), self.rounds[0][0], min(size) >= self.large
         images = to_float(seen[: self.shown])
         before = self._logits(logits, None, seen[: self.shown], run).log_softmax(1).mean(0)
         kept, gains = list[Stamp](), list[Tensor]()
-        for draw in range(self.draws):  # one after the other: all together fill the memory where images are large
-            every = Stamp.patches(side, size, run.child(f"squares {draw}"))
+        for draw in range(1 if large else self.draws):  # one after the other: all together would fill the memory
+            every = Stamp.patches(side, size, run.child(f"squares {draw}"), coarse=large)
             raised = []
             for rows in groups(every, images):
                 answers = _answers(logits, every.apply(images, rows).flatten(0, 1), run).log_softmax(1)
