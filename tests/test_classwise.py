@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sapper import encoders
-from sapper.audits.auditing import audit, by_class
+from sapper.audits.auditing import audit, by_class, classes_for
 from sapper.defenses.budgets import BUDGETS
 from sapper.defenses.judge.classwise import ClassWise, towards
 from sapper.encoders.encoder import Head
@@ -24,9 +24,10 @@ RUN = Run(seed=3)
 LOOK = ClassWise(side=0.25)  # squares of 2×2, as what is planted
 
 
-def test_a_planted_square_is_found_and_its_class_named() -> None:
+@pytest.mark.parametrize("large", [9, 8])
+def test_a_planted_square_is_found_and_its_class_named(large: int) -> None:
     network = classifier(backdoored=True)
-    verdict = LOOK.examine(network, IMAGES, CLASSES, RUN)
+    verdict = replace(LOOK, large=large).examine(network, IMAGES, CLASSES, RUN)
     assert verdict.flagged
     assert verdict.evidence["suspect"] == TARGET
     assert verdict.trigger is not None
@@ -35,6 +36,24 @@ def test_a_planted_square_is_found_and_its_class_named() -> None:
     others = to_float(IMAGES.images)[network(to_float(IMAGES.images)).argmax(1) != TARGET]
     sent = float((network(verdict.trigger(others)).argmax(1) == TARGET).float().mean())
     assert sent == pytest.approx(verdict.evidence["share"], abs=0.06)  # its share is of a part of them
+
+
+def test_large_images_go_through_the_classifier_less_often() -> None:
+    network, counts = classifier(backdoored=True), list[int]()
+    for large in (9, 8):
+        counts.append(0)
+
+        def counting(images: Tensor) -> Tensor:
+            counts[-1] += len(images)
+            return network(images)
+
+        replace(LOOK, large=large).examine(counting, IMAGES, CLASSES, RUN)
+    assert counts[1] < 0.7 * counts[0]
+
+
+@pytest.mark.parametrize(("size", "classes"), [(64, 48), (65, 4), (111, 4), (112, 2), (224, 2)])
+def test_the_larger_images_are_the_fewer_classes_are_looked_at(size: int, classes: int) -> None:
+    assert classes_for(size) == classes
 
 
 def test_a_clean_classifier_is_not_flagged() -> None:

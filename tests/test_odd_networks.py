@@ -62,11 +62,16 @@ def photos(count: int = 80) -> ImageSet:
     return ImageSet(images=images, name="noise")
 
 
+@pytest.mark.parametrize("large", [SIZE, SIZE + 1])
 @pytest.mark.parametrize("features", [2, 20_000])
-def test_networks_without_normalization_layers_and_few_or_many_features_get_a_verdict(features: int) -> None:
+def test_networks_without_normalization_layers_and_few_or_many_features_get_a_verdict(
+    features: int, large: int
+) -> None:
     with RUN.seeded():
         subject = encoder(NoNormalization(features), features)
-    report = audit(subject, photos(), BUDGET, [], RUN, families=[FAMILIES])
+    budget = replace(BUDGET, strangers={"twins": BUDGET.strangers["twins"] | {"large": large}})
+    known = replace(FAMILIES, parameters=parameters_of(budget.for_strangers()["twins"]))
+    report = audit(subject, photos(), budget, [], RUN, families=[known])
     assert report.verdict in ("backdoor", "no-evidence")
     assert report.p_value is not None
     assert report.detectors[0].method == "twins"
@@ -76,9 +81,9 @@ def test_each_image_in_a_color_of_its_own_is_enough_for_a_search() -> None:
     with RUN.seeded():
         subject = encoder(NoNormalization(8), 8)
     colors = torch.randint(0, 256, (80, 3, 1, 1), dtype=torch.uint8, generator=RUN.generator())
-    report = audit(subject, ImageSet(images=colors.repeat(1, 1, SIZE, SIZE), name="colors"), BUDGET, [], RUN)
-    assert report.verdict == "undecided"  # there is nothing to compare it with
-    assert report.detectors[0].score is not None
+    images = ImageSet(images=colors.repeat(1, 1, SIZE, SIZE), name="colors")
+    report = audit(subject, images, BUDGET, [], RUN, families=[FAMILIES])
+    assert report.p_value is not None
 
 
 def test_a_network_that_sees_nothing_is_undecided() -> None:
@@ -87,15 +92,12 @@ def test_a_network_that_sees_nothing_is_undecided() -> None:
     assert "told apart" in report.reason
 
 
-@pytest.mark.parametrize("classes", [1, 2, 300])
+@pytest.mark.parametrize("classes", [2, 300])
 def test_a_head_whose_classes_nobody_names_is_told_by_numbers(classes: int) -> None:
     with RUN.seeded():
         head = Head(weight=torch.randn(classes, 8), bias=torch.zeros(classes), name="fc.weight")
         subject = encoder(NoNormalization(8), 8, head)
     report = audit(subject, photos(), BUDGET, [], RUN)
     (found,) = [finding for finding in report.detectors if finding.method == "classwise"]
-    if classes == 1:
-        assert found.score is None
-        return
     assert found.evidence["classes"] == classes
     assert found.evidence["class"] == f"class {found.evidence['suspect']} of {classes}"

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from sapper.defenses.judge.decree import Decree
 from sapper.defenses.judge.multi_prior import MultiPrior
 from sapper.defenses.judge.twins import Twins
 from sapper.running import Bar, Run, shares
+from sapper.samples import ImageSet
 from sapper.triggers.priors import Stamp
 from tests.test_twins import SMALL, encoder, photos
 
@@ -78,6 +80,14 @@ def test_a_bar_never_goes_back_nor_beyond_its_end(sizes: list[int], steps: list[
 def test_places_are_counted_as_patches_are_made(side: int, height: int, width: int, coarse: bool) -> None:
     made = Stamp.patches(side, (height, width), RUN, coarse=coarse)
     assert Stamp.places(side, (height, width), coarse=coarse) == made.count
+
+
+@pytest.mark.parametrize(("size", "passes"), [(111, 6500), (112, 3368)])
+def test_large_images_take_half_the_passes(size: int, passes: int) -> None:
+    """By hand, at 112: 98 and 50 starts; 4 images each for two steps, and half of them for a third; then by thirds."""
+    method = MultiPrior(blends=(), filters=())
+    assert method.passes(ImageSet(images=torch.zeros(256, 3, size, size, dtype=torch.uint8), name="black")) == passes
+    assert 148 * 4 * 2 + 74 * 4 + 2 * (8 * (5 * 8 + 4 * 4 + 3 * 2) + 16 * (8 * 2 + 12)) == 3368
 
 
 @pytest.mark.parametrize(

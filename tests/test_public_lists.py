@@ -156,9 +156,13 @@ def test_a_bag_of_before_still_fits(place: Path) -> None:
     encoder = encoders.build(RUN, architecture="timm:resnet18", stem="imagenet", input_size=16)
     images = opening.load_images(place / "photos", 16)
     key = Key.of(encoder, images, BUDGETS["quick"])
-    old = replace(key, architecture="timm:resnet18")
+    search = {name: value for name, value in key.detectors["multi_prior"].items() if name != "large"}
+    old = replace(key, architecture="timm:resnet18", detectors={"multi_prior": search})
     write_bag(Bag(name="b", key=old, pretraining="", images="", scores={"multi_prior": [0.0]}), place / "b.json")
     assert read_bag(place / "b.json").key == key
+    large = replace(old, input_size=224)  # in these the search has changed
+    write_bag(Bag(name="b", key=large, pretraining="", images="", scores={"multi_prior": [0.0]}), place / "large.json")
+    assert read_bag(place / "large.json").key != replace(key, input_size=224)
 
 
 def test_what_cannot_be_had_is_told_and_the_rest_makes_the_bag(sapper: Sapper, place: Path) -> None:

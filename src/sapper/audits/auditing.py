@@ -32,6 +32,7 @@ from sapper.defenses.budgets import UNSEEN, Budget
 from sapper.defenses.contracts import EncoderExaminer, Examiner
 from sapper.defenses.inversion import Collapse, collapse
 from sapper.defenses.judge.classwise import ClassWise
+from sapper.defenses.racing import LARGE
 from sapper.encoders import Encoder
 from sapper.encoders.encoder import Head
 from sapper.encoders.opening import OPENED
@@ -46,8 +47,8 @@ FEWEST = 32
 SHOWN = 6
 """Images on which a report shows the recovered trigger."""
 
-CLASSES = {65: 4, 112: 2}
-"""Of images of so many pixels a side or more, so many classes are looked at: each takes long."""
+SMALL = 64
+"""Pixels a side up to which a look at the classifier takes little time."""
 
 IDENTIFYING = 4
 """Images by whose features an interrupted audit knows its encoder again."""
@@ -139,10 +140,17 @@ def audit(
 def by_class(encoder: Encoder, head: Head, images: ImageSet, run: Run) -> Verdict:
     """Which class of the classifier behind an encoder a small square reaches; what it is called is in the evidence."""
     encoder.to(run.device).eval().requires_grad_(False)
-    most = min((count for side, count in CLASSES.items() if encoder.card.input_size >= side), default=ClassWise().most)
-    verdict = ClassWise(most=most).examine(lambda shown: head(encoder(shown)), images, len(head.bias), run)
+    method = ClassWise(most=classes_for(encoder.card.input_size))
+    verdict = method.examine(lambda shown: head(encoder(shown)), images, len(head.bias), run)
     named = {"class": head.called(verdict.evidence["suspect"])} if "suspect" in verdict.evidence else {}
     return replace(verdict, evidence=verdict.evidence | named)
+
+
+def classes_for(size: int) -> int:
+    """How many classes are looked at, by the images' side in pixels."""
+    if size <= SMALL:
+        return ClassWise().most
+    return 4 if size < LARGE else 2
 
 
 def as_the_bags(run: Run, bags: Sequence[Bag | FamilyBag]) -> Run:

@@ -42,6 +42,8 @@ BOUND = 0.05
 SHIPPED = Path(__file__).parent / "bags"
 """Bags that come with Sapper."""
 
+LARGE = 112
+"""Pixels a side from which on a search is briefer than in bags that do not say so; for others nothing changed."""
 
 NAME = r"^[^/\\\x00-\x1f\x7f-\x9f]+$"
 """What a bag may be called: a file's name that a terminal can show."""
@@ -196,12 +198,19 @@ def read_bag(path: Path) -> Bag:
     remedy = "name a file that sapper calibrate or sapper zoo score made"
     try:
         bag: Bag = TypeAdapter(Bag).validate_json(read_text(path, remedy, "no bag can be read"))
-        # Bags of before called some networks by their libraries' names.
-        same = SAME.fullmatch(bag.key.architecture) if bag.key.stem == "imagenet" else None
-        return replace(bag, key=replace(bag.key, architecture=same[1])) if same else bag
+        return replace(bag, key=_as_now(bag.key))
     except ValidationError as error:
         what = f"no bag can be read: {first_mistake(error)}"
         raise SapperError(what, where=str(path), remedy=remedy) from error
+
+
+def _as_now(key: Key) -> Key:
+    """The key of a bag of before: some networks had their libraries' names, and all images were searched alike."""
+    same = SAME.fullmatch(key.architecture) if key.stem == "imagenet" else None
+    detectors = key.detectors
+    if "multi_prior" in detectors and key.input_size < LARGE:
+        detectors = detectors | {"multi_prior": {"large": LARGE} | detectors["multi_prior"]}
+    return replace(key, architecture=same[1] if same else key.architecture, detectors=detectors)
 
 
 def shipped_bags() -> list[Bag]:

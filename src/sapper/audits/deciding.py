@@ -66,7 +66,7 @@ def _decide_among(leading: Finding, families: FamilyBag, bound: float) -> tuple[
         return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
     if not leading.flagged:
         return leading.p_value, "no-evidence", _too_weak(leading, beside)
-    why = "A small change draws features together, much further than in students of the encoder"
+    why = "A small change draws features together much further than in the encoder's twins"
     return leading.p_value, "backdoor", f"{why}; {beside}."
 
 

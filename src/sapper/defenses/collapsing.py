@@ -15,7 +15,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.inversion import SMALLEST, neighborhood, spread_of
-from sapper.defenses.racing import RACE, TOGETHER, Losses, Rounds, race, work
+from sapper.defenses.racing import LARGE, RACE, TOGETHER, Losses, Rounds, race, work
 from sapper.downstream import mean_cosine
 from sapper.encoders import Encoder
 from sapper.errors import SapperError
@@ -100,8 +100,8 @@ class CollapseSearch(Checked):
     Each prior is given with its μ and σ. ``patches``: sizes as shares of the image's side, at places half a patch apart
     pixel by pixel, a quarter apart in one color. ``blends``: α. ``filters``: strengths. ``restarts`` of each filter,
     and of each blend in either way to begin. ``rounds`` of the race. ``images`` to optimize on, and ``held_out`` ones
-    to judge by. ``large``: images of this side or more are searched in less than half the time; their races go by
-    halves, and in one color, too, squares begin half a patch apart.
+    to judge by. ``large``: images of this side or more are searched in about half the time; their races go by halves,
+    and squares of one color also begin half a patch apart.
     """
 
     patches: tuple[Usual, ...] = ((0.25, -0.09, 0.23), (0.375, 0.19, 0.35))
@@ -111,7 +111,7 @@ class CollapseSearch(Checked):
     rounds: Rounds = RACE
     images: PositiveInt = 128
     held_out: PositiveInt = 128
-    large: PositiveInt = 112
+    large: PositiveInt = LARGE
     learning_rate: PositiveFloat = 0.3
 
     def split(self, images: ImageSet, run: Run, where: str) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """A race of many changes of images: all take few steps on few images, the best go on with more.
 
 What a change is to do is handed in as a loss. Between rounds each change goes where its loss is smallest, of its own
-place and those around it. Of large images every pass is dear; there a race goes *by halves*: after a third of a round's
-steps, and after two thirds, the worse half leaves.
+place and those around it. With large images every pass is costly; there a race goes *by halves*: after a third of a
+round's steps, and after two thirds, the worse half leaves, but none before it has taken a step.
 """
 
 import hashlib
@@ -22,6 +22,9 @@ TOGETHER = 256
 
 PLACING = 16
 """Images by which a change's place is chosen."""
+
+LARGE = 112
+"""Pixels a side from which on images are large: searches take less time there, and look less closely."""
 
 Rounds = tuple[tuple[NonNegativeInt, PositiveInt, PositiveInt], ...]
 """For each round how many changes are left (0: all), how many images a step sees, and how many steps it takes."""
@@ -47,9 +50,9 @@ def race(
 ) -> Prior:
     """The best of a prior's changes, by ``losses`` on ``seen`` images, uint8 (N, 3, H, W).
 
-    ``final``: what the last ones are compared by, each as a prior of its own. ``halves``: whether the race goes by
-    halves. ``learning_rate`` of Adam. ``bar``: has ``work`` steps for it. Those that are left after each round are kept
-    (``Run.kept``), and an interrupted race goes on from there to the same end.
+    ``final``: what the last ones are compared by, each as a prior of its own; by halves only one is left. ``halves``:
+    whether the race goes by halves. ``learning_rate`` of Adam. ``bar``: has ``work`` steps for it. Those that are left
+    after each round are kept (``Run.kept``), and an interrupted race goes on from there to the same end.
     """
     key, generator, first = _key(prior, seen, (rounds, halves), learning_rate, run), run.generator(), 0
     values = torch.zeros(prior.count, device=run.device)
@@ -81,6 +84,8 @@ def race(
             optimizer.zero_grad(set_to_none=True)
             bar.advance(prior.count * len(rows), f"{label}: {prior.count} left, loss {float(values.min()):.4f}")
     _keep(key, prior, len(rounds), generator, run)
+    if prior.count == 1:
+        return prior
     finals = [final(prior.take(torch.tensor([row]))) for row in range(prior.count)]
     return prior.take(torch.tensor([min(range(prior.count), key=lambda row: finals[row])]))
 
@@ -109,8 +114,9 @@ def work(rounds: Rounds, starts: int, images: int, first: int = 0, *, halves: bo
 def _left(rounds: Rounds, number: int, starts: int, halves: bool) -> list[int]:
     """How many changes take each of the steps of a round: by halves no fewer than begin the next one."""
     steps = rounds[number][2]
-    least = max(1, rounds[number + 1][0]) if number + 1 < len(rounds) else 1
-    times = [step * 3 // steps if halves else 0 for step in range(steps)]
+    least = (rounds[number + 1][0] or starts) if number + 1 < len(rounds) else 1
+    # A step tells the losses before it: those after the first step are known at the second.
+    times = [max(0, step - 1) * 3 // steps if halves else 0 for step in range(steps)]
     return [min(starts, max(least, -(-starts // 2**each))) for each in times]
 
 

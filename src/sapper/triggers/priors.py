@@ -69,7 +69,7 @@ class Stamp:
 
     @staticmethod
     def patches(side: int, size: tuple[int, int], run: Run, *, coarse: bool = False) -> "Stamp":
-        """Squares at places half a side apart pixel by pixel, in one color a quarter of a side, or half of it, too."""
+        """Squares half a side apart pixel by pixel, in one color a quarter of it; half of it, too, if ``coarse``."""
         by_pixel, in_one_color = (_squares(side, size, step) for step in _apart(side, coarse))
         return Stamp.of(by_pixel, in_one_color, run)
 

@@ -36,7 +36,7 @@ from sapper.defenses.contracts import ClassifierJudge, Need
 from sapper.defenses.defender import Defender, Logits
 from sapper.defenses.inversion import anomaly_index
 from sapper.defenses.measures import TARGET_NAMED, OfVerdicts, detection
-from sapper.defenses.racing import TOGETHER, Losses, Rounds, groups, race, work
+from sapper.defenses.racing import LARGE, TOGETHER, Losses, Rounds, groups, race, work
 from sapper.downstream import Classifier
 from sapper.methods import Checked
 from sapper.running import Run
@@ -57,8 +57,8 @@ class ClassWise(Checked, ClassifierJudge):
     ``side``: of a square, as a share of the image's. ``most``: classes that are looked at. ``draws``: how many patterns
     and colors each place starts with. ``shown``: images that all starts are shown first. ``rounds`` of the race of each
     class; the first says how many starts it takes on. ``images`` to optimize on, and ``held_out`` ones to judge by.
-    ``large``: images of this side or more are searched in less time; each place begins with one pattern, in one color,
-    too, squares begin half a square apart, and races go by halves. ``threshold`` of the score.
+    ``large``: images of this side or more are searched in less time; each place begins with one draw, squares of one
+    color also begin half a side apart, and races go by halves. ``threshold`` of the score.
     """
 
     side: Share = 0.125
@@ -68,14 +68,14 @@ class ClassWise(Checked, ClassifierJudge):
     rounds: Rounds = ((8, 8, 12), (2, 16, 20))
     images: PositiveInt = 128
     held_out: PositiveInt = 128
-    large: PositiveInt = 112
+    large: PositiveInt = LARGE
     learning_rate: PositiveFloat = 0.3
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.9
 
     kind: ClassVar[Literal["judge"]] = "judge"
     needs: ClassVar[frozenset[Need]] = frozenset({"samples", "gradients"})
     measures: ClassVar[tuple[OfVerdicts, ...]] = (*detection("share"), TARGET_NAMED)
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 1
     source: ClassVar[str] = "Sapper"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -107,7 +107,7 @@ class ClassWise(Checked, ClassifierJudge):
         fewest = min(FEWEST, math.ceil(len(unseen) / 4))
         enough = {label for label in range(classes) if int((there != label).sum()) >= fewest}
         first = {label: s for label, s in self._starts(logits, seen, classes, run).items() if label in enough}
-        large = min(images.size) >= self.large
+        large = self._large(seen)
         total = sum(work(self.rounds, starts.count, len(seen), halves=large) for starts in first.values())
         with run.progress.bar("class by class", total) as bar:
             for label, starts in first.items():
@@ -162,7 +162,7 @@ class ClassWise(Checked, ClassifierJudge):
     def _starts(self, logits: Logits, seen: Tensor, classes: int, run: Run) -> dict[int, Prior]:
         """For each class that is looked at the squares that raise its logarithmic probability most."""
         size = seen.shape[2], seen.shape[3]
-        side, keep, large = max(1, round(self.side * min(size))), self.rounds[0][0], min(size) >= self.large
+        side, keep, large = max(1, round(self.side * min(size))), self.rounds[0][0], self._large(seen)
         images = to_float(seen[: self.shown])
         before = self._logits(logits, None, seen[: self.shown], run).log_softmax(1).mean(0)
         kept, gains = list[Stamp](), list[Tensor]()
@@ -180,6 +180,10 @@ class ClassWise(Checked, ClassifierJudge):
         stamps, gain = joined(kept), torch.cat(gains)
         chosen = gain.amax(0).argsort(descending=True)[: self.most].sort().values.tolist()
         return {label: stamps.take(gain[:, label].argsort(descending=True)[: keep or None]) for label in chosen}
+
+    def _large(self, images: Tensor) -> bool:
+        """Whether images (N, 3, H, W) are searched in less time."""
+        return min(images.shape[2:]) >= self.large
 
     def _missed(self, logits: Logits, images: Tensor, label: int, run: Run, change: Prior) -> float:
         """The share of images that a change does not send to a class."""

@@ -24,10 +24,10 @@ A mask of free shape (``decree``) must find where the trigger is by shrinking fr
 place where nothing is; a square that is given its place needs some steps only. So there are many starts, and they are
 raced: all of them take few steps on few images, the best go on with more. Some begin, and stay for the first round, in
 one color, whichever: what a whole square of a color does is then found at once, where pixels one by one would not show
-the way. Having three numbers to find only, they are the more sensitive to their place, and lie more densely. Between
-rounds each goes where it does best, of its own place and those around it: a square that lies across a trigger's edge
-comes to lie on it. A square also finds triggers that are smaller than it, and parts of larger ones, so that few sizes
-do.
+the way. Having three numbers to find only, they are the more sensitive to their place, and lie more densely, but in
+large images. Between rounds each goes where it does best, of its own place and those around it: a square that lies
+across a trigger's edge comes to lie on it. A square also finds triggers that are smaller than it, and parts of larger
+ones, so that few sizes do.
 
 Source: Sapper. The mean cosine as the measure is that of Feng et al., "Detecting Backdoors in Pre-trained Encoders",
 CVPR 2023, and so is Adam with β = (0.5, 0.9). The defaults of μ and σ are from the development part of the zoo
