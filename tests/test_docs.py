@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from docs import keep, keep_zoo, tables
+from docs import brief_search, keep, keep_zoo, tables
 from docs.__main__ import REPOSITORY, main, pages, written
 from sapper.audits.families import Family, FamilyBag, write_families
 from sapper.errors import SapperError
@@ -275,3 +275,17 @@ def test_a_bag_over_families_decides_and_portions_come_together(tmp_path: Path) 
     file.write_text("[]")
     with pytest.raises(SapperError, match="it has no members"):
         keep_of(first)
+
+
+def test_two_searches_are_compared_by_the_larger_drop_of_each_encoder() -> None:
+    """By hand: of two clean encoders one lies above the only backdoored one."""
+    seen = [
+        {"encoder": "a", "attacked": False, "search": "brief", "powers": [0.1, 0.5], "seconds": 2.0},
+        {"encoder": "b", "attacked": False, "search": "brief", "powers": [1.5, 0.2], "seconds": 3.0},
+        {"encoder": "c", "attacked": True, "search": "brief", "powers": [1.0, 0.9], "seconds": 4.0},
+        {"encoder": "c", "attacked": True, "search": "whole", "powers": [9.0, 0.0], "seconds": 9.0},
+    ]
+    row = brief_search.row(seen, "brief")
+    assert (row["clean_median"], row["working_median"], row["seconds"]) == (1.0, 1.0, 3.0)
+    assert (row["clean"], row["working"], row["AUC"]["value"]) == (2, 1, 0.5)
+    assert row["AUC"]["low"] < 0.5 < row["AUC"]["high"]
