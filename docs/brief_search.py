@@ -57,8 +57,8 @@ def row(seen: list[dict[str, Any]], way: str) -> dict[str, Any]:
     return {
         "search": way,
         "AUC": {name: round(getattr(area, name), 4) for name in ("value", "low", "high")},
-        "clean_median": round(float(clean.median()), 3),
-        "working_median": round(float(working.median()), 3),
+        "clean_median": round(statistics.median(clean.tolist()), 3),
+        "working_median": round(statistics.median(working.tolist()), 3),
         "clean": len(clean),
         "working": len(working),
         "seconds": round(statistics.fmean(each["seconds"] for each in ours), 2),
