@@ -14,14 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from docs.keep_zoo import as_written
+from docs import keep_zoo
 from sapper import encoders
 from sapper.defenses.judge.multi_prior import MultiPrior
 from sapper.errors import SapperError
 from sapper.files import write_atomically
-from sapper.metrics import auc_rate
 from sapper.running import FORMATS, Run
 from sapper.zoo import building
 from sapper.zoo.images import ordinary_images
@@ -41,7 +38,7 @@ def measured(folder: Path, member: Member, plan: Any, run: Run, data_root: Path 
         started = time.perf_counter()
         search = method.search(encoder, *method.split(images, run, member.name), run)
         powers = [each.powers for each in search.found.values()]
-        told = {"encoder": member.name, "attacked": member.state != "clean", "search": way}
+        told = {"encoder": member.name, "ASR_strict": keep_zoo.strict_asr(vars(member)), "search": way}
         found.append(told | {"powers": [round(each, 4) for each in powers], "seconds": time.perf_counter() - started})
     return found
 
@@ -49,25 +46,8 @@ def measured(folder: Path, member: Member, plan: Any, run: Run, data_root: Path 
 def row(seen: list[dict[str, Any]], way: str) -> dict[str, Any]:
     """One search on all encoders, by the larger drop of its squares."""
     ours = [each for each in seen if each["search"] == way]
-    clean, working = (
-        torch.tensor([max(each["powers"]) for each in ours if each["attacked"] is attacked], dtype=torch.double)
-        for attacked in (False, True)
-    )
-    area = auc_rate(working, clean)
-    return {
-        "search": way,
-        "AUC": {name: round(getattr(area, name), 4) for name in ("value", "low", "high")},
-        "clean_median": round(statistics.median(clean.tolist()), 3),
-        "working_median": round(statistics.median(working.tolist()), 3),
-        "clean": len(clean),
-        "working": len(working),
-        "seconds": round(statistics.fmean(each["seconds"] for each in ours), 2),
-    }
-
-
-def works(member: Member) -> bool:
-    """Whether it is clean, or its backdoor works."""
-    return member.state == "clean" or member.about["metrics"]["ASR_strict"] >= 0.5
+    told = keep_zoo.row(ours, lambda each: max(each["powers"], default=None))
+    return {"search": way} | told | {"seconds": round(statistics.fmean(each["seconds"] for each in ours), 2)}
 
 
 def main(arguments: list[str]) -> int:
@@ -80,11 +60,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--number-format", choices=sorted(FORMATS), default="bfloat16")
     asked = parser.parse_args(arguments)
     plan = building.plan_of(asked.zoo)
-    members = [each for each in building.read_members(asked.zoo, plan) if each.part == asked.part and works(each)]
+    members = [each for each in building.read_members(asked.zoo, plan) if each.part == asked.part]
     run = Run(seed=plan.seed, dtype=FORMATS[asked.number_format])
+    members = [each for each in members if keep_zoo.counts({"ASR_strict": keep_zoo.strict_asr(vars(each))})]
     seen = [each for member in members for each in measured(asked.zoo, member, plan, run, asked.data_root)]
     rows = [row(seen, way) for way in WAYS]
-    write_atomically(asked.file, as_written({"records": rows, "members": seen}))
+    write_atomically(asked.file, keep_zoo.as_written({"records": rows, "members": seen}))
     return 0
 
 

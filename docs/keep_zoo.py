@@ -15,7 +15,7 @@ detector itself has changed, delete the file first.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def short(scored: dict[str, Any], budget: str, made: dict[str, Any]) -> Member:
         "name": member["name"],
         "family": member["family"],
         "part": member["part"],
-        "ASR_strict": None if member["state"] == "clean" else member["about"]["metrics"]["ASR_strict"],
+        "ASR_strict": strict_asr(member),
         "budget": budget,
         "made": made,
         "scores": scored["scores"],
@@ -53,6 +53,11 @@ def short(scored: dict[str, Any], budget: str, made: dict[str, Any]) -> Member:
         "priors": priors,
     }
     return rounded(told)
+
+
+def strict_asr(member: Mapping[str, Any]) -> float | None:
+    """Of a member of a zoo; none of a clean one."""
+    return None if member["state"] == "clean" else member["about"]["metrics"]["ASR_strict"]
 
 
 def rounded(value: Any) -> Any:

@@ -280,10 +280,10 @@ def test_a_bag_over_families_decides_and_portions_come_together(tmp_path: Path) 
 def test_two_searches_are_compared_by_the_larger_drop_of_each_encoder() -> None:
     """By hand: of two clean encoders one lies above the only backdoored one."""
     seen = [
-        {"encoder": "a", "attacked": False, "search": "brief", "powers": [0.1, 0.5], "seconds": 2.0},
-        {"encoder": "b", "attacked": False, "search": "brief", "powers": [1.5, 0.2], "seconds": 3.0},
-        {"encoder": "c", "attacked": True, "search": "brief", "powers": [1.0, 0.9], "seconds": 4.0},
-        {"encoder": "c", "attacked": True, "search": "whole", "powers": [9.0, 0.0], "seconds": 9.0},
+        {"encoder": "a", "ASR_strict": None, "search": "brief", "powers": [0.1, 0.5], "seconds": 2.0},
+        {"encoder": "b", "ASR_strict": None, "search": "brief", "powers": [1.5, 0.2], "seconds": 3.0},
+        {"encoder": "c", "ASR_strict": 0.9, "search": "brief", "powers": [1.0, 0.9], "seconds": 4.0},
+        {"encoder": "c", "ASR_strict": 0.9, "search": "whole", "powers": [9.0, 0.0], "seconds": 9.0},
     ]
     row = brief_search.row(seen, "brief")
     assert (row["clean_median"], row["working_median"], row["seconds"]) == (1.0, 1.0, 3.0)
