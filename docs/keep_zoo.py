@@ -3,8 +3,8 @@
     python -m docs.keep_zoo runs/zoo-families/scores-quick-strangers-development.json kept.json "sapper zoo score …"
 
 For each detector its score; and where it compares a search with the same search in other networks (``twins``), also
-the search alone, the largest drop in spread that any prior reaches; and how far it goes beyond the mean of the others,
-on average over the priors. Only backdoors with a strict ASR of half or more count as such. With ``--among`` also how
+the search alone, the largest drop in spread that any prior reaches; and its score by the spread only, and by what is
+sent to clusters only. Only backdoors with a strict ASR of half or more count as such. With ``--among`` also how
 many are flagged beside a bag over families, as audits decide. The command is the one that a reader repeats.
 
 The file has the members, too. Those that it has already stay if the new scores are without them: a zoo that is made
@@ -15,7 +15,8 @@ detector itself has changed, delete the file first.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,17 @@ from sapper.metrics import auc_rate
 
 WORKING = 0.5
 ALL = "all"
+KEPT = ("powers", "beside", "score", "share")
+"""What is kept of a prior; only those have a share that send images to a cluster."""
 
 Member = dict[str, Any]
 
 
 def short(scored: dict[str, Any], budget: str, made: dict[str, Any]) -> Member:
-    """What is kept of one encoder. ``priors``: of each detector that compares, its powers and those beside it."""
+    """What is kept of one encoder. ``priors``: of each detector that compares, its numbers and those beside it."""
     member = scored["member"]
     priors = {
-        detector: {name: {"powers": each["powers"], "beside": each["beside"]} for name, each in found.items()}
+        detector: {name: {key: each[key] for key in KEPT if key in each} for name, each in found.items()}
         for detector, seen in scored["evidence"].items()
         if (found := {name: each for name, each in seen.get("priors", {}).items() if "beside" in each})
     }
@@ -110,17 +113,16 @@ def statistics(members: list[Member]) -> dict[str, Callable[[Member], float | No
     for name in members[0]["scores"]:
         found[name] = lambda each, name=name: each["scores"][name]  # type: ignore[misc]
         if any(priors(each, name) for each in members):
-            found[f"the search of {name} alone"] = lambda each, name=name: max(  # type: ignore[misc]
-                (prior["powers"] for prior in priors(each, name)), default=None
-            )
-            found[f"the mean excess of {name}"] = lambda each, name=name: mean(  # type: ignore[misc]
-                [prior["powers"] - mean(prior["beside"].values()) for prior in priors(each, name)]
-            )
+            found[f"the search of {name} alone"] = partial(largest, detector=name, of="powers", sent=False)
+            found[f"{name} by the spread"] = partial(largest, detector=name, of="score", sent=False)
+            found[f"{name} by clusters"] = partial(largest, detector=name, of="score", sent=True)
     return found
 
 
-def mean(values: Collection[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def largest(each: Member, detector: str, of: str, *, sent: bool) -> float | None:
+    """Of the priors that send images to clusters, or of the others; none where there is none."""
+    found = [prior for prior in priors(each, detector) if ("share" in prior) is sent]
+    return max((prior[of] for prior in found if of in prior), default=None)
 
 
 def priors(each: Member, detector: str) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from sapper import encoders
 from sapper.audits.auditing import audit, by_class, classes_for
 from sapper.defenses.budgets import BUDGETS
-from sapper.defenses.judge.classwise import ClassWise, towards
+from sapper.defenses.judge.classwise import ClassWise
+from sapper.defenses.reaching import towards
 from sapper.encoders.encoder import Head
 from sapper.encoders.recognition.heads import CLASSIFIER, head_of
 from sapper.encoders.schemes import HubConfig, Transformers

@@ -205,7 +205,14 @@ def zoo_member(
     """As ``sapper zoo score`` writes it."""
     member = {"name": name, "family": family, "part": "judgement", "state": "clean" if asr is None else "attacked"}
     evidence = (
-        {} if score is None else {"priors": {"patch": {"powers": powers, "beside": {"twin 0": 0.0, "twin 1": 2.0}}}}
+        {}
+        if score is None
+        else {
+            "priors": {
+                "patch": {"powers": powers, "beside": {"twin 0": 0.0}, "score": powers - 1, "spread": 0.1},
+                "to a cluster": {"powers": 7.0, "beside": {"twin 0": 2.0}, "score": powers - 2, "share": 0.9},
+            }
+        }
     )
     return {
         "member": member | {"about": {"metrics": {"ASR_strict": asr}} if asr is not None else {}},
@@ -231,7 +238,7 @@ def test_scores_of_a_zoo_are_kept_by_family_and_together(tmp_path: Path) -> None
     scores, file = zoo_scores(members, tmp_path / "scores.json"), tmp_path / "kept.json"
     assert keep_zoo.main([scores, str(file), "sapper zoo score"]) == 0
     rows = {(row["statistic"], row["family"]): row for row in json.loads(file.read_text())["records"]}
-    assert len(rows) == 9
+    assert len(rows) == 12
     own = rows["twins", "a"]
     assert (own["clean"], own["working"], own["clean_largest"], own["working_median"]) == (2, 2, 2.0, 2.25)
     assert own["AUC"]["value"] == 0.75
@@ -240,7 +247,9 @@ def test_scores_of_a_zoo_are_kept_by_family_and_together(tmp_path: Path) -> None
     together = rows["twins", "all"]
     assert (together["clean"], together["working"], together["without a score"]) == (3, 2, 1)
     assert rows["the search of twins alone", "a"]["AUC"]["value"] == 0.75
-    assert rows["the mean excess of twins", "a"]["clean_largest"] == 4.0
+    assert rows["the search of twins alone", "a"]["clean_largest"] == 5.0
+    assert rows["twins by the spread", "a"]["clean_largest"] == 4.0
+    assert rows["twins by clusters", "a"]["clean_largest"] == 3.0
     assert "AUC" not in rows["twins", "b"]
 
 

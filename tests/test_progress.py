@@ -13,10 +13,11 @@ from sapper.defenses.budgets import Budget
 from sapper.defenses.judge.decree import Decree
 from sapper.defenses.judge.multi_prior import MultiPrior
 from sapper.defenses.judge.twins import Twins
+from sapper.defenses.reaching import ReachSearch
 from sapper.running import Bar, Run, shares
 from sapper.samples import ImageSet
 from sapper.triggers.priors import Stamp
-from tests.test_twins import SMALL, encoder, photos
+from tests.test_twins import BY_SPREAD, SMALL, encoder, photos
 
 RUN = Run(seed=3)
 
@@ -123,7 +124,7 @@ def test_an_audit_has_one_bar_with_what_each_detector_takes() -> None:
 
 
 def test_twins_have_one_bar_for_all_that_they_do() -> None:
-    method, seen = Twins(**SMALL, twins=2, enough=-9.0, steps=5, worst_fit=2.0), Recorded()  # type: ignore[arg-type]
+    method, seen = Twins(**BY_SPREAD, twins=2, enough=-9.0, steps=5, worst_fit=2.0), Recorded()  # type: ignore[arg-type]
     method.examine(encoder(8.0), photos(), replace(RUN, progress=seen))
     (whole,) = seen.bars
     search = MultiPrior(**SMALL).passes(photos())  # type: ignore[arg-type]
@@ -132,3 +133,16 @@ def test_twins_have_one_bar_for_all_that_they_do() -> None:
     kinds = [note.partition(":")[0] for note in whole.notes if note]
     assert list(dict.fromkeys(kinds)) == ["trigger inversion", "twin"]
     assert kinds[0] == kinds[-1] == "trigger inversion"
+
+
+def test_twins_that_look_at_clusters_have_shares_of_the_bar_for_that() -> None:
+    """Of 10 clusters the nearest 2 are looked at, from 3 starts each, with 8 images for 2 steps, then 2 for 16."""
+    rounds = ((3, 8, 2), (2, 16, 1))
+    method, seen = Twins(**SMALL, towards=((0.25, 0.0, 1.0),), nearest=2, twins=1, steps=5, worst_fit=2.0), Recorded()  # type: ignore[arg-type]
+    method.examine(encoder(8.0), photos(), replace(RUN, progress=seen))
+    (whole,) = seen.bars
+    reach = ReachSearch(most=2, images=64).work(64, 10, large=False)
+    assert ReachSearch(most=2, images=64, rounds=rounds).work(64, 10, large=False) == 2 * (3 * 8 * 2 + 2 * 16)
+    assert whole.total == 2 * (MultiPrior(**SMALL).passes(photos()) + reach) + 5 * 64  # type: ignore[arg-type]
+    assert whole.done == whole.total
+    assert any("class" in note for note in whole.notes)

@@ -176,6 +176,7 @@ def test_twins_are_not_taken_for_the_encoder_nor_trained_twice(tmp_path: Path) -
         "patches": ((0.25, 0.0, 1.0),),
         "blends": (),
         "filters": (),
+        "towards": (),
         "rounds": ROUNDS,
         "images": 16,
         "held_out": 16,

@@ -27,6 +27,7 @@ SMALL = {
     "images": 64,
     "held_out": 64,
 }
+BY_SPREAD = SMALL | {"towards": ()}
 
 
 def photos(count: int = 300, size: int = 16, seed: int = 0) -> ImageSet:
@@ -65,7 +66,7 @@ def encoder(planted: float, seed: int = 0) -> Encoder:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_was_planted_is_in_the_encoder_and_not_in_its_twins(seed: int) -> None:
-    method = Twins(**SMALL, steps=300, augmented=0.0)  # type: ignore[arg-type]
+    method = Twins(**BY_SPREAD, steps=300, augmented=0.0)  # type: ignore[arg-type]
     images = photos(seed=seed)
     clean, planted = (method.examine(encoder(gain, seed), images, Run(seed=seed)) for gain in (0.0, 8.0))
     assert clean.score is not None
@@ -79,7 +80,7 @@ def test_what_was_planted_is_in_the_encoder_and_not_in_its_twins(seed: int) -> N
 
 
 def test_the_score_is_what_goes_beyond_a_part_of_the_mean_twin() -> None:
-    method = Twins(**SMALL, twins=2, slope=0.6, most=9.0, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
+    method = Twins(**BY_SPREAD, twins=2, slope=0.6, most=9.0, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
     verdict = method.examine(encoder(8.0), photos(), RUN)
     ((name, prior),) = verdict.evidence["priors"].items()
     assert list(prior["beside"]) == ["twin 0", "twin 1"]
@@ -94,16 +95,12 @@ def test_twins_are_made_until_the_encoder_goes_hardly_beyond_them() -> None:
     """As it goes beyond one and two of them: limits above both, between, below both."""
 
     def found(**change: float) -> Verdict:
-        method = Twins(**SMALL, **change, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
+        method = Twins(**BY_SPREAD, **change, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
         return method.examine(encoder(8.0), photos(), RUN)
-
-    def beyond(verdict: Verdict) -> float:
-        ((_, prior),) = verdict.evidence["priors"].items()
-        return float(prior["powers"] - sum(prior["beside"].values()) / len(prior["beside"]))
 
     every = [found(twins=count, enough=-99.0) for count in (1, 2, 3)]
     assert [len(each.evidence["fit"]) for each in every] == [1, 2, 3]
-    limits = [beyond(each) for each in every]
+    limits = [float(each.score or 0) for each in every]
     assert len(set(limits)) == 3
     for enough in (min(limits) - 1, limits[0], limits[1], max(limits) + 1):
         wanted = next((each for each, limit in zip(every, limits) if limit <= enough), every[-1])
@@ -112,7 +109,7 @@ def test_twins_are_made_until_the_encoder_goes_hardly_beyond_them() -> None:
 
 
 def test_the_largest_score_of_a_prior_decides() -> None:
-    several = SMALL | {"patches": ((0.25, 0.0, 0.3), (0.375, 0.1, 0.2)), "blends": ((0.1, 2.0, 0.1),)}
+    several = BY_SPREAD | {"patches": ((0.25, 0.0, 0.3), (0.375, 0.1, 0.2)), "blends": ((0.1, 2.0, 0.1),)}
     verdict = Twins(**several, steps=20, worst_fit=2.0).examine(encoder(8.0), photos(), RUN)  # type: ignore[arg-type]
     scores = {name: prior["score"] for name, prior in verdict.evidence["priors"].items()}
     assert list(scores) == ["patch 4×4", "patch 6×6", "blend 0.1"]
@@ -135,14 +132,14 @@ def test_what_is_natural_by_hand(mean: float, natural: float) -> None:
 
 def test_the_search_in_the_encoder_is_that_of_multi_prior() -> None:
     subject = encoder(8.0)
-    ours = Twins(**SMALL, steps=2, worst_fit=2.0).examine(subject, photos(), RUN)  # type: ignore[arg-type]
+    ours = Twins(**BY_SPREAD, steps=2, worst_fit=2.0).examine(subject, photos(), RUN)  # type: ignore[arg-type]
     theirs = MultiPrior(**SMALL).examine(subject, photos(), RUN)  # type: ignore[arg-type]
     ((_, prior),) = ours.evidence["priors"].items()
     assert prior["powers"] == theirs.evidence["priors"]["patch 4×4"]["powers"]
 
 
 def test_the_same_seed_gives_the_same_and_the_encoder_stays_as_it_is() -> None:
-    subject, method = encoder(8.0), Twins(**SMALL, steps=10, worst_fit=2.0)  # type: ignore[arg-type]
+    subject, method = encoder(8.0), Twins(**BY_SPREAD, steps=10, worst_fit=2.0)  # type: ignore[arg-type]
     before = {name: value.clone() for name, value in subject.state_dict().items()}
     first, second = (method.examine(subject, photos(), RUN) for _ in range(2))
     assert first.evidence == second.evidence
@@ -155,7 +152,7 @@ def test_dropout_in_a_twin_is_drawn_from_the_seed() -> None:
         body = nn.Sequential(subject.backbone, nn.Dropout(0.5))
         return Encoder(body, replace(subject.card, architecture="code:Dropping"), 24).eval()
 
-    method = Twins(**SMALL, steps=10, worst_fit=2.0)  # type: ignore[arg-type]
+    method = Twins(**BY_SPREAD, steps=10, worst_fit=2.0)  # type: ignore[arg-type]
     first, second = (method.examine(dropping(), photos(), RUN).evidence for _ in range(2))
     assert first == second
 
@@ -178,7 +175,7 @@ def test_what_cannot_be_learned_is_told() -> None:
 
     for body, size, why in ((Several(), 24, "gives out a tuple"), (Fixed(), 48, "has no weights")):
         subject = Encoder(body, Card(architecture="code:Odd", input=PixelSpec(size=16)), size).eval()
-        verdict = Twins(**SMALL).examine(subject, photos(), RUN)  # type: ignore[arg-type]
+        verdict = Twins(**BY_SPREAD).examine(subject, photos(), RUN)  # type: ignore[arg-type]
         assert verdict.score is None
         assert (
             f"twin 0 cannot be made: {'in training it ' if 'gives' in why else 'the network '}{why}"
@@ -188,13 +185,13 @@ def test_what_cannot_be_learned_is_told() -> None:
 
 
 def test_twins_learn_from_no_more_images_than_they_see() -> None:
-    method = Twins(**SMALL, steps=2, batch=16)  # type: ignore[arg-type]
+    method = Twins(**BY_SPREAD, steps=2, batch=16)  # type: ignore[arg-type]
     assert len(method._learned_from(photos(300), RUN)) == 32
     assert len(method._learned_from(photos(20), RUN)) == 20
 
 
 def test_too_few_images_are_told_and_features_that_are_none_give_no_score() -> None:
-    method = Twins(**SMALL, steps=2)  # type: ignore[arg-type]
+    method = Twins(**BY_SPREAD, steps=2)  # type: ignore[arg-type]
     few = method.examine(encoder(8.0), photos(50), RUN)
     assert (few.score, few.flagged, few.evidence["of"]) == (None, None, "images")
     assert "50 images are too few for twins: 25 are left" in few.evidence["why"]
@@ -209,7 +206,7 @@ def test_too_few_images_are_told_and_features_that_are_none_give_no_score() -> N
 
 
 def test_a_twin_that_learned_nothing_says_nothing() -> None:
-    method = Twins(**SMALL, steps=1, student_rate=1e-9, worst_fit=0.3)  # type: ignore[arg-type]
+    method = Twins(**BY_SPREAD, steps=1, student_rate=1e-9, worst_fit=0.3)  # type: ignore[arg-type]
     verdict = method.examine(encoder(8.0), photos(), RUN)
     assert (verdict.score, verdict.flagged) == (None, None)
     assert "twin 0 says nothing: it differs from the encoder by" in verdict.evidence["why"]
@@ -239,7 +236,7 @@ def test_what_an_architecture_does_by_itself_is_no_score() -> None:
         torch.manual_seed(3)
         narrow = Encoder(Narrow(), Card(architecture="code:Narrow", input=PixelSpec(size=16)), 24).eval()
     by_itself = MultiPrior(**SMALL, threshold=2.0).examine(narrow, photos(), RUN)  # type: ignore[arg-type]
-    beside = Twins(**SMALL | {"patches": ((0.25, 0.0, 1.0),)}, worst_fit=2.0).examine(narrow, photos(), RUN)  # type: ignore[arg-type]
+    beside = Twins(**BY_SPREAD | {"patches": ((0.25, 0.0, 1.0),)}, worst_fit=2.0).examine(narrow, photos(), RUN)  # type: ignore[arg-type]
     assert by_itself.flagged
     assert not beside.flagged
     assert beside.score is not None
@@ -250,7 +247,7 @@ def test_a_twin_begins_between_fresh_weights_and_those_of_the_encoder() -> None:
     """Nearly without a step to learn from: at ``keep`` 0.9 it answers as the encoder does, at 0 it does not."""
     still = {"steps": 1, "student_rate": 1e-9, "worst_fit": 2.0}
     near, far = (
-        Twins(**SMALL, **still, keep=keep).examine(encoder(8.0), photos(), RUN).evidence["fit"]["twin 0"]  # type: ignore[arg-type]
+        Twins(**BY_SPREAD, **still, keep=keep).examine(encoder(8.0), photos(), RUN).evidence["fit"]["twin 0"]  # type: ignore[arg-type]
         for keep in (0.9, 0.0)
     )
     assert near < 0.05

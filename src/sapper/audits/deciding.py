@@ -66,7 +66,11 @@ def _decide_among(leading: Finding, families: FamilyBag, bound: float) -> tuple[
         return leading.p_value, "no-evidence", f"No change that was tried is unusual; {beside}."
     if not leading.flagged:
         return leading.p_value, "no-evidence", _too_weak(leading, beside)
-    why = "A small change draws features together much further than in the encoder's twins"
+    winner = leading.evidence.get("priors", {}).get(leading.evidence.get("prior"), {})
+    does = (
+        "sends more images to one cluster of features" if "share" in winner else "draws features together much further"
+    )
+    why = f"A small change {does} than in the encoder's twins"
     return leading.p_value, "backdoor", f"{why}; {beside}."
 
 

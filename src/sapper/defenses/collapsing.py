@@ -5,15 +5,15 @@ what the numbers mean.
 """
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from sapper.defenses.beside import Found
 from sapper.defenses.inversion import SMALLEST, neighborhood, spread_of
 from sapper.defenses.racing import LARGE, RACE, TOGETHER, Losses, Rounds, race, work
 from sapper.downstream import mean_cosine
@@ -22,7 +22,7 @@ from sapper.errors import SapperError
 from sapper.methods import Checked
 from sapper.running import Run
 from sapper.samples import ImageSet, at_once, to_float
-from sapper.triggers.priors import Filter, Prior, Stamp
+from sapper.triggers.priors import Filter, Prior, Stamp, side_of
 
 MEASURABLE = (1e-9, 1e15)
 """Lengths of features between which cosines can be trusted; the square of a longer one overflows."""
@@ -36,49 +36,21 @@ Usual = tuple[Share, float, PositiveFloat]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gathered:
+class Gathered(Found):
     """What the best change of a prior does: the ``spread`` of features that it leaves, and that of their neighborhood.
 
-    ``powers``: of ten between the two. ``usual``, ``deviation``: of clean encoders.
+    ``powers``: of ten between the two.
     """
 
-    change: Prior
     spread: float
     neighborhood: float
-    usual: float
-    deviation: float
 
     @property
     def powers(self) -> float:
         return math.log10(self.neighborhood / self.spread)
 
-    @property
-    def score(self) -> float:
-        return (self.powers - self.usual) / self.deviation
-
-
-def measured(gathered: Gathered) -> dict[str, float]:
-    """Its numbers, as evidence holds them."""
-    return {"spread": gathered.spread, "neighborhood": gathered.neighborhood, "powers": gathered.powers}
-
-
-def beyond(
-    looked: "Search", others: Mapping[str, "Search"], natural: Callable[[float], float]
-) -> dict[str, dict[str, Any]]:
-    """For each prior its numbers, and how far it goes beyond the same search in ``others``, which have names.
-
-    ``beside``: the powers of ten that each of them reaches; ``excess``: what goes beyond their mean; ``natural``: what
-    is taken for natural where they reach that; ``score``: what goes beyond this and what is usual, in deviations.
-    """
-    priors: dict[str, dict[str, Any]] = {}
-    for name, gathered in looked.found.items():
-        powers = {other: search.found[name].powers for other, search in others.items()}
-        mean = sum(powers.values()) / len(powers)
-        usual = natural(mean)
-        score = (gathered.powers - usual - gathered.usual) / gathered.deviation
-        told = {"beside": powers, "excess": gathered.powers - mean, "natural": usual, "score": score}
-        priors[name] = measured(gathered) | told
-    return priors
+    def told(self) -> dict[str, float]:
+        return {"spread": self.spread, "neighborhood": self.neighborhood, "powers": self.powers}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +108,7 @@ class CollapseSearch(Checked):
         """
         plain = self._features(encoder, None, unseen, run)
         ordinary = spread_of(plain)
-        if ordinary < 10 * SMALLEST or not _measurable(plain):
+        if ordinary < 10 * SMALLEST or not measurable(plain):
             return Search(found={}, why="features of ordinary images cannot be told apart, or measured")
         found: dict[str, Gathered] = {}
         priors = self.priors((unseen.shape[2], unseen.shape[3]), run)
@@ -144,7 +116,7 @@ class CollapseSearch(Checked):
         for name, (_, usual, deviation) in priors.items():
             change = best[name]
             changed = self._features(encoder, change, unseen, run)
-            if not _measurable(changed):
+            if not measurable(changed):
                 return Search(found={}, why=f"features of images under a change ({name}) cannot be measured")
             found[name] = Gathered(
                 change=change,
@@ -159,7 +131,7 @@ class CollapseSearch(Checked):
         """All kinds of changes with their starts, for images of that height and width, and μ and σ of each."""
         found: dict[str, tuple[Prior, float, float]] = {}
         for share, usual, deviation in self.patches:
-            side = _side(share, size)
+            side = side_of(share, size)
             squares = Stamp.patches(side, size, run.child(f"patch {side}"), coarse=self._large(size))
             found[f"patch {side}×{side}"] = squares, usual, deviation
         for alpha, usual, deviation in self.blends:
@@ -174,7 +146,7 @@ class CollapseSearch(Checked):
         """How many images a search descends on."""
         size, seen = images.size, min(self.images, len(images))
         coarse = self._large(size)
-        starts = [Stamp.places(_side(share, size), size, coarse=coarse) for share, _, _ in self.patches]
+        starts = [Stamp.places(side_of(share, size), size, coarse=coarse) for share, _, _ in self.patches]
         starts += [2 * self.restarts] * len(self.blends) + [self.restarts] * len(self.filters)
         return sum(work(self.rounds, count, seen, halves=coarse) for count in starts)
 
@@ -211,20 +183,15 @@ class CollapseSearch(Checked):
     @torch.no_grad()
     def _features(self, encoder: Encoder, change: Prior | None, images: Tensor, run: Run) -> Tensor:
         """Features, float (N, D), of images under one change, or as they are."""
-        features = []
-        for chunk in to_float(images).split(min(TOGETHER, at_once(images))):
-            changed = chunk if change is None else change.apply(chunk, torch.tensor([0], device=chunk.device))[0]
+        features, first = [], torch.tensor([0], device=images.device)
+        for part in images.split(min(TOGETHER, at_once(images))):
+            chunk = to_float(part)
             with run.autocast():
-                features.append(encoder(changed).float())
+                features.append(encoder(chunk if change is None else change.apply(chunk, first)[0]).float())
         return torch.cat(features)
 
 
-def _side(share: float, size: tuple[int, int]) -> int:
-    """Of a square, in pixels, for images of that height and width."""
-    return max(1, round(share * min(size)))
-
-
-def _measurable(features: Tensor) -> bool:
+def measurable(features: Tensor) -> bool:
     """Whether all features (N, D) are finite and of a length that cosines survive."""
     lengths = features.double().norm(dim=1)
     return bool(((lengths > MEASURABLE[0]) & (lengths < MEASURABLE[1])).all())

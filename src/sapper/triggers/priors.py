@@ -142,6 +142,11 @@ class Stamp:
         return Mask(mask=self.masks[0, 0].cpu(), pattern=unit(self.weights[0].detach()).cpu())
 
 
+def side_of(share: float, size: tuple[int, int]) -> int:
+    """Of a square, in pixels, for images of that height and width."""
+    return max(1, round(share * min(size)))
+
+
 def joined(stamps: Sequence[Stamp]) -> Stamp:
     """All of their changes, of images of one size."""
     return Stamp(

@@ -326,7 +326,7 @@ def missed(scored: Sequence[Scored], known: Known, detector: str, bound: float) 
                 asr_strict=each.member.about["metrics"]["ASR_strict"],
                 score=each.scores[detector],
                 p_value=surprise,
-                powers=winner and winner["powers"],
+                powers=winner["powers"] if winner and "share" not in winner else None,
                 under_trigger=each.under_trigger.powers if each.under_trigger else None,
             )
         )

@@ -38,7 +38,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from sapper.defenses.collapsing import CollapseSearch, measured
+from sapper.defenses.collapsing import CollapseSearch
 from sapper.defenses.contracts import EncoderExaminer, Need
 from sapper.defenses.measures import OfVerdicts, detection
 from sapper.encoders import Encoder
@@ -88,7 +88,7 @@ class MultiPrior(CollapseSearch, EncoderExaminer):
             evidence={
                 "prior": winner,
                 "spread": looked.spread,
-                "priors": {name: {"score": each.score} | measured(each) for name, each in looked.found.items()},
+                "priors": {name: {"score": each.score} | each.told() for name, each in looked.found.items()},
             },
             seconds=time.perf_counter() - started,
         )
