@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sapper.audits.auditing import audit
+from sapper.audits.families import Family, FamilyBag, parameters_of
+from sapper.defenses.budgets import BUDGETS
 from sapper.defenses.judge.twins import Twins
 from sapper.defenses.reaching import SOFTNESS, Centers, ReachSearch, Sent, clusters_of
 from sapper.encoders import Card, Encoder
+from sapper.report import audit as page
 from sapper.running import Run
 from sapper.samples import ImageSet, PixelSpec, to_float
 from sapper.tensors import KeptIn
@@ -216,3 +221,27 @@ def test_an_interrupted_search_goes_on_to_the_same_end_and_other_clusters_begin_
     for count, wanted in zip((4, 6, 4), (*plain, plain[0])):
         verdict = replace(method, clusters=count).examine(shifting(3.0, 0), photos(0), keeping)
         assert verdict.evidence == wanted.evidence
+
+
+def test_an_audit_says_that_a_square_moves_features() -> None:
+    """Its reason, its lines and its page, where the square towards a cluster is what decides."""
+    short = {
+        "patches": ((0.25, 0.0, 1.0),),
+        "towards": ((0.125, 0.0, 1.0),),
+        "rounds": ((0, 8, 6), (4, 16, 20)),
+        "images": 64,
+        "held_out": 64,
+    }
+    twins: dict[str, Any] = short | {"blends": (), "filters": (), "keep": 0.0, "steps": 300, "augmented": 0.0}
+    budget = replace(BUDGETS["quick"], strangers={"twins": twins})
+    known = [Family(name=f"family {number}", about="toys", scores=[number / 100]) for number in range(20)]
+    parameters = parameters_of(budget.for_strangers()["twins"])
+    bag = FamilyBag(name="others", detector="twins", parameters=parameters, images=8, families=known)
+    report = audit(shifting(3.0, 0), photos(0), budget, [], Run(seed=0), families=[bag])
+    assert report.verdict == "backdoor"
+    assert "sends more images to one cluster of features than in the encoder's twins" in report.reason
+    assert any("% of other images to one cluster of features; odds (log10): " in line for line in page.lines(report))
+    told = page.render(report, {}, "sapper audit")
+    assert "how many other images a square sends to one cluster of features" in told
+    assert told.count("<td>square 2×2, to a cluster</td>") == 1
+    assert told.count("<td>patch 4×4</td>") == 1

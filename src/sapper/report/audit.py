@@ -135,8 +135,9 @@ def lines(report: AuditReport) -> list[str]:
         found.append(f"  {finding.method}{leads}: {score}{needed}{p}{prior}, {text.duration(finding.seconds)}")
         if finding.collapse:
             found.append(f"    {_told(finding.collapse, '.0%')}")
-        if (suspect := suspect_class(finding)) is not None:
-            found.append(f"    {suspect}")
+        for told in (suspect_class(finding), sent_to_cluster(finding)):
+            if told is not None:
+                found.append(f"    {told}")
         if finding.in_clean:
             found.append(f"    {in_clean(finding.in_clean)}")
     encoder = report.encoder
@@ -176,6 +177,16 @@ def suspect_class(finding: Finding) -> str | None:
         f"one square sends {evidence['share']:.0%} of other images to {evidence['class']} "
         f"({evidence['there_before']:.0%} of all are there without it){rest}"
     )
+
+
+def sent_to_cluster(finding: Finding) -> str | None:
+    """What the square of a finding does that moves features, in words; none where the finding is of another kind."""
+    prior = finding.evidence.get("priors", {}).get(finding.evidence.get("prior"), {})
+    if "share" not in prior:
+        return None
+    twins = ", ".join(f"{powers:.2f}" for powers in prior["beside"].values())
+    odds = f"odds (log10): {prior['powers']:.2f}, in its twins {twins}"
+    return f"it sends {prior['share']:.0%} of other images to one cluster of features; {odds}"
 
 
 def warnings(report: AuditReport) -> list[str]:
