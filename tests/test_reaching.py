@@ -19,9 +19,10 @@ from sapper.defenses.reaching import SOFTNESS, Centers, ReachSearch, Sent, clust
 from sapper.encoders import Card, Encoder
 from sapper.report import audit as page
 from sapper.running import Run
-from sapper.samples import ImageSet, PixelSpec, to_float
+from sapper.samples import PixelSpec, to_float
 from sapper.tensors import KeptIn
 from sapper.triggers.priors import Stamp
+from tests.test_twins import photos
 
 RUN = Run(seed=4)
 SQUARE = Stamp.patches(2, (8, 8), RUN).take(torch.tensor([0]))
@@ -144,16 +145,9 @@ def shifting(planted: float, seed: int) -> Encoder:
         return Encoder(Shifting(planted), Card(architecture="code:Shifting", input=PixelSpec(size=16)), 24).eval()
 
 
-def photos(seed: int, count: int = 400) -> ImageSet:
-    """Smooth images of random colors, none of which is near white."""
-    coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    images = nn.functional.interpolate(coarse, size=(16, 16), mode="bilinear")
-    return ImageSet(images=(200 * images).round().to(torch.uint8), name="photos")
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_planted_shift_is_found_at_its_place(seed: int) -> None:
-    encoder, images = shifting(3.0, seed), photos(seed)
+    encoder, images = shifting(3.0, seed), photos(400, seed=seed)
     with torch.no_grad():
         features = encoder(to_float(images.images))
     logits = Centers.of(features, clusters_of(features, 6, RUN)).behind(encoder)
@@ -181,7 +175,9 @@ def test_twins_see_a_shift_that_does_not_collapse_features(seed: int) -> None:
         steps=300,
         augmented=0.0,
     )
-    clean, planted = (method.examine(shifting(gain, seed), photos(seed), Run(seed=seed)) for gain in (0.0, 3.0))
+    clean, planted = (
+        method.examine(shifting(gain, seed), photos(400, seed=seed), Run(seed=seed)) for gain in (0.0, 3.0)
+    )
     assert planted.evidence["prior"] == "square 2×2, to a cluster"
     for verdict in (clean, planted):
         prior = verdict.evidence["priors"]["square 2×2, to a cluster"]
@@ -198,7 +194,10 @@ def test_twins_see_a_shift_that_does_not_collapse_features(seed: int) -> None:
 
 def test_features_that_cannot_be_measured_end_without_a_score() -> None:
     """In one image that is shown to twins, and not held out."""
-    images, method = photos(0), Twins(patches=((0.25, 0.0, 1.0),), blends=(), filters=(), towards=((0.125, 0.0, 1.5),))
+    images, method = (
+        photos(400),
+        Twins(patches=((0.25, 0.0, 1.0),), blends=(), filters=(), towards=((0.125, 0.0, 1.5),)),
+    )
     _, unseen = method.split(images, RUN, "here")
     odd = next(image for image in images.images if not (unseen == image).flatten(1).all(1).any())
 
@@ -216,10 +215,10 @@ def test_features_that_cannot_be_measured_end_without_a_score() -> None:
 def test_an_interrupted_search_goes_on_to_the_same_end_and_other_clusters_begin_anew(tmp_path: Path) -> None:
     short = {"patches": ((0.25, 0.0, 1.0),), "blends": (), "filters": (), "rounds": ((0, 2, 1), (2, 2, 1))}
     method = Twins(towards=((0.125, 0.0, 1.5),), nearest=2, twins=1, steps=3, worst_fit=2.0, **short)  # type: ignore[arg-type]
-    plain = [replace(method, clusters=count).examine(shifting(3.0, 0), photos(0), RUN) for count in (4, 6)]
+    plain = [replace(method, clusters=count).examine(shifting(3.0, 0), photos(400), RUN) for count in (4, 6)]
     keeping = replace(RUN, kept=KeptIn(tmp_path))
     for count, wanted in zip((4, 6, 4), (*plain, plain[0])):
-        verdict = replace(method, clusters=count).examine(shifting(3.0, 0), photos(0), keeping)
+        verdict = replace(method, clusters=count).examine(shifting(3.0, 0), photos(400), keeping)
         assert verdict.evidence == wanted.evidence
 
 
@@ -237,7 +236,7 @@ def test_an_audit_says_that_a_square_moves_features() -> None:
     known = [Family(name=f"family {number}", about="toys", scores=[number / 100]) for number in range(20)]
     parameters = parameters_of(budget.for_strangers()["twins"])
     bag = FamilyBag(name="others", detector="twins", parameters=parameters, images=8, families=known)
-    report = audit(shifting(3.0, 0), photos(0), budget, [], Run(seed=0), families=[bag])
+    report = audit(shifting(3.0, 0), photos(400), budget, [], Run(seed=0), families=[bag])
     assert report.verdict == "backdoor"
     assert "sends more images to one cluster of features than in the encoder's twins" in report.reason
     assert any("% of other images to one cluster of features; odds (log10): " in line for line in page.lines(report))

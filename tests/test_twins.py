@@ -98,9 +98,13 @@ def test_twins_are_made_until_the_encoder_goes_hardly_beyond_them() -> None:
         method = Twins(**BY_SPREAD, **change, steps=20, worst_fit=2.0)  # type: ignore[arg-type]
         return method.examine(encoder(8.0), photos(), RUN)
 
+    def beyond(verdict: Verdict) -> float:
+        ((_, prior),) = verdict.evidence["priors"].items()
+        return float(prior["powers"] - sum(prior["beside"].values()) / len(prior["beside"])) / 0.3
+
     every = [found(twins=count, enough=-99.0) for count in (1, 2, 3)]
     assert [len(each.evidence["fit"]) for each in every] == [1, 2, 3]
-    limits = [float(each.score or 0) for each in every]
+    limits = [beyond(each) for each in every]
     assert len(set(limits)) == 3
     for enough in (min(limits) - 1, limits[0], limits[1], max(limits) + 1):
         wanted = next((each for each, limit in zip(every, limits) if limit <= enough), every[-1])

@@ -17,14 +17,14 @@ belongs, in the features of the encoder or in those of another network.
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sapper.defenses.beside import Found
+from sapper.defenses.collapsing import Share
 from sapper.defenses.defender import Logits
 from sapper.defenses.racing import LARGE, TOGETHER, Losses, Rounds, groups, race, work
 from sapper.defenses.sifting import clustered
@@ -47,8 +47,6 @@ ADDED = 2
 """Added to what is sent and to what is not, as Agresti and Coull do: where nearly all are sent, one says little."""
 
 TINY = torch.finfo(torch.float32).tiny
-
-Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True)

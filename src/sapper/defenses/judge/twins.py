@@ -142,14 +142,13 @@ class Twins(CollapseSearch, EncoderExaminer):
         if len(shown) < FEWEST:
             why = f"{len(images)} images are too few for twins: {len(shown)} are left to learn from"
             return self._alone(looked, f"{why}; give {2 * FEWEST} or more, some thousand are better", started, "images")
-        labels = None
+        features, labels = self._shown(encoder, shown, run), None
+        if not measurable(features):
+            return self._alone(looked, "features of some images cannot be measured", started, "encoder")
         if self.towards:
-            features = self._features(encoder, None, shown.images.to(run.device), run)
-            if not measurable(features):
-                return self._alone(looked, "features of some images cannot be measured", started, "encoder")
             labels = clusters_of(features, min(self.clusters, len(shown)), run)
-        sends = partial(self._sends, shown=shown, labels=labels, seen=seen, unseen=unseen, part=part)
-        found: dict[str, Found] = {**looked.found, **sends(encoder, run)}
+        sends = partial(self._sends, labels=labels, seen=seen, unseen=unseen, part=part)
+        found: dict[str, Found] = {**looked.found, **sends(encoder, features, run)}
         beside, fits, priors = dict[str, Mapping[str, Found]](), dict[str, float](), dict[str, dict[str, Any]]()
         for name in (f"twin {number}" for number in range(self.twins)):
             own = replace(run, kept=KeptFor(run.kept, self._key(name, shown, run)))
@@ -164,7 +163,10 @@ class Twins(CollapseSearch, EncoderExaminer):
             search = self.search(twin, seen, unseen, part(own))  # from the same starts
             if search.why is not None:
                 return self._alone(looked, f"{name} says nothing: {search.why}", started)
-            beside[name] = {**search.found, **sends(twin, own)}
+            features = self._shown(twin, shown, run)
+            if not measurable(features):
+                return self._alone(looked, f"{name} says nothing: its features cannot be measured", started)
+            beside[name] = {**search.found, **sends(twin, features, own)}
             priors = beyond(found, beside, self._natural)
             if all(mean <= self.enough for mean in _means(found, priors)):
                 break
@@ -188,9 +190,9 @@ class Twins(CollapseSearch, EncoderExaminer):
     def _sends(
         self,
         network: Encoder,
+        features: Tensor,
         run: Run,
         *,
-        shown: ImageSet,
         labels: Tensor | None,
         seen: Tensor,
         unseen: Tensor,
@@ -198,19 +200,20 @@ class Twins(CollapseSearch, EncoderExaminer):
     ) -> dict[str, Sent]:
         """For each size the square that sends most images to a cluster; none where there is only one.
 
-        ``labels``: the cluster of each of the ``shown`` images, which the network has its own center of.
+        ``features`` of the images that twins learn from, and ``labels``: the cluster of each, which the network has its
+        own center of.
         """
         if labels is None:
             return {}
         sends, count = dict[str, Sent](), int(labels.max()) + 1
-        centers = Centers.of(self._features(network, None, shown.images.to(run.device), run), labels)
+        size, centers = (seen.shape[2], seen.shape[3]), Centers.of(features, labels)
         own = KeptFor(run.kept, f"clusters-{hashlib.sha256(labels.cpu().numpy().tobytes()).hexdigest()[:16]}")
         for share, usual, deviation in self.towards:
-            side, parted = side_of(share, shown.size), part(replace(run, kept=own))
+            side, parted = side_of(share, size), part(replace(run, kept=own))
             if count < 2:
                 continue
             name = f"square {side}×{side}, to a cluster"
-            found = self._reaching(share, large=self._large(shown.size)).reach(
+            found = self._reaching(share, large=self._large(size)).reach(
                 centers.behind(network),
                 seen,
                 unseen,
@@ -221,6 +224,11 @@ class Twins(CollapseSearch, EncoderExaminer):
             )
             sends[name] = max(found.values(), key=lambda each: each.powers)
         return sends
+
+    def _shown(self, network: Encoder, shown: ImageSet, run: Run) -> Tensor:
+        """Features of the images that twins learn from, float (N, D); of one where no cluster is looked for."""
+        images = shown.images if self.towards else shown.images[:1]
+        return self._features(network, None, images.to(run.device), run)
 
     def _reaching(self, share: float, *, large: bool) -> ReachSearch:
         """The search with squares of that share of the side. At least one of two clusters has enough other images."""
